@@ -1,0 +1,94 @@
+"""The end of a run: a table of classes on the screen, and everything in ``result.json``."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+import lt_cb
+from lt_cb.data import LongTailedDataModule
+from lt_cb.module import LongTailedClassifier
+
+
+class ResultFile(Callback):
+    """After ``test``, print a table of class, training images and accuracy, and write ``result.json``."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._started = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start the clock of a stage."""
+        self._started = time.perf_counter()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop the clock of a stage; after the test, when the progress bar is gone, print and write."""
+        self._seconds[stage] = time.perf_counter() - self._started
+        if stage != "test" or not trainer.is_global_zero or not isinstance(pl_module, LongTailedClassifier):
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+        counts, per_class = pl_module.loss.class_counts, pl_module.per_class
+        accuracy = [c / t if t else None for c, t in zip(per_class["correct"], per_class["total"], strict=True)]
+        _print_table(pl_module.class_names, counts, accuracy, metrics)
+        if trainer.log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
+        result: dict[str, Any] = {
+            "metrics": metrics,
+            "class_names": pl_module.class_names,
+            "class_counts": counts,
+            "per_class_accuracy": accuracy,
+            "test_counts": per_class["total"],
+            "test_images": sum(per_class["total"]),
+            "epochs": trainer.current_epoch,
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "seeds": {
+                "seed_everything": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                "subset_seed": data.subset_seed if data else None,
+            },
+            "subset_sha256": data.subset_hash if data else None,
+            "parameters": sum(p.numel() for p in pl_module.backbone.parameters()),
+            "wall_time_s": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+            "precision": str(trainer.precision),
+            "device": str(pl_module.device),
+            "versions": {
+                "lt_cb": lt_cb.__version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+            },
+        }
+        file = Path(trainer.log_dir, "result.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.replace(file)
+        Console().print(f"Run folder: {trainer.log_dir}", soft_wrap=True, highlight=False)
+
+
+def _print_table(names: list[str], counts: list[int], accuracy: list[float | None], metrics: dict[str, float]) -> None:
+    table = Table(title="Test accuracy by class")
+    table.add_column("class")
+    table.add_column("training images", justify="right")
+    table.add_column("accuracy", justify="right")
+    table.add_column("")
+    shown = list(zip(names, counts, accuracy, strict=True))
+    if len(shown) > 100:  # the rest is in result.json
+        middle = f"{len(shown) - 100} more, see result.json"
+        shown = [*shown[:50], (middle, 0, None), *shown[-50:]]
+    for name, count, value in shown:
+        bar = "" if value is None else "█" * round(value * 20)
+        table.add_row(name, str(count) if value is not None or count else "", "–" if value is None else f"{value:.1%}", bar)
+    table.add_section()
+    for name, value in metrics.items():
+        label = name.removeprefix("test/")
+        table.add_row(label, "", f"{value:.4f}" if label == "loss" else f"{value:.1%}")
+    Console().print(table)

@@ -1,0 +1,213 @@
+"""The command line: LightningCLI's fit, validate, test and predict for long-tailed classification."""
+
+import csv
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lt_cb.callbacks import ResultFile
+from lt_cb.data import LongTailedDataModule
+from lt_cb.errors import InputError, did_you_mean
+from lt_cb.losses import Loss, Weighting
+from lt_cb.module import LongTailedClassifier
+
+CONFIG_KEY = "lt_cb_config"  # in a checkpoint: the resolved config of its run, as YAML
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are exceptions, for `main` to show."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong with the arguments as one sentence."""
+        raise InputError(_sentence(message, self)) from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the resolved config in the run folder and in every checkpoint."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the config to a checkpoint, so that ``test --ckpt_path`` needs nothing else."""
+        checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_none=False)
+
+
+class CLI(LightningCLI):
+    """LightningCLI for `LongTailedClassifier` and `LongTailedDataModule`.
+
+    Given ``--ckpt_path``, a command starts from the config of the run that wrote it; files and flags on the command
+    line go over that. ``fit`` ends with a test of its last checkpoint.
+    """
+
+    checkpoint: dict[str, Any] | None = None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link what the model has to know of the data, and set defaults."""
+        parser.link_arguments("data.class_counts", "model.loss.init_args.class_counts", apply_on="instantiate")
+        for name in ("class_names", "image_size", "in_channels", "mean", "std"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "model.loss": {"class_path": "lt_cb.losses.SoftmaxLoss"},
+                "checkpoint.save_last": True,
+                "checkpoint.save_top_k": 0,  # choosing a best one is for those who set checkpoint.monitor
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments, on top of the config in the checkpoint."""
+        if args is None:
+            args = sys.argv[1:]
+        if isinstance(args, list):
+            self.checkpoint = _read_checkpoint(args)
+            if self.checkpoint is not None and CONFIG_KEY in self.checkpoint:
+                config = yaml.safe_load(self.checkpoint[CONFIG_KEY])
+                config.pop("ckpt_path", None)
+                args = [args[0], "--config", yaml.safe_dump(config), *args[1:]]
+            self.config = parser.parse_args(args)
+        else:
+            self.config = parser.parse_object(args)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning lets the hyper-parameters in a checkpoint win over the command line, without a word
+        if self.checkpoint is None or CONFIG_KEY not in self.checkpoint:
+            super()._parse_ckpt_path()
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to evaluate an untrained model; let ``predict`` take the classes from the checkpoint."""
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit" and config.ckpt_path is None:
+            raise InputError(f"{self.subcommand} needs a trained model: set --ckpt_path to the checkpoint of a run.")
+        if self.subcommand == "predict" and self.checkpoint is not None:
+            hparams = self.checkpoint["hyper_parameters"]
+            config.data.update({"source": "lt_cb.data.sources.Checkpoint", "root": str(config.ckpt_path)})
+            config.data.update({key: None for key in ("imbalance_factor", "n_max", "subset_counts", "image_size")})
+            config.data.update({"val_fraction": 0.0, "mean": hparams["mean"], "std": hparams["std"]})
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a checkpoint of other classes before anything is written."""
+        if self.checkpoint is not None:
+            self.model.check_classes(self.checkpoint.get("hyper_parameters", {}))
+
+    def after_fit(self) -> None:
+        """Test the last checkpoint."""
+        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or None
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=last, verbose=False)
+
+    def test(self, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        """Test without Lightning's table; `ResultFile` prints a fuller one."""
+        self.trainer.test(**{**kwargs, "verbose": False})
+
+    def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        """Predict, and write file, class and probability to ``predictions.csv`` in the run folder."""
+        batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
+        if not self.trainer.is_global_zero or not batches:
+            return
+        file = Path(self.trainer.log_dir or ".", "predictions.csv")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pairs = [pair for classes, probabilities in batches for pair in zip(classes, probabilities, strict=True)]
+        with file.open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["file", "class", "probability"])
+            for path, (label, probability) in zip(self.datamodule.predict_files, pairs, strict=False):
+                writer.writerow([path, self.model.class_names[int(label)], f"{float(probability):.6f}"])
+        sys.stdout.write(f"Predictions of {len(pairs)} images: {file}\n")
+
+
+def _read_checkpoint(args: Sequence[str]) -> dict[str, Any] | None:
+    """Return the checkpoint that ``--ckpt_path`` names, None without one."""
+    for flag, value in zip(args, [*args[1:], ""], strict=True):
+        if flag == "--ckpt_path" or flag.startswith("--ckpt_path="):
+            path = value if flag == "--ckpt_path" else flag.partition("=")[2]
+            if path in ("last", "best", "hpc", "registry", "null"):
+                return None
+            if not Path(path).is_file():
+                raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
+            try:
+                checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # torch raises what pickle, zip and its own reader do
+                raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({error}).") from error
+            return checkpoint
+    return None
+
+
+def _sentence(message: str, parser: LightningArgumentParser) -> str:
+    """Boil jsonargparse's tree of attempts down to what was given and what is allowed."""
+    key = ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    if match := re.search(r"dot import path string: (\S+)", message):
+        name, kind = match[1], key.rpartition(".")[2]
+        base = {"loss": Loss, "weighting": Weighting}.get(kind)
+        if base is not None:
+            known = [cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb.")]
+            choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)
+            return f"there is no {kind} '{name}': {choice}"
+        return f"there is no {kind} '{name}': give its class path, as torch.optim.SGD."
+    if match := re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE):
+        options = [option for action in parser._actions for option in action.option_strings]
+        return f"there is no option {match[1]}: see lt-cb {parser.prog.split()[-1]} --help." + did_you_mean(match[1], options)
+    noise = r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if not re.match(noise + '|Parser key "[^"]+":$', line)]
+    return f"--{key}: {' '.join(kept)}" if key else " ".join(kept)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """Return the innermost InputError that led to an error: jsonargparse wraps what a constructor raises."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, InputError) else found
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _quiet() -> None:
+    """Silence what a user cannot act upon."""
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # all is logged by epoch
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+
+
+def main(args: ArgsType = None) -> None:
+    """Run ``lt-cb``.
+
+    Args:
+        args: the command line as a list of words; None takes that of the process.
+
+    Raises:
+        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
+    """
+    _quiet()
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
+    try:
+        CLI(
+            LongTailedClassifier,
+            LongTailedDataModule,
+            args=args,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={"callbacks": ResultFile(), "logger": logger},
+        )
+    except Exception as error:
+        wrong = _input_error(error)
+        if wrong is None:
+            raise
+        sys.stderr.write(f"lt-cb: error: {wrong}\n")
+        raise SystemExit(2) from None

@@ -1,0 +1,7 @@
+"""Long-tailed data: count profiles, sources of images, subsets and the data module."""
+
+from lt_cb.data.datamodule import LongTailedDataModule
+from lt_cb.data.profile import class_counts_exponential, class_counts_step
+from lt_cb.data.sources import Source
+
+__all__ = ["LongTailedDataModule", "Source", "class_counts_exponential", "class_counts_step"]

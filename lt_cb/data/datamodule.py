@@ -1,0 +1,218 @@
+"""The data module: from a source and an imbalance to loaders and class counts."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from lt_cb.data.images import find_images, load_images
+from lt_cb.data.profile import class_counts_exponential, class_counts_step
+from lt_cb.data.resident import ResidentLoader
+from lt_cb.data.sources import Split, make_source, resize
+from lt_cb.data.subset import hold_out, long_tailed_subset
+from lt_cb.errors import InputError
+
+
+class LongTailedDataModule(LightningDataModule):
+    """Long-tailed subset of a data set, with its whole test part.
+
+    Class index order is size order, as in Cui et al. 2019. Without ``val_fraction`` there is no validation part, and
+    validation during ``fit`` looks at the test part, as in the paper: select nothing by it.
+
+    Args:
+        source: ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``image_folder``, or the class path of a
+            `lt_cb.data.Source` of your own.
+        root: folder of the data.
+        imbalance_factor: largest class count divided by the smallest, at least 1; None keeps every training image.
+        imbalance_type: ``exponential`` decay (the paper's) or one ``step`` in the middle of the classes.
+        n_max: images of the largest class; None takes as many as the smallest class of the source has.
+        subset_counts: training images to keep of each class, in place of an imbalance factor.
+        subset_seed: of the choice of images; apart from the training's seed. A subset of a higher imbalance factor
+            is contained in one of a lower.
+        val_fraction: share of the subset held out for validation, in [0, 1), class by class: each class of two
+            images or more has at least one there.
+        batch_size: images a batch, for each device.
+        image_size: scale images to this height and width in pixels; None keeps the source's.
+        crop_padding: zeros around a training image before the random crop, in pixels.
+        horizontal_flip: flip half of the training images left to right.
+        mean: of pixel values in [0, 1], one for each channel or for all; None is that of x / 128 - 1.
+        std: likewise.
+        predict_dir: folder of images for ``predict``.
+
+    Raises:
+        InputError: (a ValueError) if a value is out of range, or the source has fewer images than asked for.
+    """
+
+    def __init__(
+        self,
+        source: str = "digits",
+        root: str = "data",
+        imbalance_factor: float | None = None,
+        imbalance_type: Literal["exponential", "step"] = "exponential",
+        n_max: int | None = None,
+        subset_counts: list[int] | None = None,
+        subset_seed: int = 0,
+        val_fraction: float = 0.0,
+        batch_size: int = 128,
+        image_size: int | None = None,
+        crop_padding: int = 4,
+        horizontal_flip: bool = True,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        predict_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("image_size", 1 if image_size is None else image_size, 1),
+            ("crop_padding", crop_padding, 0),
+            ("subset_seed", subset_seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} is {value}, but must be at least {least}.")
+        if not 0.0 <= val_fraction < 1.0:
+            raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
+        self.source = make_source(source, root, image_size)
+        self.subset_counts = self._counts_of_subset(imbalance_factor, imbalance_type, n_max, subset_counts)
+        self.subset_seed = subset_seed
+        self.val_fraction = val_fraction
+        self.batch_size = batch_size
+        self.image_size = image_size or self.source.image_size
+        self.in_channels = self.source.channels
+        self.crop_padding = crop_padding
+        self.horizontal_flip = horizontal_flip
+        self.mean = self._channel_values("mean", mean)
+        self.std = self._channel_values("std", std)
+        self.predict_dir = predict_dir
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.subset_hash: str | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the C classes, by class index."""
+        return self.source.class_names
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class that are trained on: those of the subset less those held out for validation."""
+        return [n - int(np.ceil((n - 1) * self.val_fraction)) if n else 0 for n in self.subset_counts]
+
+    def _counts_of_subset(
+        self, imbalance_factor: float | None, imbalance_type: str, n_max: int | None, explicit: list[int] | None
+    ) -> list[int]:
+        available, names = self.source.counts, self.source.class_names
+        if explicit is not None:
+            if imbalance_factor is not None or n_max is not None:
+                raise InputError("subset_counts and imbalance_factor or n_max are both given, but exclude each other.")
+            if len(explicit) != len(available) or min(explicit) < 0 or not any(explicit):
+                raise InputError(
+                    f"subset_counts is {explicit}, but must have {len(available)} counts of at least 0, not all 0."
+                )
+            counts = list(explicit)
+        elif imbalance_factor is None:
+            if n_max is not None:
+                raise InputError(f"n_max is {n_max} without an imbalance_factor: give one too (1 is balanced).")
+            return list(available)
+        else:
+            profile = class_counts_step if imbalance_type == "step" else class_counts_exponential
+            n_max = min(available) if n_max is None else n_max
+            counts = profile(n_max, len(available), imbalance_factor)
+            if counts[-1] < 1:
+                raise InputError(
+                    f"imbalance_factor {imbalance_factor:g} leaves class '{names[-1]}' without an image: "
+                    f"with {n_max} images in the largest class it can be at most {n_max}."
+                )
+        for name, asked, there in zip(names, counts, available, strict=True):
+            if asked > there:
+                raise InputError(
+                    f"{asked} training images of class '{name}' are asked for, but there are {there}: lower "
+                    "--data.n_max or --data.subset_counts."
+                )
+        return counts
+
+    def _channel_values(self, name: str, values: list[float] | None) -> list[float]:
+        values = [128 / 255] if values is None else values
+        if len(values) not in (1, self.in_channels) or (name == "std" and min(values) <= 0):
+            raise InputError(
+                f"{name} is {values}, but images of {self.in_channels} channels take 1 or {self.in_channels} values"
+                f"{' above 0' if name == 'std' else ''}."
+            )
+        return values * (self.in_channels // len(values))
+
+    def prepare_data(self) -> None:
+        """Download or decode what is missing, so that what is wrong with it shows before a run begins."""
+        if self.predict_dir is not None:
+            self._load_folder(Path(self.predict_dir))
+            return
+        self._load("test")
+        if self.trainer is None or self.trainer.state.fn != "test":
+            self._load("train")
+
+    def _load(self, split: Split) -> tuple[Tensor, Tensor]:
+        if split not in self._parts:
+            images, labels = self.source.load(split)
+            num_classes = len(self.class_names)
+            if labels.min() < 0 or labels.max() >= num_classes:
+                raise InputError(
+                    f"the {split} labels go from {labels.min()} to {labels.max()}, but {num_classes} classes allow "
+                    f"0 to {num_classes - 1}: check the source."
+                )
+            if split == "train":
+                keep, held = hold_out(long_tailed_subset(labels, self.subset_counts, self.subset_seed), self.val_fraction)
+                self.subset_hash = hashlib.sha256(keep.tobytes()).hexdigest()
+                if self.val_fraction:
+                    self._parts["val"] = self._to_tensors(images[held], labels[held])
+                images, labels = images[keep], labels[keep]
+            self._parts[split] = self._to_tensors(images, labels)
+        return self._parts[split]
+
+    def _to_tensors(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(resize(images, self.image_size)), torch.from_numpy(labels)
+
+    def _load_folder(self, folder: Path) -> tuple[Tensor, Tensor]:
+        if "predict" not in self._parts:
+            self.predict_files = find_images(folder) if folder.is_dir() else []
+            if not self.predict_files:
+                raise InputError(f"there are no images in '{folder}': set --data.predict_dir to a folder of images.")
+            images = load_images(self.predict_files, self.image_size, self.in_channels, "Decoding images")
+            self._parts["predict"] = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
+        return self._parts["predict"]
+
+    def _loader(self, part: tuple[Tensor, Tensor], train: bool = False, shard: bool = True) -> ResidentLoader:
+        trainer = self.trainer if shard else None
+        return ResidentLoader(
+            *part,
+            self.batch_size,
+            train=train,
+            crop_padding=self.crop_padding,
+            horizontal_flip=self.horizontal_flip,
+            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),  # of seed_everything, the same in all processes
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    def train_dataloader(self) -> ResidentLoader:
+        """Shuffled, augmented batches of the subset."""
+        return self._loader(self._load("train"), train=True)
+
+    def val_dataloader(self) -> ResidentLoader:
+        """Batches of the held-out part; of the test part where none is held out."""
+        if not self.val_fraction:
+            return self.test_dataloader()
+        self._load("train")
+        return self._loader(self._parts["val"])
+
+    def test_dataloader(self) -> ResidentLoader:
+        """Batches of the whole test part, each image once over all processes."""
+        return self._loader(self._load("test"))
+
+    def predict_dataloader(self) -> ResidentLoader:
+        """Batches of the images in ``predict_dir``, all of them in every process, in the order of the file names."""
+        if self.predict_dir is None:
+            raise InputError("predict needs images: set --data.predict_dir to a folder of images.")
+        return self._loader(self._load_folder(Path(self.predict_dir)), shard=False)

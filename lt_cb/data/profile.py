@@ -1,0 +1,61 @@
+"""Class-count profiles: how many images of each class a long-tailed subset keeps."""
+
+from lt_cb.errors import InputError
+
+
+def _check(n_max: int, num_classes: int, imbalance_factor: float) -> None:
+    if n_max < 1:
+        raise InputError(f"n_max is {n_max}, but the largest class must keep at least 1 image.")
+    if num_classes < 2:
+        raise InputError(f"num_classes is {num_classes}, but a long-tailed profile needs at least 2.")
+    if not 1.0 <= imbalance_factor < float("inf"):
+        raise InputError(
+            f"imbalance_factor is {imbalance_factor}, but must be at least 1: it is the largest class count divided by "
+            "the smallest (LDAM-DRW's code uses the inverse), and 1 is balanced."
+        )
+
+
+def _floor(count: float) -> int:
+    # n_max * (1 / IF) can fall an ulp short of the whole number it stands for, as 49 * (1 / 49) does
+    return int(count + 1e-9)
+
+
+def class_counts_exponential(n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:
+    """Class counts that decay exponentially with the class index, section 5.1 of Cui et al. 2019.
+
+    n_i = floor(n_max * (1 / IF)^(i / (C - 1))) for i = 0 ... C - 1.
+
+    Args:
+        n_max: images of class 0, the largest; at least 1.
+        num_classes: C, at least 2.
+        imbalance_factor: IF = n_max / n_min, at least 1. Above n_max, the last classes get no image.
+
+    Returns:
+        C counts, largest first.
+
+    Raises:
+        InputError: (a ValueError) if an argument is out of its range.
+    """
+    _check(n_max, num_classes, imbalance_factor)
+    return [_floor(n_max * (1.0 / imbalance_factor) ** (i / (num_classes - 1))) for i in range(num_classes)]
+
+
+def class_counts_step(n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:
+    """Class counts in one step: the first C // 2 classes keep n_max images, the others floor(n_max / IF).
+
+    Step imbalance is that of Buda et al. 2018, with half of the classes in the minority.
+
+    Args:
+        n_max: images of each majority class; at least 1.
+        num_classes: C, at least 2.
+        imbalance_factor: IF = n_max / n_min, at least 1.
+
+    Returns:
+        C counts, largest first.
+
+    Raises:
+        InputError: (a ValueError) if an argument is out of its range.
+    """
+    _check(n_max, num_classes, imbalance_factor)
+    minority = _floor(n_max / imbalance_factor)
+    return [n_max] * (num_classes // 2) + [minority] * (num_classes - num_classes // 2)

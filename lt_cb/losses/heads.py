@@ -1,0 +1,91 @@
+"""The three losses of the paper: softmax, sigmoid and focal."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lt_cb.errors import InputError
+from lt_cb.losses.base import Loss
+from lt_cb.losses.weighting import Weighting
+
+
+class SoftmaxLoss(Loss):
+    r"""Softmax cross-entropy, with the class-balanced term equation 5 of `Cui et al. 2019`_.
+
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Big(\log \sum_c e^{z_{ic}} - z_{i y_i}\Big)
+
+    .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
+    """
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of each sample; targets of shape (B, C) are class probabilities."""
+        return F.cross_entropy(logits, targets, reduction="none")
+
+
+class SigmoidLoss(Loss):
+    r"""Sigmoid cross-entropy *summed* over classes, with the class-balanced term equation 6 of `Cui et al. 2019`_.
+
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \sum_c \mathrm{softplus}(-z^t_{ic}),
+        \quad z^t_{ic} = z_{ic} \text{ if } c = y_i \text{ else } -z_{ic}
+
+    The weight of a sample multiplies all its C terms. The last layer's bias starts at -log(C - 1), the logit of
+    the prior 1 / C, and is not decayed.
+
+    .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
+    """
+
+    def __init__(self, class_counts: Sequence[int], weighting: Weighting | None = None) -> None:
+        super().__init__(class_counts, weighting)
+        self.prior_bias = -math.log(len(self.class_counts) - 1)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over classes of the binary cross-entropies."""
+        if targets.ndim == 2:
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+        return -F.logsigmoid(signed_logits(logits, targets)).sum(1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return a probability for each class on its own; they need not sum to 1."""
+        return logits.sigmoid()
+
+
+class FocalLoss(SigmoidLoss):
+    r"""Focal loss (Lin et al. 2017), with the class-balanced term equation 7 of `Cui et al. 2019`_.
+
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \sum_c \sigma(-z^t_{ic})^\gamma\, \mathrm{softplus}(-z^t_{ic})
+
+    It is `SigmoidLoss` with each term scaled by (1 - p_t)^gamma, through which the gradient flows; there is no
+    other alpha. The modulator is evaluated as exp(-gamma softplus(z^t)), which neither overflows nor, at
+    gamma < 1, has a NaN gradient.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        gamma: focusing parameter, at least 0; 0 gives `SigmoidLoss`.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+
+    .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
+    """
+
+    def __init__(self, class_counts: Sequence[int], gamma: float = 1.0, weighting: Weighting | None = None) -> None:
+        super().__init__(class_counts, weighting)
+        if not 0.0 <= gamma < math.inf:
+            raise InputError(f"gamma is {gamma}, but must be at least 0 and finite; 0 gives the sigmoid loss.")
+        self.gamma = gamma
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over classes of the focal terms."""
+        if targets.ndim == 2:
+            return (targets * self._terms(logits) + (1.0 - targets) * self._terms(-logits)).sum(1)
+        return self._terms(signed_logits(logits, targets)).sum(1)
+
+    def _terms(self, signed: Tensor) -> Tensor:
+        # (1 - p_t)^gamma = sigmoid(-z)^gamma, and the cross-entropy of a term is -log sigmoid(z)
+        return -F.logsigmoid(signed) * (self.gamma * F.logsigmoid(-signed)).exp()
+
+
+def signed_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return z for the true class and -z for the others, shape (B, C), for class indices of shape (B,)."""
+    index = targets[:, None]  # (B, 1)
+    return (-logits).scatter(1, index, logits.gather(1, index))

@@ -1,0 +1,118 @@
+"""Class weights from class counts: the effective number of samples and its rivals."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lt_cb.errors import InputError
+
+
+def _as_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    if counts.ndim != 1 or counts.numel() == 0:
+        raise InputError(f"class_counts must be a flat list of one count a class, but has shape {tuple(counts.shape)}.")
+    if not torch.isfinite(counts).all() or (counts < 0).any():
+        raise InputError(f"class_counts must be finite and at least 0, but the smallest is {counts.min().item():g}.")
+    return counts
+
+
+def _check_beta(beta: float) -> None:
+    if not 0.0 <= beta < 1.0:
+        raise InputError(
+            f"beta is {beta}, but must be in [0, 1): 0 weights all classes alike, and for the limit beta -> 1 "
+            "use the weighting InverseFrequency."
+        )
+
+
+def effective_number(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
+    r"""Effective number of samples of each class, equation 2 of `Cui et al. 2019 <https://arxiv.org/abs/1901.05555>`_.
+
+    .. math:: E_n = \frac{1 - \beta^n}{1 - \beta}
+
+    It goes from 1 (beta = 0) to n (beta -> 1). Both differences are taken without cancellation, so that it
+    keeps float64 precision for beta up to 1 - 1e-12 and counts up to 1e9.
+
+    Args:
+        class_counts: training images of each class, shape (C,), each at least 0.
+        beta: in [0, 1).
+
+    Returns:
+        float64 tensor of shape (C,); 0 for a class without images.
+
+    Raises:
+        InputError: (a ValueError) if beta is outside [0, 1) or a count is negative.
+    """
+    _check_beta(beta)
+    counts = _as_counts(class_counts)
+    if beta == 0.0:
+        return (counts > 0).double()
+    log_beta = torch.log1p(torch.tensor(beta - 1.0, dtype=torch.float64))
+    return -torch.expm1(counts * log_beta) / (1.0 - beta)
+
+
+def class_weights(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
+    """Class-balanced weights: the inverse effective number, rescaled so that the weights sum to C.
+
+    A class without images gets the weight of a class with one.
+
+    Args:
+        class_counts: training images of each class, shape (C,), each at least 0.
+        beta: in [0, 1); 0 gives all ones.
+
+    Returns:
+        float64 tensor of shape (C,) that sums to C.
+
+    Raises:
+        InputError: (a ValueError) if beta is outside [0, 1) or a count is negative.
+    """
+    return EffectiveNumber(beta)(class_counts)
+
+
+class Weighting(ABC):
+    """How class counts become class weights. A weighting of your own defines ``raw_weights``."""
+
+    @abstractmethod
+    def raw_weights(self, counts: Tensor) -> Tensor:
+        """Return weights up to a common factor; ``counts`` is float64 of shape (C,), each at least 1."""
+
+    def __call__(self, class_counts: Sequence[int] | Tensor) -> Tensor:
+        """Return float64 weights of shape (C,) that sum to C (the paper's normalisation).
+
+        A class without images is weighted as if it had one, so that no weight is ever infinite.
+        """
+        weights = self.raw_weights(_as_counts(class_counts).clamp(min=1.0))
+        return weights * (weights.numel() / weights.sum())
+
+
+class EffectiveNumber(Weighting):
+    """Weights inverse to the effective number of samples (Cui et al. 2019, equation 4).
+
+    Args:
+        beta: in [0, 1). 0 weights all classes alike, towards 1 it becomes inverse frequency.
+    """
+
+    def __init__(self, beta: float = 0.9999) -> None:
+        _check_beta(beta)
+        self.beta = beta
+
+    def raw_weights(self, counts: Tensor) -> Tensor:
+        """Return 1 / E_n."""
+        return 1.0 / effective_number(counts, self.beta)
+
+
+class InverseFrequency(Weighting):
+    """Weights 1 / n: the limit of `EffectiveNumber` for beta -> 1."""
+
+    def raw_weights(self, counts: Tensor) -> Tensor:
+        """Return 1 / n."""
+        return 1.0 / counts
+
+
+class SquareRootInverse(Weighting):
+    """Weights 1 / sqrt(n), the smoothed inverse frequency of Mahajan et al. 2018."""
+
+    def raw_weights(self, counts: Tensor) -> Tensor:
+        """Return 1 / sqrt(n)."""
+        return counts.rsqrt()

@@ -1,0 +1,62 @@
+"""Accuracy by class and by shot group, summed on the device and over processes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class PerClassAccuracy(Metric):
+    """Accuracy of each class, from two vectors of C counts: no C x C matrix and no host sync in ``update``.
+
+    Args:
+        num_classes: C.
+    """
+
+    correct: Tensor
+    total: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for name in ("correct", "total"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Count a batch of predicted and true class indices, both int64 of shape (B,)."""
+        self.correct.index_add_(0, targets, (predictions == targets).long())
+        self.total.index_add_(0, targets, torch.ones_like(targets))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return correct and counted samples of each class, over all processes, int64 of shape (C,)."""
+        return self.correct, self.total
+
+
+def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> dict[str, list[int]]:
+    """Class indices by number of training images: many (> ``many``), medium, few (< ``few``), as in Liu et al. 2019.
+
+    Groups without a class are left out.
+    """
+    groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
+    for label, count in enumerate(class_counts):
+        groups["many" if count > many else "few" if count < few else "medium"].append(label)
+    return {name: members for name, members in groups.items() if members}
+
+
+def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Summarise per-class counts.
+
+    Args:
+        correct: correctly predicted samples of each class, int64 of shape (C,).
+        total: samples of each class, int64 of shape (C,).
+        groups: class indices by name, as `shot_groups` returns.
+
+    Returns:
+        Scalars in [0, 1]: ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
+        classes of a group). Classes without samples are left out of the means; a mean over none is NaN.
+    """
+    per_class = correct.double() / total  # NaN for a class without samples
+    results = {"acc": correct.sum() / total.sum(), "balanced_acc": per_class.nanmean()}
+    for name, members in groups.items():
+        results[f"acc/{name}"] = per_class[members].nanmean()
+    return {name: value.float() for name, value in results.items()}

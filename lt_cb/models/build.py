@@ -1,0 +1,60 @@
+"""A backbone by name: ours, timm's, or one's own."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lt_cb.errors import InputError, did_you_mean
+from lt_cb.models import resnet
+
+OURS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+
+
+def build_backbone(
+    name: str, num_classes: int, in_channels: int = 3, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Make a network that maps images to logits.
+
+    Args:
+        name: ``resnet32`` (or 20, 44, 56, 110), a timm model, or ``package.module.function`` of your own, which is
+            called with ``num_classes``, ``in_channels`` and the options.
+        num_classes: C.
+        in_channels: channels of the images.
+        options: further keyword arguments, as ``shortcut`` and ``init`` of ours or ``pretrained`` of timm's.
+
+    Raises:
+        InputError: (a ValueError) if there is no such model, or it does not take the options.
+    """
+    options = dict(options or {})
+    if name in OURS:
+        return _call(name, getattr(resnet, name), num_classes=num_classes, in_channels=in_channels, **options)
+    module, _, attribute = name.rpartition(".")
+    if module:
+        try:
+            own = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError):
+            pass  # some timm models have a dot in their name
+        else:
+            return _call(name, own, num_classes=num_classes, in_channels=in_channels, **options)
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise InputError(
+            f"there is no model '{name}': choose {', '.join(OURS)}, any name of timm.list_models(), or the class path "
+            "of your own." + (did_you_mean(name, OURS) or did_you_mean(name, timm.list_models()))
+        )
+    return _call(name, timm.create_model, model_name=name, num_classes=num_classes, in_chans=in_channels, **options)
+
+
+def _call(name: str, make: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:  # noqa: ANN401 - passed on
+    try:
+        return make(**kwargs)
+    except TypeError as error:
+        raise InputError(f"model '{name}' does not take these options ({error}): see --model.backbone_args.") from error
+
+
+def last_linear(backbone: nn.Module) -> nn.Linear | None:
+    """Return the classifier: the last linear layer of a backbone, None if it has none."""
+    return next((m for m in reversed(list(backbone.modules())) if isinstance(m, nn.Linear)), None)

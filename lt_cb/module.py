@@ -1,0 +1,216 @@
+"""The LightningModule: backbone, loss, metrics and optimiser."""
+
+import inspect
+import warnings
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lt_cb.errors import InputError
+from lt_cb.losses import Loss
+from lt_cb.metrics import PerClassAccuracy, accuracies, shot_groups
+from lt_cb.models import build_backbone, last_linear
+from lt_cb.schedule import WarmupMultiStep
+
+Batch = tuple[Tensor, Tensor]
+
+
+class LongTailedClassifier(LightningModule):
+    """An image classifier trained with any `lt_cb.losses.Loss`, which also brings the class counts.
+
+    Logs ``train/loss`` and, for ``val`` and ``test``, ``loss``, ``acc``, ``balanced_acc`` and ``acc/many``,
+    ``acc/medium``, ``acc/few`` as means over all processes. ``load_from_checkpoint`` needs neither data nor config.
+
+    Args:
+        loss: of (logits, targets); its ``class_counts`` say how many classes there are and what a tail class is.
+        backbone: ``resnet32`` (or 20, 44, 56, 110), any timm model, or the class path of your own.
+        backbone_args: further keyword arguments of the backbone.
+        optimizer: made from parameter groups. The recipe's is SGD of rate 0.1, momentum 0.9, weight decay 2e-4.
+        lr_scheduler: made from the optimiser; `WarmupMultiStep` steps every batch, others every epoch.
+        few_shot: classes of fewer training images are few-shot.
+        many_shot: classes of more training images are many-shot.
+        in_channels: channels of the images.
+        mean: pixel mean in [0, 1], a value a channel, for uint8 images; None is that of x / 128 - 1.
+        std: likewise.
+        class_names: C names, for tables and predictions.
+        image_size: height and width the images were trained at, for ``predict``.
+
+    Raises:
+        InputError: (a ValueError) if there is no such backbone.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        loss: Loss,
+        backbone: str = "resnet32",
+        backbone_args: dict[str, Any] | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
+        lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupMultiStep(optimizer),
+        few_shot: int = 20,
+        many_shot: int = 100,
+        in_channels: int = 3,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        class_names: list[str] | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attribute 'loss' is an instance of `nn.Module`")
+            self.save_hyperparameters(logger=False)
+        if isinstance(self.hparams["loss"], nn.Module):  # made in Python; the command line has put its config there
+            _describe_for_checkpoint(self.hparams)
+        num_classes = len(loss.class_counts)
+        self.loss = loss
+        self.backbone = build_backbone(backbone, num_classes, in_channels, backbone_args)
+        self.backbone.to(memory_format=torch.channels_last)
+        classifier = last_linear(self.backbone)
+        self._prior_bias = None if classifier is None or loss.prior_bias is None else classifier.bias
+        if self._prior_bias is not None and loss.prior_bias is not None:
+            nn.init.constant_(self._prior_bias, loss.prior_bias)
+        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        for name, values in (("mean", mean), ("std", std)):
+            pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
+            self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
+        self.class_names = class_names or [str(label) for label in range(num_classes)]
+        self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
+        self.train_loss = MeanMetric()
+        self.eval_loss = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.eval_classes = nn.ModuleDict({stage: PerClassAccuracy(num_classes) for stage in ("val", "test")})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape (B, C).
+
+        Args:
+            images: shape (B, in_channels, H, W); uint8 pixels are normalised here, floating ones are taken as
+                normalised already.
+        """
+        if images.dtype == torch.uint8:
+            images = (images - self.mean) / self.std
+        return self.backbone(images.contiguous(memory_format=torch.channels_last))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        images, targets = batch
+        loss: Tensor = self.loss(self(images), targets)
+        self.train_loss.update(loss.detach(), len(images))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss of the epoch."""
+        self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
+        self.train_loss.reset()
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        images, targets = batch
+        logits = self(images).float()
+        self.eval_loss[stage].update(self.loss(logits, targets), len(images))
+        self.eval_classes[stage].update(logits.argmax(1), targets)
+
+    def _log_results(self, stage: str) -> None:
+        correct, total = self.eval_classes[stage].compute()
+        results = accuracies(correct, total, self.groups) | {"loss": self.eval_loss[stage].compute()}
+        self.log_dict({f"{stage}/{name}": value for name, value in results.items()}, sync_dist=True)
+        self.per_class = {"correct": correct.tolist(), "total": total.tolist()}
+        self.eval_loss[stage].reset()
+        self.eval_classes[stage].reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/...``."""
+        self._log_results("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a batch."""
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/...`` and keep correct and counted images of each class in ``per_class``."""
+        self._log_results("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Return predicted class index and its probability, both of shape (B,)."""
+        logits = self(batch[0]).float()
+        predicted = logits.argmax(1)
+        return predicted, self.loss.probabilities(logits).gather(1, predicted[:, None]).squeeze(1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make optimiser and scheduler; a last bias that starts from the prior is not decayed."""
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not self._prior_bias]}]
+        if self._prior_bias is not None:
+            groups.append({"params": [self._prior_bias], "weight_decay": 0.0})
+        optimizer = self.make_optimizer(groups)
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, WarmupMultiStep):
+            scheduler.total_steps = scheduler.total_steps or self._total_steps()
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise InputError("the schedule is in fractions of training, which has no end: set --trainer.max_epochs.")
+        return int(steps)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other classes."""
+        self.check_classes(checkpoint.get("hyper_parameters", {}))
+
+    def check_classes(self, hparams: MutableMapping[str, Any]) -> None:
+        """Compare the classes with those in a checkpoint's hyper-parameters.
+
+        Raises:
+            InputError: (a ValueError) if they differ.
+        """
+        counts = hparams.get("loss", {}).get("init_args", {}).get("class_counts")
+        names = hparams.get("class_names") or self.class_names
+        if counts is not None and len(counts) != len(self.class_names):
+            raise InputError(
+                f"the checkpoint has {len(counts)} classes, but the data have {len(self.class_names)}: use the data it "
+                "was trained on, or train anew."
+            )
+        if names != self.class_names:
+            first = next(pair for pair in zip(names, self.class_names, strict=True) if pair[0] != pair[1])
+            raise InputError(
+                f"the checkpoint's classes are not those of the data: '{first[0]}' there is '{first[1]}' here."
+            )
+
+
+def _describe_for_checkpoint(hparams: MutableMapping[str, Any]) -> None:
+    """Replace objects among the hyper-parameters by plain values, as LightningCLI has them.
+
+    So that ``load_from_checkpoint`` rebuilds the loss with ``weights_only=True``. A loss that does not keep its
+    arguments as attributes cannot be described, and is then an argument of ``load_from_checkpoint``.
+    """
+    loss = hparams.pop("loss")
+    hparams.pop("optimizer", None)
+    hparams.pop("lr_scheduler", None)
+    try:
+        hparams["loss"] = _describe(loss)
+    except AttributeError:
+        return
+    hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+
+
+def _describe(value: Any) -> Any:  # noqa: ANN401 - any argument of a loss
+    if value is None or isinstance(value, bool | int | float | str | list | tuple | dict):
+        return value
+    arguments = list(inspect.signature(type(value)).parameters)
+    return {
+        "class_path": f"{type(value).__module__}.{type(value).__qualname__}",
+        "init_args": {name: _describe(getattr(value, name)) for name in arguments},
+    }

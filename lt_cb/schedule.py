@@ -1,0 +1,61 @@
+"""Learning rate schedules measured in fractions of training."""
+
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lt_cb.errors import InputError
+
+
+class WarmupMultiStep(LRScheduler):
+    """Linear warm-up, then steps, by optimiser step: the schedule of Cui et al. 2019.
+
+    The rate is base * t / warmup for t < warmup, where t in [0, 1) is the part of training that is done, then base,
+    and base * factors[k] from t = milestones[k] on. The paper's 5, 160 and 180 of 200 epochs are the defaults.
+
+    Args:
+        optimizer: whose learning rates are the base rates.
+        warmup: in [0, 1).
+        milestones: increasing, in [0, 1].
+        factors: of the base rate, one a milestone, at least 0. The paper has 0.1 and 0.01 for balanced data.
+        total_steps: optimiser steps of the whole training; None, until `LongTailedClassifier` sets it.
+
+    Raises:
+        InputError: (a ValueError) if the fractions are out of order, or the numbers do not match.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup: float = 5 / 200,
+        milestones: Sequence[float] = (160 / 200, 180 / 200),
+        factors: Sequence[float] = (0.01, 0.0001),
+        total_steps: int | None = None,
+    ) -> None:
+        if len(milestones) != len(factors) or min(factors, default=0) < 0:
+            raise InputError(
+                f"milestones {list(milestones)} and factors {list(factors)} must be equally many, factors at least 0."
+            )
+        fractions = [0.0, warmup, *milestones, 1.0]
+        if not 0.0 <= warmup < 1.0 or fractions != sorted(fractions):
+            raise InputError(
+                f"warmup {warmup} and milestones {list(milestones)} must be increasing fractions of training in [0, 1]."
+            )
+        self.warmup = warmup
+        self.milestones = list(milestones)
+        self.factors = list(factors)
+        self.total_steps = total_steps
+        super().__init__(optimizer)
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the base rate at an optimiser step, counted from 0."""
+        total = self.total_steps or 1
+        if step < self.warmup * total:
+            return step / (self.warmup * total)
+        passed = sum(step >= milestone * total for milestone in self.milestones)
+        return self.factors[passed - 1] if passed else 1.0
+
+    def get_lr(self) -> list[float]:
+        """Return the learning rate of each parameter group."""
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
