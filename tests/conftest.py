@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep decoded images of a test out of the user's cache."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LT_CB_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An imbalanced folder of images: 12, 6 and 3 for training, 4 of each for testing, as PNG, JPEG and WebP."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "images"
+    for split, counts in (("train", (12, 6, 3)), ("test", (4, 4, 4))):
+        for name, count, ending in zip(("cat", "dog", "eel"), counts, ("png", "jpg", "webp"), strict=True):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i:02}.{ending}", lossless=True)
+    return root

@@ -1,0 +1,292 @@
+import gzip
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from lt_cb.data import LongTailedDataModule, Source
+from lt_cb.data import images as images_module
+from lt_cb.data.resident import ResidentLoader
+from lt_cb.data.sources import Digits, FashionMNIST, ImageFolder
+from lt_cb.data.subset import hold_out, long_tailed_subset
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [50, 40, 30, 20]))
+
+
+class TestSubset:
+    @given(st.lists(st.integers(0, 20), min_size=4, max_size=4), st.integers(0, 2**32), st.floats(0, 0.99))
+    @settings(deadline=None)
+    def test_counts_nesting_and_hold_out(self, counts: list[int], seed: int, fraction: float) -> None:
+        smaller = long_tailed_subset(LABELS, [n // 2 for n in counts], seed)
+        larger = long_tailed_subset(LABELS, counts, seed)
+        train, val = hold_out(larger, fraction)
+        assert np.bincount(LABELS[np.concatenate([train, val])], minlength=4).tolist() == counts
+        assert len(set(train) | set(val)) == sum(counts)
+        assert all(set(few) <= set(many) for few, many in zip(smaller, larger, strict=True))
+        smaller_train, smaller_val = hold_out(smaller, fraction)
+        assert set(smaller_train) <= set(train)
+        assert set(smaller_val) <= set(val)
+        for label, count in enumerate(counts):
+            assert (LABELS[train] == label).any() == (count > 0)
+            assert (LABELS[val] == label).any() == (count > 1 and fraction > 0)
+
+    def test_seed_chooses_the_images(self) -> None:
+        first, again, other = (np.concatenate(long_tailed_subset(LABELS, [9] * 4, seed)) for seed in (0, 0, 1))
+        assert (first == again).all()
+        assert (first != other).any()
+
+
+class TestDataModule:
+    def test_class_counts_are_known_before_setup_and_are_those_trained_on(self) -> None:
+        data = LongTailedDataModule("digits", imbalance_factor=50)
+        assert data.class_counts == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
+        for _ in range(2):
+            labels = torch.cat([targets for _, targets in data.train_dataloader()])
+            assert labels.bincount().tolist() == data.class_counts
+        assert torch.cat([targets for _, targets in data.test_dataloader()]).bincount().tolist() == [40] * 10
+
+    def test_held_out_images_are_not_counted(self) -> None:
+        data = LongTailedDataModule("digits", imbalance_factor=50, val_fraction=0.2)
+        train = torch.cat([targets for _, targets in data.train_dataloader()]).bincount()
+        val = torch.cat([targets for _, targets in data.val_dataloader()]).bincount()
+        assert train.tolist() == data.class_counts
+        assert (train + val).tolist() == data.subset_counts
+        assert val.min() == 1
+
+    def test_digits_are_all_of_scikit_learns(self) -> None:
+        parts = [Digits("").load(split) for split in ("train", "test")]
+        assert np.bincount(parts[0][1]).tolist() == Digits.counts
+        assert sum(len(labels) for _, labels in parts) == 1797
+        assert parts[0][0].dtype == np.uint8
+        assert parts[0][0].max() == 255
+
+    def test_step_and_explicit_counts(self) -> None:
+        assert LongTailedDataModule(imbalance_factor=10, imbalance_type="step", n_max=100).class_counts == [100] * 5 + [10] * 5
+        counts = [100, 90, 5, 0, 7, 8, 9, 10, 11, 12]
+        data = LongTailedDataModule(subset_counts=counts)
+        data.prepare_data()
+        assert torch.cat([t for _, t in data.train_dataloader()]).bincount(minlength=10).tolist() == counts
+        assert LongTailedDataModule().class_counts == Digits.counts
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"imbalance_factor": 0.5}, "imbalance_factor is 0.5, but must be at least 1"),
+            ({"imbalance_factor": 1000}, "leaves class '9' without an image: with 134 images .* at most 134"),
+            ({"imbalance_factor": 10, "n_max": 139}, "139 training images of class '0' are asked for, but there are 138"),
+            ({"n_max": 10}, "n_max is 10 without an imbalance_factor"),
+            ({"subset_counts": [1, 2]}, "must have 10 counts"),
+            ({"subset_counts": [1] * 10, "imbalance_factor": 2}, "exclude each other"),
+            ({"val_fraction": 1.0}, r"val_fraction is 1.0, but must be in \[0, 1\)"),
+            ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+            ({"std": [0.0]}, "above 0"),
+            ({"mean": [0.1, 0.2, 0.3]}, "images of 1 channels take 1"),
+            ({"source": "cifar01"}, "there is no data source 'cifar01'.* Did you mean 'cifar10'?"),
+            ({"source": "my.module.Source"}, "there is no data source 'my.module.Source'"),
+            ({"source": "image_folder", "root": "/nowhere"}, "there is no folder '/nowhere/train'"),
+        ],
+    )
+    def test_impossible_data_are_refused(self, options: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            LongTailedDataModule(**options)
+
+    def test_labels_out_of_range_are_refused_when_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Digits, "load", lambda self, split: (np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 10])))
+        with pytest.raises(ValueError, match="labels go from 0 to 10, but 10 classes allow 0 to 9"):
+            LongTailedDataModule().prepare_data()
+
+    def test_a_source_of_ones_own_by_class_path(self) -> None:
+        data = LongTailedDataModule(f"{__name__}.Checkers", root="x", imbalance_factor=5)
+        assert data.class_counts == [10, 2]
+        assert data.class_names == ["black", "white"]
+
+
+class Checkers(Source):
+    class_names = ["black", "white"]
+    counts = [10, 10]
+    image_size = 4
+
+    def load(self, split):
+        labels = np.repeat([0, 1], 10)
+        return np.tile(labels[:, None, None, None] * 255, (1, 4, 4, 3)).astype(np.uint8), labels
+
+
+class TestLoader:
+    images = torch.randint(0, 256, (23, 8, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(23)
+
+    def loader(self, **options) -> ResidentLoader:
+        return ResidentLoader(self.images, self.targets, 4, **options)
+
+    def test_every_crop_is_torchvisions_crop_and_flip(self) -> None:
+        padding = 2
+        loader = self.loader(train=True, crop_padding=padding, horizontal_flip=True, seed=3)
+        seen = set()
+        for epoch in range(40):
+            loader.set_epoch(epoch)
+            for batch, targets in loader:
+                assert batch.dtype == torch.uint8
+                for image, target in zip(batch, targets, strict=True):
+                    padded = tv.pad(self.images[target].permute(2, 0, 1), padding)
+                    crops = {
+                        (y, x, flip): tv.hflip(tv.crop(padded, y, x, 8, 6)) if flip else tv.crop(padded, y, x, 8, 6)
+                        for y in range(5) for x in range(5) for flip in (False, True)
+                    }  # fmt: skip
+                    matches = [key for key, crop in crops.items() if torch.equal(crop, image)]
+                    assert matches
+                    seen.update(matches)
+        assert len(seen) == 5 * 5 * 2
+
+    def test_an_epoch_depends_on_seed_and_epoch_alone(self) -> None:
+        def draw(seed: int, epoch: int) -> torch.Tensor:
+            loader = self.loader(train=True, crop_padding=2, horizontal_flip=True, seed=seed)
+            loader.set_epoch(epoch)
+            return torch.cat([images for images, _ in loader])
+
+        assert torch.equal(draw(1, 5), draw(1, 5))
+        assert not torch.equal(draw(1, 5), draw(1, 6))
+        assert not torch.equal(draw(1, 5), draw(2, 5))
+
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+    def test_processes_share_an_epoch(self, world_size: int) -> None:
+        for train in (True, False):
+            loaders = [self.loader(train=train, rank=rank, world_size=world_size) for rank in range(world_size)]
+            parts = [torch.cat([targets for _, targets in loader]) for loader in loaders]
+            assert [len(list(loader)) for loader in loaders] == [len(loader) for loader in loaders]
+            seen = torch.cat(parts).bincount(minlength=23)
+            if train:  # equally many, so that no process waits for another
+                assert len({len(part) for part in parts}) == 1
+                assert seen.min() == 1
+            else:
+                assert seen.tolist() == [1] * 23
+
+
+class TestImageFolder:
+    def test_reads_what_is_there(self, folder: Path) -> None:
+        source = ImageFolder(str(folder))
+        assert (source.class_names, source.counts, source.image_size) == (["cat", "dog", "eel"], [12, 6, 3], 12)
+        images, labels = source.load("train")
+        assert labels.tolist() == [0] * 12 + [1] * 6 + [2] * 3
+        np.testing.assert_array_equal(images[3], np.asarray(Image.open(folder / "train/cat/03.png")))
+        np.testing.assert_array_equal(images[13], np.asarray(Image.open(folder / "train/dog/01.jpg")))
+
+    def test_scales_crops_and_turns(self, folder: Path) -> None:
+        left_half_white = Image.new("L", (40, 20))
+        left_half_white.paste(255, (0, 0, 20, 20))
+        exif = Image.Exif()
+        exif[0x0112] = 3  # upside down
+        left_half_white.save(folder / "train/cat/00.png", exif=exif)
+        images, _ = ImageFolder(str(folder), image_size=8).load("train")
+        assert images.shape == (21, 8, 8, 3)
+        assert images[0, :, :4].max() < 50
+        assert images[0, :, 4:].min() > 200
+
+    def test_the_cache_is_used_and_never_trusted(self, folder: Path, own_cache: Path, monkeypatch) -> None:
+        decoded = []
+        decode = images_module._decode
+        monkeypatch.setattr(images_module, "_decode", lambda file, *rest: decoded.append(file) or decode(file, *rest))
+
+        def load() -> tuple[np.ndarray, int]:
+            decoded.clear()
+            return ImageFolder(str(folder)).load("train")[0], len(decoded)
+
+        original, count = load()
+        assert count == 21
+        again, count = load()
+        assert count == 0
+        np.testing.assert_array_equal(original, again)
+        (cache,) = own_cache.iterdir()
+        content = cache.read_bytes()
+        for position in (10, 200, len(content) // 2, len(content) - 30):
+            damaged = bytearray(content)
+            damaged[position] ^= 1
+            cache.write_bytes(damaged)
+            again, _ = load()
+            np.testing.assert_array_equal(original, again)
+        for cut in (0, 50, len(content) // 2, len(content) - 1):
+            cache.write_bytes(content[:cut])
+            again, count = load()
+            assert count == 21
+            np.testing.assert_array_equal(original, again)
+        assert cache.read_bytes() == content
+        assert load()[1] == 0
+
+        file = folder / "train/cat/05.png"
+        times = file.stat()
+        size = file.stat().st_size
+        pixels = np.asarray(Image.open(file)).copy()
+        Image.fromarray(255 - pixels).save(file)
+        with file.open("ab") as stream:
+            stream.write(b"\0" * max(0, size - file.stat().st_size))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size and time: as sly as it gets
+        changed, count = load()
+        assert count == 21
+        np.testing.assert_array_equal(changed[5], 255 - pixels)
+
+    def test_an_unwritable_cache_only_warns(self, folder: Path, own_cache: Path) -> None:
+        own_cache.write_text("a file where the folder should be")
+        with pytest.warns(UserWarning, match="could not be cached"):
+            images, _ = ImageFolder(str(folder)).load("train")
+        assert len(images) == 21
+
+    def test_bad_folders_are_refused(self, folder: Path) -> None:
+        (folder / "train/fox").mkdir()
+        with pytest.raises(ValueError, match="no images in 'fox'"):
+            ImageFolder(str(folder))
+        shutil.copy(folder / "train/cat/00.png", folder / "train/fox")
+        with pytest.raises(ValueError, match="differ in 'fox'"):
+            ImageFolder(str(folder))
+        shutil.rmtree(folder / "test")
+        with pytest.raises(ValueError, match="there is no folder .*test'"):
+            ImageFolder(str(folder))
+
+    @pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
+    def test_a_damaged_image_is_named(self, folder: Path, damage: str) -> None:
+        file = folder / "train/dog/03.jpg"
+        content = file.read_bytes()
+        file.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "text": b"not an image"}[damage])
+        with pytest.raises(ValueError, match=r"dog/03\.jpg' cannot be read as an image"):
+            ImageFolder(str(folder)).load("train")
+
+    def test_images_of_several_sizes_need_a_size(self, folder: Path) -> None:
+        Image.new("RGB", (20, 20)).save(folder / "train/dog/03.jpg")
+        with pytest.raises(ValueError, match=r"03\.jpg' is 20x20 pixels where others are 12x12: set --data.image_size"):
+            ImageFolder(str(folder)).load("train")
+        Image.new("RGB", (20, 10)).save(folder / "train/cat/00.png")
+        with pytest.raises(ValueError, match="is 20x10 pixels, not square"):
+            ImageFolder(str(folder))
+
+
+class TestOtherSources:
+    def test_cifar_as_a_folder_must_have_its_classes(self, folder: Path) -> None:
+        with pytest.raises(ValueError, match="has 3 classes, but CIFAR10 has 10"):
+            LongTailedDataModule("cifar10", root=str(folder))
+
+    def test_cifar_counts_need_no_download(self, tmp_path: Path) -> None:
+        assert sum(LongTailedDataModule("cifar10", root=str(tmp_path), imbalance_factor=100).class_counts) == 12406
+        assert sum(LongTailedDataModule("cifar100", root=str(tmp_path), imbalance_factor=200).class_counts) == 9502
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_fashion_mnist_reads_idx_files(self, tmp_path: Path, zipped: bool) -> None:
+        pixels = np.arange(2 * 28 * 28, dtype=np.uint8)
+        contents = {
+            "t10k-images-idx3-ubyte": struct.pack(">4i", 2051, 2, 28, 28) + pixels.tobytes(),
+            "t10k-labels-idx1-ubyte": struct.pack(">2i", 2049, 2) + bytes([7, 3]),
+        }
+        for name, content in contents.items():
+            (tmp_path / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(content) if zipped else content)
+        images, labels = FashionMNIST(str(tmp_path)).load("test")
+        np.testing.assert_array_equal(images, pixels.reshape(2, 28, 28, 1))
+        assert labels.tolist() == [7, 3]
+        file = next(tmp_path.glob("t10k-images*"))
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(ValueError, match="t10k-images.*is damaged"):
+            FashionMNIST(str(tmp_path)).load("test")

@@ -1,0 +1,257 @@
+"""Losses and weights against the formulas of the paper, evaluated another way."""
+
+import math
+import subprocess
+import sys
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lt_cb.losses import (
+    EffectiveNumber,
+    FocalLoss,
+    InverseFrequency,
+    Loss,
+    SigmoidLoss,
+    SoftmaxLoss,
+    SquareRootInverse,
+    class_weights,
+    effective_number,
+)
+
+BETAS = st.one_of(st.floats(0, 0.999999), st.integers(1, 12).map(lambda k: 1 - 10.0**-k))
+COUNTS = st.lists(st.integers(1, 10**9), min_size=2, max_size=40)
+WEIGHTINGS = [None, EffectiveNumber(0.999), InverseFrequency(), SquareRootInverse()]
+
+
+def exact_effective_number(n: int, beta: float) -> float:
+    with localcontext() as context:
+        context.prec = 60
+        b = Decimal(beta)
+        return float((1 - b**n) / (1 - b))
+
+
+class TestWeights:
+    @given(COUNTS, BETAS)
+    def test_effective_number_to_float64_precision(self, counts: list[int], beta: float) -> None:
+        expected = [exact_effective_number(n, beta) for n in counts]
+        actual = effective_number(counts, beta)
+        assert actual.dtype == torch.float64
+        np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+    @given(COUNTS, BETAS)
+    def test_class_weights_are_inverse_effective_numbers_that_sum_to_c(self, counts: list[int], beta: float) -> None:
+        weights = class_weights(counts, beta)
+        assert weights.sum().item() == pytest.approx(len(counts))
+        inverse = np.array([1 / exact_effective_number(n, beta) for n in counts])
+        np.testing.assert_allclose(weights, inverse / inverse.mean(), rtol=1e-11)
+
+    def test_values_of_the_paper(self) -> None:
+        counts = [5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100]  # CIFAR-10, imbalance factor 50
+        weights = class_weights(counts, 0.9999)
+        assert weights[0].item() == pytest.approx(0.0890, abs=5e-5)
+        assert weights[9].item() == pytest.approx(3.5206, abs=5e-5)
+
+    @pytest.mark.parametrize(("beta", "ratio"), [(0.9, 1.005), (0.99, 2.5), (0.999, 20), (0.9999, 79), (0.99999, 98)])
+    def test_largest_to_smallest_weight(self, beta: float, ratio: float) -> None:
+        weights = class_weights([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50], beta)
+        assert (weights.max() / weights.min()).item() == pytest.approx(ratio, rel=0.02)
+
+    def test_limits(self) -> None:
+        counts = [1000, 100, 1]
+        assert class_weights(counts, 0.0).tolist() == [1.0, 1.0, 1.0]
+        torch.testing.assert_close(class_weights(counts, 1 - 1e-12), InverseFrequency()(counts), rtol=1e-8, atol=0)
+        expected = np.array([1000, 100, 1]) ** -0.5
+        np.testing.assert_allclose(SquareRootInverse()(counts), expected / expected.mean())
+
+    @pytest.mark.parametrize("weighting", WEIGHTINGS[1:])
+    def test_a_class_without_images_weighs_as_one_with_a_single_image(self, weighting) -> None:
+        assert torch.equal(weighting([100, 10, 0]), weighting([100, 10, 1]))
+
+    @pytest.mark.parametrize("beta", [-0.1, 1.0, 1.5, float("nan")])
+    def test_beta_out_of_range_is_refused(self, beta: float) -> None:
+        for make in (lambda: EffectiveNumber(beta), lambda: class_weights([1, 2], beta), lambda: effective_number([1], beta)):
+            with pytest.raises(ValueError, match=r"beta is .*must be in \[0, 1\)"):
+                make()
+
+    def test_impossible_counts_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="the smallest is -1"):
+            class_weights([5, -1], 0.9)
+        with pytest.raises(ValueError, match="shape"):
+            class_weights([[5, 1]], 0.9)  # type: ignore[list-item]
+
+
+def reference(kind: str, gamma: float, z: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray]:
+    """Value and gradient of the recipe's formulas, a sample and a class at a time in float64."""
+    batch, classes = z.shape
+    value, gradient = 0.0, np.zeros_like(z)
+    for i in range(batch):
+        weight = w[y[i]]
+        if kind == "softmax":
+            top = max(z[i])
+            log_sum = top + math.log(math.fsum(math.exp(v - top) for v in z[i]))
+            value += weight * (log_sum - z[i, y[i]])
+            for c in range(classes):
+                gradient[i, c] = weight * (math.exp(z[i, c] - log_sum) - (c == y[i])) / batch
+            continue
+        for c in range(classes):
+            sign = 1.0 if c == y[i] else -1.0
+            x = sign * z[i, c]
+            small = math.exp(-abs(x))
+            p = 1 / (1 + small) if x >= 0 else small / (1 + small)  # p_t
+            q = small / (1 + small) if x >= 0 else 1 / (1 + small)  # 1 - p_t
+            ce = max(-x, 0.0) + math.log1p(small)  # -log p_t
+            value += weight * q**gamma * ce
+            gradient[i, c] = -weight * sign * q**gamma * (q + gamma * p * ce) / batch
+    return value / batch, gradient
+
+
+def ours(kind: str, gamma: float, counts: list[int], weighting) -> Loss:
+    if kind == "softmax":
+        return SoftmaxLoss(counts, weighting=weighting)
+    return SigmoidLoss(counts, weighting=weighting) if kind == "sigmoid" else FocalLoss(counts, gamma, weighting)
+
+
+KINDS = [("softmax", 0.0), ("sigmoid", 0.0), ("focal", 0.0), ("focal", 0.5), ("focal", 1.0), ("focal", 2.0)]
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
+    counts = draw(st.lists(st.integers(0, 10**6), min_size=2, max_size=12))
+    batch = draw(st.integers(1, 6))
+    scale = draw(st.sampled_from([0.1, 1.0, 10.0, 100.0, 1e4]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    return counts, rng.uniform(-scale, scale, (batch, len(counts))), rng.integers(0, len(counts), batch)
+
+
+class TestAgainstTheRecipe:
+    @pytest.mark.parametrize(("kind", "gamma"), KINDS)
+    @pytest.mark.parametrize("weighting", WEIGHTINGS)
+    @given(case=batches())
+    @settings(max_examples=25, deadline=None)
+    def test_value_and_gradient(self, kind: str, gamma: float, weighting, case) -> None:
+        counts, z, y = case
+        w = np.ones(len(counts)) if weighting is None else weighting(counts).numpy()
+        value, gradient = reference(kind, gamma, z, y, w)
+        loss = ours(kind, gamma, counts, weighting)
+        for dtype, rtol in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
+            logits = torch.tensor(z, dtype=dtype, requires_grad=True)
+            if dtype == torch.float32:  # what the float32 logits really are
+                value, gradient = reference(kind, gamma, logits.detach().double().numpy(), y, w)
+            actual = loss(logits, torch.tensor(y))
+            actual.backward()
+            assert actual.item() == pytest.approx(value, rel=rtol, abs=rtol * w.max() * 1e-2)
+            np.testing.assert_allclose(logits.grad, gradient, rtol=rtol, atol=rtol * np.abs(gradient).max() + 1e-30)
+
+    @pytest.mark.parametrize(("kind", "gamma"), KINDS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("size", [0.0, 100.0, 1e4])
+    def test_finite_at_extreme_logits(self, kind: str, gamma: float, dtype: torch.dtype, size: float) -> None:
+        counts = [10**9, 1000, 1, 0]
+        loss = ours(kind, gamma, counts, EffectiveNumber(1 - 1e-12))
+        signs = torch.tensor([[a, b, c, d] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1) for d in (-1, 1)])
+        for target in range(4):
+            logits = (size * signs).to(dtype).requires_grad_()
+            value = loss(logits, torch.full((16,), target))
+            value.backward()
+            assert value.dtype == torch.float32
+            assert torch.isfinite(value), (target, value)
+            assert logits.grad is not None
+            assert torch.isfinite(logits.grad).all()
+
+    def test_a_hopeless_target_costs_its_logit(self) -> None:
+        # vandit15's and fcakyon's balanced losses give 0.69 and a NaN gradient here
+        logits = torch.tensor([[-100.0, 0.0]], requires_grad=True)
+        value = FocalLoss([10, 10], gamma=0.5)(logits, torch.tensor([0]))
+        value.backward()
+        assert value.item() == pytest.approx(100 + math.log(2) * 0.5**0.5, rel=1e-6)
+        assert logits.grad is not None
+        assert torch.isfinite(logits.grad).all()
+
+
+class TestIdentities:
+    logits = torch.randn(32, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    targets = torch.arange(32) % 5
+    counts = (500, 100, 20, 5, 1)
+
+    def test_without_weighting_softmax_is_cross_entropy(self) -> None:
+        expected = F.cross_entropy(self.logits, self.targets)
+        torch.testing.assert_close(SoftmaxLoss(self.counts)(self.logits, self.targets), expected)
+
+    def test_gamma_0_is_sigmoid(self) -> None:
+        sigmoid, focal = SigmoidLoss(self.counts), FocalLoss(self.counts, gamma=0.0)
+        torch.testing.assert_close(focal(self.logits, self.targets), sigmoid(self.logits, self.targets))
+
+    @pytest.mark.parametrize("make", [SoftmaxLoss, SigmoidLoss, FocalLoss])
+    def test_beta_0_and_uniform_counts_are_no_weighting(self, make) -> None:
+        expected = make(self.counts)(self.logits, self.targets)
+        torch.testing.assert_close(make(self.counts, weighting=EffectiveNumber(0.0))(self.logits, self.targets), expected)
+        torch.testing.assert_close(make([7] * 5, weighting=EffectiveNumber(0.99))(self.logits, self.targets), expected)
+
+    def test_divided_by_the_batch_size_and_not_by_the_weights(self) -> None:
+        weights = class_weights(self.counts, 0.99)
+        mean = F.cross_entropy(self.logits, self.targets, weight=weights)
+        by_batch_size = mean * weights[self.targets].sum() / len(self.targets)
+        actual = SoftmaxLoss(self.counts, weighting=EffectiveNumber(0.99))(self.logits, self.targets)
+        torch.testing.assert_close(actual, by_batch_size, rtol=1e-6, atol=0)
+
+    @pytest.mark.parametrize("make", [SoftmaxLoss, SigmoidLoss, FocalLoss])
+    def test_one_hot_targets_are_indices(self, make) -> None:
+        loss = make(self.counts, weighting=EffectiveNumber(0.99))
+        one_hot = F.one_hot(self.targets, 5).double()
+        torch.testing.assert_close(loss(self.logits, one_hot), loss(self.logits, self.targets))
+
+    @pytest.mark.parametrize("make", [SigmoidLoss, FocalLoss])
+    def test_a_multi_label_sample_has_the_mean_weight_of_its_labels(self, make) -> None:
+        weights = class_weights(self.counts, 0.99)
+        targets = torch.tensor([[1.0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.float64)
+        plain = make(self.counts).per_sample(self.logits[:2], targets)
+        expected = (plain[0] * (weights[0] + weights[4]) / 2 + plain[1]) / 2
+        actual = make(self.counts, weighting=EffectiveNumber(0.99))(self.logits[:2], targets)
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+
+    def test_soft_targets_of_softmax_are_torchs(self) -> None:
+        soft = torch.rand(32, 5, dtype=torch.float64).softmax(1)
+        torch.testing.assert_close(SoftmaxLoss(self.counts)(self.logits, soft), F.cross_entropy(self.logits, soft))
+
+
+class TestInterface:
+    def test_impossible_gamma_is_refused(self) -> None:
+        for gamma in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="gamma is .*must be at least 0"):
+                FocalLoss([1, 2], gamma=gamma)
+
+    @pytest.mark.parametrize("make", [SoftmaxLoss, SigmoidLoss, FocalLoss])
+    def test_wrong_targets_are_refused_in_a_sentence(self, make) -> None:
+        loss = make([5, 3, 1], weighting=EffectiveNumber(0.9))
+        with pytest.raises(ValueError, match="targets go from 0 to 3, but 3 classes allow 0 to 2"):
+            loss(torch.zeros(2, 3), torch.tensor([0, 3]))
+        with pytest.raises(ValueError, match="targets go from -1 to 0"):
+            loss(torch.zeros(2, 3), torch.tensor([0, -1]))
+        with pytest.raises(ValueError, match=r"logits of shape \(2, 4\).*do not fit"):
+            loss(torch.zeros(2, 4), torch.tensor([0, 1]))
+        with pytest.raises(ValueError, match="do not fit"):
+            loss(torch.zeros(2, 3), torch.tensor([0]))
+
+    def test_weights_are_state(self) -> None:
+        loss = FocalLoss([5, 3, 1], weighting=EffectiveNumber(0.9))
+        assert loss.state_dict().keys() == {"class_weights"}
+        assert loss.to(torch.float64).class_weights is not None
+        assert loss(torch.zeros(1, 3), torch.tensor([0])).isfinite()
+
+    def test_probabilities(self) -> None:
+        logits = torch.tensor([[0.0, math.log(3)]])
+        torch.testing.assert_close(SoftmaxLoss([2, 1]).probabilities(logits), torch.tensor([[0.25, 0.75]]))
+        torch.testing.assert_close(FocalLoss([2, 1]).probabilities(logits), torch.tensor([[0.5, 0.75]]))
+
+    def test_importing_losses_imports_nothing_of_lightning(self) -> None:
+        code = (
+            "import sys; from lt_cb.losses import FocalLoss;"
+            "print([m for m in ('lightning', 'torchvision', 'torchmetrics', 'timm', 'wandb') if m in sys.modules])"
+        )
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
