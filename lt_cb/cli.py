@@ -54,14 +54,7 @@ class CLI(LightningCLI):
         parser.link_arguments("data.class_counts", "model.loss.init_args.class_counts", apply_on="instantiate")
         for name in ("class_names", "image_size", "in_channels", "mean", "std"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "model.loss": {"class_path": "lt_cb.losses.SoftmaxLoss"},
-                "checkpoint.save_last": True,
-                "checkpoint.save_top_k": 0,  # choosing a best one is for those who set checkpoint.monitor
-            }
-        )
+        parser.set_defaults({"model.loss": {"class_path": "lt_cb.losses.SoftmaxLoss"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments, on top of the config in the checkpoint."""
@@ -88,10 +81,11 @@ class CLI(LightningCLI):
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise InputError(f"{self.subcommand} needs a trained model: set --ckpt_path to the checkpoint of a run.")
         if self.subcommand == "predict" and self.checkpoint is not None:
+            config.data.source, config.data.root = "lt_cb.data.sources.Checkpoint", str(config.ckpt_path)
+            config.data.imbalance_factor = config.data.n_max = config.data.subset_counts = config.data.image_size = None
+            config.data.val_fraction = 0.0
             hparams = self.checkpoint["hyper_parameters"]
-            config.data.update({"source": "lt_cb.data.sources.Checkpoint", "root": str(config.ckpt_path)})
-            config.data.update({key: None for key in ("imbalance_factor", "n_max", "subset_counts", "image_size")})
-            config.data.update({"val_fraction": 0.0, "mean": hparams["mean"], "std": hparams["std"]})
+            config.data.mean, config.data.std = hparams["mean"], hparams["std"]
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of other classes before anything is written."""
@@ -100,8 +94,9 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the last checkpoint."""
-        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or None
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=last, verbose=False)
+        last = next(c for c in self.trainer.checkpoint_callbacks if c.monitor is None and c.filename == "last")
+        path = last.best_model_path or None  # none is written by fast_dev_run
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
 
     def test(self, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         """Test without Lightning's table; `ResultFile` prints a fuller one."""
@@ -179,6 +174,8 @@ def _quiet() -> None:
     """Silence what a user cannot act upon."""
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # all is logged by epoch
+    warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has a run folder of its own
+    warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
 
@@ -194,6 +191,8 @@ def main(args: ArgsType = None) -> None:
     """
     _quiet()
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
+    # written after every epoch; a best one is another ModelCheckpoint, which --trainer.callbacks+ adds
+    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     try:
         CLI(
             LongTailedClassifier,
@@ -203,7 +202,7 @@ def main(args: ArgsType = None) -> None:
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": ResultFile(), "logger": logger},
+            trainer_defaults={"callbacks": [ResultFile(), last], "logger": logger},
         )
     except Exception as error:
         wrong = _input_error(error)

@@ -73,10 +73,8 @@ class LongTailedClassifier(LightningModule):
         self.loss = loss
         self.backbone = build_backbone(backbone, num_classes, in_channels, backbone_args)
         self.backbone.to(memory_format=torch.channels_last)
-        classifier = last_linear(self.backbone)
-        self._prior_bias = None if classifier is None or loss.prior_bias is None else classifier.bias
-        if self._prior_bias is not None and loss.prior_bias is not None:
-            nn.init.constant_(self._prior_bias, loss.prior_bias)
+        if loss.prior_bias is not None and (bias := self._last_bias()) is not None:
+            nn.init.constant_(bias, loss.prior_bias)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         for name, values in (("mean", mean), ("std", std)):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
@@ -86,6 +84,10 @@ class LongTailedClassifier(LightningModule):
         self.train_loss = MeanMetric()
         self.eval_loss = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self.eval_classes = nn.ModuleDict({stage: PerClassAccuracy(num_classes) for stage in ("val", "test")})
+
+    def _last_bias(self) -> nn.Parameter | None:
+        classifier = last_linear(self.backbone)
+        return None if classifier is None else classifier.bias
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits of shape (B, C).
@@ -148,9 +150,10 @@ class LongTailedClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make optimiser and scheduler; a last bias that starts from the prior is not decayed."""
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not self._prior_bias]}]
-        if self._prior_bias is not None:
-            groups.append({"params": [self._prior_bias], "weight_decay": 0.0})
+        spared = None if self.loss.prior_bias is None else self._last_bias()
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not spared]}]
+        if spared is not None:
+            groups.append({"params": [spared], "weight_decay": 0.0})
         optimizer = self.make_optimizer(groups)
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, WarmupMultiStep):
@@ -176,7 +179,8 @@ class LongTailedClassifier(LightningModule):
         Raises:
             InputError: (a ValueError) if they differ.
         """
-        counts = hparams.get("loss", {}).get("init_args", {}).get("class_counts")
+        loss = hparams.get("loss")
+        counts = loss["init_args"]["class_counts"] if isinstance(loss, dict) else None
         names = hparams.get("class_names") or self.class_names
         if counts is not None and len(counts) != len(self.class_names):
             raise InputError(

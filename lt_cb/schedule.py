@@ -1,6 +1,7 @@
 """Learning rate schedules measured in fractions of training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -55,6 +56,11 @@ class WarmupMultiStep(LRScheduler):
             return step / (self.warmup * total)
         passed = sum(step >= milestone * total for milestone in self.milestones)
         return self.factors[passed - 1] if passed else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the progress alone: a resumed training follows its own schedule, which may be longer."""
+        own = ("warmup", "milestones", "factors", "total_steps")
+        return {key: value for key, value in super().state_dict().items() if key not in own}
 
     def get_lr(self) -> list[float]:
         """Return the learning rate of each parameter group."""

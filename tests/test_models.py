@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lt_cb.models import build_backbone, last_linear, resnet20, resnet32, resnet110
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_are_the_papers() -> None:
+    assert parameters(resnet32(10)) == 464_154
+    assert parameters(resnet32(100)) == 470_004
+    # He et al. 2016, table 6: 0.27 M and 1.7 M
+    assert round(parameters(resnet20(10)) / 1e6, 2) == 0.27
+    assert round(parameters(resnet110(10)) / 1e6, 1) == 1.7
+
+
+@pytest.mark.parametrize("shortcut", ["pool", "stride"])
+def test_forward_against_plain_functions(shortcut: str) -> None:
+    """The network written as one function of its state dict."""
+    torch.manual_seed(0)
+    model = resnet20(10, shortcut=shortcut).double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    state = model.state_dict()
+
+    def bn(x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var, weight, bias = (state[f"{name}.{k}"][:, None, None] for k in ("running_mean", "running_var", "weight", "bias"))
+        return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    x = bn(F.conv2d(images, state["conv1.weight"], padding=1), "bn1").clamp(min=0)
+    for i in range(9):
+        stride = 2 if i in (3, 6) else 1
+        out = bn(F.conv2d(x, state[f"blocks.{i}.conv1.weight"], padding=1, stride=stride), f"blocks.{i}.bn1").clamp(min=0)
+        out = bn(F.conv2d(out, state[f"blocks.{i}.conv2.weight"], padding=1), f"blocks.{i}.bn2")
+        if stride == 2:
+            if shortcut == "pool":
+                x = (x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]) / 4
+            else:
+                x = x[:, :, ::2, ::2]
+            zeros = torch.zeros_like(x)[:, : x.shape[1] // 2]
+            x = torch.cat([zeros, x, zeros], 1)
+        x = (out + x).clamp(min=0)
+    expected = x.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+    torch.testing.assert_close(model(images), expected)
+
+
+@pytest.mark.parametrize("size", [8, 15, 28, 32])
+def test_any_image_size(size: int) -> None:
+    assert resnet20(4, in_channels=1)(torch.zeros(2, 1, size, size)).shape == (2, 4)
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    glorot, kaiming = resnet32(10).blocks[14].conv2.weight, resnet32(10, init="kaiming").blocks[14].conv2.weight
+    fan = 64 * 9
+    assert glorot.abs().max().item() == pytest.approx((6 / (2 * fan)) ** 0.5, rel=1e-3)
+    assert kaiming.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.02)
+
+
+def test_timm_and_own_models_by_name() -> None:
+    timm_model = build_backbone("resnet18", 7, in_channels=1)
+    assert timm_model(torch.zeros(1, 1, 64, 64)).shape == (1, 7)
+    assert last_linear(timm_model) is timm_model.fc
+    own = build_backbone(f"{__name__}.tiny", 7, in_channels=1, options={"size": 4})
+    assert own(torch.zeros(1, 1, 4, 4)).shape == (1, 7)
+
+
+def tiny(num_classes: int, in_channels: int, size: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * size * size, num_classes))
+
+
+def test_unknown_models_and_options_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"there is no model 'resnet23'.*Did you mean 'resnet"):
+        build_backbone("resnet23", 10)
+    with pytest.raises(ValueError, match=r"there is no model 'vit_tiny_patch16_225'.*Did you mean 'vit_tiny_patch16_224'"):
+        build_backbone("vit_tiny_patch16_225", 10)
+    with pytest.raises(ValueError, match="there is no model 'no.such'"):
+        build_backbone("no.such", 10)
+    with pytest.raises(ValueError, match="'resnet32' does not take these options .*'width'"):
+        build_backbone("resnet32", 10, options={"width": 2})
+    with pytest.raises(ValueError, match="shortcut is 'none'"):
+        build_backbone("resnet32", 10, options={"shortcut": "none"})

@@ -1,0 +1,178 @@
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn import functional as F
+
+from lt_cb.data import LongTailedDataModule
+from lt_cb.losses import EffectiveNumber, FocalLoss, Loss, SigmoidLoss, SoftmaxLoss
+from lt_cb.module import LongTailedClassifier
+
+COUNTS = [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
+
+
+def classifier(loss: Loss | None = None, **options) -> LongTailedClassifier:
+    return LongTailedClassifier(loss or SoftmaxLoss(COUNTS), backbone="resnet20", in_channels=1, **options)
+
+
+def digits() -> LongTailedDataModule:
+    return LongTailedDataModule("digits", imbalance_factor=50, crop_padding=1, horizontal_flip=False)
+
+
+def trainer(folder: Path, **options) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=folder, **(quiet | options))
+
+
+def test_the_last_bias_starts_from_the_prior_for_sigmoid_and_focal() -> None:
+    assert classifier().backbone.fc.bias.tolist() == [0.0] * 10
+    for loss in (SigmoidLoss(COUNTS), FocalLoss(COUNTS)):
+        bias = classifier(loss).backbone.fc.bias
+        torch.testing.assert_close(bias.sigmoid(), torch.full((10,), 0.1))
+    timm_model = LongTailedClassifier(SigmoidLoss(COUNTS), backbone="resnet10t")
+    torch.testing.assert_close(timm_model.backbone.fc.bias.sigmoid(), torch.full((10,), 0.1))
+
+
+def test_weight_decay_spares_only_a_prior_bias() -> None:
+    for loss, spared in ((SoftmaxLoss(COUNTS), []), (FocalLoss(COUNTS), ["backbone.fc.bias"])):
+        model = classifier(loss)
+        model.trainer = Trainer(max_steps=10, accelerator="cpu", logger=False)
+        optimizer = model.configure_optimizers()["optimizer"]
+        decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        names = dict(model.named_parameters())
+        assert len(decays) == len(names)
+        assert [name for name, p in names.items() if decays[id(p)] == 0] == spared
+        assert {decay for decay in decays.values() if decay} == {2e-4}
+
+
+def test_uint8_images_are_normalised_and_floating_ones_taken_as_they_are() -> None:
+    model = classifier(mean=[0.25], std=[0.5]).eval()
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(model(images), model((images / 255 - 0.25) / 0.5))
+    papers = classifier().eval()
+    torch.testing.assert_close(papers(images), papers(images / 128 - 1))
+
+
+def test_training_is_a_bare_loop(tmp_path: Path) -> None:
+    """Two epochs through the Trainer are the same as two epochs of plain PyTorch."""
+    options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=2e-4)}
+    seed_everything(3)
+    model = classifier(FocalLoss(COUNTS, 0.5, EffectiveNumber(0.999)), **options)
+    seed_everything(3)
+    plain = classifier(FocalLoss(COUNTS, 0.5, EffectiveNumber(0.999)), **options)
+    fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=False, limit_val_batches=0)
+    fit.fit(model, datamodule=digits())
+
+    bias = plain.backbone.fc.bias
+    others = [p for p in plain.backbone.parameters() if p is not bias]
+    optimizer = torch.optim.SGD([{"params": others, "weight_decay": 2e-4}, {"params": [bias]}], lr=0.1, momentum=0.9)
+    loader = digits().train_dataloader()
+    total = 2 * len(loader)
+    step = 0
+    plain.train()
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for images, targets in loader:
+            t = step / total
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 * (t / 0.025 if t < 0.025 else 1 if t < 0.8 else 0.01 if t < 0.9 else 0.0001)
+            optimizer.zero_grad()
+            plain.loss(plain(images), targets).backward()
+            optimizer.step()
+            step += 1
+    for ours, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+class Interrupt(Callback):
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise InterruptedError
+
+
+def test_resuming_continues_the_same_training(tmp_path: Path) -> None:
+    def fit(ckpt_path: Path | None = None, **options) -> LongTailedClassifier:
+        seed_everything(1)
+        model = classifier()
+        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, **options)
+        run.fit(model, datamodule=digits(), ckpt_path=ckpt_path)
+        return model
+
+    whole = fit(enable_checkpointing=False)
+    last = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    with pytest.raises(InterruptedError):
+        fit(callbacks=[last, Interrupt()])
+    resumed = fit(ckpt_path=tmp_path / "last.ckpt", enable_checkpointing=False)
+    for ours, expected in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_test_metrics_are_those_of_the_predictions(tmp_path: Path) -> None:
+    model = classifier(SigmoidLoss(COUNTS, EffectiveNumber(0.99)))
+    run = trainer(tmp_path)
+    (metrics,) = run.test(model, datamodule=digits(), verbose=False)
+    batches = list(digits().test_dataloader())
+    with torch.no_grad():
+        logits = torch.cat([model.eval()(images) for images, _ in batches])
+    targets = torch.cat([targets for _, targets in batches])
+    hits = logits.argmax(1) == targets
+    assert metrics["test/acc"] == pytest.approx(hits.float().mean().item())
+    assert metrics["test/loss"] == pytest.approx(model.loss(logits, targets).item(), rel=1e-5)
+    assert metrics["test/acc/few"] == pytest.approx(hits[targets >= 5].float().mean().item())
+    assert metrics["test/acc/many"] == pytest.approx(hits[targets == 0].float().mean().item())
+    assert model.per_class["total"] == [40] * 10
+
+
+class OwnLoss(SoftmaxLoss):
+    """A loss of one's own, which keeps its argument under another name."""
+
+    def __init__(self, class_counts: list[int], scale: float) -> None:
+        super().__init__(class_counts)
+        self.factor = scale
+
+    def per_sample(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits * self.factor, targets, reduction="none")
+
+
+def test_a_checkpoint_made_in_python_loads_without_data(tmp_path: Path) -> None:
+    model = classifier(FocalLoss(COUNTS, 2.0, EffectiveNumber(0.99)), mean=[0.5], std=[0.25], class_names=list("abcdefghij"))
+    run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
+    run.fit(model, datamodule=digits())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    again = LongTailedClassifier.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert isinstance(again.loss, FocalLoss)
+    assert (again.loss.gamma, again.loss.class_counts, again.class_names[9]) == (2.0, COUNTS, "j")
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(again.eval()(images), model.eval()(images))
+
+    own = classifier(OwnLoss(COUNTS, 2.0))
+    run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
+    run.fit(own, datamodule=digits())
+    run.save_checkpoint(tmp_path / "own.ckpt")
+    again = LongTailedClassifier.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True, loss=OwnLoss(COUNTS, 2.0))
+    torch.testing.assert_close(again.eval()(images), own.eval()(images))
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
+    model = classifier()
+    hparams = {"loss": {"init_args": {"class_counts": [5, 1]}}, "class_names": ["a", "b"]}
+    with pytest.raises(ValueError, match="the checkpoint has 2 classes, but the data have 10"):
+        model.on_load_checkpoint({"hyper_parameters": hparams})
+    names = [*"012345678", "nine"]
+    with pytest.raises(ValueError, match="'nine' there is '9' here"):
+        model.on_load_checkpoint({"hyper_parameters": {"class_names": names}})
+
+
+def test_schedule_without_an_end_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=-1, enable_checkpointing=False)
+    with pytest.raises(ValueError, match="set --trainer.max_epochs"):
+        run.fit(classifier(), datamodule=digits())
+
+
+def test_other_schedulers_step_by_epoch(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=2, enable_checkpointing=False, limit_val_batches=0)
+    run.fit(classifier(lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=3)), datamodule=digits())
+    assert run.lr_scheduler_configs[0].interval == "epoch"
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == 2
