@@ -24,12 +24,20 @@ from lt_cb.module import LongTailedClassifier
 CONFIG_KEY = "lt_cb_config"  # in a checkpoint: the resolved config of its run, as YAML
 
 
+class ParseError(ValueError):
+    """What jsonargparse says is wrong, over several lines, and the parser that says it."""
+
+    def __init__(self, message: str, parser: LightningArgumentParser) -> None:
+        super().__init__(message)
+        self.parser = parser
+
+
 class Parser(LightningArgumentParser):
-    """A parser whose errors are exceptions, for `main` to show."""
+    """A parser whose errors are exceptions, for `main` to show: parsers are nested, and the outermost knows all."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong with the arguments as one sentence."""
-        raise InputError(_sentence(message, self)) from ex
+        """Raise what is wrong with the arguments."""
+        raise ParseError(message, self) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -105,9 +113,10 @@ class CLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         """Predict, and write file, class and probability to ``predictions.csv`` in the run folder."""
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
+        folder = self.trainer.log_dir  # a broadcast, which all processes have to join
         if not self.trainer.is_global_zero or not batches:
             return
-        file = Path(self.trainer.log_dir or ".", "predictions.csv")
+        file = Path(folder or ".", "predictions.csv")
         file.parent.mkdir(parents=True, exist_ok=True)
         pairs = [pair for classes, probabilities in batches for pair in zip(classes, probabilities, strict=True)]
         with file.open("w", newline="") as stream:
@@ -146,12 +155,15 @@ def _sentence(message: str, parser: LightningArgumentParser) -> str:
             choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)
             return f"there is no {kind} '{name}': {choice}"
         return f"there is no {kind} '{name}': give its class path, as torch.optim.SGD."
-    if match := re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE):
-        options = [option for action in parser._actions for option in action.option_strings]
-        return f"there is no option {match[1]}: see lt-cb {parser.prog.split()[-1]} --help." + did_you_mean(match[1], options)
+    if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
+        option = f"--{match[1] or match[2]}"
+        command = next((a for a in parser._actions if a.dest == "subcommand"), None)
+        parsers = [parser, *(command.choices.values() if command is not None else [])]
+        known = [name for p in parsers for action in p._actions for name in action.option_strings]
+        return f"there is no option {option}: see lt-cb fit --help." + did_you_mean(option, known)
     noise = r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
-    lines = [line.strip() for line in message.splitlines()]
-    kept = [line.removeprefix("- ") for line in lines if not re.match(noise + '|Parser key "[^"]+":$', line)]
+    lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if not re.match(noise, line)]
     return f"--{key}: {' '.join(kept)}" if key else " ".join(kept)
 
 
@@ -161,13 +173,13 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(cls)
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
-    """Return the innermost InputError that led to an error: jsonargparse wraps what a constructor raises."""
-    found = None
-    while error is not None:
-        found = error if isinstance(error, InputError) else found
+def _input_error(error: BaseException | None) -> str | None:
+    """Return the sentence for an error that the input has caused, None for any other."""
+    if isinstance(error, ParseError):
+        return _sentence(str(error), error.parser)
+    while error is not None and not isinstance(error, InputError):  # jsonargparse wraps what a constructor raises
         error = error.__cause__ or error.__context__
-    return found
+    return None if error is None else str(error)
 
 
 def _quiet() -> None:
@@ -201,6 +213,7 @@ def main(args: ArgsType = None) -> None:
             parser_class=Parser,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
+            parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
             trainer_defaults={"callbacks": [ResultFile(), last], "logger": logger},
         )

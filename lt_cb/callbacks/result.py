@@ -32,13 +32,16 @@ class ResultFile(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop the clock of a stage; after the test, when the progress bar is gone, print and write."""
         self._seconds[stage] = time.perf_counter() - self._started
-        if stage != "test" or not trainer.is_global_zero or not isinstance(pl_module, LongTailedClassifier):
+        if stage != "test" or not isinstance(pl_module, LongTailedClassifier):
+            return
+        folder = trainer.log_dir  # a broadcast, which all processes have to join
+        if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
         counts, per_class = pl_module.loss.class_counts, pl_module.per_class
         accuracy = [c / t if t else None for c, t in zip(per_class["correct"], per_class["total"], strict=True)]
         _print_table(pl_module.class_names, counts, accuracy, metrics)
-        if trainer.log_dir is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
         result: dict[str, Any] = {
@@ -66,12 +69,12 @@ class ResultFile(Callback):
                 "lightning": lightning.__version__,
             },
         }
-        file = Path(trainer.log_dir, "result.json")
+        file = Path(folder, "result.json")
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1) + "\n")
         temporary.replace(file)
-        Console().print(f"Run folder: {trainer.log_dir}", soft_wrap=True, highlight=False)
+        Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
 
 
 def _print_table(names: list[str], counts: list[int], accuracy: list[float | None], metrics: dict[str, float]) -> None:

@@ -146,11 +146,12 @@ class LongTailedDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download or decode what is missing, so that what is wrong with it shows before a run begins."""
-        if self.predict_dir is not None:
-            self._load_folder(Path(self.predict_dir))
+        stage = self.trainer.state.fn if self.trainer else "fit"
+        if stage == "predict":
+            self._load_folder()
             return
         self._load("test")
-        if self.trainer is None or self.trainer.state.fn != "test":
+        if stage != "test":
             self._load("train")
 
     def _load(self, split: Split) -> tuple[Tensor, Tensor]:
@@ -174,8 +175,11 @@ class LongTailedDataModule(LightningDataModule):
     def _to_tensors(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(resize(images, self.image_size)), torch.from_numpy(labels)
 
-    def _load_folder(self, folder: Path) -> tuple[Tensor, Tensor]:
+    def _load_folder(self) -> tuple[Tensor, Tensor]:
         if "predict" not in self._parts:
+            if self.predict_dir is None:
+                raise InputError("predict needs images: set --data.predict_dir to a folder of images.")
+            folder = Path(self.predict_dir)
             self.predict_files = find_images(folder) if folder.is_dir() else []
             if not self.predict_files:
                 raise InputError(f"there are no images in '{folder}': set --data.predict_dir to a folder of images.")
@@ -213,6 +217,4 @@ class LongTailedDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> ResidentLoader:
         """Batches of the images in ``predict_dir``, all of them in every process, in the order of the file names."""
-        if self.predict_dir is None:
-            raise InputError("predict needs images: set --data.predict_dir to a folder of images.")
-        return self._loader(self._load_folder(Path(self.predict_dir)), shard=False)
+        return self._loader(self._load_folder(), shard=False)

@@ -1,0 +1,227 @@
+"""The commands a user types, on tiny runs."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lt_cb.cli import main
+from lt_cb.module import LongTailedClassifier
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--model.backbone=resnet20"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def fit(*args: str) -> Path:
+    """Train the quickstart for an epoch and return the newest run folder."""
+    main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *TINY, *args])
+    return max(Path("runs").glob("*/version_*"), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Return the sentence with which a command is refused; nothing may have been written."""
+    before = sorted(Path("runs").rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        main(list(args))
+    assert stopped.value.code == 2
+    assert sorted(Path("runs").rglob("*")) == before
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lt-cb: error: ")]
+    assert len(error) == 1
+    return error[0].removeprefix("lt-cb: error: ")
+
+
+def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("--config", str(ROOT / "configs/loss/cb_focal.yaml"), "--model.loss.weighting.beta=0.99", "--seed_everything=7")
+    table = capsys.readouterr().out
+    assert "training images" in table
+    assert "134" in table
+    assert {file.name for file in run.iterdir()} >= {"config.yaml", "metrics.csv", "result.json", "checkpoints"}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["loss"]["init_args"]["weighting"]["init_args"] == {"beta": 0.99}
+    result = json.loads((run / "result.json").read_text())
+    assert result["class_counts"] == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
+    assert result["test_counts"] == [40] * 10
+    assert result["seeds"] == {"seed_everything": 7, "subset_seed": 0}
+    mean = sum(result["per_class_accuracy"]) / 10
+    assert result["metrics"]["test/balanced_acc"] == pytest.approx(mean)
+    with (run / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert float(rows[-1]["test/balanced_acc"]) == pytest.approx(mean)
+
+    # the checkpoint alone is enough to test; the command line goes over what it says
+    checkpoint = tmp_path / "moved.ckpt"
+    checkpoint.write_bytes((run / "checkpoints/last.ckpt").read_bytes())
+    main(["test", "--ckpt_path", str(checkpoint), "--model.few_shot=40"])
+    tested = json.loads((run.with_name("version_1") / "result.json").read_text())
+    assert tested["per_class_accuracy"] == result["per_class_accuracy"]
+    assert tested["metrics"]["test/loss"] == pytest.approx(result["metrics"]["test/loss"])
+    few = result["per_class_accuracy"][3:]
+    assert tested["metrics"]["test/acc/few"] == pytest.approx(sum(few) / len(few))
+
+    model = LongTailedClassifier.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu").eval()
+    assert model.loss.weighting is not None
+    assert vars(model.loss.weighting) == {"beta": 0.99}
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        Image.effect_noise((20 + i, 30), 50).save(photos / f"{i}.png")
+    main(["predict", f"--ckpt_path={checkpoint}", "--data.predict_dir", str(photos), "--data.root=/nowhere"])
+    with (run.with_name("version_2") / "predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    assert {row["class"] for row in rows} <= set("0123456789")
+    assert all(0 <= float(row["probability"]) <= 1 for row in rows)
+
+    assert refused(capsys, "predict", f"--ckpt_path={checkpoint}").startswith("predict needs images")
+    sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", "--data.predict_dir=/nowhere")
+    assert sentence.startswith("there are no images in '/nowhere'")
+    (photos / "1.png").write_bytes(b"no image")
+    sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={photos}")
+    assert "1.png' cannot be read as an image" in sentence
+    sentence = refused(capsys, "test", f"--ckpt_path={checkpoint}", "--data.source=cifar100")
+    assert sentence.startswith("the checkpoint has 10 classes, but the data have 100")
+    sentence = refused(capsys, "test", f"--ckpt_path={checkpoint}", "--data.source=cifar10")
+    assert sentence.startswith("the checkpoint's classes are not those of the data")
+    sentence = refused(capsys, "fit", f"--ckpt_path={checkpoint}", "--data.source=cifar100")
+    assert sentence.startswith("the checkpoint has 10 classes")
+
+
+def test_resume_goes_on_in_the_same_configuration() -> None:
+    run = fit("--model.loss=SigmoidLoss")
+    main(["fit", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_epochs=2"])
+    resumed = run.with_name("version_1")
+    assert json.loads((resumed / "result.json").read_text())["epochs"] == 2
+    with (resumed / "metrics.csv").open() as stream:
+        assert [row["epoch"] for row in csv.DictReader(stream) if row["train/loss"]] == ["1"]
+    config = yaml.safe_load((resumed / "config.yaml").read_text())
+    assert config["model"]["loss"]["class_path"] == "lt_cb.losses.SigmoidLoss"
+
+
+def test_validate_uses_the_held_out_images(capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("--data.val_fraction=0.3", "--data.imbalance_factor=2")
+    main(["validate", f"--ckpt_path={run / 'checkpoints/last.ckpt'}"])
+    assert "val/balanced_acc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_config_trains(config: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each shipped config, on images made for the test where the real ones need a download."""
+    base = [] if config.parent.name == "configs" else ["--config", str(ROOT / "configs/image_folder.yaml")]
+    text = config.read_text()
+    data = [] if "digits" in text else ["--data.source=image_folder", f"--data.root={folder}", "--data.imbalance_factor=null"]
+    main(["fit", *base, "--config", str(config), *data, *TINY, "--data.image_size=12", "--trainer.limit_train_batches=1"])
+    assert "Test accuracy by class" in capsys.readouterr().out
+
+
+FIT = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--model.loss.weighting.beta=1.5"], "beta is 1.5, but must be in [0, 1)"),
+        (["--model.loss.weighting.beta=1"], "beta is 1.0, but must be in [0, 1)"),
+        (["--model.loss.weighting.beta=much"], "--model.loss.weighting.beta: Expected a <class 'float'>. Got value: much"),
+        (["--model.loss.gamma=-1"], "gamma is -1.0, but must be at least 0"),
+        (["--data.imbalance_factor=0.5"], "imbalance_factor is 0.5, but must be at least 1"),
+        (["--data.n_max=1000"], "1000 training images of class '0' are asked for, but there are 138"),
+        (["--data.imbalance_type=exp"], "--data.imbalance_type: Expected a typing.Literal['exponential', 'step']."),
+        (["--data.source=digit"], "there is no data source 'digit': choose 'digits'"),
+        (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
+        (["--model.loss=FocalLos"], "there is no loss 'FocalLos': choose SoftmaxLoss, SigmoidLoss, FocalLoss"),
+        (["--model.loss=no.such.Loss"], "--model.loss: Problem with given class_path 'no.such.Loss': No module named 'no'"),
+        (["--model.loss.weighting=EffectiveNumbr"], "there is no weighting 'EffectiveNumbr': choose EffectiveNumber"),
+        (["--model.backbone=resnet33"], "there is no model 'resnet33': choose resnet20"),
+        (["--model.backbone_args={width: 3}"], "model 'resnet32' does not take these options"),
+        (["--model.optimizer=SGDD"], "there is no optimizer 'SGDD'"),
+        (["--model.los.gamma=1"], "there is no option --model.los.gamma"),
+        (["--model.loss.gama=1"], "--model.loss: Option 'gama' is not accepted"),
+        (["--trainer.max_epoch=1"], "there is no option --trainer.max_epoch: see lt-cb fit --help. Did you mean"),
+        (["--config=missing.yaml"], "--config: File does not exist"),
+        (["--ckpt_path=missing.ckpt"], "there is no checkpoint 'missing.ckpt'"),
+        ([f"--ckpt_path={__file__}"], f"'{__file__}' is not a checkpoint of a run"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, *FIT, *args).startswith(sentence)
+
+
+def test_nearest_names_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, name in (
+        (["--model.loss=FocalLos"], "FocalLoss"),
+        (["--model.loss=sofmaxloss"], "SoftmaxLoss"),
+        (["--model.loss.weighting=EffectiveNumbr"], "EffectiveNumber"),
+        (["--data.source=fashionmnist"], "fashion_mnist"),
+        (["--model.backbone=resnet-32"], "resnet32"),
+        (["--data.imbalanse_factor=3"], "--data.imbalance_factor"),
+    ):
+        assert refused(capsys, *FIT, *args).endswith(f" Did you mean '{name}'?")
+
+
+def test_an_untrained_model_is_not_tested(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("validate", "test", "predict"):
+        assert refused(capsys, command).startswith(f"{command} needs a trained model: set --ckpt_path")
+
+
+@pytest.mark.parametrize("damage", ["truncated image", "empty class", "other classes"])
+def test_a_bad_folder_leaves_no_run(folder: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if damage == "truncated image":
+        file = folder / "test/dog/02.jpg"
+        file.write_bytes(file.read_bytes()[:200])
+    elif damage == "empty class":
+        for file in (folder / "train/dog").iterdir():
+            file.unlink()
+    else:
+        (folder / "test/dog").rename(folder / "test/wolf")
+    config = str(ROOT / "configs/image_folder.yaml")
+    sentence = refused(capsys, "fit", "--config", config, f"--data.root={folder}", *TINY)
+    expected = {"truncated image": "02.jpg", "empty class": "'dog'", "other classes": "'dog', 'wolf'"}
+    assert expected[damage] in sentence
+
+
+def test_console_script_and_module_exit_alike() -> None:
+    environment = {**os.environ, "COLUMNS": "80"}
+    for command in (["lt-cb"], [sys.executable, "-m", "lt_cb"]):
+        command = [str(Path(sys.executable).with_name("lt-cb"))] if command == ["lt-cb"] else command
+        done = subprocess.run([*command, "test"], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith("lt-cb: error: test needs a trained model")
+        assert "Traceback" not in done.stderr
+
+
+def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
+    """400 test images over 3 processes, which have 2, 1 and 1 batches of at most 133."""
+    run = fit("--data.batch_size=133")
+    one = json.loads((run / "result.json").read_text())
+    checkpoint = str(run / "checkpoints/last.ckpt")
+    command = [sys.executable, "-m", "lt_cb", "test", "--ckpt_path", checkpoint, "--trainer.devices=3", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
+    three = json.loads((run.with_name("version_1") / "result.json").read_text())
+    assert three["test_counts"] == one["test_counts"] == [40] * 10
+    assert three["per_class_accuracy"] == one["per_class_accuracy"]
+    assert three["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+
+
+def test_training_in_two_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lt_cb", *FIT, *TINY, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
+    result = json.loads(Path("runs/quickstart/version_0/result.json").read_text())
+    assert result["test_images"] == 400
+    assert torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
