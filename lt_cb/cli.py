@@ -48,6 +48,13 @@ class SaveConfig(SaveConfigCallback):
         checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_none=False)
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """``checkpoints/last.ckpt``, after every epoch; ``--trainer.callbacks+=ModelCheckpoint`` adds one for the best."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
 class CLI(LightningCLI):
     """LightningCLI for `LongTailedClassifier` and `LongTailedDataModule`.
 
@@ -102,8 +109,8 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the last checkpoint."""
-        last = next(c for c in self.trainer.checkpoint_callbacks if c.monitor is None and c.filename == "last")
-        path = last.best_model_path or None  # none is written by fast_dev_run
+        written = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+        path = written[0] or None  # fast_dev_run writes none
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
 
     def test(self, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
@@ -149,7 +156,7 @@ def _sentence(message: str, parser: LightningArgumentParser) -> str:
     key = ".".join(re.findall(r'Parser key "([^"]+)":', message))
     if match := re.search(r"dot import path string: (\S+)", message):
         name, kind = match[1], key.rpartition(".")[2]
-        base = {"loss": Loss, "weighting": Weighting}.get(kind)
+        base: type[Any] | None = {"loss": Loss, "weighting": Weighting}.get(kind)
         if base is not None:
             known = [cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb.")]
             choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)
@@ -157,17 +164,19 @@ def _sentence(message: str, parser: LightningArgumentParser) -> str:
         return f"there is no {kind} '{name}': give its class path, as torch.optim.SGD."
     if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
         option = f"--{match[1] or match[2]}"
-        command = next((a for a in parser._actions if a.dest == "subcommand"), None)
-        parsers = [parser, *(command.choices.values() if command is not None else [])]
+        commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+        parsers = [parser, *(command for choices in commands for command in choices.values())]
         known = [name for p in parsers for action in p._actions for name in action.option_strings]
         return f"there is no option {option}: see lt-cb fit --help." + did_you_mean(option, known)
-    noise = r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
+    noise = (
+        r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
+    )
     lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
     kept = [line.removeprefix("- ") for line in lines if not re.match(noise, line)]
     return f"--{key}: {' '.join(kept)}" if key else " ".join(kept)
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     for cls in base.__subclasses__():
         yield cls
         yield from _subclasses(cls)
@@ -203,8 +212,6 @@ def main(args: ArgsType = None) -> None:
     """
     _quiet()
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
-    # written after every epoch; a best one is another ModelCheckpoint, which --trainer.callbacks+ adds
-    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     try:
         CLI(
             LongTailedClassifier,
@@ -215,7 +222,7 @@ def main(args: ArgsType = None) -> None:
             seed_everything_default=0,
             parser_kwargs={"allow_abbrev": False},
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [ResultFile(), last], "logger": logger},
+            trainer_defaults={"callbacks": [ResultFile(), LastCheckpoint()], "logger": logger},
         )
     except Exception as error:
         wrong = _input_error(error)

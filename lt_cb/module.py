@@ -82,8 +82,8 @@ class LongTailedClassifier(LightningModule):
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
         self.train_loss = MeanMetric()
-        self.eval_loss = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
-        self.eval_classes = nn.ModuleDict({stage: PerClassAccuracy(num_classes) for stage in ("val", "test")})
+        self.eval_loss = MeanMetric()
+        self.eval_classes = PerClassAccuracy(num_classes)
 
     def _last_bias(self) -> nn.Parameter | None:
         classifier = last_linear(self.backbone)
@@ -98,7 +98,8 @@ class LongTailedClassifier(LightningModule):
         """
         if images.dtype == torch.uint8:
             images = (images - self.mean) / self.std
-        return self.backbone(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -112,23 +113,23 @@ class LongTailedClassifier(LightningModule):
         self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
         self.train_loss.reset()
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
+    def _evaluate(self, batch: Batch) -> None:
         images, targets = batch
         logits = self(images).float()
-        self.eval_loss[stage].update(self.loss(logits, targets), len(images))
-        self.eval_classes[stage].update(logits.argmax(1), targets)
+        self.eval_loss.update(self.loss(logits, targets), len(images))
+        self.eval_classes.update(logits.argmax(1), targets)
 
     def _log_results(self, stage: str) -> None:
-        correct, total = self.eval_classes[stage].compute()
-        results = accuracies(correct, total, self.groups) | {"loss": self.eval_loss[stage].compute()}
+        correct, total = self.eval_classes.compute()
+        results = accuracies(correct, total, self.groups) | {"loss": self.eval_loss.compute()}
         self.log_dict({f"{stage}/{name}": value for name, value in results.items()}, sync_dist=True)
         self.per_class = {"correct": correct.tolist(), "total": total.tolist()}
-        self.eval_loss[stage].reset()
-        self.eval_classes[stage].reset()
+        self.eval_loss.reset()
+        self.eval_classes.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""
-        self._evaluate("val", batch)
+        self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...``."""
@@ -136,7 +137,7 @@ class LongTailedClassifier(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""
-        self._evaluate("test", batch)
+        self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/...`` and keep correct and counted images of each class in ``per_class``."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -62,6 +63,6 @@ class WarmupMultiStep(LRScheduler):
         own = ("warmup", "milestones", "factors", "total_steps")
         return {key: value for key, value in super().state_dict().items() if key not in own}
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each parameter group."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]

@@ -17,7 +17,12 @@ from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--model.backbone=resnet20"]
+TINY = [
+    "--trainer.max_epochs=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--model.backbone=resnet20",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +50,9 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = fit("--config", str(ROOT / "configs/loss/cb_focal.yaml"), "--model.loss.weighting.beta=0.99", "--seed_everything=7")
+    run = fit(
+        "--config", str(ROOT / "configs/loss/cb_focal.yaml"), "--model.loss.weighting.beta=0.99", "--seed_everything=7"
+    )
     table = capsys.readouterr().out
     assert "training images" in table
     assert "134" in table
@@ -123,8 +130,14 @@ def test_every_config_trains(config: Path, folder: Path, capsys: pytest.CaptureF
     """Each shipped config, on images made for the test where the real ones need a download."""
     base = [] if config.parent.name == "configs" else ["--config", str(ROOT / "configs/image_folder.yaml")]
     text = config.read_text()
-    data = [] if "digits" in text else ["--data.source=image_folder", f"--data.root={folder}", "--data.imbalance_factor=null"]
-    main(["fit", *base, "--config", str(config), *data, *TINY, "--data.image_size=12", "--trainer.limit_train_batches=1"])
+    data = (
+        []
+        if "digits" in text
+        else ["--data.source=image_folder", f"--data.root={folder}", "--data.imbalance_factor=null"]
+    )
+    main(
+        ["fit", *base, "--config", str(config), *data, *TINY, "--data.image_size=12", "--trainer.limit_train_batches=1"]
+    )
     assert "Test accuracy by class" in capsys.readouterr().out
 
 
@@ -136,7 +149,10 @@ FIT = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
     [
         (["--model.loss.weighting.beta=1.5"], "beta is 1.5, but must be in [0, 1)"),
         (["--model.loss.weighting.beta=1"], "beta is 1.0, but must be in [0, 1)"),
-        (["--model.loss.weighting.beta=much"], "--model.loss.weighting.beta: Expected a <class 'float'>. Got value: much"),
+        (
+            ["--model.loss.weighting.beta=much"],
+            "--model.loss.weighting.beta: Expected a <class 'float'>. Got value: much",
+        ),
         (["--model.loss.gamma=-1"], "gamma is -1.0, but must be at least 0"),
         (["--data.imbalance_factor=0.5"], "imbalance_factor is 0.5, but must be at least 1"),
         (["--data.n_max=1000"], "1000 training images of class '0' are asked for, but there are 138"),
@@ -144,7 +160,10 @@ FIT = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
         (["--data.source=digit"], "there is no data source 'digit': choose 'digits'"),
         (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
         (["--model.loss=FocalLos"], "there is no loss 'FocalLos': choose SoftmaxLoss, SigmoidLoss, FocalLoss"),
-        (["--model.loss=no.such.Loss"], "--model.loss: Problem with given class_path 'no.such.Loss': No module named 'no'"),
+        (
+            ["--model.loss=no.such.Loss"],
+            "--model.loss: Problem with given class_path 'no.such.Loss': No module named 'no'",
+        ),
         (["--model.loss.weighting=EffectiveNumbr"], "there is no weighting 'EffectiveNumbr': choose EffectiveNumber"),
         (["--model.backbone=resnet33"], "there is no model 'resnet33': choose resnet20"),
         (["--model.backbone_args={width: 3}"], "model 'resnet32' does not take these options"),
@@ -209,7 +228,16 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
     run = fit("--data.batch_size=133")
     one = json.loads((run / "result.json").read_text())
     checkpoint = str(run / "checkpoints/last.ckpt")
-    command = [sys.executable, "-m", "lt_cb", "test", "--ckpt_path", checkpoint, "--trainer.devices=3", "--trainer.strategy=ddp"]
+    command = [
+        sys.executable,
+        "-m",
+        "lt_cb",
+        "test",
+        "--ckpt_path",
+        checkpoint,
+        "--trainer.devices=3",
+        "--trainer.strategy=ddp",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
     three = json.loads((run.with_name("version_1") / "result.json").read_text())

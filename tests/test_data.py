@@ -69,7 +69,10 @@ class TestDataModule:
         assert parts[0][0].max() == 255
 
     def test_step_and_explicit_counts(self) -> None:
-        assert LongTailedDataModule(imbalance_factor=10, imbalance_type="step", n_max=100).class_counts == [100] * 5 + [10] * 5
+        assert (
+            LongTailedDataModule(imbalance_factor=10, imbalance_type="step", n_max=100).class_counts
+            == [100] * 5 + [10] * 5
+        )
         counts = [100, 90, 5, 0, 7, 8, 9, 10, 11, 12]
         data = LongTailedDataModule(subset_counts=counts)
         data.prepare_data()
@@ -81,7 +84,10 @@ class TestDataModule:
         [
             ({"imbalance_factor": 0.5}, "imbalance_factor is 0.5, but must be at least 1"),
             ({"imbalance_factor": 1000}, "leaves class '9' without an image: with 134 images .* at most 134"),
-            ({"imbalance_factor": 10, "n_max": 139}, "139 training images of class '0' are asked for, but there are 138"),
+            (
+                {"imbalance_factor": 10, "n_max": 139},
+                "139 training images of class '0' are asked for, but there are 138",
+            ),
             ({"n_max": 10}, "n_max is 10 without an imbalance_factor"),
             ({"subset_counts": [1, 2]}, "must have 10 counts"),
             ({"subset_counts": [1] * 10, "imbalance_factor": 2}, "exclude each other"),
@@ -100,7 +106,7 @@ class TestDataModule:
 
     def test_labels_out_of_range_are_refused_when_loaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Digits, "load", lambda self, split: (np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 10])))
-        with pytest.raises(ValueError, match="labels go from 0 to 10, but 10 classes allow 0 to 9"):
+        with pytest.raises(ValueError, match=r"labels go from 0 to 10, but 10 classes allow 0 to 9"):
             LongTailedDataModule().prepare_data()
 
     def test_a_source_of_ones_own_by_class_path(self) -> None:
@@ -245,7 +251,7 @@ class TestImageFolder:
         with pytest.raises(ValueError, match="differ in 'fox'"):
             ImageFolder(str(folder))
         shutil.rmtree(folder / "test")
-        with pytest.raises(ValueError, match="there is no folder .*test'"):
+        with pytest.raises(ValueError, match=r"there is no folder .*test'"):
             ImageFolder(str(folder))
 
     @pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
@@ -288,5 +294,5 @@ class TestOtherSources:
         assert labels.tolist() == [7, 3]
         file = next(tmp_path.glob("t10k-images*"))
         file.write_bytes(file.read_bytes()[:100])
-        with pytest.raises(ValueError, match="t10k-images.*is damaged"):
+        with pytest.raises(ValueError, match=r"t10k-images.*is damaged"):
             FashionMNIST(str(tmp_path)).load("test")

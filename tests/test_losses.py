@@ -75,7 +75,11 @@ class TestWeights:
 
     @pytest.mark.parametrize("beta", [-0.1, 1.0, 1.5, float("nan")])
     def test_beta_out_of_range_is_refused(self, beta: float) -> None:
-        for make in (lambda: EffectiveNumber(beta), lambda: class_weights([1, 2], beta), lambda: effective_number([1], beta)):
+        for make in (
+            lambda: EffectiveNumber(beta),
+            lambda: class_weights([1, 2], beta),
+            lambda: effective_number([1], beta),
+        ):
             with pytest.raises(ValueError, match=r"beta is .*must be in \[0, 1\)"):
                 make()
 
@@ -190,7 +194,9 @@ class TestIdentities:
     @pytest.mark.parametrize("make", [SoftmaxLoss, SigmoidLoss, FocalLoss])
     def test_beta_0_and_uniform_counts_are_no_weighting(self, make) -> None:
         expected = make(self.counts)(self.logits, self.targets)
-        torch.testing.assert_close(make(self.counts, weighting=EffectiveNumber(0.0))(self.logits, self.targets), expected)
+        torch.testing.assert_close(
+            make(self.counts, weighting=EffectiveNumber(0.0))(self.logits, self.targets), expected
+        )
         torch.testing.assert_close(make([7] * 5, weighting=EffectiveNumber(0.99))(self.logits, self.targets), expected)
 
     def test_divided_by_the_batch_size_and_not_by_the_weights(self) -> None:
@@ -223,7 +229,7 @@ class TestIdentities:
 class TestInterface:
     def test_impossible_gamma_is_refused(self) -> None:
         for gamma in (-1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match="gamma is .*must be at least 0"):
+            with pytest.raises(ValueError, match=r"gamma is .*must be at least 0"):
                 FocalLoss([1, 2], gamma=gamma)
 
     @pytest.mark.parametrize("make", [SoftmaxLoss, SigmoidLoss, FocalLoss])

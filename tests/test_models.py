@@ -30,14 +30,18 @@ def test_forward_against_plain_functions(shortcut: str) -> None:
     state = model.state_dict()
 
     def bn(x: torch.Tensor, name: str) -> torch.Tensor:
-        mean, var, weight, bias = (state[f"{name}.{k}"][:, None, None] for k in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, weight, bias = (
+            state[f"{name}.{k}"][:, None, None] for k in ("running_mean", "running_var", "weight", "bias")
+        )
         return (x - mean) / (var + 1e-5).sqrt() * weight + bias
 
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     x = bn(F.conv2d(images, state["conv1.weight"], padding=1), "bn1").clamp(min=0)
     for i in range(9):
         stride = 2 if i in (3, 6) else 1
-        out = bn(F.conv2d(x, state[f"blocks.{i}.conv1.weight"], padding=1, stride=stride), f"blocks.{i}.bn1").clamp(min=0)
+        out = bn(F.conv2d(x, state[f"blocks.{i}.conv1.weight"], padding=1, stride=stride), f"blocks.{i}.bn1").clamp(
+            min=0
+        )
         out = bn(F.conv2d(out, state[f"blocks.{i}.conv2.weight"], padding=1), f"blocks.{i}.bn2")
         if stride == 2:
             if shortcut == "pool":
@@ -79,11 +83,13 @@ def tiny(num_classes: int, in_channels: int, size: int) -> nn.Module:
 def test_unknown_models_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"there is no model 'resnet23'.*Did you mean 'resnet"):
         build_backbone("resnet23", 10)
-    with pytest.raises(ValueError, match=r"there is no model 'vit_tiny_patch16_225'.*Did you mean 'vit_tiny_patch16_224'"):
+    with pytest.raises(
+        ValueError, match=r"there is no model 'vit_tiny_patch16_225'.*Did you mean 'vit_tiny_patch16_224'"
+    ):
         build_backbone("vit_tiny_patch16_225", 10)
-    with pytest.raises(ValueError, match="there is no model 'no.such'"):
+    with pytest.raises(ValueError, match=r"there is no model 'no.such'"):
         build_backbone("no.such", 10)
-    with pytest.raises(ValueError, match="'resnet32' does not take these options .*'width'"):
+    with pytest.raises(ValueError, match=r"'resnet32' does not take these options .*'width'"):
         build_backbone("resnet32", 10, options={"width": 2})
     with pytest.raises(ValueError, match="shortcut is 'none'"):
         build_backbone("resnet32", 10, options={"shortcut": "none"})

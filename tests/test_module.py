@@ -137,7 +137,9 @@ class OwnLoss(SoftmaxLoss):
 
 
 def test_a_checkpoint_made_in_python_loads_without_data(tmp_path: Path) -> None:
-    model = classifier(FocalLoss(COUNTS, 2.0, EffectiveNumber(0.99)), mean=[0.5], std=[0.25], class_names=list("abcdefghij"))
+    model = classifier(
+        FocalLoss(COUNTS, 2.0, EffectiveNumber(0.99)), mean=[0.5], std=[0.25], class_names=list("abcdefghij")
+    )
     run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
     run.fit(model, datamodule=digits())
     run.save_checkpoint(tmp_path / "model.ckpt")
@@ -151,7 +153,9 @@ def test_a_checkpoint_made_in_python_loads_without_data(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
     run.fit(own, datamodule=digits())
     run.save_checkpoint(tmp_path / "own.ckpt")
-    again = LongTailedClassifier.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True, loss=OwnLoss(COUNTS, 2.0))
+    again = LongTailedClassifier.load_from_checkpoint(
+        tmp_path / "own.ckpt", weights_only=True, loss=OwnLoss(COUNTS, 2.0)
+    )
     torch.testing.assert_close(again.eval()(images), own.eval()(images))
 
 
@@ -167,12 +171,14 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 def test_schedule_without_an_end_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_epochs=-1, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="set --trainer.max_epochs"):
+    with pytest.raises(ValueError, match=r"set --trainer.max_epochs"):
         run.fit(classifier(), datamodule=digits())
 
 
 def test_other_schedulers_step_by_epoch(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_epochs=2, enable_checkpointing=False, limit_val_batches=0)
-    run.fit(classifier(lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=3)), datamodule=digits())
+    run.fit(
+        classifier(lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=3)), datamodule=digits()
+    )
     assert run.lr_scheduler_configs[0].interval == "epoch"
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == 2

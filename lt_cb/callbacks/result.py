@@ -89,7 +89,9 @@ def _print_table(names: list[str], counts: list[int], accuracy: list[float | Non
         shown = [*shown[:50], (middle, 0, None), *shown[-50:]]
     for name, count, value in shown:
         bar = "" if value is None else "█" * round(value * 20)
-        table.add_row(name, str(count) if value is not None or count else "", "–" if value is None else f"{value:.1%}", bar)
+        table.add_row(
+            name, str(count) if value is not None or count else "", "–" if value is None else f"{value:.1%}", bar
+        )
     table.add_section()
     for name, value in metrics.items():
         label = name.removeprefix("test/")

@@ -164,7 +164,9 @@ class LongTailedDataModule(LightningDataModule):
                     f"0 to {num_classes - 1}: check the source."
                 )
             if split == "train":
-                keep, held = hold_out(long_tailed_subset(labels, self.subset_counts, self.subset_seed), self.val_fraction)
+                keep, held = hold_out(
+                    long_tailed_subset(labels, self.subset_counts, self.subset_seed), self.val_fraction
+                )
                 self.subset_hash = hashlib.sha256(keep.tobytes()).hexdigest()
                 if self.val_fraction:
                     self._parts["val"] = self._to_tensors(images[held], labels[held])

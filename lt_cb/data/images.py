@@ -116,7 +116,8 @@ def _cache_file(files: Sequence[Path], image_size: int | None, channels: int) ->
 def _read_cache(cache: Path) -> Images | None:
     try:
         with np.load(cache) as archive:  # the zip container verifies a CRC-32 of all it reads
-            return archive["images"]
+            images: Images = archive["images"]
+            return images
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -130,6 +131,8 @@ def _write_cache(cache: Path, images: Images) -> None:
             np.savez(file, images=images)
         os.replace(temporary, cache)  # atomic: another process sees the whole file or none
     except OSError as error:
-        warnings.warn(f"the decoded images could not be cached ({error}); the next start decodes them again.", stacklevel=2)
+        warnings.warn(
+            f"the decoded images could not be cached ({error}); the next start decodes them again.", stacklevel=2
+        )
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -77,7 +77,7 @@ class ResidentLoader:
         """Yield images, uint8 of shape (B, C, H, W) in channels-last memory, and targets, int64 of shape (B,)."""
         total = len(self.targets)
         if not self.train:
-            for rows in torch.arange(self.rank, total, self.world_size).split(self.batch_size):
+            for rows in torch.split(torch.arange(self.rank, total, self.world_size), self.batch_size):
                 yield self.images[rows].permute(0, 3, 1, 2), self.targets[rows]
             return
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
@@ -86,7 +86,7 @@ class ResidentLoader:
         offsets = torch.randint(2 * self.crop_padding + 1, (total, 2), generator=draw)
         flips = torch.rand(total, generator=draw) < 0.5
         positions = torch.arange(self.rank, self._num_samples() * self.world_size, self.world_size) % total
-        for batch in positions.split(self.batch_size):
+        for batch in torch.split(positions, self.batch_size):
             rows = order[batch]
             yield self._crop(rows, offsets[batch], flips[batch]), self.targets[rows]
 

@@ -192,7 +192,9 @@ class FashionMNIST(Source):
         return images, self._read(f"{stem}-labels-idx1-ubyte", 8).astype(np.int64)
 
     def _find(self, name: str) -> Path | None:
-        candidates = [folder / n for folder in (self.root, self.root / "FashionMNIST/raw") for n in (name, f"{name}.gz")]
+        candidates = [
+            folder / n for folder in (self.root, self.root / "FashionMNIST/raw") for n in (name, f"{name}.gz")
+        ]
         return next((file for file in candidates if file.is_file()), None)
 
     def _read(self, name: str, header: int) -> Images:
@@ -267,7 +269,10 @@ def resize(images: Images, image_size: int) -> Images:
     if images.shape[1] == image_size:
         return images
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    parts = [F.interpolate(part, (image_size, image_size), mode="bilinear", antialias=True) for part in batch.split(1024)]
+    parts = [
+        F.interpolate(part, (image_size, image_size), mode="bilinear", antialias=True)
+        for part in torch.split(batch, 1024)
+    ]
     return torch.cat(parts).permute(0, 2, 3, 1).contiguous().numpy()
 
 

@@ -1,9 +1,7 @@
 """The small residual networks for CIFAR of He et al. 2016, as the field's two reference codes build them."""
 
-import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +25,11 @@ class _Block(nn.Module):
     def _skip(self, x: Tensor) -> Tensor:
         if self.stride > 1:
             # ceil_mode: an odd size is halved upwards, as by the strided convolution beside it
-            x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.shortcut == "pool" else x[:, :, :: self.stride, :: self.stride]
+            x = (
+                F.avg_pool2d(x, self.stride, ceil_mode=True)
+                if self.shortcut == "pool"
+                else x[:, :, :: self.stride, :: self.stride]
+            )
         if self.extra:
             x = F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
         return x
@@ -69,7 +71,8 @@ class ResNetCifar(nn.Module):
             raise InputError(f"depth is {depth}, but must be 6 n + 2: 20, 32, 44, 56 or 110.")
         if shortcut not in ("pool", "stride") or init not in ("glorot", "kaiming"):
             raise InputError(
-                f"shortcut is '{shortcut}' and init '{init}', but they must be 'pool' or 'stride', and 'glorot' or 'kaiming'."
+                f"shortcut is '{shortcut}' and init '{init}', but allowed are 'pool' and 'stride', and 'glorot' and "
+                "'kaiming'."
             )
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -92,7 +95,8 @@ class ResNetCifar(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, shape (B, C), of images, floating of shape (B, in_channels, H, W)."""
         features = self.blocks(F.relu(self.bn1(self.conv1(images))))
-        return self.fc(features.mean((2, 3)))
+        logits: Tensor = self.fc(features.mean((2, 3)))
+        return logits
 
 
 def resnet20(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
@@ -115,6 +119,8 @@ def resnet56(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool"
     return ResNetCifar(56, num_classes, in_channels, shortcut, init)
 
 
-def resnet110(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
+def resnet110(
+    num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot"
+) -> ResNetCifar:
     """`ResNetCifar` of depth 110."""
     return ResNetCifar(110, num_classes, in_channels, shortcut, init)
