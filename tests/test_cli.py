@@ -144,6 +144,15 @@ def test_every_config_trains(config: Path, folder: Path, capsys: pytest.CaptureF
 FIT = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
 
 
+@pytest.mark.parametrize("loss", sorted((ROOT / "configs/loss").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_loss_overlay_leaves_nothing_of_the_loss_before(loss: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*FIT, "--model.loss.gamma=7", f"--config={loss}", "--print_config"])
+    resolved = yaml.safe_load(capsys.readouterr().out)["model"]["loss"]
+    expected = yaml.safe_load(loss.read_text())["model"]["loss"]
+    assert resolved == expected
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
