@@ -232,9 +232,12 @@ class TestInterface:
             with pytest.raises(ValueError, match=r"gamma is .*must be at least 0"):
                 FocalLoss([1, 2], gamma=gamma)
 
+    @pytest.mark.parametrize("weighting", [None, EffectiveNumber(0.9)])
     @pytest.mark.parametrize("make", [SoftmaxLoss, SigmoidLoss, FocalLoss])
-    def test_wrong_targets_are_refused_in_a_sentence(self, make) -> None:
-        loss = make([5, 3, 1], weighting=EffectiveNumber(0.9))
+    def test_wrong_targets_are_refused_in_a_sentence(self, make, weighting) -> None:
+        loss = make([5, 3, 1], weighting=weighting)
+        with pytest.raises(ValueError, match="targets go from -100 to 0"):
+            loss(torch.zeros(2, 3), torch.tensor([0, -100]))
         with pytest.raises(ValueError, match="targets go from 0 to 3, but 3 classes allow 0 to 2"):
             loss(torch.zeros(2, 3), torch.tensor([0, 3]))
         with pytest.raises(ValueError, match="targets go from -1 to 0"):

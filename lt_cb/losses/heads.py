@@ -21,7 +21,10 @@ class SoftmaxLoss(Loss):
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of each sample; targets of shape (B, C) are class probabilities."""
-        return F.cross_entropy(logits, targets, reduction="none")
+        if targets.ndim == 2:
+            return F.cross_entropy(logits, targets, reduction="none")
+        # not cross_entropy, which passes over a target of -100 without a word
+        return -logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
 
 
 class SigmoidLoss(Loss):
