@@ -256,7 +256,16 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
 
 
 def test_training_in_two_processes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lt_cb", *FIT, *TINY, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [
+        sys.executable,
+        "-m",
+        "lt_cb",
+        *FIT,
+        *TINY,
+        "--data.batch_size=128",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
     result = json.loads(Path("runs/quickstart/version_0/result.json").read_text())

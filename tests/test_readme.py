@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """Return the arguments of every lt-cb command, in the order of the page."""
     lines = "\n".join(blocks("bash")).splitlines()
-    return [shlex.split(line)[1:] for _, found, line in (line.partition("uv run lt-cb") for line in lines) if found]
+    return [shlex.split(line) for _, found, line in (line.partition("uv run lt-cb") for line in lines) if found]
 
 
 @pytest.fixture(autouse=True)
