@@ -186,6 +186,8 @@ def _input_error(error: BaseException | None) -> str | None:
     """Return the sentence for an error that the input has caused, None for any other."""
     if isinstance(error, ParseError):
         return _sentence(str(error), error.parser)
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
     while error is not None and not isinstance(error, InputError):  # jsonargparse wraps what a constructor raises
         error = error.__cause__ or error.__context__
     return None if error is None else str(error)

@@ -189,6 +189,12 @@ def test_wrong_input_gets_one_sentence(args: list[str], sentence: str, capsys: p
     assert refused(capsys, *FIT, *args).startswith(sentence)
 
 
+def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    sentence = refused(capsys, *FIT, f"--trainer.logger.init_args.save_dir={tmp_path}/file")
+    assert sentence.startswith(f"cannot use '{tmp_path}/file")
+
+
 def test_nearest_names_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     for args, name in (
         (["--model.loss=FocalLos"], "FocalLoss"),

@@ -30,7 +30,7 @@ class ResultFile(Callback):
         self._started = time.perf_counter()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop the clock of a stage; after the test, when the progress bar is gone, print and write."""
+        """Stop the clock of a stage; after the test, print and write."""
         self._seconds[stage] = time.perf_counter() - self._started
         if stage != "test" or not isinstance(pl_module, LongTailedClassifier):
             return
@@ -40,6 +40,8 @@ class ResultFile(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
         counts, per_class = pl_module.loss.class_counts, pl_module.per_class
         accuracy = [c / t if t else None for c, t in zip(per_class["correct"], per_class["total"], strict=True)]
+        if trainer.progress_bar_callback is not None:  # else a live bar and the table write into each other
+            trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
         _print_table(pl_module.class_names, counts, accuracy, metrics)
         if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
