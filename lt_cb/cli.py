@@ -81,6 +81,7 @@ class CLI(LightningCLI):
                 config = yaml.safe_load(self.checkpoint[CONFIG_KEY])
                 config.pop("ckpt_path", None)
                 args = [args[0], "--config", yaml.safe_dump(config), *args[1:]]
+            _check_yaml(args)
             self.config = parser.parse_args(args)
         else:
             self.config = parser.parse_object(args)
@@ -149,6 +150,17 @@ def _read_checkpoint(args: Sequence[str]) -> dict[str, Any] | None:
                 raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({error}).") from error
             return checkpoint
     return None
+
+
+def _check_yaml(args: Sequence[str]) -> None:
+    """Name the config file that is no YAML, which jsonargparse does not."""
+    for flag, value in zip(args, [*args[1:], ""], strict=True):
+        path = Path(value if flag == "--config" else flag.removeprefix("--config="))
+        if (flag == "--config" or flag.startswith("--config=")) and len(str(path)) < 256 and path.is_file():
+            try:
+                yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise InputError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
 
 
 def _sentence(message: str, parser: LightningArgumentParser) -> str:

@@ -212,7 +212,12 @@ def test_an_untrained_model_is_not_tested(capsys: pytest.CaptureFixture[str]) ->
         assert refused(capsys, command).startswith(f"{command} needs a trained model: set --ckpt_path")
 
 
-@pytest.mark.parametrize("damage", ["truncated image", "empty class", "other classes"])
+def test_a_config_that_is_no_yaml_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.yaml").write_text("model:\n  loss: x\n backbone: y\n")
+    assert refused(capsys, *FIT, "--config=bad.yaml").startswith("'bad.yaml' is not YAML: while parsing")
+
+
+@pytest.mark.parametrize("damage", ["truncated image", "empty class", "other classes", "stray image"])
 def test_a_bad_folder_leaves_no_run(folder: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     if damage == "truncated image":
         file = folder / "test/dog/02.jpg"
@@ -220,11 +225,18 @@ def test_a_bad_folder_leaves_no_run(folder: Path, damage: str, capsys: pytest.Ca
     elif damage == "empty class":
         for file in (folder / "train/dog").iterdir():
             file.unlink()
+    elif damage == "stray image":
+        (folder / "train/dog/02.jpg").rename(folder / "train/02.jpg")
     else:
         (folder / "test/dog").rename(folder / "test/wolf")
     config = str(ROOT / "configs/image_folder.yaml")
     sentence = refused(capsys, "fit", "--config", config, f"--data.root={folder}", *TINY)
-    expected = {"truncated image": "02.jpg", "empty class": "'dog'", "other classes": "'dog', 'wolf'"}
+    expected = {
+        "truncated image": "02.jpg",
+        "empty class": "'dog'",
+        "other classes": "'dog', 'wolf'",
+        "stray image": "1 images lie in",
+    }
     assert expected[damage] in sentence
 
 

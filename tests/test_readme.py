@@ -57,6 +57,8 @@ def test_commands_run_in_their_order(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_python_runs() -> None:
+    quickstart = next(args for args in commands() if "configs/quickstart.yaml" in args)
+    main([*quickstart, *TINY])
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 

@@ -19,11 +19,18 @@ from lt_cb.errors import InputError
 Images = npt.NDArray[np.uint8]
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return the files under ``folder`` that have an extension PIL reads, sorted; hidden files are left out."""
+def find_images(folder: Path, deep: bool = True) -> list[Path]:
+    """Return the files that have an extension PIL reads, sorted; hidden files are left out.
+
+    Args:
+        folder: where to look.
+        deep: whether to look in folders below it too.
+    """
     known = Image.registered_extensions()
     found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if not deep:
+            folders.clear()
         found += [Path(parent, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in known]
     return sorted(found)
 

@@ -82,7 +82,8 @@ class ImageFolder(Source):
         image_size: images are scaled and cropped to this size; None asks for square images of one size.
 
     Raises:
-        InputError: (a ValueError) if a folder is missing or empty, or the classes of the two parts differ.
+        InputError: (a ValueError) if a folder is missing or empty, an image is in no class folder, or the classes of
+            the two parts differ.
     """
 
     def __init__(self, root: str, image_size: int | None = None) -> None:
@@ -111,6 +112,10 @@ class ImageFolder(Source):
         if len(names) < 2:
             raise InputError(f"'{folder}' has {len(names)} class folders, but a classifier needs at least 2.")
         files = {name: find_images(folder / name) for name in names}
+        if stray := find_images(folder, deep=False):
+            raise InputError(
+                f"{len(stray)} images lie in '{folder}' itself, as '{stray[0].name}': move each to its class's folder."
+            )
         if empty := [name for name in names if not files[name]]:
             raise InputError(f"no images in {_enumerate(empty)} of '{folder}': add images or remove the class folder.")
         return files
