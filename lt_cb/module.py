@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.metrics import PerClassAccuracy, accuracies, shot_groups
-from lt_cb.models import build_backbone, last_linear
+from lt_cb.models import build_backbone, last_linear, normalize_classifier
 from lt_cb.schedule import WarmupMultiStep
 
 Batch = tuple[Tensor, Tensor]
@@ -33,6 +33,8 @@ class LongTailedClassifier(LightningModule):
         backbone_args: further keyword arguments of the backbone.
         optimizer: made from parameter groups. The recipe's is SGD of rate 0.1, momentum 0.9, weight decay 2e-4.
         lr_scheduler: made from the optimiser; `WarmupMultiStep` steps every batch, others every epoch.
+        defer_weighting: part of the training, in [0, 1], before the class weights of the loss count: deferred
+            re-weighting (DRW, Cao et al. 2019, who take 0.8). It sets in with an epoch.
         few_shot: classes of fewer training images are few-shot.
         many_shot: classes of more training images are many-shot.
         in_channels: channels of the images.
@@ -42,7 +44,7 @@ class LongTailedClassifier(LightningModule):
         image_size: height and width the images were trained at, for ``predict``.
 
     Raises:
-        InputError: (a ValueError) if there is no such backbone.
+        InputError: (a ValueError) if there is no such backbone, or defer_weighting is outside [0, 1].
     """
 
     mean: Tensor
@@ -55,6 +57,7 @@ class LongTailedClassifier(LightningModule):
         backbone_args: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupMultiStep(optimizer),
+        defer_weighting: float = 0.0,
         few_shot: int = 20,
         many_shot: int = 100,
         in_channels: int = 3,
@@ -69,9 +72,14 @@ class LongTailedClassifier(LightningModule):
             self.save_hyperparameters(logger=False)
         if isinstance(self.hparams["loss"], nn.Module):  # made in Python; the command line has put its config there
             _describe_for_checkpoint(self.hparams)
+        if not 0.0 <= defer_weighting <= 1.0:
+            raise InputError(f"defer_weighting is {defer_weighting}, but must be a part of the training in [0, 1].")
+        self.defer_weighting = defer_weighting
         num_classes = len(loss.class_counts)
         self.loss = loss
         self.backbone = build_backbone(backbone, num_classes, in_channels, backbone_args)
+        if loss.normalized_classifier:
+            normalize_classifier(self.backbone)
         self.backbone.to(memory_format=torch.channels_last)
         if loss.prior_bias is not None and (bias := self._last_bias()) is not None:
             nn.init.constant_(bias, loss.prior_bias)
@@ -101,6 +109,15 @@ class LongTailedClassifier(LightningModule):
         logits: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
         return logits
 
+    def on_train_epoch_start(self) -> None:
+        """Let the class weights count once their time has come; it depends on the epoch alone, so a resumed run agrees."""
+        if self.defer_weighting > 0.0:
+            epochs = self.trainer.max_epochs or -1
+            if epochs < 0:
+                raise InputError("defer_weighting is a part of training, which has no end: set --trainer.max_epochs.")
+            # a whole number of epochs may come out a rounding error too large
+            self.loss.weighted = self.current_epoch >= self.defer_weighting * epochs - 1e-6
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, targets = batch
@@ -117,7 +134,7 @@ class LongTailedClassifier(LightningModule):
         images, targets = batch
         logits = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
-        self.eval_classes.update(logits.argmax(1), targets)
+        self.eval_classes.update(self.loss.adjust(logits).argmax(1), targets)
 
     def _log_results(self, stage: str) -> None:
         correct, total = self.eval_classes.compute()
@@ -146,7 +163,7 @@ class LongTailedClassifier(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Return predicted class index and its probability, both of shape (B,)."""
         logits = self(batch[0]).float()
-        predicted = logits.argmax(1)
+        predicted = self.loss.adjust(logits).argmax(1)
         return predicted, self.loss.probabilities(logits).gather(1, predicted[:, None]).squeeze(1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -171,8 +188,13 @@ class LongTailedClassifier(LightningModule):
         return int(steps)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other classes."""
+        """Refuse a checkpoint of other classes; test another loss than the one trained with, if that is asked for."""
         self.check_classes(checkpoint.get("hyper_parameters", {}))
+        own = {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
+        state = checkpoint["state_dict"]
+        if {name for name in state if name.startswith("loss.")} != own.keys():
+            kept = {name: value for name, value in state.items() if not name.startswith("loss.")}
+            checkpoint["state_dict"] = kept | own
 
     def check_classes(self, hparams: MutableMapping[str, Any]) -> None:
         """Compare the classes with those in a checkpoint's hyper-parameters.

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
 
 from lt_cb.data import LongTailedDataModule
-from lt_cb.losses import EffectiveNumber, FocalLoss, Loss, SigmoidLoss, SoftmaxLoss
+from lt_cb.losses import EffectiveNumber, FocalLoss, LDAMLoss, Loss, PostHocLogitAdjustment, SigmoidLoss, SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
 
 COUNTS = [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
@@ -182,3 +182,74 @@ def test_other_schedulers_step_by_epoch(tmp_path: Path) -> None:
     )
     assert run.lr_scheduler_configs[0].interval == "epoch"
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
+@pytest.mark.parametrize("backbone", ["resnet20", "resnet10t"])
+def test_ldam_has_cosine_logits(backbone: str) -> None:
+    model = LongTailedClassifier(LDAMLoss(COUNTS), backbone=backbone, in_channels=1).eval()
+    images = torch.randn(3, 1, 32, 32)
+    features = {}
+    model.backbone.fc.register_forward_pre_hook(lambda _, inputs: features.update(x=inputs[0]))
+    logits = model(images)
+    expected = torch.cosine_similarity(features["x"][:, None], model.backbone.fc.weight[None], dim=2)
+    torch.testing.assert_close(logits, expected)
+    assert model.backbone.fc.bias is None
+
+
+class WeightedEpochs(Callback):
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if pl_module.loss.weighted and trainer.current_epoch not in self.epochs:
+            self.epochs.append(trainer.current_epoch)
+
+
+@pytest.mark.parametrize(("start", "epochs"), [(0.0, [0, 1, 2, 3, 4]), (0.6, [3, 4]), (1.0, [])])
+def test_deferred_weighting_sets_in_with_an_epoch(start: float, epochs: list[int], tmp_path: Path) -> None:
+    seen = WeightedEpochs()
+    model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), defer_weighting=start)
+    options = {"limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [seen]}
+    trainer(tmp_path, max_epochs=5, enable_checkpointing=False, **options).fit(model, datamodule=digits())
+    assert seen.epochs == epochs
+
+
+def test_deferred_weighting_survives_a_resume(tmp_path: Path) -> None:
+    def make() -> LongTailedClassifier:
+        seed_everything(0)
+        return classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), defer_weighting=0.5)
+
+    def fit(model: LongTailedClassifier, stop: int, **options) -> Trainer:
+        class Stop(Callback):
+            def on_train_epoch_end(self, trainer, pl_module) -> None:
+                trainer.should_stop = trainer.current_epoch + 1 >= stop
+
+        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Stop()])
+        run.fit(model, datamodule=digits(), **options)
+        return run
+
+    whole = make()
+    fit(whole, 4)
+    fit(make(), 3).save_checkpoint(tmp_path / "third.ckpt")
+    resumed = make()
+    fit(resumed, 4, ckpt_path=tmp_path / "third.ckpt")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+
+
+def test_a_part_of_training_outside_0_to_1_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"defer_weighting is 160, but must be a part of the training in \[0, 1\]"):
+        classifier(defer_weighting=160)
+
+
+def test_another_loss_tests_a_checkpoint(tmp_path: Path) -> None:
+    """Post-hoc logit adjustment of a network trained with class weights."""
+    weighted = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)))
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0)
+    run.fit(weighted, datamodule=digits())
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    model = classifier(PostHocLogitAdjustment(COUNTS, tau=2.0))
+    trainer(tmp_path).test(model, datamodule=digits(), ckpt_path=tmp_path / "one.ckpt", verbose=False)
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    expected = weighted.eval()(images) - 2 * (torch.tensor(COUNTS) / sum(COUNTS)).log()
+    torch.testing.assert_close(model.eval().predict_step((images,), 0)[0], expected.argmax(1))

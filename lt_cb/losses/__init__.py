@@ -5,6 +5,14 @@ Every loss is ``Loss(class_counts, ...)(logits, targets) -> scalar``, and every 
 
 from lt_cb.losses.base import Loss
 from lt_cb.losses.heads import FocalLoss, SigmoidLoss, SoftmaxLoss
+from lt_cb.losses.margins import (
+    BalancedSoftmaxLoss,
+    ClassDependentTemperatureLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    PostHocLogitAdjustment,
+    VectorScalingLoss,
+)
 from lt_cb.losses.weighting import (
     EffectiveNumber,
     InverseFrequency,
@@ -15,13 +23,19 @@ from lt_cb.losses.weighting import (
 )
 
 __all__ = [
+    "BalancedSoftmaxLoss",
+    "ClassDependentTemperatureLoss",
     "EffectiveNumber",
     "FocalLoss",
     "InverseFrequency",
+    "LDAMLoss",
+    "LogitAdjustedLoss",
     "Loss",
+    "PostHocLogitAdjustment",
     "SigmoidLoss",
     "SoftmaxLoss",
     "SquareRootInverse",
+    "VectorScalingLoss",
     "Weighting",
     "class_weights",
     "effective_number",

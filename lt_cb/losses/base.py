@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,32 +11,45 @@ from lt_cb.errors import InputError
 from lt_cb.losses.weighting import Weighting
 
 
+Reduction = Literal["mean", "weighted_mean", "sum", "none"]
+
+
 class Loss(nn.Module, ABC):
     """Base of the losses: a loss of your own derives from it and defines ``per_sample``.
 
-    The loss of a batch is the sum of the weighted losses of its samples divided by the batch size B, as in
-    Cui et al. 2019, and not by the sum of the weights as in a weighted ``torch.nn.CrossEntropyLoss``.
     Half-precision logits are evaluated in float32.
 
     Args:
         class_counts: training images of each class, shape (C,).
         weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: of the weighted losses of the samples. ``mean`` divides their sum by the batch size B, as in
+            Cui et al. 2019; ``weighted_mean`` divides it by the sum of the samples' weights, as a weighted
+            ``torch.nn.CrossEntropyLoss`` and with it LDAM-DRW's code does; ``sum`` and ``none`` as in torch.
 
     Attributes:
         class_weights: float32 buffer of shape (C,), or None without a weighting.
         prior_bias: what the last layer's bias starts from; such a bias is kept out of weight decay. None leaves
             both to the backbone.
+        normalized_classifier: whether logits have to be cosines, of normalised features and normalised weights.
+        weighted: whether the class weights count; False until a deferred weighting sets in.
     """
 
     class_weights: Tensor | None
     prior_bias: float | None = None
+    normalized_classifier = False
+    weighted = True
 
-    def __init__(self, class_counts: Sequence[int], weighting: Weighting | None = None) -> None:
+    def __init__(
+        self, class_counts: Sequence[int], weighting: Weighting | None = None, reduction: Reduction = "mean"
+    ) -> None:
         super().__init__()
         self.class_counts = [int(n) for n in class_counts]
         if len(self.class_counts) < 2:
             raise InputError(f"class_counts has {len(self.class_counts)} classes, but a classifier needs at least 2.")
+        if reduction not in ("mean", "weighted_mean", "sum", "none"):
+            raise InputError(f"reduction is '{reduction}', but must be 'mean', 'weighted_mean', 'sum' or 'none'.")
         self.weighting = weighting
+        self.reduction = reduction
         self.register_buffer("class_weights", None if weighting is None else weighting(self.class_counts).float())
 
     @abstractmethod
@@ -52,7 +66,7 @@ class Loss(nn.Module, ABC):
                 strong as its target; one without any has weight 1, the mean over classes.
 
         Returns:
-            Scalar, float32 or the dtype of wider logits.
+            Scalar, or shape (B,) for the reduction ``none``; float32 or the dtype of wider logits.
 
         Raises:
             InputError: (a ValueError) if the shapes do not fit, or an index is not in [0, C).
@@ -68,8 +82,10 @@ class Loss(nn.Module, ABC):
         targets = targets.long() if targets.ndim == 1 else targets.to(logits.dtype)
         try:
             losses = self.per_sample(logits, targets)
-            if self.class_weights is not None:
-                losses = losses * self._sample_weights(self.class_weights, targets)
+            weights = None
+            if self.class_weights is not None and self.weighted:
+                weights = self._sample_weights(self.class_weights, targets)
+                losses = losses * weights
         except (IndexError, RuntimeError) as error:
             if targets.ndim == 1 and ((targets < 0) | (targets >= num_classes)).any():
                 raise InputError(
@@ -77,6 +93,12 @@ class Loss(nn.Module, ABC):
                     f"allow 0 to {num_classes - 1}: check the labels, or the number of classes."
                 ) from error
             raise
+        if self.reduction == "none":
+            return losses
+        if self.reduction == "sum":
+            return losses.sum()
+        if self.reduction == "weighted_mean" and weights is not None:
+            return losses.sum() / weights.sum()
         return losses.mean()
 
     @staticmethod
@@ -87,12 +109,13 @@ class Loss(nn.Module, ABC):
         weights = (targets @ class_weights.to(targets.dtype)) / labels.clamp(min=torch.finfo(labels.dtype).tiny)
         return torch.where(labels > 0, weights, 1.0)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return class probabilities of shape (B, C) for logits of shape (B, C); softmax unless a loss says otherwise.
+    def adjust(self, logits: Tensor) -> Tensor:
+        """Return the logits whose arg-max is the predicted class, shape (B, C); the logits unless a loss says otherwise."""
+        return logits
 
-        The predicted class is the arg-max of the logits.
-        """
-        return logits.softmax(-1)
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return class probabilities of shape (B, C), for logits as they come from the network, of shape (B, C)."""
+        return self.adjust(logits).softmax(-1)
 
     def extra_repr(self) -> str:
         """Show the number of classes and the weighting."""

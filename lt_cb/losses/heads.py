@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_cb.errors import InputError
-from lt_cb.losses.base import Loss
+from lt_cb.losses.base import Loss, Reduction
 from lt_cb.losses.weighting import Weighting
 
 
@@ -39,8 +39,10 @@ class SigmoidLoss(Loss):
     .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
 
-    def __init__(self, class_counts: Sequence[int], weighting: Weighting | None = None) -> None:
-        super().__init__(class_counts, weighting)
+    def __init__(
+        self, class_counts: Sequence[int], weighting: Weighting | None = None, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction)
         self.prior_bias = -math.log(len(self.class_counts) - 1)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class SigmoidLoss(Loss):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return a probability for each class on its own; they need not sum to 1."""
-        return logits.sigmoid()
+        return self.adjust(logits).sigmoid()
 
 
 class FocalLoss(SigmoidLoss):
@@ -67,12 +69,19 @@ class FocalLoss(SigmoidLoss):
         class_counts: training images of each class, shape (C,).
         gamma: focusing parameter, at least 0; 0 gives `SigmoidLoss`.
         weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
 
     .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
 
-    def __init__(self, class_counts: Sequence[int], gamma: float = 1.0, weighting: Weighting | None = None) -> None:
-        super().__init__(class_counts, weighting)
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        gamma: float = 1.0,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction)
         if not 0.0 <= gamma < math.inf:
             raise InputError(f"gamma is {gamma}, but must be at least 0 and finite; 0 gives the sigmoid loss.")
         self.gamma = gamma

@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lt_cb.errors import InputError
+
+Normalization = Literal["classes", "samples", "none"]
 
 
 def _as_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
@@ -71,19 +74,45 @@ def class_weights(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
 
 
 class Weighting(ABC):
-    """How class counts become class weights. A weighting of your own defines ``raw_weights``."""
+    """How class counts become class weights. A weighting of your own defines ``raw_weights``.
+
+    Args:
+        normalization: the common factor of the weights. ``classes``: they sum to C (Cui et al. 2019; LDAM-DRW).
+            ``samples``: the mean weight of a training image is 1, so that a weighting does not change the effective
+            learning rate. ``none``: as ``raw_weights`` has them.
+
+    Raises:
+        InputError: (a ValueError) if there is no such normalisation.
+    """
+
+    normalization: Normalization = "classes"
+
+    def __init__(self, normalization: Normalization = "classes") -> None:
+        if normalization not in ("classes", "samples", "none"):
+            raise InputError(f"normalization is '{normalization}', but must be 'classes', 'samples' or 'none'.")
+        self.normalization = normalization
 
     @abstractmethod
     def raw_weights(self, counts: Tensor) -> Tensor:
         """Return weights up to a common factor; ``counts`` is float64 of shape (C,), each at least 1."""
 
     def __call__(self, class_counts: Sequence[int] | Tensor) -> Tensor:
-        """Return float64 weights of shape (C,) that sum to C (the paper's normalisation).
+        """Return float64 weights of shape (C,).
 
         A class without images is weighted as if it had one, so that no weight is ever infinite.
+
+        Raises:
+            InputError: (a ValueError) if a count is negative, or there are no images to normalise by.
         """
-        weights = self.raw_weights(_as_counts(class_counts).clamp(min=1.0))
-        return weights * (weights.numel() / weights.sum())
+        counts = _as_counts(class_counts)
+        weights = self.raw_weights(counts.clamp(min=1.0))
+        if self.normalization == "classes":
+            return weights * (weights.numel() / weights.sum())
+        if self.normalization == "samples":
+            if counts.sum() == 0:
+                raise InputError("all class_counts are 0: normalization 'samples' needs training images.")
+            return weights * (counts.sum() / (counts @ weights))
+        return weights
 
 
 class EffectiveNumber(Weighting):
@@ -91,9 +120,11 @@ class EffectiveNumber(Weighting):
 
     Args:
         beta: in [0, 1). 0 weights all classes alike, towards 1 it becomes inverse frequency.
+        normalization: see `Weighting`.
     """
 
-    def __init__(self, beta: float = 0.9999) -> None:
+    def __init__(self, beta: float = 0.9999, normalization: Normalization = "classes") -> None:
+        super().__init__(normalization)
         _check_beta(beta)
         self.beta = beta
 

@@ -4,7 +4,9 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lt_cb.errors import InputError, did_you_mean
 from lt_cb.models import resnet
@@ -58,3 +60,34 @@ def _call(name: str, make: Callable[..., nn.Module], **kwargs: Any) -> nn.Module
 def last_linear(backbone: nn.Module) -> nn.Linear | None:
     """Return the classifier: the last linear layer of a backbone, None if it has none."""
     return next((m for m in reversed(list(backbone.modules())) if isinstance(m, nn.Linear)), None)
+
+
+class NormalizedLinear(nn.Linear):
+    """A classifier without bias whose logits are cosines, in [-1, 1], of features and class weights."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw directions; their lengths do not matter."""
+        nn.init.normal_(self.weight)
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return cosines of shape (B, C) for features of shape (B, in_features)."""
+        return F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+def normalize_classifier(backbone: nn.Module) -> None:
+    """Replace the last linear layer of a backbone by a `NormalizedLinear`.
+
+    Raises:
+        InputError: (a ValueError) if it has none.
+    """
+    for parent in reversed(list(backbone.modules())):
+        for name, child in reversed(list(parent.named_children())):
+            if child is last_linear(backbone) and isinstance(child, nn.Linear):
+                setattr(parent, name, NormalizedLinear(child.in_features, child.out_features))
+                return
+    raise InputError("the loss needs a normalised classifier, but the backbone does not end in a linear layer.")

@@ -1,0 +1,216 @@
+"""Softmax losses that shift or scale logits by class: margins, priors and temperatures."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lt_cb.errors import InputError
+from lt_cb.losses.base import Reduction
+from lt_cb.losses.heads import SoftmaxLoss
+from lt_cb.losses.weighting import Weighting
+
+
+def _check(name: str, value: float) -> float:
+    if not 0.0 <= value < math.inf:
+        raise InputError(f"{name} is {value}, but must be at least 0 and finite; 0 gives the softmax loss.")
+    return value
+
+
+class LogitAdjustedLoss(SoftmaxLoss):
+    r"""Logit-adjusted softmax cross-entropy of `Menon et al. 2021`_.
+
+    .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy} + \tau \log \pi_y}}{\sum_c e^{z_{ic} + \tau \log \pi_c}},
+        \quad \pi_c = n_c / \sum_k n_k
+
+    The adjustment is for training; predictions are of the logits themselves. A class without images has the prior
+    of a class with one.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        tau: strength, at least 0; 0 gives `SoftmaxLoss`, 1 is consistent for the balanced error.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if tau is negative or not finite.
+
+    .. _Menon et al. 2021: https://arxiv.org/abs/2007.07314
+    """
+
+    log_prior: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        tau: float = 1.0,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction)
+        self.tau = _check("tau", tau)
+        counts = torch.tensor(self.class_counts, dtype=torch.float64).clamp(min=1.0)
+        self.register_buffer("log_prior", (counts / counts.sum()).log().float(), persistent=False)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of the shifted logits."""
+        return super().per_sample(logits + self.tau * self.log_prior, targets)
+
+
+class BalancedSoftmaxLoss(LogitAdjustedLoss):
+    r"""Balanced softmax of `Ren et al. 2020`_: `LogitAdjustedLoss` at tau = 1.
+
+    .. math:: L = \frac{1}{B} \sum_i -\log \frac{n_y e^{z_{iy}}}{\sum_c n_c e^{z_{ic}}}
+
+    .. _Ren et al. 2020: https://arxiv.org/abs/2007.10740
+    """
+
+    def __init__(
+        self, class_counts: Sequence[int], weighting: Weighting | None = None, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(class_counts, 1.0, weighting, reduction)
+
+
+class PostHocLogitAdjustment(LogitAdjustedLoss):
+    r"""Softmax cross-entropy whose predictions are adjusted of `Menon et al. 2021`_.
+
+    Training is that of `SoftmaxLoss`; the predicted class is the arg-max of
+
+    .. math:: z_c - \tau \log \pi_c
+
+    so that it also tests a checkpoint of another loss, for any tau, without training.
+
+    .. _Menon et al. 2021: https://arxiv.org/abs/2007.07314
+    """
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of the logits as they are."""
+        return SoftmaxLoss.per_sample(self, logits, targets)
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """Return the logits less tau log prior."""
+        return logits - self.tau * self.log_prior
+
+
+class VectorScalingLoss(LogitAdjustedLoss):
+    r"""Vector-scaling loss of `Kini et al. 2021`_.
+
+    .. math:: z_c \to (n_c / n_{\max})^\gamma z_c + \tau \log \pi_c
+
+    The defaults are the paper's for CIFAR-10. Scale and shift are for training only.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        gamma: exponent of the scale, at least 0; 0 gives `LogitAdjustedLoss`.
+        tau: strength of the shift, at least 0.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if gamma or tau is negative or not finite.
+
+    .. _Kini et al. 2021: https://arxiv.org/abs/2103.01550
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        gamma: float = 0.15,
+        tau: float = 1.25,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, tau, weighting, reduction)
+        self.gamma = _check("gamma", gamma)
+        self.register_buffer("scale", ((self.log_prior - self.log_prior.max()) * gamma).exp(), persistent=False)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of the scaled and shifted logits."""
+        return super().per_sample(logits * self.scale, targets)
+
+
+class ClassDependentTemperatureLoss(VectorScalingLoss):
+    r"""Class-dependent temperatures of `Ye et al. 2020`_: `VectorScalingLoss` without its shift.
+
+    .. math:: z_c \to z_c / (n_{\max} / n_c)^\gamma
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        gamma: exponent of the temperature, at least 0; 0 gives `SoftmaxLoss`.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if gamma is negative or not finite.
+
+    .. _Ye et al. 2020: https://arxiv.org/abs/2001.01385
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        gamma: float = 0.2,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, gamma, 0.0, weighting, reduction)
+
+
+class LDAMLoss(SoftmaxLoss):
+    r"""Label-distribution-aware margin loss of `Cao et al. 2019`_.
+
+    .. math:: L = \frac{1}{B} \sum_i -\log
+        \frac{e^{s (z_{iy} - m_y)}}{e^{s (z_{iy} - m_y)} + \sum_{c \ne y} e^{s z_{ic}}},
+        \quad m_c = m \, (n_{\min} / n_c)^{1/4}
+
+    The logits are cosines: `LongTailedClassifier` replaces the last layer of the backbone by a normalised one. With
+    ``defer_weighting: 0.8`` and `EffectiveNumber` it is the paper's LDAM-DRW. With soft targets the margins are as
+    strong as the targets. A class without images has the margin of a class with one.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        max_margin: m, the margin of the rarest class, at least 0.
+        scale: s, more than 0.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if max_margin is negative, scale is not positive, or either is not finite.
+
+    .. _Cao et al. 2019: https://arxiv.org/abs/1906.07413
+    """
+
+    margins: Tensor
+    normalized_classifier = True
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction)
+        self.max_margin = _check("max_margin", max_margin)
+        if not 0.0 < scale < math.inf:
+            raise InputError(f"scale is {scale}, but must be positive and finite; the paper's is 30.")
+        self.scale = scale
+        counts = torch.tensor(self.class_counts, dtype=torch.float64).clamp(min=1.0)
+        self.register_buffer("margins", (max_margin * (counts.min() / counts) ** 0.25).float(), persistent=False)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of the scaled cosines, less the margin at the true class."""
+        if targets.ndim == 1:
+            index = targets[:, None]  # (B, 1)
+            margins = torch.zeros_like(logits).scatter(1, index, self.margins.to(logits.dtype)[index])
+        else:
+            margins = targets * self.margins
+        return super().per_sample(self.scale * (logits - margins), targets)
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """Return the scaled cosines."""
+        return self.scale * logits

@@ -1,0 +1,201 @@
+"""Margins, priors and temperatures against the papers' formulas, written a sample and a class at a time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lt_cb.losses import (
+    BalancedSoftmaxLoss,
+    ClassDependentTemperatureLoss,
+    EffectiveNumber,
+    FocalLoss,
+    InverseFrequency,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    Loss,
+    PostHocLogitAdjustment,
+    SigmoidLoss,
+    SoftmaxLoss,
+    SquareRootInverse,
+    VectorScalingLoss,
+)
+
+COUNTS = [500, 60, 7, 1]
+LOSSES = [
+    LogitAdjustedLoss,
+    BalancedSoftmaxLoss,
+    PostHocLogitAdjustment,
+    VectorScalingLoss,
+    ClassDependentTemperatureLoss,
+    LDAMLoss,
+]
+
+
+def affine(cls: type[Loss], n: list[int]) -> tuple[list[float], list[float], list[float]]:
+    """Return factor and shift of each class's logit, and a shift of the true class's alone, at the papers' defaults."""
+    n = [max(count, 1) for count in n]
+    one, zero = [1.0] * len(n), [0.0] * len(n)
+    prior = [math.log(count) for count in n]  # the softmax does not see the common -log sum n
+    if cls in (LogitAdjustedLoss, BalancedSoftmaxLoss):
+        return one, prior, zero
+    if cls is VectorScalingLoss:
+        return [(count / max(n)) ** 0.15 for count in n], [1.25 * p for p in prior], zero
+    if cls is ClassDependentTemperatureLoss:
+        return [1 / (max(n) / count) ** 0.2 for count in n], zero, zero
+    if cls is LDAMLoss:
+        inverse = [1 / math.sqrt(math.sqrt(count)) for count in n]
+        return [30.0] * len(n), zero, [-30 * 0.5 * v / max(inverse) for v in inverse]
+    return one, zero, zero
+
+
+def reference(cls: type[Loss], n: list[int], z: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """Value and gradient of the mean over the batch."""
+    factor, shift, margin = affine(cls, n)
+    value, gradient = 0.0, np.zeros_like(z)
+    for i in range(len(y)):
+        v = [factor[c] * z[i, c] + shift[c] + (margin[c] if c == y[i] else 0.0) for c in range(len(n))]
+        top = max(v)
+        log_sum = top + math.log(math.fsum(math.exp(x - top) for x in v))
+        value += (log_sum - v[y[i]]) / len(y)
+        for c in range(len(n)):
+            gradient[i, c] = factor[c] * (math.exp(v[c] - log_sum) - (c == y[i])) / len(y)
+    return value, gradient
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
+    counts = draw(st.lists(st.integers(0, 10**6), min_size=2, max_size=10))
+    scale = draw(st.sampled_from([0.1, 1.0, 30.0, 1e4]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    batch = draw(st.integers(1, 5))
+    return counts, rng.uniform(-scale, scale, (batch, len(counts))), rng.integers(0, len(counts), batch)
+
+
+@pytest.mark.parametrize("cls", LOSSES)
+@given(case=batches())
+@settings(max_examples=40, deadline=None)
+def test_value_and_gradient(cls: type[Loss], case: tuple[list[int], np.ndarray, np.ndarray]) -> None:
+    counts, z, y = case
+    value, gradient = reference(cls, counts, z, y)
+    logits = torch.tensor(z, requires_grad=True)
+    actual = cls(counts)(logits, torch.tensor(y))
+    actual.backward()
+    # the buffers are float32
+    np.testing.assert_allclose(actual.item(), value, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(logits.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("counts", [[5, 1], [3, 0, 1], list(range(8142, 0, -1))], ids=len)
+def test_extreme_logits_stay_finite(cls: type[Loss], dtype: torch.dtype, counts: list[int]) -> None:
+    logits = torch.linspace(-1e4, 1e4, 4 * len(counts)).view(4, -1).to(dtype).requires_grad_()
+    loss = cls(counts, weighting=EffectiveNumber(0.9999))
+    value = loss(logits, torch.tensor([0, 1, len(counts) - 1, 0]))
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "known"),
+    [
+        (LogitAdjustedLoss(COUNTS, tau=0), SoftmaxLoss(COUNTS)),
+        (LogitAdjustedLoss(COUNTS, tau=1), BalancedSoftmaxLoss(COUNTS)),
+        (LogitAdjustedLoss([9] * 4), SoftmaxLoss(COUNTS)),
+        (BalancedSoftmaxLoss([9] * 4), SoftmaxLoss(COUNTS)),
+        (PostHocLogitAdjustment(COUNTS), SoftmaxLoss(COUNTS)),
+        (VectorScalingLoss(COUNTS, gamma=0, tau=1), LogitAdjustedLoss(COUNTS)),
+        (VectorScalingLoss(COUNTS, gamma=0.2, tau=0), ClassDependentTemperatureLoss(COUNTS, gamma=0.2)),
+        (ClassDependentTemperatureLoss(COUNTS, gamma=0), SoftmaxLoss(COUNTS)),
+        (LDAMLoss(COUNTS, max_margin=0, scale=1), SoftmaxLoss(COUNTS)),
+        (SoftmaxLoss(COUNTS, EffectiveNumber(0)), SoftmaxLoss(COUNTS)),
+        (FocalLoss(COUNTS, gamma=0), SigmoidLoss(COUNTS)),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_neutral_settings_give_a_known_loss(loss: Loss, known: Loss) -> None:
+    logits, targets = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 4
+    torch.testing.assert_close(loss(logits, targets), known(logits, targets))
+    soft = torch.eye(4)[targets]
+    torch.testing.assert_close(loss(logits, soft), known(logits, targets))
+
+
+def test_post_hoc_adjustment_moves_the_prediction_to_the_tail() -> None:
+    loss = PostHocLogitAdjustment([900, 100], tau=1.0)
+    logits = torch.tensor([[math.log(0.8), math.log(0.2)]])
+    # 0.8 / 900 < 0.2 / 100; normalised to 0.8/9 : 0.2 = 4 : 9
+    torch.testing.assert_close(loss.probabilities(logits), torch.tensor([[4 / 13, 9 / 13]]))
+    assert PostHocLogitAdjustment([900, 100], tau=0).adjust(logits).argmax() == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: LogitAdjustedLoss(COUNTS, tau=-1), "tau is -1, but must be at least 0"),
+        (lambda: VectorScalingLoss(COUNTS, gamma=math.nan), "gamma is nan"),
+        (lambda: LDAMLoss(COUNTS, max_margin=math.inf), "max_margin is inf"),
+        (lambda: LDAMLoss(COUNTS, scale=0), "scale is 0, but must be positive"),
+        (lambda: SoftmaxLoss(COUNTS, reduction="average"), "reduction is 'average', but must be"),
+        (lambda: EffectiveNumber(0.9, normalization="mean"), "normalization is 'mean', but must be"),
+        (lambda: InverseFrequency("samples")([0, 0]), "all class_counts are 0"),
+    ],
+)
+def test_wrong_values_are_refused(make, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+class TestNormalizationAndReduction:
+    @pytest.mark.parametrize("make", [EffectiveNumber, InverseFrequency, SquareRootInverse])
+    @given(counts=st.lists(st.integers(1, 10**6), min_size=2, max_size=20))
+    @settings(max_examples=30, deadline=None)
+    def test_sums(self, make, counts: list[int]) -> None:
+        classes = make(normalization="classes")(counts)
+        samples = make(normalization="samples")(counts)
+        raw = make(normalization="none")(counts)
+        assert classes.sum().item() == pytest.approx(len(counts))
+        mean = sum(w * n for w, n in zip(samples.tolist(), counts, strict=True)) / sum(counts)
+        assert mean == pytest.approx(1.0)
+        for weights in (classes, samples):  # the factor is all that differs
+            torch.testing.assert_close(weights / raw, (weights / raw)[0].expand(len(counts)))
+
+    def test_beta_moves_the_mean_weight_of_a_sample_sixfold(self) -> None:
+        """The table of mean weights at CIFAR-10, imbalance factor 100: 1.00 at beta 0.9 and 0.17 at 0.9999."""
+        counts = [int(5000 * 0.01 ** (i / 9)) for i in range(10)]
+        for beta, mean in ((0.9, 1.0), (0.99, 0.80), (0.999, 0.27), (0.9999, 0.17)):
+            weights = EffectiveNumber(beta)(counts).tolist()
+            actual = sum(w * n for w, n in zip(weights, counts, strict=True)) / sum(counts)
+            assert actual == pytest.approx(mean, abs=0.005)
+
+    def test_what_the_public_codes_compute(self) -> None:
+        """One batch, by torch's own functions: Cui et al. divide by the batch size, LDAM-DRW by the sum of weights."""
+        z, y = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
+        weights = (1 - 0.999) / (1 - 0.999 ** np.array(COUNTS, dtype=float))
+        w = torch.tensor(weights / weights.sum() * 4).float()
+        weighting = EffectiveNumber(0.999)
+        cui = (F.cross_entropy(z, y, reduction="none") * w[y]).sum() / 16
+        torch.testing.assert_close(SoftmaxLoss(COUNTS, weighting)(z, y), cui)
+        weighted = F.cross_entropy(z, y, weight=w)
+        torch.testing.assert_close(SoftmaxLoss(COUNTS, weighting, "weighted_mean")(z, y), weighted)
+        one_hot = torch.eye(4)[y]
+        sigmoid = F.binary_cross_entropy_with_logits(z, one_hot, weight=w[y][:, None].expand(16, 4), reduction="sum")
+        torch.testing.assert_close(SigmoidLoss(COUNTS, weighting)(z, y), sigmoid / 16)
+        cosines = z / 10
+        margin = 0.5 * np.array(COUNTS, dtype=float) ** -0.25
+        shifted = 30 * (cosines - one_hot * torch.tensor(margin).float())
+        ldam = F.cross_entropy(shifted, y, weight=w)  # the rarest class has one image, so that m is 0.5 n^(-1/4)
+        torch.testing.assert_close(LDAMLoss(COUNTS, weighting=weighting, reduction="weighted_mean")(cosines, y), ldam)
+
+    def test_other_reductions(self) -> None:
+        z, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 3])
+        none = FocalLoss(COUNTS, weighting=InverseFrequency(), reduction="none")(z, y)
+        assert none.shape == (5,)
+        torch.testing.assert_close(FocalLoss(COUNTS, weighting=InverseFrequency(), reduction="sum")(z, y), none.sum())
+        torch.testing.assert_close(FocalLoss(COUNTS, weighting=InverseFrequency())(z, y), none.sum() / 5)
