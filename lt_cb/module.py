@@ -110,7 +110,7 @@ class LongTailedClassifier(LightningModule):
         return logits
 
     def on_train_epoch_start(self) -> None:
-        """Let the class weights count once their time has come; it depends on the epoch alone, so a resumed run agrees."""
+        """Let the class weights count once their time has come, by the epoch alone, so that a resumed run agrees."""
         if self.defer_weighting > 0.0:
             epochs = self.trainer.max_epochs or -1
             if epochs < 0:

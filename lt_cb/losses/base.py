@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from lt_cb.errors import InputError
 from lt_cb.losses.weighting import Weighting
 
-
 Reduction = Literal["mean", "weighted_mean", "sum", "none"]
 
 
@@ -110,7 +109,7 @@ class Loss(nn.Module, ABC):
         return torch.where(labels > 0, weights, 1.0)
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Return the logits whose arg-max is the predicted class, shape (B, C); the logits unless a loss says otherwise."""
+        """Return the logits whose arg-max is the predicted class, shape (B, C): as they are, unless a loss adjusts them."""
         return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
