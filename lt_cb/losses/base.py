@@ -109,7 +109,7 @@ class Loss(nn.Module, ABC):
         return torch.where(labels > 0, weights, 1.0)
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Return the logits whose arg-max is the predicted class, shape (B, C): as they are, unless a loss adjusts them."""
+        """Return the logits whose arg-max is the predicted class, (B, C): as they are, unless a loss adjusts them."""
         return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
