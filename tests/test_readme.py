@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from lt_cb import losses
 from lt_cb.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -66,3 +67,16 @@ def test_python_runs() -> None:
 def test_files_are_there() -> None:
     for file in re.findall(r"(?:configs|docs|benchmarks)/[\w/]+\.\w+", README):
         assert (ROOT / file).is_file(), file
+
+
+def test_the_page_of_losses_has_what_there_is() -> None:
+    page = (ROOT / "docs/losses.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    named = {re.findall(r"`(\w+)`", row[1])[0]: set(re.findall(r"`(\w+)`", row[5])) for row in rows if len(row) == 7}
+    classes = [getattr(losses, name) for name in losses.__all__]
+    kinds = [cls for cls in classes if isinstance(cls, type) and issubclass(cls, losses.Loss) and cls is not losses.Loss]
+    overlays: dict[str, set[str]] = {cls.__name__: set() for cls in kinds}
+    for file in (ROOT / "configs/loss").glob("*.yaml"):
+        path = yaml.safe_load(file.read_text())["model"]["loss"]["class_path"]
+        overlays[path.rpartition(".")[2]].add(file.stem)
+    assert named == overlays
