@@ -74,7 +74,7 @@ def test_the_page_of_losses_has_what_there_is() -> None:
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
     named = {re.findall(r"`(\w+)`", row[1])[0]: set(re.findall(r"`(\w+)`", row[5])) for row in rows if len(row) == 7}
     classes = [getattr(losses, name) for name in losses.__all__]
-    kinds = [cls for cls in classes if isinstance(cls, type) and issubclass(cls, losses.Loss) and cls is not losses.Loss]
+    kinds = {cls for cls in classes if isinstance(cls, type) and issubclass(cls, losses.Loss)} - {losses.Loss}
     overlays: dict[str, set[str]] = {cls.__name__: set() for cls in kinds}
     for file in (ROOT / "configs/loss").glob("*.yaml"):
         path = yaml.safe_load(file.read_text())["model"]["loss"]["class_path"]
