@@ -4,7 +4,7 @@ Every loss is ``Loss(class_counts, ...)(logits, targets) -> scalar``, and every 
 """
 
 from lt_cb.losses.base import Loss
-from lt_cb.losses.heads import FocalLoss, SigmoidLoss, SoftmaxLoss
+from lt_cb.losses.heads import FocalLoss, PolyLoss, SigmoidLoss, SoftmaxLoss
 from lt_cb.losses.margins import (
     BalancedSoftmaxLoss,
     ClassDependentTemperatureLoss,
@@ -13,6 +13,7 @@ from lt_cb.losses.margins import (
     PostHocLogitAdjustment,
     VectorScalingLoss,
 )
+from lt_cb.losses.smoothing import LabelAwareSmoothingLoss, LabelSmoothingLoss
 from lt_cb.losses.weighting import (
     EffectiveNumber,
     InverseFrequency,
@@ -29,8 +30,11 @@ __all__ = [
     "FocalLoss",
     "InverseFrequency",
     "LDAMLoss",
+    "LabelAwareSmoothingLoss",
+    "LabelSmoothingLoss",
     "LogitAdjustedLoss",
     "Loss",
+    "PolyLoss",
     "PostHocLogitAdjustment",
     "SigmoidLoss",
     "SoftmaxLoss",

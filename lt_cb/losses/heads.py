@@ -1,4 +1,4 @@
-"""The three losses of the paper: softmax, sigmoid and focal."""
+"""The three losses of the paper, softmax, sigmoid and focal, and the polynomial one that adds to softmax."""
 
 import math
 from collections.abc import Sequence
@@ -25,6 +25,44 @@ class SoftmaxLoss(Loss):
             return F.cross_entropy(logits, targets, reduction="none")
         # not cross_entropy, which passes over a target of -100 without a word
         return -logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+
+
+class PolyLoss(SoftmaxLoss):
+    r"""Poly-1 cross-entropy, of `Leng et al. 2022`_.
+
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \big(-\log p_{iy} + \epsilon (1 - p_{iy})\big)
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        epsilon: what the first coefficient of the expansion of -log p in (1 - p) is raised by, at least -1; 0 gives
+            `SoftmaxLoss`.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if epsilon is below -1 or not finite.
+
+    .. _Leng et al. 2022: https://arxiv.org/abs/2204.12511
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        epsilon: float = 1.0,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction)
+        if not -1.0 <= epsilon < math.inf:
+            raise InputError(f"epsilon is {epsilon}, but must be at least -1 and finite; 0 gives the softmax loss.")
+        self.epsilon = epsilon
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return cross-entropy and first term; the p of soft targets is their mean probability."""
+        losses = super().per_sample(logits, targets)
+        if targets.ndim == 1:
+            return losses + self.epsilon * (1.0 - (-losses).exp())
+        return losses + self.epsilon * (targets * (1.0 - logits.softmax(1))).sum(1)
 
 
 class SigmoidLoss(Loss):

@@ -1,0 +1,107 @@
+"""Softmax losses whose target is spread over the classes."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lt_cb.errors import InputError
+from lt_cb.losses.base import Reduction
+from lt_cb.losses.heads import SoftmaxLoss
+from lt_cb.losses.weighting import Weighting
+
+
+def _check(name: str, value: float) -> float:
+    if not 0.0 <= value < 1.0:
+        raise InputError(f"{name} is {value}, but must be in [0, 1); 0 gives the softmax loss.")
+    return value
+
+
+class LabelSmoothingLoss(SoftmaxLoss):
+    r"""Softmax cross-entropy with label smoothing, of `Szegedy et al. 2016`_, as ``torch.nn.CrossEntropyLoss`` has it.
+
+    .. math:: L = \frac{1}{B} \sum_i -(1 - \epsilon) \log p_{iy} - \frac{\epsilon}{C} \sum_c \log p_{ic}
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        smoothing: epsilon, in [0, 1); 0 gives `SoftmaxLoss`.
+        weighting: turns the class counts into class weights; None weights all classes alike. The weight of a sample
+            is that of its class, and multiplies all terms.
+        reduction: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if smoothing is outside [0, 1).
+
+    .. _Szegedy et al. 2016: https://arxiv.org/abs/1512.00567
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        smoothing: float = 0.1,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction)
+        self.smoothing = _check("smoothing", smoothing)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy with the smoothed target."""
+        sharp = super().per_sample(logits, targets)
+        return (1.0 - self.smoothing) * sharp - self.smoothing * logits.log_softmax(1).mean(1)
+
+
+class LabelAwareSmoothingLoss(SoftmaxLoss):
+    r"""Label-aware smoothing, of `Zhong et al. 2021`_ (MiSLAS), concave: head classes are smoothed more.
+
+    .. math:: L = \frac{1}{B} \sum_i -(1 - \epsilon_y) \log p_{iy}
+        - \frac{\epsilon_y}{C - 1} \sum_{c \ne y} \log p_{ic},
+        \quad \epsilon_y = \epsilon_t + (\epsilon_h - \epsilon_t)
+        \sin \frac{\pi (n_y - n_{\min})}{2 (n_{\max} - n_{\min})}
+
+    In the paper it is for the second stage, when the classifier is trained anew. If all classes have as many images,
+    each has the smoothing of the head.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        head: smoothing of the most frequent class, in [0, 1). The paper's 0.4 is for CIFAR-100 at imbalance factor 100.
+        tail: smoothing of the rarest class, in [0, 1).
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if head or tail is outside [0, 1).
+
+    .. _Zhong et al. 2021: https://arxiv.org/abs/2104.00466
+    """
+
+    smoothing: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        head: float = 0.4,
+        tail: float = 0.1,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction)
+        self.head, self.tail = _check("head", head), _check("tail", tail)
+        counts = torch.tensor(self.class_counts, dtype=torch.float64)
+        least, most = counts.min(), counts.max()
+        rank = (counts - least) / (most - least) if most > least else torch.ones_like(counts)
+        smoothing = tail + (head - tail) * (math.pi / 2 * rank).sin()
+        self.register_buffer("smoothing", smoothing.float(), persistent=False)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy with the smoothed target; soft targets smooth each class by its share."""
+        log_p = logits.log_softmax(1)
+        if targets.ndim == 1:
+            smoothing = self.smoothing[targets]
+            true = log_p.gather(1, targets[:, None]).squeeze(1)
+            others = (log_p.sum(1) - true) / (log_p.shape[1] - 1)
+            return -(1.0 - smoothing) * true - smoothing * others
+        spread = targets * self.smoothing
+        spread = (spread.sum(1, keepdim=True) - spread) / (log_p.shape[1] - 1)
+        return -((targets * (1.0 - self.smoothing) + spread) * log_p).sum(1)
