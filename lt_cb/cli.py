@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import re
 import sys
 import warnings
@@ -81,8 +82,11 @@ class CLI(LightningCLI):
                 config = yaml.safe_load(self.checkpoint[CONFIG_KEY])
                 config.pop("ckpt_path", None)
                 args = [args[0], "--config", yaml.safe_dump(config), *args[1:]]
-            _check_yaml(args)
-            self.config = parser.parse_args(args)
+            try:
+                self.config = parser.parse_args(args)
+            except (ParseError, UnicodeDecodeError):
+                _check_yaml(args)
+                raise
         else:
             self.config = parser.parse_object(args)
 
@@ -135,30 +139,34 @@ class CLI(LightningCLI):
         sys.stdout.write(f"Predictions of {len(pairs)} images: {file}\n")
 
 
+def _values(args: Sequence[str], option: str) -> Iterator[str]:
+    """Yield what ``option`` is set to, as ``--option value`` or ``--option=value``."""
+    for flag, following in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        if name == option:
+            yield value if equals else following
+
+
 def _read_checkpoint(args: Sequence[str]) -> dict[str, Any] | None:
     """Return the checkpoint that ``--ckpt_path`` names, None without one."""
-    for flag, value in zip(args, [*args[1:], ""], strict=True):
-        if flag == "--ckpt_path" or flag.startswith("--ckpt_path="):
-            path = value if flag == "--ckpt_path" else flag.partition("=")[2]
-            if path in ("last", "best", "hpc", "registry", "null"):
-                return None
-            if not Path(path).is_file():
-                raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
-            try:
-                checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises what pickle, zip and its own reader do
-                raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({error}).") from error
-            return checkpoint
-    return None
+    path = next(_values(args, "--ckpt_path"), "null")
+    if path in ("last", "best", "hpc", "registry", "null"):
+        return None
+    if not Path(path).is_file():
+        raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what pickle, zip and its own reader do
+        raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({error}).") from error
+    return checkpoint
 
 
 def _check_yaml(args: Sequence[str]) -> None:
     """Name the config file that is no YAML, which jsonargparse does not."""
-    for flag, value in zip(args, [*args[1:], ""], strict=True):
-        path = Path(value if flag == "--config" else flag.removeprefix("--config="))
-        if (flag == "--config" or flag.startswith("--config=")) and len(str(path)) < 256 and path.is_file():
+    for path in _values(args, "--config"):
+        if os.path.isfile(path):  # else it may be the text of a config, which is too long a name for Path.is_file
             try:
-                yaml.safe_load(path.read_text())
+                yaml.safe_load(Path(path).read_text())
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise InputError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
 

@@ -1,6 +1,7 @@
 """The one exception for wrong input, which the command line shows as a single sentence."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -13,3 +14,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {option.lower(): option for option in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f" Did you mean '{by_lower[near[0]]}'?" if near else ""
+
+
+def check_at_least(name: str, value: float, least: float, otherwise: str) -> None:
+    """Refuse a value that is below ``least`` or not finite; ``otherwise`` is what the sentence ends with."""
+    if not least <= value < math.inf:
+        raise InputError(f"{name} is {value}, but must be at least {least} and finite; {otherwise}")

@@ -173,7 +173,12 @@ def test_a_loss_overlay_leaves_nothing_of_the_loss_before(loss: Path, capsys: py
         (["--data.imbalance_type=exp"], "--data.imbalance_type: Expected a typing.Literal['exponential', 'step']."),
         (["--data.source=digit"], "there is no data source 'digit': choose 'digits'"),
         (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
-        (["--model.loss=FocalLos"], "there is no loss 'FocalLos': choose SoftmaxLoss, "),
+        (
+            ["--model.loss=FocalLos"],
+            "there is no loss 'FocalLos': choose SoftmaxLoss, PolyLoss, LogitAdjustedLoss, BalancedSoftmaxLoss, "
+            "PostHocLogitAdjustment, VectorScalingLoss, ClassDependentTemperatureLoss, LDAMLoss, LabelSmoothingLoss, "
+            "LabelAwareSmoothingLoss, SigmoidLoss, FocalLoss, or give",
+        ),
         (
             ["--model.loss=no.such.Loss"],
             "--model.loss: Problem with given class_path 'no.such.Loss': No module named 'no'",
@@ -220,6 +225,8 @@ def test_an_untrained_model_is_not_tested(capsys: pytest.CaptureFixture[str]) ->
 def test_a_config_that_is_no_yaml_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text("model:\n  loss: x\n backbone: y\n")
     assert refused(capsys, *FIT, "--config=bad.yaml").startswith("'bad.yaml' is not YAML: while parsing")
+    Path("bad.yaml").write_bytes(b"model: \xff")
+    assert refused(capsys, *FIT, "--config", "bad.yaml").startswith("'bad.yaml' is not YAML: 'utf-8' codec")
 
 
 @pytest.mark.parametrize("damage", ["truncated image", "empty class", "other classes", "stray image"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import batches
 from torch.nn import functional as F
 
 from lt_cb.losses import (
@@ -122,15 +123,6 @@ def ours(kind: str, gamma: float, counts: list[int], weighting) -> Loss:
 
 
 KINDS = [("softmax", 0.0), ("sigmoid", 0.0), ("focal", 0.0), ("focal", 0.5), ("focal", 1.0), ("focal", 2.0)]
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
-    counts = draw(st.lists(st.integers(0, 10**6), min_size=2, max_size=12))
-    batch = draw(st.integers(1, 6))
-    scale = draw(st.sampled_from([0.1, 1.0, 10.0, 100.0, 1e4]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    return counts, rng.uniform(-scale, scale, (batch, len(counts))), rng.integers(0, len(counts), batch)
 
 
 class TestAgainstTheRecipe:

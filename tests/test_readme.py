@@ -48,7 +48,7 @@ def test_commands_run_in_their_order(capsys: pytest.CaptureFixture[str]) -> None
                 main([*args, "--print_config"])
         elif args[0] == "fit":
             resumed = any(arg.startswith("--ckpt_path") for arg in args)
-            main([*args, *TINY[1 if resumed else 0 :], *(["--trainer.max_epochs=2"] if resumed else [])])
+            main([*args, *TINY, *(["--trainer.max_epochs=2"] if resumed else [])])
         else:
             main(args)
     out = capsys.readouterr().out

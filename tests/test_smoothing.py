@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from strategies import batches
 from torch.nn import functional as F
 
 from lt_cb.losses import LabelAwareSmoothingLoss, LabelSmoothingLoss, Loss, PolyLoss, SoftmaxLoss
@@ -41,15 +41,6 @@ def reference(cls: type[Loss], counts: list[int], z: np.ndarray, y: np.ndarray) 
         for c in range(len(counts)):
             gradient[i, c] = (p[c] - q[c] - poly * p[true] * ((c == true) - p[c])) / len(y)
     return value, gradient
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
-    counts = draw(st.lists(st.integers(0, 10**6), min_size=2, max_size=10))
-    scale = draw(st.sampled_from([0.1, 1.0, 30.0, 1e4]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    batch = draw(st.integers(1, 5))
-    return counts, rng.uniform(-scale, scale, (batch, len(counts))), rng.integers(0, len(counts), batch)
 
 
 @pytest.mark.parametrize("cls", LOSSES)

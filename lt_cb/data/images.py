@@ -19,20 +19,16 @@ from lt_cb.errors import InputError
 Images = npt.NDArray[np.uint8]
 
 
-def find_images(folder: Path, deep: bool = True) -> list[Path]:
-    """Return the files that have an extension PIL reads, sorted; hidden files are left out.
+def is_image(name: str) -> bool:
+    """Return whether a file name has an extension PIL reads and is not hidden."""
+    return name[0] != "." and os.path.splitext(name)[1].lower() in Image.registered_extensions()
 
-    Args:
-        folder: where to look.
-        deep: whether to look in folders below it too.
-    """
-    known = Image.registered_extensions()
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if not deep:
-            folders.clear()
-        found += [Path(parent, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in known]
-    return sorted(found)
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the files under ``folder`` that `is_image` takes for images, sorted."""
+    return sorted(
+        Path(p, name) for p, _, names in os.walk(folder, followlinks=True) for name in names if is_image(name)
+    )
 
 
 def load_images(files: Sequence[Path], image_size: int | None, channels: int, label: str) -> Images:

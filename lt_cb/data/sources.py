@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lt_cb.data.images import Images, find_images, load_images, square_size
+from lt_cb.data.images import Images, find_images, is_image, load_images, square_size
 from lt_cb.data.subset import Indices
 from lt_cb.errors import InputError, did_you_mean
 
@@ -108,13 +108,14 @@ class ImageFolder(Source):
                 f"there is no folder '{folder}': set --data.root to a folder that has "
                 "train/<class>/* and test/<class>/*."
             )
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        entries = sorted(folder.iterdir())
+        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
         if len(names) < 2:
             raise InputError(f"'{folder}' has {len(names)} class folders, but a classifier needs at least 2.")
         files = {name: find_images(folder / name) for name in names}
-        if stray := find_images(folder, deep=False):
+        if stray := [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]:
             raise InputError(
-                f"{len(stray)} images lie in '{folder}' itself, as '{stray[0].name}': move each to its class's folder."
+                f"{len(stray)} images lie in '{folder}' itself, as '{stray[0]}': move each to its class's folder."
             )
         if empty := [name for name in names if not files[name]]:
             raise InputError(f"no images in {_enumerate(empty)} of '{folder}': add images or remove the class folder.")

@@ -51,6 +51,10 @@ class Loss(nn.Module, ABC):
         self.reduction = reduction
         self.register_buffer("class_weights", None if weighting is None else weighting(self.class_counts).float())
 
+    def positive_counts(self) -> Tensor:
+        """Return the class counts, float64 of shape (C,), of which a class without images has one."""
+        return torch.tensor(self.class_counts, dtype=torch.float64).clamp(min=1.0)
+
     @abstractmethod
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the unweighted loss of each sample, shape (B,), for float32 or float64 logits of shape (B, C)."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_cb.errors import InputError
+from lt_cb.errors import check_at_least
 from lt_cb.losses.base import Loss, Reduction
 from lt_cb.losses.weighting import Weighting
 
@@ -21,10 +21,7 @@ class SoftmaxLoss(Loss):
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of each sample; targets of shape (B, C) are class probabilities."""
-        if targets.ndim == 2:
-            return F.cross_entropy(logits, targets, reduction="none")
-        # not cross_entropy, which passes over a target of -100 without a word
-        return -logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+        return -at_targets(logits.log_softmax(1), targets)
 
 
 class PolyLoss(SoftmaxLoss):
@@ -53,16 +50,13 @@ class PolyLoss(SoftmaxLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(class_counts, weighting, reduction)
-        if not -1.0 <= epsilon < math.inf:
-            raise InputError(f"epsilon is {epsilon}, but must be at least -1 and finite; 0 gives the softmax loss.")
+        check_at_least("epsilon", epsilon, -1, "0 gives the softmax loss.")
         self.epsilon = epsilon
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy and first term; the p of soft targets is their mean probability."""
-        losses = super().per_sample(logits, targets)
-        if targets.ndim == 1:
-            return losses + self.epsilon * (1.0 - (-losses).exp())
-        return losses + self.epsilon * (targets * (1.0 - logits.softmax(1))).sum(1)
+        log_p = logits.log_softmax(1)
+        return -at_targets(log_p, targets) + self.epsilon * at_targets(1.0 - log_p.exp(), targets)
 
 
 class SigmoidLoss(Loss):
@@ -120,8 +114,7 @@ class FocalLoss(SigmoidLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(class_counts, weighting, reduction)
-        if not 0.0 <= gamma < math.inf:
-            raise InputError(f"gamma is {gamma}, but must be at least 0 and finite; 0 gives the sigmoid loss.")
+        check_at_least("gamma", gamma, 0, "0 gives the sigmoid loss.")
         self.gamma = gamma
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -133,6 +126,17 @@ class FocalLoss(SigmoidLoss):
     def _terms(self, signed: Tensor) -> Tensor:
         # (1 - p_t)^gamma = sigmoid(-z)^gamma, and the cross-entropy of a term is -log sigmoid(z)
         return -F.logsigmoid(signed) * (self.gamma * F.logsigmoid(-signed)).exp()
+
+
+def at_targets(values: Tensor, targets: Tensor) -> Tensor:
+    """Return each sample's value at its target, shape (B,), for values of shape (B, C).
+
+    With targets of shape (B, C) it is the sum over classes, each as strong as its target. An index out of range is an
+    error, also -100, which torch's losses pass over without a word.
+    """
+    if targets.ndim == 2:
+        return (targets * values).sum(1)
+    return values.gather(1, targets[:, None]).squeeze(1)
 
 
 def signed_logits(logits: Tensor, targets: Tensor) -> Tensor:

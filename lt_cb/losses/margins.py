@@ -6,16 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lt_cb.errors import InputError
+from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses.base import Reduction
 from lt_cb.losses.heads import SoftmaxLoss
 from lt_cb.losses.weighting import Weighting
 
-
-def _check(name: str, value: float) -> float:
-    if not 0.0 <= value < math.inf:
-        raise InputError(f"{name} is {value}, but must be at least 0 and finite; 0 gives the softmax loss.")
-    return value
+NEUTRAL = "0 gives the softmax loss."
 
 
 class LogitAdjustedLoss(SoftmaxLoss):
@@ -49,8 +45,9 @@ class LogitAdjustedLoss(SoftmaxLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(class_counts, weighting, reduction)
-        self.tau = _check("tau", tau)
-        counts = torch.tensor(self.class_counts, dtype=torch.float64).clamp(min=1.0)
+        check_at_least("tau", tau, 0, NEUTRAL)
+        self.tau = tau
+        counts = self.positive_counts()
         self.register_buffer("log_prior", (counts / counts.sum()).log().float(), persistent=False)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -73,7 +70,7 @@ class BalancedSoftmaxLoss(LogitAdjustedLoss):
 
 
 class PostHocLogitAdjustment(LogitAdjustedLoss):
-    r"""Softmax cross-entropy whose predictions are adjusted of `Menon et al. 2021`_.
+    r"""Softmax cross-entropy whose predictions are adjusted, of `Menon et al. 2021`_.
 
     Training is that of `SoftmaxLoss`; the predicted class is the arg-max of
 
@@ -124,7 +121,8 @@ class VectorScalingLoss(LogitAdjustedLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(class_counts, tau, weighting, reduction)
-        self.gamma = _check("gamma", gamma)
+        check_at_least("gamma", gamma, 0, NEUTRAL)
+        self.gamma = gamma
         self.register_buffer("scale", ((self.log_prior - self.log_prior.max()) * gamma).exp(), persistent=False)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -195,11 +193,11 @@ class LDAMLoss(SoftmaxLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(class_counts, weighting, reduction)
-        self.max_margin = _check("max_margin", max_margin)
+        check_at_least("max_margin", max_margin, 0, NEUTRAL)
         if not 0.0 < scale < math.inf:
             raise InputError(f"scale is {scale}, but must be positive and finite; the paper's is 30.")
-        self.scale = scale
-        counts = torch.tensor(self.class_counts, dtype=torch.float64).clamp(min=1.0)
+        self.max_margin, self.scale = max_margin, scale
+        counts = self.positive_counts()
         self.register_buffer("margins", (max_margin * (counts.min() / counts) ** 0.25).float(), persistent=False)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:

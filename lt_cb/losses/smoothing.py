@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lt_cb.errors import InputError
 from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import SoftmaxLoss
+from lt_cb.losses.heads import SoftmaxLoss, at_targets
 from lt_cb.losses.weighting import Weighting
 
 
@@ -48,8 +48,8 @@ class LabelSmoothingLoss(SoftmaxLoss):
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy with the smoothed target."""
-        sharp = super().per_sample(logits, targets)
-        return (1.0 - self.smoothing) * sharp - self.smoothing * logits.log_softmax(1).mean(1)
+        log_p = logits.log_softmax(1)
+        return -(1.0 - self.smoothing) * at_targets(log_p, targets) - self.smoothing * log_p.mean(1)
 
 
 class LabelAwareSmoothingLoss(SoftmaxLoss):
@@ -99,9 +99,9 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
         log_p = logits.log_softmax(1)
         if targets.ndim == 1:
             smoothing = self.smoothing[targets]
-            true = log_p.gather(1, targets[:, None]).squeeze(1)
+            true = at_targets(log_p, targets)
             others = (log_p.sum(1) - true) / (log_p.shape[1] - 1)
             return -(1.0 - smoothing) * true - smoothing * others
         spread = targets * self.smoothing
         spread = (spread.sum(1, keepdim=True) - spread) / (log_p.shape[1] - 1)
-        return -((targets * (1.0 - self.smoothing) + spread) * log_p).sum(1)
+        return -at_targets(log_p, targets * (1.0 - self.smoothing) + spread)

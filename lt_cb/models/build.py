@@ -85,9 +85,8 @@ def normalize_classifier(backbone: nn.Module) -> None:
     Raises:
         InputError: (a ValueError) if it has none.
     """
-    for parent in reversed(list(backbone.modules())):
-        for name, child in reversed(list(parent.named_children())):
-            if child is last_linear(backbone) and isinstance(child, nn.Linear):
-                setattr(parent, name, NormalizedLinear(child.in_features, child.out_features))
-                return
-    raise InputError("the loss needs a normalised classifier, but the backbone does not end in a linear layer.")
+    linear = last_linear(backbone)
+    name = next((name for name, module in backbone.named_modules() if module is linear), "")
+    if linear is None or not name:
+        raise InputError("the loss needs a normalised classifier, but the backbone does not end in a linear layer.")
+    backbone.set_submodule(name, NormalizedLinear(linear.in_features, linear.out_features))
