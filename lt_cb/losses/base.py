@@ -21,96 +21,133 @@ class Loss(nn.Module, ABC):
     Args:
         class_counts: training images of each class, shape (C,).
         weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: of the weighted losses of the samples. ``mean`` divides their sum by the batch size B, as in
+        reduction: of the weighted losses of the samples. ``mean`` divides their sum by the number of samples, as in
             Cui et al. 2019; ``weighted_mean`` divides it by the sum of the samples' weights, as a weighted
             ``torch.nn.CrossEntropyLoss`` and with it LDAM-DRW's code does; ``sum`` and ``none`` as in torch.
+        ignore_index: target that is left out of loss and mean, as pixels of no class; None refuses every target
+            outside [0, C), also torch's -100.
 
     Attributes:
-        class_weights: float32 buffer of shape (C,), or None without a weighting.
+        class_weights: buffer of shape (C,) in torch's default dtype, or None without a weighting.
         prior_bias: what the last layer's bias starts from; such a bias is kept out of weight decay. None leaves
             both to the backbone.
         normalized_classifier: whether logits have to be cosines, of normalised features and normalised weights.
+        soft_targets: whether targets of the shape of the logits are taken.
         weighted: whether the class weights count; False until a deferred weighting sets in.
+
+    Raises:
+        InputError: (a ValueError) if there are fewer than 2 classes, a count is negative, or there is no such
+            reduction.
     """
 
     class_weights: Tensor | None
     prior_bias: float | None = None
     normalized_classifier = False
+    soft_targets = True
     weighted = True
 
     def __init__(
-        self, class_counts: Sequence[int], weighting: Weighting | None = None, reduction: Reduction = "mean"
+        self,
+        class_counts: Sequence[int],
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         self.class_counts = [int(n) for n in class_counts]
         if len(self.class_counts) < 2:
             raise InputError(f"class_counts has {len(self.class_counts)} classes, but a classifier needs at least 2.")
+        if min(self.class_counts) < 0:
+            raise InputError(f"class_counts must be at least 0, but the smallest is {min(self.class_counts)}.")
         if reduction not in ("mean", "weighted_mean", "sum", "none"):
             raise InputError(f"reduction is '{reduction}', but must be 'mean', 'weighted_mean', 'sum' or 'none'.")
         self.weighting = weighting
         self.reduction = reduction
-        self.register_buffer("class_weights", None if weighting is None else weighting(self.class_counts).float())
+        self.ignore_index = ignore_index
+        weights = None if weighting is None else weighting(self.class_counts)
+        self.register_buffer("class_weights", None if weights is None else weights.to(torch.get_default_dtype()))
 
     def positive_counts(self) -> Tensor:
         """Return the class counts, float64 of shape (C,), of which a class without images has one."""
         return torch.tensor(self.class_counts, dtype=torch.float64).clamp(min=1.0)
 
+    def register_constant(self, name: str, values: Tensor) -> None:
+        """Keep what follows from the arguments: it moves with the module, but is not in the state dict."""
+        self.register_buffer(name, values.to(torch.get_default_dtype()), persistent=False)
+
     @abstractmethod
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the unweighted loss of each sample, shape (B,), for float32 or float64 logits of shape (B, C)."""
+        """Return the unweighted loss of each sample, shape (B,), for float32 or float64 logits of shape (B, C).
+
+        Targets are int64 of shape (B,), or of the shape and dtype of the logits.
+        """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch.
 
         Args:
-            logits: floating, shape (B, C).
-            targets: class indices in [0, C), int64 of shape (B,); or multi-hot or soft targets in [0, 1],
-                floating of shape (B, C). A sample with several labels has the mean weight of its labels, each as
-                strong as its target; one without any has weight 1, the mean over classes.
+            logits: floating, shape (B, C), or (B, C, d1, ...) as for segmentation, where each place is a sample.
+            targets: class indices in [0, C) or ``ignore_index``, int64 of shape (B,) or (B, d1, ...); or multi-hot or
+                soft targets in [0, 1], of the shape of the logits. A sample with several labels has the mean weight
+                of its labels, each as strong as its target; one without any has weight 1, the mean over classes.
 
         Returns:
-            Scalar, or shape (B,) for the reduction ``none``; float32 or the dtype of wider logits.
+            Scalar, or shape (B,) or (B, d1, ...) for the reduction ``none``; float32 or the dtype of wider logits.
+            As torch's, the mean over no samples is NaN.
 
         Raises:
             InputError: (a ValueError) if the shapes do not fit, or an index is not in [0, C).
         """
         num_classes = len(self.class_counts)
-        if logits.ndim != 2 or logits.shape[1] != num_classes or targets.shape not in (logits.shape[:1], logits.shape):
+        shape, soft = logits.shape, targets.ndim == logits.ndim
+        places = (*shape[:1], *shape[2:])
+        if logits.ndim < 2 or shape[1] != num_classes or targets.shape != (shape if soft else places):
             raise InputError(
-                f"logits of shape {tuple(logits.shape)} and targets of shape {tuple(targets.shape)} do not fit: for "
-                f"{num_classes} classes, give logits (B, {num_classes}) and targets (B,) or (B, {num_classes})."
+                f"logits of shape {tuple(shape)} and targets of shape {tuple(targets.shape)} do not fit: for "
+                f"{num_classes} classes, give logits (B, {num_classes}) and targets (B,) or (B, {num_classes}), or "
+                f"logits (B, {num_classes}, d1, ...) and targets (B, d1, ...)."
             )
+        if soft and not self.soft_targets:
+            raise InputError(f"{type(self).__name__} takes class indices, but not multi-hot or soft targets.")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        targets = targets.long() if targets.ndim == 1 else targets.to(logits.dtype)
+        targets = targets.to(logits.dtype) if soft else targets.long()
+        if logits.ndim > 2:
+            logits = logits.movedim(1, -1).reshape(-1, num_classes)
+            targets = targets.movedim(1, -1).reshape(-1, num_classes) if soft else targets.flatten()
+        valid = None
+        if self.ignore_index is not None and not soft and len(targets):
+            valid = targets != self.ignore_index
+            targets = targets.where(valid, 0)
+        class_weights = self.class_weights if self.weighted and len(targets) else None
         try:
-            losses = self.per_sample(logits, targets)
-            weights = None
-            if self.class_weights is not None and self.weighted:
-                weights = self._sample_weights(self.class_weights, targets)
-                losses = losses * weights
+            loss = self._reduced(
+                logits, targets, None if class_weights is None else class_weights.to(logits.dtype), valid
+            )
         except (IndexError, RuntimeError) as error:
-            if targets.ndim == 1 and ((targets < 0) | (targets >= num_classes)).any():
+            if not soft and ((targets < 0) | (targets >= num_classes)).any():
                 raise InputError(
                     f"targets go from {targets.min().item()} to {targets.max().item()}, but {num_classes} classes "
-                    f"allow 0 to {num_classes - 1}: check the labels, or the number of classes."
+                    f"allow 0 to {num_classes - 1}: check the labels, the number of classes, or ignore_index."
                 ) from error
             raise
-        if self.reduction == "none":
-            return losses
-        if self.reduction == "sum":
-            return losses.sum()
-        if self.reduction == "weighted_mean" and weights is not None:
-            return losses.sum() / weights.sum()
-        return losses.mean()
+        return loss.view(places) if self.reduction == "none" else loss
 
-    @staticmethod
-    def _sample_weights(class_weights: Tensor, targets: Tensor) -> Tensor:
-        if targets.ndim == 1:
-            return class_weights[targets]
-        labels = targets.sum(1)
-        weights = (targets @ class_weights.to(targets.dtype)) / labels.clamp(min=torch.finfo(labels.dtype).tiny)
-        return torch.where(labels > 0, weights, 1.0)
+    def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
+        losses = self.per_sample(logits, targets)
+        if class_weights is None and valid is None:
+            return losses if self.reduction == "none" else losses.sum() if self.reduction == "sum" else losses.mean()
+        factors = self._factors(logits, targets, class_weights, valid)
+        return losses * factors if self.reduction == "none" else losses.dot(factors)
+
+    def _factors(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
+        """Return what the loss of each sample counts, shape (B,): its weight, divided as the reduction says."""
+        factors = torch.ones_like(logits[:, 0]) if class_weights is None else _sample_weights(class_weights, targets)
+        if valid is not None:
+            factors = factors * valid
+        if self.reduction == "mean":
+            return factors / (len(targets) if valid is None else valid.sum())
+        return factors / factors.sum() if self.reduction == "weighted_mean" else factors
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Return the logits whose arg-max is the predicted class, (B, C): as they are, unless a loss adjusts them."""
@@ -118,9 +155,17 @@ class Loss(nn.Module, ABC):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return class probabilities of shape (B, C), for logits as they come from the network, of shape (B, C)."""
-        return self.adjust(logits).softmax(-1)
+        return self.adjust(logits).softmax(1)
 
     def extra_repr(self) -> str:
         """Show the number of classes and the weighting."""
         weighting = None if self.weighting is None else f"{type(self.weighting).__name__}({vars(self.weighting)})"
         return f"classes={len(self.class_counts)}, weighting={weighting}"
+
+
+def _sample_weights(class_weights: Tensor, targets: Tensor) -> Tensor:
+    if targets.ndim == 1:
+        return class_weights.index_select(0, targets)
+    labels = targets.sum(1)
+    weights = (targets * class_weights).sum(1) / labels.clamp(min=torch.finfo(labels.dtype).tiny)
+    return torch.where(labels > 0, weights, 1.0)

@@ -1,8 +1,10 @@
-"""The three losses of the paper, softmax, sigmoid and focal, and the polynomial one that adds to softmax."""
+"""The three losses of the paper, softmax, sigmoid and focal, and those that add to them."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,18 +12,37 @@ from lt_cb.errors import check_at_least
 from lt_cb.losses.base import Loss, Reduction
 from lt_cb.losses.weighting import Weighting
 
+NO_INDEX = -(2**62)  # an ignore_index that no target has
+
 
 class SoftmaxLoss(Loss):
     r"""Softmax cross-entropy, with the class-balanced term equation 5 of `Cui et al. 2019`_.
 
     .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Big(\log \sum_c e^{z_{ic}} - z_{i y_i}\Big)
 
+    Losses that are the cross-entropy of other logits in training define ``training_logits``.
+
     .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
 
+    def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the logits that the cross-entropy is taken of, shape (B, C)."""
+        return logits
+
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of each sample; targets of shape (B, C) are class probabilities."""
-        return -at_targets(logits.log_softmax(1), targets)
+        return -at_targets(self.training_logits(logits, targets).log_softmax(1), targets)
+
+    def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
+        own = type(self).per_sample is not SoftmaxLoss.per_sample
+        if own or targets.ndim == 2 or valid is not None or self.reduction == "none":
+            return super()._reduced(logits, targets, class_weights, valid)
+        # the same in one call of torch's, whose own mean is the weighted one
+        reduction = "sum" if self.reduction == "sum" else "mean"
+        if class_weights is not None and self.reduction == "mean":
+            class_weights, reduction = class_weights / len(targets), "sum"
+        logits = self.training_logits(logits, targets)
+        return F.cross_entropy(logits, targets, class_weights, ignore_index=NO_INDEX, reduction=reduction)
 
 
 class PolyLoss(SoftmaxLoss):
@@ -35,6 +56,7 @@ class PolyLoss(SoftmaxLoss):
             `SoftmaxLoss`.
         weighting: turns the class counts into class weights; None weights all classes alike.
         reduction: see `Loss`.
+        ignore_index: see `Loss`.
 
     Raises:
         InputError: (a ValueError) if epsilon is below -1 or not finite.
@@ -48,8 +70,9 @@ class PolyLoss(SoftmaxLoss):
         epsilon: float = 1.0,
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, reduction)
+        super().__init__(class_counts, weighting, reduction, ignore_index)
         check_at_least("epsilon", epsilon, -1, "0 gives the softmax loss.")
         self.epsilon = epsilon
 
@@ -71,17 +94,33 @@ class SigmoidLoss(Loss):
     .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
 
+    gamma = 0.0
+
     def __init__(
-        self, class_counts: Sequence[int], weighting: Weighting | None = None, reduction: Reduction = "mean"
+        self,
+        class_counts: Sequence[int],
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, reduction)
+        super().__init__(class_counts, weighting, reduction, ignore_index)
         self.prior_bias = -math.log(len(self.class_counts) - 1)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum over classes of the binary cross-entropies."""
-        if targets.ndim == 2:
-            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
-        return -F.logsigmoid(signed_logits(logits, targets)).sum(1)
+        """Return the sum over classes of the binary terms."""
+        if targets.ndim == 1:
+            return binary_terms(signed_logits(logits, targets), self.gamma).sum(1)
+        positive, negative = binary_terms(logits, self.gamma), binary_terms(-logits, self.gamma)
+        return (targets * positive + (1.0 - targets) * negative).sum(1)
+
+    def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
+        own = type(self).per_sample is not SigmoidLoss.per_sample
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if own or traced or targets.ndim == 2 or not len(targets) or self.reduction == "none":
+            return super()._reduced(logits, targets, class_weights, valid)
+        factors = self._factors(logits, targets, class_weights, valid)
+        loss: Tensor = _BinarySum.apply(logits, targets, factors, self.gamma)
+        return loss
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return a probability for each class on its own; they need not sum to 1."""
@@ -102,6 +141,7 @@ class FocalLoss(SigmoidLoss):
         gamma: focusing parameter, at least 0; 0 gives `SigmoidLoss`.
         weighting: turns the class counts into class weights; None weights all classes alike.
         reduction: see `Loss`.
+        ignore_index: see `Loss`.
 
     .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
@@ -112,20 +152,54 @@ class FocalLoss(SigmoidLoss):
         gamma: float = 1.0,
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, reduction)
+        super().__init__(class_counts, weighting, reduction, ignore_index)
         check_at_least("gamma", gamma, 0, "0 gives the sigmoid loss.")
         self.gamma = gamma
 
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum over classes of the focal terms."""
-        if targets.ndim == 2:
-            return (targets * self._terms(logits) + (1.0 - targets) * self._terms(-logits)).sum(1)
-        return self._terms(signed_logits(logits, targets)).sum(1)
 
-    def _terms(self, signed: Tensor) -> Tensor:
-        # (1 - p_t)^gamma = sigmoid(-z)^gamma, and the cross-entropy of a term is -log sigmoid(z)
-        return -F.logsigmoid(signed) * (self.gamma * F.logsigmoid(-signed)).exp()
+def binary_terms(signed: Tensor, gamma: float) -> Tensor:
+    """Return (1 - p)^gamma (-log p) for p = sigmoid(signed), element by element."""
+    cross_entropy = -F.logsigmoid(signed)
+    return cross_entropy * (gamma * F.logsigmoid(-signed)).exp() if gamma else cross_entropy
+
+
+class _BinarySum(torch.autograd.Function):
+    """Sum of factor times `binary_terms` over samples and classes, with its gradient made on the way.
+
+    It keeps one tensor of the size of the logits where autograd keeps up to six, and passes over memory a third as
+    often. A compiler fuses the plain formula itself, and functorch has to see it: neither is given this.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, factors: Tensor, gamma: float) -> Tensor:  # noqa: ANN401
+        index = targets[:, None]
+        wrong = torch.ones_like(logits).scatter_(1, index, -1.0).mul_(logits)  # the logit of being wrong
+        q = wrong.sigmoid()  # 1 - p
+        log_p = F.logsigmoid(wrong.neg_())
+        if gamma:
+            modulator = q**gamma
+            terms = log_p.mul_(modulator)  # negative
+            loss = -terms.sum(1).dot(factors)
+            # of -terms by the logit of being wrong: modulator q - gamma (1 - q) terms
+            gradient = terms.addcmul_(terms, q, value=-1.0).mul_(-gamma).addcmul_(modulator, q)
+        else:
+            loss = -log_p.sum(1).dot(factors)
+            gradient = q
+        gradient.mul_(factors[:, None])
+        gradient.scatter_(1, index, -gradient.gather(1, index))
+        ctx.save_for_backward(logits, targets, factors, gradient)
+        ctx.gamma = gamma
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        logits, targets, factors, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: the gradient is to be differentiated itself
+            loss = binary_terms(signed_logits(logits, targets), ctx.gamma).sum(1).dot(factors)
+            (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+        return gradient * grad_output, None, None, None
 
 
 def at_targets(values: Tensor, targets: Tensor) -> Tensor:
@@ -141,5 +215,4 @@ def at_targets(values: Tensor, targets: Tensor) -> Tensor:
 
 def signed_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """Return z for the true class and -z for the others, shape (B, C), for class indices of shape (B,)."""
-    index = targets[:, None]  # (B, 1)
-    return (-logits).scatter(1, index, logits.gather(1, index))
+    return logits * torch.full_like(logits, -1.0).scatter_(1, targets[:, None], 1.0)

@@ -28,6 +28,7 @@ class LogitAdjustedLoss(SoftmaxLoss):
         tau: strength, at least 0; 0 gives `SoftmaxLoss`, 1 is consistent for the balanced error.
         weighting: turns the class counts into class weights; None weights all classes alike.
         reduction: see `Loss`.
+        ignore_index: see `Loss`.
 
     Raises:
         InputError: (a ValueError) if tau is negative or not finite.
@@ -35,7 +36,7 @@ class LogitAdjustedLoss(SoftmaxLoss):
     .. _Menon et al. 2021: https://arxiv.org/abs/2007.07314
     """
 
-    log_prior: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -43,16 +44,17 @@ class LogitAdjustedLoss(SoftmaxLoss):
         tau: float = 1.0,
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, reduction)
+        super().__init__(class_counts, weighting, reduction, ignore_index)
         check_at_least("tau", tau, 0, NEUTRAL)
         self.tau = tau
         counts = self.positive_counts()
-        self.register_buffer("log_prior", (counts / counts.sum()).log().float(), persistent=False)
+        self.register_constant("shift", tau * (counts / counts.sum()).log())
 
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of the shifted logits."""
-        return super().per_sample(logits + self.tau * self.log_prior, targets)
+    def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the shifted logits."""
+        return logits + self.shift
 
 
 class BalancedSoftmaxLoss(LogitAdjustedLoss):
@@ -64,9 +66,13 @@ class BalancedSoftmaxLoss(LogitAdjustedLoss):
     """
 
     def __init__(
-        self, class_counts: Sequence[int], weighting: Weighting | None = None, reduction: Reduction = "mean"
+        self,
+        class_counts: Sequence[int],
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, 1.0, weighting, reduction)
+        super().__init__(class_counts, 1.0, weighting, reduction, ignore_index)
 
 
 class PostHocLogitAdjustment(LogitAdjustedLoss):
@@ -81,13 +87,13 @@ class PostHocLogitAdjustment(LogitAdjustedLoss):
     .. _Menon et al. 2021: https://arxiv.org/abs/2007.07314
     """
 
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of the logits as they are."""
-        return SoftmaxLoss.per_sample(self, logits, targets)
+    def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the logits as they are."""
+        return logits
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Return the logits less tau log prior."""
-        return logits - self.tau * self.log_prior
+        return logits - self.shift
 
 
 class VectorScalingLoss(LogitAdjustedLoss):
@@ -103,6 +109,7 @@ class VectorScalingLoss(LogitAdjustedLoss):
         tau: strength of the shift, at least 0.
         weighting: turns the class counts into class weights; None weights all classes alike.
         reduction: see `Loss`.
+        ignore_index: see `Loss`.
 
     Raises:
         InputError: (a ValueError) if gamma or tau is negative or not finite.
@@ -119,15 +126,17 @@ class VectorScalingLoss(LogitAdjustedLoss):
         tau: float = 1.25,
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, tau, weighting, reduction)
+        super().__init__(class_counts, tau, weighting, reduction, ignore_index)
         check_at_least("gamma", gamma, 0, NEUTRAL)
         self.gamma = gamma
-        self.register_buffer("scale", ((self.log_prior - self.log_prior.max()) * gamma).exp(), persistent=False)
+        counts = self.positive_counts()
+        self.register_constant("scale", (counts / counts.max()) ** gamma)
 
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of the scaled and shifted logits."""
-        return super().per_sample(logits * self.scale, targets)
+    def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the scaled and shifted logits."""
+        return torch.addcmul(self.shift, logits, self.scale)
 
 
 class ClassDependentTemperatureLoss(VectorScalingLoss):
@@ -140,6 +149,7 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
         gamma: exponent of the temperature, at least 0; 0 gives `SoftmaxLoss`.
         weighting: turns the class counts into class weights; None weights all classes alike.
         reduction: see `Loss`.
+        ignore_index: see `Loss`.
 
     Raises:
         InputError: (a ValueError) if gamma is negative or not finite.
@@ -153,8 +163,9 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
         gamma: float = 0.2,
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, gamma, 0.0, weighting, reduction)
+        super().__init__(class_counts, gamma, 0.0, weighting, reduction, ignore_index)
 
 
 class LDAMLoss(SoftmaxLoss):
@@ -174,6 +185,7 @@ class LDAMLoss(SoftmaxLoss):
         scale: s, more than 0.
         weighting: turns the class counts into class weights; None weights all classes alike.
         reduction: see `Loss`.
+        ignore_index: see `Loss`.
 
     Raises:
         InputError: (a ValueError) if max_margin is negative, scale is not positive, or either is not finite.
@@ -191,23 +203,23 @@ class LDAMLoss(SoftmaxLoss):
         scale: float = 30.0,
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, reduction)
+        super().__init__(class_counts, weighting, reduction, ignore_index)
         check_at_least("max_margin", max_margin, 0, NEUTRAL)
         if not 0.0 < scale < math.inf:
             raise InputError(f"scale is {scale}, but must be positive and finite; the paper's is 30.")
         self.max_margin, self.scale = max_margin, scale
         counts = self.positive_counts()
-        self.register_buffer("margins", (max_margin * (counts.min() / counts) ** 0.25).float(), persistent=False)
+        self.register_constant("margins", max_margin * (counts.min() / counts) ** 0.25)
 
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of the scaled cosines, less the margin at the true class."""
-        if targets.ndim == 1:
-            index = targets[:, None]  # (B, 1)
-            margins = torch.zeros_like(logits).scatter(1, index, self.margins.to(logits.dtype)[index])
-        else:
-            margins = targets * self.margins
-        return super().per_sample(self.scale * (logits - margins), targets)
+    def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the scaled cosines, less the margin at the true class."""
+        margins = self.scale * self.margins.to(logits.dtype)
+        if targets.ndim == 2:
+            return self.scale * logits - targets * margins
+        shift = torch.zeros_like(logits).scatter_(1, targets[:, None], -margins.index_select(0, targets)[:, None])
+        return shift.add(logits, alpha=self.scale)
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Return the scaled cosines."""

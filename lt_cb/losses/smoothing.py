@@ -29,6 +29,7 @@ class LabelSmoothingLoss(SoftmaxLoss):
         weighting: turns the class counts into class weights; None weights all classes alike. The weight of a sample
             is that of its class, and multiplies all terms.
         reduction: see `Loss`.
+        ignore_index: see `Loss`.
 
     Raises:
         InputError: (a ValueError) if smoothing is outside [0, 1).
@@ -42,8 +43,9 @@ class LabelSmoothingLoss(SoftmaxLoss):
         smoothing: float = 0.1,
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, reduction)
+        super().__init__(class_counts, weighting, reduction, ignore_index)
         self.smoothing = _check("smoothing", smoothing)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -69,6 +71,7 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
         tail: smoothing of the rarest class, in [0, 1).
         weighting: turns the class counts into class weights; None weights all classes alike.
         reduction: see `Loss`.
+        ignore_index: see `Loss`.
 
     Raises:
         InputError: (a ValueError) if head or tail is outside [0, 1).
@@ -85,14 +88,15 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
         tail: float = 0.1,
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
+        ignore_index: int | None = None,
     ) -> None:
-        super().__init__(class_counts, weighting, reduction)
+        super().__init__(class_counts, weighting, reduction, ignore_index)
         self.head, self.tail = _check("head", head), _check("tail", tail)
         counts = torch.tensor(self.class_counts, dtype=torch.float64)
         least, most = counts.min(), counts.max()
         rank = (counts - least) / (most - least) if most > least else torch.ones_like(counts)
         smoothing = tail + (head - tail) * (math.pi / 2 * rank).sin()
-        self.register_buffer("smoothing", smoothing.float(), persistent=False)
+        self.register_constant("smoothing", smoothing)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy with the smoothed target; soft targets smooth each class by its share."""
