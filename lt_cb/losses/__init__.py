@@ -4,15 +4,18 @@ Every loss is ``Loss(class_counts, ...)(logits, targets) -> scalar``, and every 
 """
 
 from lt_cb.losses.base import Loss
-from lt_cb.losses.heads import FocalLoss, PolyLoss, SigmoidLoss, SoftmaxLoss
+from lt_cb.losses.heads import AsymmetricLoss, FocalLoss, PolyLoss, SigmoidLoss, SoftmaxLoss
 from lt_cb.losses.margins import (
     BalancedSoftmaxLoss,
     ClassDependentTemperatureLoss,
+    GCLLoss,
+    LADELoss,
     LDAMLoss,
     LogitAdjustedLoss,
     PostHocLogitAdjustment,
     VectorScalingLoss,
 )
+from lt_cb.losses.negatives import EqualizationLoss, SeesawLoss
 from lt_cb.losses.smoothing import LabelAwareSmoothingLoss, LabelSmoothingLoss
 from lt_cb.losses.weighting import (
     EffectiveNumber,
@@ -24,11 +27,15 @@ from lt_cb.losses.weighting import (
 )
 
 __all__ = [
+    "AsymmetricLoss",
     "BalancedSoftmaxLoss",
     "ClassDependentTemperatureLoss",
     "EffectiveNumber",
+    "EqualizationLoss",
     "FocalLoss",
+    "GCLLoss",
     "InverseFrequency",
+    "LADELoss",
     "LDAMLoss",
     "LabelAwareSmoothingLoss",
     "LabelSmoothingLoss",
@@ -36,6 +43,7 @@ __all__ = [
     "Loss",
     "PolyLoss",
     "PostHocLogitAdjustment",
+    "SeesawLoss",
     "SigmoidLoss",
     "SoftmaxLoss",
     "SquareRootInverse",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_cb.errors import check_at_least
+from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses.base import Loss, Reduction
 from lt_cb.losses.weighting import Weighting
 
@@ -115,8 +115,7 @@ class SigmoidLoss(Loss):
 
     def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
         own = type(self).per_sample is not SigmoidLoss.per_sample
-        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if own or traced or targets.ndim == 2 or not len(targets) or self.reduction == "none":
+        if own or _traced() or targets.ndim == 2 or not len(targets) or self.reduction == "none":
             return super()._reduced(logits, targets, class_weights, valid)
         factors = self._factors(logits, targets, class_weights, valid)
         loss: Tensor = _BinarySum.apply(logits, targets, factors, self.gamma)
@@ -159,10 +158,65 @@ class FocalLoss(SigmoidLoss):
         self.gamma = gamma
 
 
+class AsymmetricLoss(SigmoidLoss):
+    r"""Asymmetric loss for several labels, of `Ridnik et al. 2021`_, summed over classes.
+
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Big(-(1 - p_{iy})^{\gamma_+} \log p_{iy}
+        - \sum_{c \ne y} \tilde p_{ic}^{\,\gamma_-} \log(1 - \tilde p_{ic})\Big),
+        \quad p = \sigma(z), \quad \tilde p = \max(p - m, 0)
+
+    The defaults are the paper's; the gradient flows through all of it.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        gamma_positive: focusing of the labels a sample has, at least 0.
+        gamma_negative: focusing of those it has not, at least 0. With margin 0 and both alike it is `FocalLoss`.
+        margin: m, in [0, 1): probability below which a label that a sample has not costs nothing.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+        ignore_index: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if a gamma is negative or not finite, or the margin is outside [0, 1).
+
+    .. _Ridnik et al. 2021: https://arxiv.org/abs/2009.14119
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        gamma_positive: float = 0.0,
+        gamma_negative: float = 4.0,
+        margin: float = 0.05,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction, ignore_index)
+        check_at_least("gamma_positive", gamma_positive, 0, "0 is cross-entropy.")
+        check_at_least("gamma_negative", gamma_negative, 0, "0 is cross-entropy.")
+        if not 0.0 <= margin < 1.0:
+            raise InputError(f"margin is {margin}, but must be in [0, 1); 0 spares nothing.")
+        self.gamma_positive, self.gamma_negative, self.margin = gamma_positive, gamma_negative, margin
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over classes of the asymmetric terms."""
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+        positive = binary_terms(logits, self.gamma_positive)
+        if self.margin:
+            # not 0, whose power has an infinite gradient for exponents below 1
+            p = (logits.sigmoid() - self.margin).clamp(min=torch.finfo(logits.dtype).tiny)
+            negative = -torch.log1p(-p) * p**self.gamma_negative
+        else:
+            negative = binary_terms(-logits, self.gamma_negative)
+        return (targets * positive + (1.0 - targets) * negative).sum(1)
+
+
 def binary_terms(signed: Tensor, gamma: float) -> Tensor:
     """Return (1 - p)^gamma (-log p) for p = sigmoid(signed), element by element."""
     cross_entropy = -F.logsigmoid(signed)
-    return cross_entropy * (gamma * F.logsigmoid(-signed)).exp() if gamma else cross_entropy
+    return cross_entropy * (-gamma * (cross_entropy + signed)).exp() if gamma else cross_entropy  # p e^-z = 1 - p
 
 
 class _BinarySum(torch.autograd.Function):
@@ -215,4 +269,11 @@ def at_targets(values: Tensor, targets: Tensor) -> Tensor:
 
 def signed_logits(logits: Tensor, targets: Tensor) -> Tensor:
     """Return z for the true class and -z for the others, shape (B, C), for class indices of shape (B,)."""
+    if _traced():  # a comparison fuses with what follows, but passes over an index out of range
+        true = targets[:, None] == torch.arange(logits.shape[1], device=logits.device)
+        return torch.where(true, logits, -logits)
     return logits * torch.full_like(logits, -1.0).scatter_(1, targets[:, None], 1.0)
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

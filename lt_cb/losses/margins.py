@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses.base import Reduction
@@ -12,6 +13,12 @@ from lt_cb.losses.heads import SoftmaxLoss
 from lt_cb.losses.weighting import Weighting
 
 NEUTRAL = "0 gives the softmax loss."
+
+
+def _check_scale(scale: float) -> float:
+    if not 0.0 < scale < math.inf:
+        raise InputError(f"scale is {scale}, but must be positive and finite; the paper's is 30.")
+    return scale
 
 
 class LogitAdjustedLoss(SoftmaxLoss):
@@ -207,9 +214,7 @@ class LDAMLoss(SoftmaxLoss):
     ) -> None:
         super().__init__(class_counts, weighting, reduction, ignore_index)
         check_at_least("max_margin", max_margin, 0, NEUTRAL)
-        if not 0.0 < scale < math.inf:
-            raise InputError(f"scale is {scale}, but must be positive and finite; the paper's is 30.")
-        self.max_margin, self.scale = max_margin, scale
+        self.max_margin, self.scale = max_margin, _check_scale(scale)
         counts = self.positive_counts()
         self.register_constant("margins", max_margin * (counts.min() / counts) ** 0.25)
 
@@ -218,9 +223,123 @@ class LDAMLoss(SoftmaxLoss):
         margins = self.scale * self.margins.to(logits.dtype)
         if targets.ndim == 2:
             return self.scale * logits - targets * margins
-        shift = torch.zeros_like(logits).scatter_(1, targets[:, None], -margins.index_select(0, targets)[:, None])
+        shift = torch.zeros_like(logits).scatter(1, targets[:, None], -margins.index_select(0, targets)[:, None])
         return shift.add(logits, alpha=self.scale)
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Return the scaled cosines."""
         return self.scale * logits
+
+
+class GCLLoss(SoftmaxLoss):
+    r"""Gaussian clouded logit adjustment of `Li et al. 2022`_: noise on the cosines, the more the rarer the class.
+
+    .. math:: L = \frac{1}{B} \sum_i -\log
+        \frac{e^{s \tilde z_{iy}}}{\sum_c e^{s \tilde z_{ic}}}, \quad
+        \tilde z_{ic} = z_{ic} - a\, |\epsilon_{ic}|\, \frac{\log n_{\max} - \log n_c}{\log n_{\max} - \log n_{\min}},
+        \quad \epsilon_{ic} \sim N(0, 1/9) \text{ clipped to } [-1, 1]
+
+    The logits are cosines, as for `LDAMLoss`. There is noise in training mode alone. The paper trains the classifier
+    anew afterwards, with resampled images: see `ClassifierRetraining`.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        noise: a, the largest shift of the rarest class's cosine, at least 0. The authors' code has 0.5 for CIFAR and 1
+            for larger data.
+        scale: s, more than 0.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+        ignore_index: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if noise is negative, scale is not positive, or either is not finite.
+
+    .. _Li et al. 2022: https://openaccess.thecvf.com/content/CVPR2022/html/Li_Long-Tailed_Visual_Recognition_via_Gaussian_Clouded_Logit_Adjustment_CVPR_2022_paper.html
+    """
+
+    clouds: Tensor
+    normalized_classifier = True
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        noise: float = 0.5,
+        scale: float = 30.0,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction, ignore_index)
+        check_at_least("noise", noise, 0, NEUTRAL)
+        self.noise, self.scale = noise, _check_scale(scale)
+        rarity = -self.positive_counts().log()
+        rarity = rarity - rarity.min()
+        self.register_constant("clouds", noise * rarity / rarity.max().clamp(min=1e-12))
+
+    def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the scaled cosines, in training less the noise."""
+        if self.training:
+            noise = torch.randn_like(logits).abs().div(3.0).clamp(max=1.0)
+            logits = logits - noise * self.clouds.to(logits.dtype)
+        return self.scale * logits
+
+    def adjust(self, logits: Tensor) -> Tensor:
+        """Return the scaled cosines."""
+        return self.scale * logits
+
+
+class LADELoss(BalancedSoftmaxLoss):
+    r"""Label-distribution disentangling loss of `Hong et al. 2021`_: balanced softmax and a regulariser of the batch.
+
+    .. math:: L &= L_{\text{balanced softmax}} + \alpha \sum_c \pi_c
+        \big(S_c - \tfrac{1}{N_c} \textstyle\sum_{i: y_i = c} z_{ic} + \lambda S_c^2\big) \\
+        S_c &= \log \frac{1}{N} \sum_i \frac{1 / C}{\pi_{y_i}} e^{z_{ic}}
+
+    S is the logarithm of the mean over the batch as it were with uniform classes; it and the mean logit of the class
+    are the two terms of the Donsker-Varadhan bound. A class that is not in the batch has only the terms in S. Where
+    the paper weights an image by its own class, the authors' code weights it by class c. The regulariser is added
+    to the loss of each sample, so that a weighting scales it by the mean weight of the batch.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        alpha: strength of the regulariser, at least 0; 0 gives `BalancedSoftmaxLoss`.
+        penalty: lambda, at least 0. The authors' code has 0.1, and 0.5 for iNaturalist 2018.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if alpha or penalty is negative or not finite.
+
+    .. _Hong et al. 2021: https://arxiv.org/abs/2012.00321
+    """
+
+    prior: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        alpha: float = 0.1,
+        penalty: float = 0.1,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction)
+        check_at_least("alpha", alpha, 0, "0 gives the balanced softmax loss.")
+        check_at_least("penalty", penalty, 0, "0 leaves the bound alone.")
+        self.alpha, self.penalty = alpha, penalty
+        counts = self.positive_counts()
+        self.register_constant("prior", counts / counts.sum())
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the balanced softmax loss of each sample, plus the regulariser of the batch."""
+        losses = super().per_sample(logits, targets)
+        if not len(logits):
+            return losses
+        prior = self.prior.to(logits.dtype)
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+        ratio = (targets / (len(prior) * prior)).sum(1)  # (B,)
+        labels = targets.sum(0)
+        own = (targets * logits).sum(0) / labels.clamp(min=torch.finfo(labels.dtype).tiny)  # (C,)
+        spread = (logits + ratio.log()[:, None]).logsumexp(0) - math.log(len(logits))  # (C,)
+        return losses + self.alpha * (prior * (spread - own + self.penalty * spread**2)).sum()

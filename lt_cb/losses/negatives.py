@@ -1,0 +1,118 @@
+"""Softmax losses in which a rare class counts less where it is not the true class."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lt_cb.errors import InputError, check_at_least
+from lt_cb.losses.base import Reduction
+from lt_cb.losses.heads import SoftmaxLoss, at_targets
+from lt_cb.losses.weighting import Weighting
+
+
+class EqualizationLoss(SoftmaxLoss):
+    r"""Softmax equalization loss of `Tan et al. 2020`_, the form for classification.
+
+    .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{\sum_c u_{ic} e^{z_{ic}}},
+        \quad u_{ic} = 1 - b_{ic} [\pi_c < \lambda] [c \ne y_i], \quad b_{ic} \sim \text{Bernoulli}(\gamma)
+
+    Tail classes are left out of the sum at random where they are not the true class. All are in it in evaluation mode.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        gamma: probability of being left out, in [0, 1]; 0 gives `SoftmaxLoss`.
+        threshold: lambda, share of the training images below which a class is a tail class, in [0, 1].
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+        ignore_index: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if gamma or threshold is outside [0, 1].
+
+    .. _Tan et al. 2020: https://arxiv.org/abs/2003.05176
+    """
+
+    tail: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        gamma: float = 0.9,
+        threshold: float = 0.005,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction, ignore_index)
+        for name, value in (("gamma", gamma), ("threshold", threshold)):
+            if not 0.0 <= value <= 1.0:
+                raise InputError(f"{name} is {value}, but must be in [0, 1]; 0 gives the softmax loss.")
+        self.gamma, self.threshold = gamma, threshold
+        counts = torch.tensor(self.class_counts, dtype=torch.float64)
+        self.register_buffer("tail", counts < threshold * counts.sum(), persistent=False)
+
+    def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the logits, minus infinity where a class is left out."""
+        if not self.training:
+            return logits
+        true = F.one_hot(targets, logits.shape[1]) > 0 if targets.ndim == 1 else targets > 0
+        left_out = (torch.rand_like(logits) < self.gamma) & self.tail & ~true
+        return logits.masked_fill(left_out, -torch.inf)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy without the classes left out."""
+        if targets.ndim == 1:
+            return super().per_sample(logits, targets)
+        log_p = self.training_logits(logits, targets).log_softmax(1)
+        return -at_targets(log_p.masked_fill(targets == 0, 0.0), targets)  # as 0 * -inf is NaN
+
+
+class SeesawLoss(SoftmaxLoss):
+    r"""Seesaw loss of `Wang et al. 2021`_.
+
+    .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{e^{z_{iy}} + \sum_{c \ne y} M_{yc} C_{yc} e^{z_{ic}}},
+        \quad M_{yc} = \min\big(1, n_c / n_y\big)^p, \quad C_{yc} = \max\big(1, \sigma_{ic} / \sigma_{iy}\big)^q
+
+    sigma is softmax(z), through which no gradient flows. The counts are those of the training set, where the paper
+    counts them during training. Takes class indices alone: the factors belong to one true class.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        p: of the mitigation, at least 0: a rare class is pushed down less by a frequent one.
+        q: of the compensation, at least 0: a class wrongly ahead is pushed down more. p = q = 0 gives `SoftmaxLoss`.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        reduction: see `Loss`.
+        ignore_index: see `Loss`.
+
+    Raises:
+        InputError: (a ValueError) if p or q is negative or not finite.
+
+    .. _Wang et al. 2021: https://arxiv.org/abs/2008.10032
+    """
+
+    log_counts: Tensor
+    soft_targets = False
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        p: float = 0.8,
+        q: float = 2.0,
+        weighting: Weighting | None = None,
+        reduction: Reduction = "mean",
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(class_counts, weighting, reduction, ignore_index)
+        check_at_least("p", p, 0, "0 mitigates nothing.")
+        check_at_least("q", q, 0, "0 compensates nothing.")
+        self.p, self.q = p, q
+        self.register_constant("log_counts", self.positive_counts().log())
+
+    def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the logits plus the logarithms of M and C, which are 0 at the true class."""
+        scores, log_counts = logits.detach(), self.log_counts.to(logits.dtype)
+        mitigation = (log_counts - log_counts.index_select(0, targets)[:, None]).clamp(max=0.0)
+        compensation = (scores - scores.gather(1, targets[:, None])).clamp(min=0.0)
+        return logits + self.p * mitigation + self.q * compensation
