@@ -17,9 +17,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lt_cb.callbacks import ResultFile
-from lt_cb.data import LongTailedDataModule
+from lt_cb.data import LongTailedDataModule, Sampler
 from lt_cb.errors import InputError, did_you_mean
 from lt_cb.losses import Loss, Weighting
+from lt_cb.models import SecondStage
 from lt_cb.module import LongTailedClassifier
 
 CONFIG_KEY = "lt_cb_config"  # in a checkpoint: the resolved config of its run, as YAML
@@ -64,6 +65,7 @@ class CLI(LightningCLI):
     """
 
     checkpoint: dict[str, Any] | None = None
+    trained_stage: str | None = None  # class path of the checkpoint's second stage
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what the model has to know of the data, and set defaults."""
@@ -81,6 +83,7 @@ class CLI(LightningCLI):
             if self.checkpoint is not None and CONFIG_KEY in self.checkpoint:
                 config = yaml.safe_load(self.checkpoint[CONFIG_KEY])
                 config.pop("ckpt_path", None)
+                self.trained_stage = (config["model"].get("second_stage") or {}).get("class_path")
                 args = [args[0], "--config", yaml.safe_dump(config), *args[1:]]
             try:
                 self.config = parser.parse_args(args)
@@ -100,10 +103,14 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise InputError(f"{self.subcommand} needs a trained model: set --ckpt_path to the checkpoint of a run.")
+        if config.ckpt_path is None and self._stage() is not None:
+            raise InputError(
+                "a second stage starts from a trained network: set --ckpt_path to the checkpoint of a run."
+            )
         if self.subcommand == "predict" and self.checkpoint is not None:
             config.data.source, config.data.root = "lt_cb.data.sources.Checkpoint", str(config.ckpt_path)
             config.data.imbalance_factor = config.data.n_max = config.data.subset_counts = config.data.image_size = None
-            config.data.val_fraction = 0.0
+            config.data.val_fraction, config.data.sampler = 0.0, None
             hparams = self.checkpoint["hyper_parameters"]
             config.data.mean, config.data.std = hparams["mean"], hparams["std"]
 
@@ -111,6 +118,17 @@ class CLI(LightningCLI):
         """Refuse a checkpoint of other classes before anything is written."""
         if self.checkpoint is not None:
             self.model.check_classes(self.checkpoint.get("hyper_parameters", {}))
+
+    def fit(self, model: LongTailedClassifier, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        """Train, or go on; a second stage that the checkpoint has not been in starts from its weights alone."""
+        if self.checkpoint is not None and self._stage() not in (None, self.trained_stage):
+            model.start_from(self.checkpoint)
+            kwargs["ckpt_path"] = None
+        self.trainer.fit(model, **kwargs)
+
+    def _stage(self) -> str | None:
+        stage = self.config[self.subcommand].model.second_stage
+        return None if stage is None else str(stage.class_path)
 
     def after_fit(self) -> None:
         """Test the last checkpoint."""
@@ -176,7 +194,8 @@ def _sentence(message: str, parser: LightningArgumentParser) -> str:
     key = ".".join(re.findall(r'Parser key "([^"]+)":', message))
     if match := re.search(r"dot import path string: (\S+)", message):
         name, kind = match[1], key.rpartition(".")[2]
-        base: type[Any] | None = {"loss": Loss, "weighting": Weighting}.get(kind)
+        bases = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
+        base: type[Any] | None = bases.get(kind)
         if base is not None:
             known = [cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb.")]
             choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)

@@ -2,12 +2,13 @@
 
 import inspect
 import warnings
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Collection, MutableMapping
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -15,8 +16,8 @@ from torchmetrics import MeanMetric
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.metrics import PerClassAccuracy, accuracies, shot_groups
-from lt_cb.models import build_backbone, last_linear, normalize_classifier
-from lt_cb.schedule import WarmupMultiStep
+from lt_cb.models import SecondStage, build_backbone, last_linear, normalize_classifier
+from lt_cb.schedule import WarmupMultiStep, training_progress
 
 Batch = tuple[Tensor, Tensor]
 
@@ -35,6 +36,8 @@ class LongTailedClassifier(LightningModule):
         lr_scheduler: made from the optimiser; `WarmupMultiStep` steps every batch, others every epoch.
         defer_weighting: part of the training, in [0, 1], before the class weights of the loss count: deferred
             re-weighting (DRW, Cao et al. 2019, who take 0.8). It sets in with an epoch.
+        second_stage: what is done to the classifier of a trained network, whose checkpoint ``fit`` then starts from.
+        mix: mixes a batch of images and one-hot targets, as torchvision's ``MixUp`` and ``CutMix`` do.
         few_shot: classes of fewer training images are few-shot.
         many_shot: classes of more training images are many-shot.
         in_channels: channels of the images.
@@ -44,7 +47,8 @@ class LongTailedClassifier(LightningModule):
         image_size: height and width the images were trained at, for ``predict``.
 
     Raises:
-        InputError: (a ValueError) if there is no such backbone, or defer_weighting is outside [0, 1].
+        InputError: (a ValueError) if there is no such backbone, defer_weighting is outside [0, 1], or the loss cannot
+            be trained with.
     """
 
     mean: Tensor
@@ -58,6 +62,8 @@ class LongTailedClassifier(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupMultiStep(optimizer),
         defer_weighting: float = 0.0,
+        second_stage: SecondStage | None = None,
+        mix: nn.Module | None = None,
         few_shot: int = 20,
         many_shot: int = 100,
         in_channels: int = 3,
@@ -68,18 +74,28 @@ class LongTailedClassifier(LightningModule):
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Attribute 'loss' is an instance of `nn.Module`")
+            warnings.filterwarnings("ignore", "Attribute '(loss|mix)' is an instance of `nn.Module`")
             self.save_hyperparameters(logger=False)
         if isinstance(self.hparams["loss"], nn.Module):  # made in Python; the command line has put its config there
             _describe_for_checkpoint(self.hparams)
         if not 0.0 <= defer_weighting <= 1.0:
             raise InputError(f"defer_weighting is {defer_weighting}, but must be a part of the training in [0, 1].")
+        if loss.reduction == "none":
+            raise InputError("the loss's reduction is 'none', but training needs a scalar: choose another.")
+        if mix is not None and not loss.soft_targets:
+            raise InputError(
+                f"{type(loss).__name__} takes no mixed targets: unset --model.mix, or choose another loss."
+            )
         self.defer_weighting = defer_weighting
+        self.second_stage = second_stage
+        self.mix = mix
         num_classes = len(loss.class_counts)
         self.loss = loss
         self.backbone = build_backbone(backbone, num_classes, in_channels, backbone_args)
         if loss.normalized_classifier:
             normalize_classifier(self.backbone)
+        if second_stage is not None:
+            second_stage.attach(self.backbone)
         self.backbone.to(memory_format=torch.channels_last)
         if loss.prior_bias is not None and (bias := self._last_bias()) is not None:
             nn.init.constant_(bias, loss.prior_bias)
@@ -104,23 +120,45 @@ class LongTailedClassifier(LightningModule):
             images: shape (B, in_channels, H, W); uint8 pixels are normalised here, floating ones are taken as
                 normalised already.
         """
-        if images.dtype == torch.uint8:
-            images = (images - self.mean) / self.std
-        logits: Tensor = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.backbone(self._normalized(images).contiguous(memory_format=torch.channels_last))
         return logits
 
+    def _normalized(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std if images.dtype == torch.uint8 else images
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode, in which a frozen backbone stays as in evaluation: its features are fixed."""
+        super().train(mode)
+        if self.second_stage is not None and not all(p.requires_grad for p in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
+    def prepare_data(self) -> None:
+        """Refuse a deferred weighting in a training without an end, before anything is written."""
+        if self.defer_weighting > 0.0 and self.trainer.state.fn == "fit":
+            training_progress(self.trainer, 0)
+
+    def on_fit_start(self) -> None:
+        """Warn of a weighting and a sampler at once."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.loss.weighting is not None and getattr(data, "sampler", None) is not None:
+            rank_zero_warn(
+                "The class weights and the sampler both favour rare classes, and compound: unless that is meant, set "
+                "--model.loss.weighting null or --data.sampler null.",
+                stacklevel=1,
+            )
+
     def on_train_epoch_start(self) -> None:
-        """Let the class weights count once their time has come, by the epoch alone, so that a resumed run agrees."""
+        """Let the class weights count once their time has come."""
         if self.defer_weighting > 0.0:
-            epochs = self.trainer.max_epochs or -1
-            if epochs < 0:
-                raise InputError("defer_weighting is a part of training, which has no end: set --trainer.max_epochs.")
-            # a whole number of epochs may come out a rounding error too large
-            self.loss.weighted = self.current_epoch >= self.defer_weighting * epochs - 1e-6
+            self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.defer_weighting
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         images, targets = batch
+        if self.mix is not None:
+            one_hot = nn.functional.one_hot(targets, len(self.class_names))
+            images, targets = self.mix(self._normalized(images), one_hot.float())
         loss: Tensor = self.loss(self(images), targets)
         self.train_loss.update(loss.detach(), len(images))
         return loss
@@ -169,8 +207,9 @@ class LongTailedClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make optimiser and scheduler; a last bias that starts from the prior is not decayed."""
         spared = None if self.loss.prior_bias is None else self._last_bias()
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not spared]}]
-        if spared is not None:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [p for p in trained if p is not spared]}]
+        if spared is not None and spared.requires_grad:
             groups.append({"params": [spared], "weight_decay": 0.0})
         optimizer = self.make_optimizer(groups)
         scheduler = self.make_scheduler(optimizer)
@@ -187,9 +226,41 @@ class LongTailedClassifier(LightningModule):
             raise InputError("the schedule is in fractions of training, which has no end: set --trainer.max_epochs.")
         return int(steps)
 
+    def start_from(self, checkpoint: MutableMapping[str, Any]) -> None:
+        """Take the weights of a trained network, of which the second stage may need all but the classifier.
+
+        Args:
+            checkpoint: as ``torch.load`` returns it.
+
+        Raises:
+            InputError: (a ValueError) if it is of other classes or another backbone.
+        """
+        self.check_classes(checkpoint.get("hyper_parameters", {}))
+        own = self.backbone.state_dict()
+        new: set[str] = set()
+        if self.second_stage is not None:
+            last = last_linear(self.backbone)
+            prefix = next(f"{name}." for name, module in self.backbone.named_modules() if module is last)
+            kept = ("weight", "bias") if self.second_stage.keeps_classifier else ()
+            new = {name for name in own if name.startswith(prefix) and name.removeprefix(prefix) not in kept}
+        state = _backbone_state(checkpoint)
+        self._check_backbone(state, new)
+        self.backbone.load_state_dict({name: state[name] for name in own.keys() - new}, strict=False)
+
+    def _check_backbone(self, state: MutableMapping[str, Tensor], new: Collection[str] = ()) -> None:
+        own = {name: value.shape for name, value in self.backbone.state_dict().items() if name not in new}
+        for name, shape in own.items():
+            if name not in state or state[name].shape != shape:
+                there = list(state[name].shape) if name in state else "missing"
+                raise InputError(
+                    f"the checkpoint is not of this network: '{name}' is {there} there, and {list(shape)} here. Use "
+                    "the --model.backbone, loss and second stage it was trained with."
+                )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes; test another loss than the one trained with, if that is asked for."""
         self.check_classes(checkpoint.get("hyper_parameters", {}))
+        self._check_backbone(_backbone_state(checkpoint))
         own = {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         state = checkpoint["state_dict"]
         if {name for name in state if name.startswith("loss.")} != own.keys():
@@ -217,6 +288,12 @@ class LongTailedClassifier(LightningModule):
             )
 
 
+def _backbone_state(checkpoint: MutableMapping[str, Any]) -> dict[str, Tensor]:
+    prefix = "backbone."
+    state = checkpoint["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def _describe_for_checkpoint(hparams: MutableMapping[str, Any]) -> None:
     """Replace objects among the hyper-parameters by plain values, as LightningCLI has them.
 
@@ -226,7 +303,9 @@ def _describe_for_checkpoint(hparams: MutableMapping[str, Any]) -> None:
     loss = hparams.pop("loss")
     hparams.pop("optimizer", None)
     hparams.pop("lr_scheduler", None)
+    hparams.pop("mix", None)
     try:
+        hparams["second_stage"] = _describe(hparams.get("second_stage"))
         hparams["loss"] = _describe(loss)
     except AttributeError:
         return

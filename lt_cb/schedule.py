@@ -1,13 +1,32 @@
-"""Learning rate schedules measured in fractions of training."""
+"""What is measured in fractions of training: its progress, and learning rate schedules."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.errors import InputError
+
+
+def training_progress(trainer: Trainer, epoch: int) -> float:
+    """Return the part of the training that is done before an epoch, from the epoch alone, so that a resume agrees.
+
+    Raises:
+        InputError: (a ValueError) if the training has no end.
+    """
+    epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
+    if epochs == math.inf and trainer.max_steps < 0:
+        raise InputError("a part of the training is asked for, but it has no end: set --trainer.max_epochs.")
+    if epoch == 0:
+        return 0.0
+    if trainer.max_steps >= 0:
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        epochs = min(epochs, trainer.max_steps / steps)
+    return min(epoch / epochs + 1e-9, 1.0)  # a whole number of epochs may come out a rounding error too small
 
 
 class WarmupMultiStep(LRScheduler):

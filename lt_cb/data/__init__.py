@@ -1,7 +1,24 @@
-"""Long-tailed data: count profiles, sources of images, subsets and the data module."""
+"""Long-tailed data: count profiles, sources of images, subsets, samplers and the data module."""
 
 from lt_cb.data.datamodule import LongTailedDataModule
 from lt_cb.data.profile import class_counts_exponential, class_counts_step
+from lt_cb.data.sampler import (
+    ClassBalancedSampler,
+    EffectiveNumberSampler,
+    ProgressivelyBalancedSampler,
+    Sampler,
+    SquareRootSampler,
+)
 from lt_cb.data.sources import Source
 
-__all__ = ["LongTailedDataModule", "Source", "class_counts_exponential", "class_counts_step"]
+__all__ = [
+    "ClassBalancedSampler",
+    "EffectiveNumberSampler",
+    "LongTailedDataModule",
+    "ProgressivelyBalancedSampler",
+    "Sampler",
+    "Source",
+    "SquareRootSampler",
+    "class_counts_exponential",
+    "class_counts_step",
+]

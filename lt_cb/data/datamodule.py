@@ -13,9 +13,11 @@ from torch import Tensor
 from lt_cb.data.images import find_images, load_images
 from lt_cb.data.profile import class_counts_exponential, class_counts_step
 from lt_cb.data.resident import ResidentLoader
+from lt_cb.data.sampler import Sampler
 from lt_cb.data.sources import Split, make_source, resize
 from lt_cb.data.subset import hold_out, long_tailed_subset
 from lt_cb.errors import InputError
+from lt_cb.schedule import training_progress
 
 
 class LongTailedDataModule(LightningDataModule):
@@ -36,6 +38,10 @@ class LongTailedDataModule(LightningDataModule):
             is contained in one of a lower.
         val_fraction: share of the subset held out for validation, in [0, 1), class by class: each class of two
             images or more has at least one there.
+        sampler: how often an epoch shows each class; None shows each image once (instance-balanced). It depends on
+            the seed of the training and the epoch alone, so that processes share it and a resumed training repeats it.
+        defer_sampling: part of the training, in [0, 1], before the sampler is used: deferred re-sampling (DRS, Cao
+            et al. 2019). It sets in with an epoch.
         batch_size: images a batch, for each device.
         image_size: scale images to this height and width in pixels; None keeps the source's.
         crop_padding: zeros around a training image before the random crop, in pixels.
@@ -58,6 +64,8 @@ class LongTailedDataModule(LightningDataModule):
         subset_counts: list[int] | None = None,
         subset_seed: int = 0,
         val_fraction: float = 0.0,
+        sampler: Sampler | None = None,
+        defer_sampling: float = 0.0,
         batch_size: int = 128,
         image_size: int | None = None,
         crop_padding: int = 4,
@@ -77,10 +85,14 @@ class LongTailedDataModule(LightningDataModule):
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
         if not 0.0 <= val_fraction < 1.0:
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
+        if not 0.0 <= defer_sampling <= 1.0:
+            raise InputError(f"defer_sampling is {defer_sampling}, but must be a part of the training in [0, 1].")
         self.source = make_source(source, root, image_size)
         self.subset_counts = self._counts_of_subset(imbalance_factor, imbalance_type, n_max, subset_counts)
         self.subset_seed = subset_seed
         self.val_fraction = val_fraction
+        self.sampler = sampler
+        self.defer_sampling = defer_sampling
         self.batch_size = batch_size
         self.image_size = image_size or self.source.image_size
         self.in_channels = self.source.channels
@@ -153,6 +165,8 @@ class LongTailedDataModule(LightningDataModule):
         self._load("test")
         if stage != "test":
             self._load("train")
+        if stage == "fit" and self.trainer and self.sampler is not None:
+            training_progress(self.trainer, 0)  # refuses a training without an end before anything is written
 
     def _load(self, split: Split) -> tuple[Tensor, Tensor]:
         if split not in self._parts:
@@ -197,10 +211,18 @@ class LongTailedDataModule(LightningDataModule):
             train=train,
             crop_padding=self.crop_padding,
             horizontal_flip=self.horizontal_flip,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),  # of seed_everything, the same in all processes
+            seed=_seed(),
+            order=self._order if train and self.sampler else None,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+
+    def _order(self, epoch: int) -> Tensor | None:
+        progress = training_progress(self.trainer, epoch) if self.trainer else 0.0
+        if self.sampler is None or progress < self.defer_sampling:
+            return None
+        labels = self._parts["train"][1].numpy()
+        return torch.from_numpy(self.sampler.draw(labels, [_seed(), epoch], progress))
 
     def train_dataloader(self) -> ResidentLoader:
         """Shuffled, augmented batches of the subset."""
@@ -220,3 +242,7 @@ class LongTailedDataModule(LightningDataModule):
     def predict_dataloader(self) -> ResidentLoader:
         """Batches of the images in ``predict_dir``, all of them in every process, in the order of the file names."""
         return self._loader(self._load_folder(), shard=False)
+
+
+def _seed() -> int:
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # of seed_everything, the same in all processes

@@ -1,6 +1,6 @@
 """Images in memory, cropped and flipped a batch at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ class ResidentLoader:
         crop_padding: zeros around an image before cropping, in pixels.
         horizontal_flip: flip half of the images.
         seed: of the shuffling and the augmentation.
+        order: given an epoch, returns the samples it shows, int64 of shape (N,), in place of all of them shuffled;
+            or None for just that.
         rank: this process.
         world_size: number of processes.
     """
@@ -40,6 +42,7 @@ class ResidentLoader:
         crop_padding: int = 0,
         horizontal_flip: bool = False,
         seed: int = 0,
+        order: Callable[[int], Tensor | None] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -52,6 +55,7 @@ class ResidentLoader:
         self.batch_size = batch_size
         self.train = train
         self.seed = seed
+        self.order = order
         self.epoch = 0
         self.rank = rank
         self.world_size = world_size
@@ -83,6 +87,8 @@ class ResidentLoader:
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
         draw = torch.Generator().manual_seed(int(state[0] >> 1))
         order = torch.randperm(total, generator=draw)
+        if self.order is not None and (resampled := self.order(self.epoch)) is not None:
+            order = resampled
         offsets = torch.randint(2 * self.crop_padding + 1, (total, 2), generator=draw)
         flips = torch.rand(total, generator=draw) < 0.5
         positions = torch.arange(self.rank, self._num_samples() * self.world_size, self.world_size) % total

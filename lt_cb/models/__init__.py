@@ -1,10 +1,22 @@
-"""Backbones: images -> logits."""
+"""Backbones, images -> logits, and what is done to their classifiers."""
 
-from lt_cb.models.build import build_backbone, last_linear, normalize_classifier
+from lt_cb.models.build import build_backbone
+from lt_cb.models.classifier import (
+    ClassifierRetraining,
+    LearnableWeightScaling,
+    SecondStage,
+    TauNormalization,
+    last_linear,
+    normalize_classifier,
+)
 from lt_cb.models.resnet import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
 
 __all__ = [
+    "ClassifierRetraining",
+    "LearnableWeightScaling",
     "ResNetCifar",
+    "SecondStage",
+    "TauNormalization",
     "build_backbone",
     "last_linear",
     "normalize_classifier",

@@ -4,9 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from lt_cb.errors import InputError, did_you_mean
 from lt_cb.models import resnet
@@ -55,38 +53,3 @@ def _call(name: str, make: Callable[..., nn.Module], **kwargs: Any) -> nn.Module
         return make(**kwargs)
     except TypeError as error:
         raise InputError(f"model '{name}' does not take these options ({error}): see --model.backbone_args.") from error
-
-
-def last_linear(backbone: nn.Module) -> nn.Linear | None:
-    """Return the classifier: the last linear layer of a backbone, None if it has none."""
-    return next((m for m in reversed(list(backbone.modules())) if isinstance(m, nn.Linear)), None)
-
-
-class NormalizedLinear(nn.Linear):
-    """A classifier without bias whose logits are cosines, in [-1, 1], of features and class weights."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Draw directions; their lengths do not matter."""
-        nn.init.normal_(self.weight)
-        with torch.no_grad():
-            self.weight.copy_(F.normalize(self.weight))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return cosines of shape (B, C) for features of shape (B, in_features)."""
-        return F.linear(F.normalize(features), F.normalize(self.weight))
-
-
-def normalize_classifier(backbone: nn.Module) -> None:
-    """Replace the last linear layer of a backbone by a `NormalizedLinear`.
-
-    Raises:
-        InputError: (a ValueError) if it has none.
-    """
-    linear = last_linear(backbone)
-    name = next((name for name, module in backbone.named_modules() if module is linear), "")
-    if linear is None or not name:
-        raise InputError("the loss needs a normalised classifier, but the backbone does not end in a linear layer.")
-    backbone.set_submodule(name, NormalizedLinear(linear.in_features, linear.out_features))

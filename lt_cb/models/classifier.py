@@ -1,0 +1,156 @@
+"""The last layer of a backbone: cosines, and what is done to it once the features are learnt."""
+
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lt_cb.errors import InputError, check_at_least
+
+Linear = TypeVar("Linear", bound=nn.Linear)
+
+
+def last_linear(backbone: nn.Module) -> nn.Linear | None:
+    """Return the classifier: the last linear layer of a backbone, None if it has none."""
+    return next((m for m in reversed(list(backbone.modules())) if isinstance(m, nn.Linear)), None)
+
+
+def _replace_last(backbone: nn.Module, new: nn.Linear) -> None:
+    name = next(name for name, module in backbone.named_modules() if module is last_linear(backbone))
+    if not name:
+        raise InputError("the classifier is to be replaced, but the backbone is nothing else: put it in a module.")
+    backbone.set_submodule(name, new)
+
+
+def _classifier(backbone: nn.Module) -> nn.Linear:
+    linear = last_linear(backbone)
+    if linear is None:
+        raise InputError("a change of the classifier is asked for, but the backbone does not end in a linear layer.")
+    return linear
+
+
+class NormalizedLinear(nn.Linear):
+    """A classifier without bias whose logits are cosines, in [-1, 1], of features and class weights."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw directions; their lengths do not matter."""
+        nn.init.normal_(self.weight)
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return cosines of shape (B, C) for features of shape (B, in_features)."""
+        return F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+def normalize_classifier(backbone: nn.Module) -> None:
+    """Replace the last linear layer of a backbone by a `NormalizedLinear`.
+
+    Raises:
+        InputError: (a ValueError) if it has none.
+    """
+    linear = _classifier(backbone)
+    _replace_last(backbone, NormalizedLinear(linear.in_features, linear.out_features))
+
+
+class SecondStage(ABC):
+    """What is done to the classifier of a trained network, after `Kang et al. 2020 <https://arxiv.org/abs/1910.09217>`_.
+
+    Attributes:
+        keeps_classifier: whether it starts from the trained classifier; else from a new one.
+    """
+
+    keeps_classifier = True
+
+    @abstractmethod
+    def attach(self, backbone: nn.Module) -> None:
+        """Change the classifier of a backbone, and freeze what is not to be trained.
+
+        Raises:
+            InputError: (a ValueError) if the backbone has no classifier that can be changed so.
+        """
+
+
+class ClassifierRetraining(SecondStage):
+    """Classifier re-training (cRT): a new classifier on frozen features, meant for class-balanced sampling."""
+
+    keeps_classifier = False
+
+    def attach(self, backbone: nn.Module) -> None:
+        """Freeze all but the last layer, which starts anew."""
+        backbone.requires_grad_(False)
+        linear = _classifier(backbone).requires_grad_(True)
+        linear.reset_parameters()
+
+
+class LearnableWeightScaling(SecondStage):
+    """Learnable weight scaling (LWS): one factor a class on the logits, trained with all else frozen."""
+
+    def attach(self, backbone: nn.Module) -> None:
+        """Freeze all, and put the factors, which start at 1, behind the last layer."""
+        backbone.requires_grad_(False)
+        _replace_last(backbone, _like(backbone, ScaledLinear))
+
+
+class TauNormalization(SecondStage):
+    r"""The tau-normalised classifier, for a test without training: logits divided by a power of the weights' norms.
+
+    .. math:: z_c \to (w_c \cdot h + b_c) / \|w_c\|^\tau
+
+    The paper, which leaves out the bias as negligible, chooses tau in [0, 1] by validation.
+
+    Args:
+        tau: at least 0; 0 leaves the classifier as it is.
+
+    Raises:
+        InputError: (a ValueError) if tau is negative or not finite.
+    """
+
+    def __init__(self, tau: float = 1.0) -> None:
+        check_at_least("tau", tau, 0, "0 leaves the classifier as it is.")
+        self.tau = tau
+
+    def attach(self, backbone: nn.Module) -> None:
+        """Have the last layer divide its logits."""
+        linear = _like(backbone, TauNormalizedLinear)
+        linear.tau = self.tau
+        _replace_last(backbone, linear)
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer whose outputs have a learnable factor each."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.requires_grad_(False)
+        self.scale = nn.Parameter(torch.ones(out_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits of shape (B, C) for features of shape (B, in_features)."""
+        return super().forward(features) * self.scale
+
+
+class TauNormalizedLinear(nn.Linear):
+    """A linear layer whose outputs are divided by ``tau``-th powers of the norms of their weights."""
+
+    tau = 1.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits of shape (B, C) for features of shape (B, in_features)."""
+        norms: Tensor = torch.linalg.vector_norm(self.weight, dim=1).clamp(min=torch.finfo(self.weight.dtype).tiny)
+        return super().forward(features) / norms.pow(self.tau)
+
+
+def _like(backbone: nn.Module, cls: type[Linear]) -> Linear:
+    linear = _classifier(backbone)
+    if isinstance(linear, NormalizedLinear):
+        raise InputError(
+            "the lengths of class weights are to be changed, but the loss has them normalised (LDAM, GCL): add "
+            "configs/loss/softmax.yaml for a network with a plain classifier, or use ClassifierRetraining."
+        )
+    return cls(linear.in_features, linear.out_features, linear.bias is not None)
