@@ -1,4 +1,4 @@
-"""The command line: LightningCLI's fit, validate, test and predict for long-tailed classification."""
+"""The command line: LightningCLI's fit, validate, test and predict for long-tailed classification, and inspect."""
 
 import csv
 import logging
@@ -15,11 +15,13 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
 
 from lt_cb.callbacks import ResultFile
 from lt_cb.data import LongTailedDataModule, Sampler
 from lt_cb.errors import InputError, did_you_mean
-from lt_cb.losses import Loss, Weighting
+from lt_cb.inspect import weight_tables
+from lt_cb.losses import Loss, Weighting, suggest_beta
 from lt_cb.models import SecondStage
 from lt_cb.module import LongTailedClassifier
 
@@ -57,6 +59,37 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
+class InspectingTrainer(Trainer):
+    """A Trainer with the subcommands that are not of Lightning: LightningCLI takes them from its class."""
+
+    def inspect(
+        self,
+        model: LongTailedClassifier,
+        datamodule: LongTailedDataModule,
+        betas: tuple[float, ...] = (0.9, 0.99, 0.999, 0.9999),
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Show class counts, effective numbers and class weights for several beta, without training.
+
+        Args:
+            model: is not looked at.
+            datamodule: has the class counts.
+            betas: each in [0, 1); the suggested one is added.
+            ckpt_path: a run, to look at its data.
+            weights_only: is not looked at, but is in the config of a run.
+        """
+        suggested = suggest_beta(datamodule.class_counts)
+        console = Console()
+        for table in weight_tables(datamodule.class_names, datamodule.class_counts, sorted({*betas, suggested})):
+            console.print(table)
+        console.print(
+            f"A start for the search: --model.loss.weighting.beta {suggested:.6g} (1 - 1 / largest class count).",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
 class CLI(LightningCLI):
     """LightningCLI for `LongTailedClassifier` and `LongTailedDataModule`.
 
@@ -66,6 +99,11 @@ class CLI(LightningCLI):
 
     checkpoint: dict[str, Any] | None = None
     trained_stage: str | None = None  # class path of the checkpoint's second stage
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's subcommands and ours, with the arguments that are not options."""
+        return {**LightningCLI.subcommands(), "inspect": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what the model has to know of the data, and set defaults."""
@@ -100,6 +138,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse to evaluate an untrained model; let ``predict`` take the classes from the checkpoint."""
+        if self.subcommand == "inspect":
+            return
         config = self.config[self.subcommand]
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise InputError(f"{self.subcommand} needs a trained model: set --ckpt_path to the checkpoint of a run.")
@@ -257,6 +297,7 @@ def main(args: ArgsType = None) -> None:
         CLI(
             LongTailedClassifier,
             LongTailedDataModule,
+            trainer_class=InspectingTrainer,
             args=args,
             parser_class=Parser,
             save_config_callback=SaveConfig,

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Collection, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Self
 
 import torch
@@ -236,25 +236,25 @@ class LongTailedClassifier(LightningModule):
             InputError: (a ValueError) if it is of other classes or another backbone.
         """
         self.check_classes(checkpoint.get("hyper_parameters", {}))
-        own = self.backbone.state_dict()
-        new: set[str] = set()
+        state = _backbone_state(checkpoint)
         if self.second_stage is not None:
             last = last_linear(self.backbone)
             prefix = next(f"{name}." for name, module in self.backbone.named_modules() if module is last)
-            kept = ("weight", "bias") if self.second_stage.keeps_classifier else ()
-            new = {name for name in own if name.startswith(prefix) and name.removeprefix(prefix) not in kept}
-        state = _backbone_state(checkpoint)
-        self._check_backbone(state, new)
-        self.backbone.load_state_dict({name: state[name] for name in own.keys() - new}, strict=False)
+            kept = {prefix + "weight", prefix + "bias"} if self.second_stage.keeps_classifier else set()
+            own = {name: v for name, v in self.backbone.state_dict().items() if name.startswith(prefix)}
+            state = {name: v for name, v in state.items() if not name.startswith(prefix) or name in kept}
+            state |= {name: v for name, v in own.items() if name not in kept}
+        self._check_backbone(state)
+        self.backbone.load_state_dict(state)
 
-    def _check_backbone(self, state: MutableMapping[str, Tensor], new: Collection[str] = ()) -> None:
-        own = {name: value.shape for name, value in self.backbone.state_dict().items() if name not in new}
-        for name, shape in own.items():
-            if name not in state or state[name].shape != shape:
-                there = list(state[name].shape) if name in state else "missing"
+    def _check_backbone(self, state: MutableMapping[str, Tensor]) -> None:
+        there = {name: list(value.shape) for name, value in state.items()}
+        here = {name: list(value.shape) for name, value in self.backbone.state_dict().items()}
+        for name in [*here, *there]:
+            if here.get(name) != there.get(name):
                 raise InputError(
-                    f"the checkpoint is not of this network: '{name}' is {there} there, and {list(shape)} here. Use "
-                    "the --model.backbone, loss and second stage it was trained with."
+                    f"the checkpoint is of another network: '{name}' is {there.get(name, 'missing')} there and "
+                    f"{here.get(name, 'missing')} here. Use the backbone, loss and second stage it was trained with."
                 )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from lt_cb.losses.weighting import (
     Weighting,
     class_weights,
     effective_number,
+    suggest_beta,
 )
 
 __all__ = [
@@ -51,4 +52,5 @@ __all__ = [
     "Weighting",
     "class_weights",
     "effective_number",
+    "suggest_beta",
 ]

@@ -1,0 +1,111 @@
+"""What an epoch shows under each sampler, against Kang et al. 2020's p_j = n_j^q / sum_i n_i^q."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lt_cb.data import (
+    ClassBalancedSampler,
+    EffectiveNumberSampler,
+    LongTailedDataModule,
+    ProgressivelyBalancedSampler,
+    Sampler,
+    SquareRootSampler,
+)
+from lt_cb.data.resident import ResidentLoader
+
+SAMPLERS = [ClassBalancedSampler(), SquareRootSampler(), ProgressivelyBalancedSampler(), EffectiveNumberSampler(0.99)]
+COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any)
+
+
+def expected_shares(sampler: Sampler, counts: list[int], t: float) -> list[float]:
+    if isinstance(sampler, EffectiveNumberSampler):
+        raw = [n / sum(0.99**k for k in range(n)) if n else 0.0 for n in counts]
+    elif isinstance(sampler, ProgressivelyBalancedSampler):
+        there = sum(n > 0 for n in counts)
+        raw = [(1 - t) * n / sum(counts) + t * (n > 0) / there for n in counts]
+    else:
+        q = 0.0 if isinstance(sampler, ClassBalancedSampler) else 0.5
+        raw = [n**q if n else 0.0 for n in counts]
+    return [share / sum(raw) for share in raw]
+
+
+def labels_of(counts: list[int]) -> np.ndarray:
+    return np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+@given(counts=COUNTS, seed=st.integers(0, 2**32), t=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_has_each_class_as_often_as_its_share(
+    sampler: Sampler, counts: list[int], seed: int, t: float
+) -> None:
+    labels = labels_of(counts)
+    drawn = sampler.draw(labels, [seed], t)
+    assert drawn.shape == labels.shape
+    often = np.bincount(labels[drawn], minlength=len(counts))
+    for number, share in zip(often, expected_shares(sampler, counts, t), strict=True):
+        assert math.floor(share * len(labels) - 1e-4) <= number <= math.ceil(share * len(labels) + 1e-4)
+    for label in np.flatnonzero(counts):  # each image of a class as often as the others, give or take one
+        times = np.bincount(drawn, minlength=len(labels))[labels == label]
+        assert times.max() - times.min() <= 1
+
+
+@pytest.mark.parametrize("sampler", [ProgressivelyBalancedSampler(), EffectiveNumberSampler(0.0)])
+def test_neutral_settings_show_each_image_once(sampler: Sampler) -> None:
+    drawn = sampler.draw(labels_of([30, 9, 1]), [5], 0.0)
+    assert sorted(drawn) == list(range(40))
+    assert list(drawn) != sorted(drawn)
+
+
+def test_rounding_is_fair() -> None:
+    """Over many epochs the mean number of draws is the share, where every single epoch has to round."""
+    labels = labels_of([7, 2, 1])
+    often = sum(np.bincount(labels[SquareRootSampler().draw(labels, [s])], minlength=3) for s in range(2000)) / 2000
+    roots = np.sqrt([7, 2, 1])
+    np.testing.assert_allclose(often, 10 * roots / roots.sum(), atol=0.04)
+
+
+def test_impossible_beta_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"beta is 1.0, but must be in \[0, 1\)"):
+        EffectiveNumberSampler(1.0)
+    with pytest.raises(ValueError, match=r"defer_sampling is 160, but must be a part of the training in \[0, 1\]"):
+        LongTailedDataModule(defer_sampling=160)
+
+
+def epoch_of(loader: ResidentLoader, epoch: int) -> torch.Tensor:
+    loader.set_epoch(epoch)
+    return torch.cat([targets for _, targets in loader])
+
+
+def test_the_data_module_samples_its_subset() -> None:
+    data = LongTailedDataModule(imbalance_factor=50, sampler=ClassBalancedSampler())
+    assert data.class_counts == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]  # of the images, not of the draws
+    loader = data.train_dataloader()
+    first = epoch_of(loader, 0)
+    assert set(first.bincount(minlength=10).tolist()) == {37, 38}
+    assert not torch.equal(first, epoch_of(loader, 1))
+    assert torch.equal(first, epoch_of(loader, 0))
+    assert torch.cat([targets for _, targets in data.test_dataloader()]).bincount().tolist() == [40] * 10
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_a_sampled_epoch(world_size: int) -> None:
+    labels = torch.from_numpy(labels_of([30, 9, 1]))
+    images = torch.zeros(40, 2, 2, 1, dtype=torch.uint8)
+
+    def order(epoch: int) -> torch.Tensor:
+        return torch.from_numpy(SquareRootSampler().draw(labels.numpy(), [0, epoch]))
+
+    def shown(rank: int, world: int) -> torch.Tensor:
+        loader = ResidentLoader(images, labels, 7, train=True, order=order, rank=rank, world_size=world)
+        return epoch_of(loader, 3)
+
+    whole = shown(0, 1)
+    parts = [shown(rank, world_size) for rank in range(world_size)]
+    assert len({len(part) for part in parts}) == 1
+    assert torch.equal(torch.stack(parts, 1).flatten()[:40], whole)
