@@ -96,6 +96,7 @@ class LongTailedClassifier(LightningModule):
             normalize_classifier(self.backbone)
         if second_stage is not None:
             second_stage.attach(self.backbone)
+            self.train()  # Lightning leaves the modes as they are
         self.backbone.to(memory_format=torch.channels_last)
         if loss.prior_bias is not None and (bias := self._last_bias()) is not None:
             nn.init.constant_(bias, loss.prior_bias)

@@ -16,7 +16,7 @@ from lt_cb.cli import main
 from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name != "second_stage")
 TINY = [
     "--trainer.max_epochs=1",
     "--trainer.accelerator=cpu",
@@ -109,6 +109,28 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sentence.startswith("the checkpoint's classes are not those of the data")
     sentence = refused(capsys, "fit", f"--ckpt_path={checkpoint}", "--data.source=cifar100")
     assert sentence.startswith("the checkpoint has 10 classes")
+
+
+def test_inspect_shows_numbers_and_weights_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", "--config", str(ROOT / "configs/quickstart.yaml"), "--betas=[0.99]"])
+    out = capsys.readouterr().out
+    numbers, weights = (part.splitlines() for part in out.split("Class weight"))
+    cells = {row.split()[1]: row.replace("│", " ").split() for row in numbers if row.startswith("│")}
+    assert cells["9"][1:] == ["2", "1.99", "1.993"]  # 1 + beta, for 0.99 and 1 - 1/134
+    cells = {row.split()[1]: row.replace("│", " ").split() for row in weights if row.startswith("│")}
+    assert cells["9"][2] == "4.021"
+    assert float(cells["max"][3]) == pytest.approx(float(cells["9"][2]) / float(cells["0"][2]), rel=1e-3)
+    assert "--model.loss.weighting.beta 0.992537" in out
+    assert not Path("runs").exists()
+    assert refused(capsys, "inspect", *FIT[1:], "--betas=[2]").startswith("beta is 2.0, but must be")
+
+
+def test_many_classes_fit_on_a_screen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["inspect", "--config", str(ROOT / "configs/cifar100_lt.yaml")])
+    out = capsys.readouterr().out
+    assert out.count("80 more") == 2
+    assert max(map(len, out.splitlines())) <= 100
+    assert "--model.loss.weighting.beta 0.998 " in out
 
 
 def test_resume_goes_on_in_the_same_configuration() -> None:

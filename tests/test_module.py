@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import pytest
@@ -5,10 +6,21 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
-from lt_cb.data import LongTailedDataModule
-from lt_cb.losses import EffectiveNumber, FocalLoss, LDAMLoss, Loss, PostHocLogitAdjustment, SigmoidLoss, SoftmaxLoss
+from lt_cb.data import ClassBalancedSampler, LongTailedDataModule, ProgressivelyBalancedSampler
+from lt_cb.losses import (
+    EffectiveNumber,
+    FocalLoss,
+    LDAMLoss,
+    Loss,
+    PostHocLogitAdjustment,
+    SeesawLoss,
+    SigmoidLoss,
+    SoftmaxLoss,
+)
 from lt_cb.module import LongTailedClassifier
+from lt_cb.schedule import training_progress
 
 COUNTS = [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
 
@@ -253,3 +265,93 @@ def test_another_loss_tests_a_checkpoint(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
     expected = weighted.eval()(images) - 2 * (torch.tensor(COUNTS) / sum(COUNTS)).log()
     torch.testing.assert_close(model.eval().predict_step((images,), 0)[0], expected.argmax(1))
+
+
+def drawn(run: Trainer) -> Callback:
+    class Drawn(Callback):
+        """The classes of each epoch's batches."""
+
+        def __init__(self) -> None:
+            self.epochs: dict[int, torch.Tensor] = {}
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            counts = batch[1].bincount(minlength=10)
+            self.epochs[trainer.current_epoch] = self.epochs.get(trainer.current_epoch, 0) + counts
+
+    seen = Drawn()
+    run.callbacks.append(seen)
+    return seen
+
+
+def test_deferred_sampling_sets_in_with_an_epoch_and_survives_a_resume(tmp_path: Path) -> None:
+    def fit(stop: int, ckpt_path: Path | None = None) -> tuple[LongTailedClassifier, Trainer, Callback]:
+        seed_everything(0)
+        data = LongTailedDataModule(
+            imbalance_factor=50, horizontal_flip=False, sampler=ProgressivelyBalancedSampler(), defer_sampling=0.5
+        )
+        model = classifier()
+
+        class Stop(Callback):
+            def on_train_epoch_end(self, trainer, pl_module) -> None:
+                trainer.should_stop = trainer.current_epoch + 1 >= stop
+
+        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Stop()])
+        seen = drawn(run)
+        run.fit(model, datamodule=data, ckpt_path=ckpt_path)
+        return model, run, seen
+
+    whole, _, seen = fit(4)
+    assert seen.epochs[0].tolist() == seen.epochs[1].tolist() == COUNTS
+    for epoch in (2, 3):
+        t = epoch / 4
+        expected = [(1 - t) * n + t * sum(COUNTS) / 10 for n in COUNTS]
+        assert max(abs(n - e) for n, e in zip(seen.epochs[epoch].tolist(), expected, strict=True)) < 1
+    fit(3)[1].save_checkpoint(tmp_path / "third.ckpt")
+    resumed, _, again = fit(4, tmp_path / "third.ckpt")
+    assert again.epochs.keys() == {3}
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+
+
+def test_weighting_and_sampling_at_once_warn(tmp_path: Path) -> None:
+    data = LongTailedDataModule(imbalance_factor=50, sampler=ClassBalancedSampler())
+    options = {"max_steps": 1, "limit_val_batches": 0, "enable_checkpointing": False}
+    with pytest.warns(UserWarning, match="both favour rare classes, and compound"):
+        trainer(tmp_path, **options).fit(classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.9))), datamodule=data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*compound.*")
+        trainer(tmp_path, **options).fit(classifier(), datamodule=data)
+
+
+@pytest.mark.parametrize("kind", [v2.MixUp, v2.CutMix])
+def test_mixed_batches_train(kind: type[torch.nn.Module], tmp_path: Path) -> None:
+    model = classifier(FocalLoss(COUNTS, weighting=EffectiveNumber(0.9)), mix=kind(alpha=1.0))
+    seen = []
+    model.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0, enable_checkpointing=False)
+    run.fit(model, datamodule=digits())
+    for targets in seen:
+        torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
+        assert ((targets > 0) & (targets < 1)).any()
+    run.save_checkpoint(tmp_path / "mixed.ckpt")
+    LongTailedClassifier.load_from_checkpoint(tmp_path / "mixed.ckpt", weights_only=True)
+
+
+def test_losses_that_cannot_be_trained_so_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="SeesawLoss takes no mixed targets"):
+        classifier(SeesawLoss(COUNTS), mix=v2.MixUp())
+    with pytest.raises(ValueError, match="reduction is 'none', but training needs a scalar"):
+        classifier(SoftmaxLoss(COUNTS, reduction="none"))
+    endless = trainer(tmp_path, max_epochs=-1, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"has no end: set --trainer.max_epochs"):
+        endless.fit(classifier(defer_weighting=0.5), datamodule=digits())
+    assert training_progress(trainer(tmp_path, max_epochs=8), 6) == pytest.approx(0.75)
+
+
+def test_progress_by_steps(tmp_path: Path) -> None:
+    """371 images are 3 batches of 128: 12 steps are 4 epochs."""
+    seen = WeightedEpochs()
+    model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), defer_weighting=0.5)
+    options = {"max_epochs": -1, "max_steps": 12, "limit_val_batches": 0, "enable_checkpointing": False}
+    trainer(tmp_path, callbacks=[seen], **options).fit(model, datamodule=digits())
+    assert seen.epochs == [2, 3]
