@@ -13,17 +13,30 @@ from lt_cb.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+LOSSES = (ROOT / "docs/losses.md").read_text()
 TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-def commands() -> list[list[str]]:
+def commands(page: str = README) -> list[list[str]]:
     """Return the arguments of every lt-cb command, in the order of the page."""
-    lines = "\n".join(blocks("bash")).splitlines()
+    lines = "\n".join(blocks("bash", page)).splitlines()
     return [shlex.split(line) for _, found, line in (line.partition("uv run lt-cb") for line in lines) if found]
+
+
+def run(page: list[list[str]]) -> None:
+    for args in page:
+        if any("cifar" in arg for arg in args):  # needs the archives: is parsed only
+            with pytest.raises(SystemExit, match="0"):
+                main([*args, "--print_config"])
+        elif args[0] == "fit":
+            second = "--ckpt_path" in args and "second_stage" not in "".join(args)
+            main([*args, *TINY, *(["--trainer.max_epochs=2"] if second else [])])
+        else:
+            main(args)
 
 
 @pytest.fixture(autouse=True)
@@ -42,20 +55,17 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_commands_run_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
     own_loss = next(block for block in blocks("python") if block.startswith("# my_loss.py"))
     Path("my_loss.py").write_text(own_loss)
-    for args in commands():
-        if any("cifar" in arg for arg in args):  # needs the archives: is parsed only
-            with pytest.raises(SystemExit, match="0"):
-                main([*args, "--print_config"])
-        elif args[0] == "fit":
-            resumed = any(arg.startswith("--ckpt_path") for arg in args)
-            main([*args, *TINY, *(["--trainer.max_epochs=2"] if resumed else [])])
-        else:
-            main(args)
+    run(commands())
     out = capsys.readouterr().out
     assert "Predictions of 1 images" in out
     config = yaml.safe_load(Path("runs/quickstart/version_2/config.yaml").read_text())
     assert config["model"]["loss"]["class_path"] == "my_loss.BalancedSoftmax"
     assert config["model"]["loss"]["init_args"]["weighting"] is None
+
+
+def test_commands_of_the_page_of_losses_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run([["fit", "--config", "configs/quickstart.yaml"], *commands(LOSSES)])
+    assert capsys.readouterr().out.count("Test accuracy by class") == 5
 
 
 def test_python_runs() -> None:
@@ -66,13 +76,14 @@ def test_python_runs() -> None:
 
 
 def test_files_are_there() -> None:
-    for file in re.findall(r"(?:configs|docs|benchmarks)/[\w/]+\.\w+", README):
+    for file in re.findall(r"(?:configs|docs|benchmarks)/[\w/]+\.\w+", README + LOSSES):
         assert (ROOT / file).is_file(), file
+    for overlay in re.findall(r"`((?:sampler|second_stage|loss)/\w+)`", LOSSES):
+        assert (ROOT / f"configs/{overlay}.yaml").is_file(), overlay
 
 
 def test_the_page_of_losses_has_what_there_is() -> None:
-    page = (ROOT / "docs/losses.md").read_text()
-    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    rows = [line.split("|") for line in LOSSES.splitlines() if line.startswith("| `")]
     named = {re.findall(r"`(\w+)`", row[1])[0]: set(re.findall(r"`(\w+)`", row[5])) for row in rows if len(row) == 7}
     classes = [getattr(losses, name) for name in losses.__all__]
     kinds = {cls for cls in classes if isinstance(cls, type) and issubclass(cls, losses.Loss)} - {losses.Loss}

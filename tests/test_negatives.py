@@ -1,0 +1,259 @@
+"""Losses that treat other classes apart, and noise and regularisers, against the papers' equations.
+
+Equations are evaluated as they stand, a sample and a class at a time, by decimals whose range no exponential leaves.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import batches
+
+from lt_cb.losses import (
+    AsymmetricLoss,
+    BalancedSoftmaxLoss,
+    EffectiveNumber,
+    EqualizationLoss,
+    GCLLoss,
+    LADELoss,
+    Loss,
+    SeesawLoss,
+    SoftmaxLoss,
+)
+
+COUNTS = [500, 60, 7, 1]
+Case = tuple[list[int], np.ndarray, np.ndarray]
+ValueAndGradient = tuple[float, np.ndarray]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def decimals(values: Sequence[float]) -> list[Decimal]:
+    return [Decimal(float(v)) for v in values]
+
+
+def ratio(factors: Sequence[Decimal], z: Sequence[Decimal], y: int) -> tuple[Decimal, list[Decimal]]:
+    """Value and gradient of -log(e^z_y / sum_c f_c e^z_c), where f_y is 1 and no gradient flows through f."""
+    terms = [f * v.exp() for f, v in zip(factors, z, strict=True)]
+    value = -(z[y].exp() / sum(terms)).ln()
+    return value, [t / sum(terms) - (c == y) for c, t in enumerate(terms)]
+
+
+def power(base: Decimal, exponent: float) -> Decimal:
+    return base ** Decimal(exponent) if exponent else Decimal(1)  # Decimal has no 0^0
+
+
+def mean(samples: list[tuple[Decimal, list[Decimal]]]) -> ValueAndGradient:
+    gradient = np.array([[float(g) for g in row] for _, row in samples]) / len(samples)
+    return float(sum(value for value, _ in samples)) / len(samples), gradient
+
+
+def equalization(n: list[int], z: np.ndarray, y: np.ndarray, gamma: float, threshold: float, u: np.ndarray):
+    samples = []
+    for i, true in enumerate(y.tolist()):
+        left_out = [c != true and n[c] < threshold * sum(n) and u[i, c] < gamma for c in range(len(n))]
+        samples.append(ratio([Decimal(not out) for out in left_out], decimals(z[i]), true))
+    return mean(samples)
+
+
+def seesaw(n: list[int], z: np.ndarray, y: np.ndarray, p: float, q: float) -> ValueAndGradient:
+    n = [max(count, 1) for count in n]
+    samples = []
+    for i, true in enumerate(y.tolist()):
+        scores = [v.exp() for v in decimals(z[i])]  # sigma but for its denominator, which cancels
+        mitigation = [power(min(Decimal(1), Decimal(n[c]) / n[true]), p) for c in range(len(n))]
+        compensation = [power(max(Decimal(1), scores[c] / scores[true]), q) for c in range(len(n))]
+        factors = [m * c for m, c in zip(mitigation, compensation, strict=True)]
+        samples.append(ratio(factors, decimals(z[i]), true))
+    return mean(samples)
+
+
+def asymmetric(z: np.ndarray, t: np.ndarray, positive: float, negative: float, m: float) -> ValueAndGradient:
+    samples = []
+    for i in range(len(z)):
+        value, gradient = Decimal(0), []
+        for c, v in enumerate(decimals(z[i])):
+            p, q = 1 / (1 + (-v).exp()), 1 / (1 + v.exp())
+            if t[i, c]:
+                value -= power(q, positive) * p.ln()
+                gradient.append(power(q, positive) * (Decimal(positive) * p * p.ln() - q))
+                continue
+            shifted, rest = (p - Decimal(m), q + Decimal(m)) if p > Decimal(m) else (Decimal(0), Decimal(1))
+            value -= power(shifted, negative) * rest.ln()
+            slope = Decimal(0)
+            if shifted:
+                slope = power(shifted, negative) * (1 / rest - Decimal(negative) * rest.ln() / shifted)
+            gradient.append(slope * p * q)
+        samples.append((value, gradient))
+    return mean(samples)
+
+
+def gcl(n: list[int], z: np.ndarray, y: np.ndarray, a: float, s: float, normal: np.ndarray) -> ValueAndGradient:
+    log_n = [Decimal(max(count, 1)).ln() for count in n]
+    most, least = max(log_n), min(log_n)
+    samples = []
+    for i, true in enumerate(y.tolist()):
+        cosines = decimals(z[i])
+        if most > least:
+            for c in range(len(n)):
+                noise = min(abs(Decimal(normal[i, c])) / 3, Decimal(1))
+                cosines[c] -= Decimal(a) * noise * (most - log_n[c]) / (most - least)
+        value, gradient = ratio([Decimal(1)] * len(n), [Decimal(s) * v for v in cosines], true)
+        samples.append((value, [Decimal(s) * g for g in gradient]))
+    return mean(samples)
+
+
+def lade(n: list[int], z: np.ndarray, y: np.ndarray, alpha: float, penalty: float) -> ValueAndGradient:
+    n = [max(count, 1) for count in n]
+    prior = [Decimal(count) / sum(n) for count in n]
+    value, gradient = mean([ratio([p / prior[t] for p in prior], decimals(z[i]), t) for i, t in enumerate(y.tolist())])
+    for c in range(len(n)):
+        terms = [v.exp() / len(n) / prior[t] for v, t in zip(decimals(z[:, c]), y, strict=True)]
+        spread = (sum(terms) / len(y)).ln()
+        own = decimals(z[y == c, c])
+        average = sum(own) / len(own) if own else Decimal(0)
+        value += alpha * float(prior[c] * (spread - average + Decimal(penalty) * spread**2))
+        for i, true in enumerate(y.tolist()):
+            slope = (1 + 2 * Decimal(penalty) * spread) * terms[i] / sum(terms) - (Decimal(c == true) / (len(own) or 1))
+            gradient[i, c] += alpha * float(prior[c] * slope)
+    return value, gradient
+
+
+def check(loss: Loss, z: np.ndarray, targets: np.ndarray, expected: ValueAndGradient) -> None:
+    logits = torch.tensor(z, requires_grad=True)
+    actual = loss(logits, torch.tensor(targets))
+    actual.backward()
+    assert actual.item() == pytest.approx(expected[0], rel=1e-9, abs=1e-12)
+    np.testing.assert_allclose(logits.grad, expected[1], rtol=1e-8, atol=1e-12 * (1 + np.abs(expected[1]).max()))
+
+
+class TestAgainstTheEquation:
+    @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.9, 1.0])
+    @given(case=batches(), threshold=st.sampled_from([0.0, 0.005, 0.2, 1.0]), seed=st.integers(0, 99))
+    @settings(max_examples=20, deadline=None)
+    def test_equalization(self, gamma: float, case: Case, threshold: float, seed: int) -> None:
+        counts, z, y = case
+        loss = EqualizationLoss(counts, gamma, threshold)
+        torch.manual_seed(seed)
+        uniform = torch.rand_like(torch.tensor(z)).numpy()
+        torch.manual_seed(seed)
+        check(loss, z, y, equalization(counts, z, y, gamma, threshold, uniform))
+        check(loss.eval(), z, y, equalization(counts, z, y, 0.0, threshold, uniform))
+
+    @pytest.mark.parametrize(("p", "q"), [(0.8, 2.0), (0.0, 0.5), (1.0, 0.0), (3.0, 1.0)])
+    @given(case=batches())
+    @settings(max_examples=20, deadline=None)
+    def test_seesaw(self, p: float, q: float, case: Case) -> None:
+        counts, z, y = case
+        check(SeesawLoss(counts, p, q), z, y, seesaw(counts, z, y, p, q))
+
+    @pytest.mark.parametrize("margin", [0.0, 0.05, 0.9])
+    @pytest.mark.parametrize("gammas", [(0.0, 4.0), (1.0, 0.5), (0.5, 0.0), (4.0, 1.0)])
+    @given(case=batches(), seed=st.integers(0, 99))
+    @settings(max_examples=15, deadline=None)
+    def test_asymmetric(self, margin: float, gammas: tuple[float, float], case: Case, seed: int) -> None:
+        counts, z, y = case
+        loss = AsymmetricLoss(counts, *gammas, margin)
+        check(loss, z, y, asymmetric(z, np.eye(len(counts))[y], *gammas, margin))
+        several = np.random.default_rng(seed).integers(0, 2, z.shape)
+        check(loss, z, several, asymmetric(z, several, *gammas, margin))
+
+    @pytest.mark.parametrize(("noise", "scale"), [(0.5, 30.0), (1.0, 2.0), (0.0, 10.0)])
+    @given(case=batches(), seed=st.integers(0, 99))
+    @settings(max_examples=20, deadline=None)
+    def test_gcl(self, noise: float, scale: float, case: Case, seed: int) -> None:
+        counts, z, y = case
+        loss = GCLLoss(counts, noise, scale)
+        torch.manual_seed(seed)
+        normal = torch.randn_like(torch.tensor(z)).numpy()
+        torch.manual_seed(seed)
+        check(loss, z, y, gcl(counts, z, y, noise, scale, normal))
+        check(loss.eval(), z, y, gcl(counts, z, y, 0.0, scale, normal))
+
+    @pytest.mark.parametrize(("alpha", "penalty"), [(0.1, 0.1), (0.0, 0.1), (2.0, 0.0), (1.0, 0.5)])
+    @given(case=batches())
+    @settings(max_examples=20, deadline=None)
+    def test_lade(self, alpha: float, penalty: float, case: Case) -> None:
+        counts, z, y = case
+        check(LADELoss(counts, alpha, penalty), z, y, lade(counts, z, y, alpha, penalty))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("margin", [0.0, 1e-9, 0.05, 0.5])  # 1 - 1e-9 is 1 in float32; p is 0.5 at logit 0
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.5, 1.0, 4.0])
+def test_asymmetric_is_finite_at_any_logit(gamma: float, margin: float, dtype: torch.dtype) -> None:
+    edges = [0.0, *(torch.tensor([1e-9, 0.05]).logit() + torch.tensor([[-1e-6], [0.0], [1e-6]])).flatten().tolist()]
+    z = torch.tensor([v * s for v in (*edges, 1e-30, 17.0, 40.0, 90.0, 104.0, 750.0, 1e4, 1e30) for s in (-1, 1)])
+    logits = z.to(dtype)[:, None].repeat(1, 2).requires_grad_()
+    value = AsymmetricLoss([9, 1], gamma, gamma, margin, reduction="none")(logits, torch.zeros(len(z)).long())
+    value.sum().backward()
+    assert value.isfinite().all(), z[~value.isfinite()]
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_equalization_leaves_out_tail_negatives_alone() -> None:
+    logits = torch.zeros(4, 4, requires_grad=True)
+    targets = torch.arange(4)
+    EqualizationLoss(COUNTS, gamma=1.0, threshold=0.05, reduction="sum")(logits, targets).backward()
+    assert logits.grad is not None
+    assert logits.grad.ne(0).int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]  # head, true
+    both = torch.tensor([[0.5, 0.0, 0.0, 0.5]])  # neither label is left out
+    value = EqualizationLoss(COUNTS, gamma=1.0, threshold=0.05)(torch.zeros(1, 4), both)
+    torch.testing.assert_close(value, torch.tensor(3.0).log())
+
+
+@pytest.mark.parametrize("make", [EqualizationLoss, GCLLoss])
+def test_noise_is_for_training(make: type[Loss]) -> None:
+    loss, logits, targets = make([10**6, 1, 1]), torch.zeros(50, 3), torch.zeros(50).long()
+    assert loss(logits, targets) != loss(logits, targets)
+    loss.eval()
+    torch.testing.assert_close(loss(logits, targets), SoftmaxLoss([1] * 3)(logits, targets))
+
+
+def test_the_noise_of_gcl_is_clipped() -> None:
+    torch.manual_seed(0)
+    values = GCLLoss([9, 1], noise=1.0, scale=1.0, reduction="none")(torch.zeros(3000, 2), torch.zeros(3000).long())
+    torch.testing.assert_close(
+        values.aminmax(), (torch.tensor(-1.0).exp().log1p(), torch.tensor(2.0).log()), rtol=0, atol=1e-3
+    )
+
+
+def test_lade_is_weighted_by_the_mean_weight_of_the_batch() -> None:
+    logits, targets = torch.randn(9, 4), torch.arange(9) % 3
+    weighting = EffectiveNumber(0.9)
+    regulariser = LADELoss(COUNTS)(logits, targets) - BalancedSoftmaxLoss(COUNTS)(logits, targets)
+    expected = BalancedSoftmaxLoss(COUNTS, weighting)(logits, targets) + regulariser * weighting(COUNTS)[targets].mean()
+    torch.testing.assert_close(LADELoss(COUNTS, weighting=weighting)(logits, targets), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: EqualizationLoss(COUNTS, gamma=1.1), r"gamma is 1.1, but must be in \[0, 1\]"),
+        (lambda: EqualizationLoss(COUNTS, threshold=-0.1), r"threshold is -0.1, but must be in \[0, 1\]"),
+        (lambda: EqualizationLoss(COUNTS, gamma=float("nan")), "gamma is nan"),
+        (lambda: SeesawLoss(COUNTS, p=-1), "p is -1, but must be at least 0"),
+        (lambda: SeesawLoss(COUNTS, q=float("inf")), "q is inf, but must be at least 0 and finite"),
+        (lambda: AsymmetricLoss(COUNTS, gamma_positive=-1), "gamma_positive is -1, but must be at least 0"),
+        (lambda: AsymmetricLoss(COUNTS, gamma_negative=float("nan")), "gamma_negative is nan"),
+        (lambda: AsymmetricLoss(COUNTS, margin=1.0), r"margin is 1.0, but must be in \[0, 1\)"),
+        (lambda: GCLLoss(COUNTS, noise=-0.5), "noise is -0.5, but must be at least 0"),
+        (lambda: GCLLoss(COUNTS, scale=0), "scale is 0, but must be positive"),
+        (lambda: LADELoss(COUNTS, alpha=-1), "alpha is -1, but must be at least 0"),
+        (lambda: LADELoss(COUNTS, penalty=float("inf")), "penalty is inf"),
+        (lambda: SeesawLoss(COUNTS)(torch.zeros(1, 4), torch.eye(4)[:1]), "SeesawLoss takes class indices, but not"),
+    ],
+)
+def test_wrong_values_are_refused(make, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make()
