@@ -131,6 +131,8 @@ class Loss(nn.Module, ABC):
                     f"allow 0 to {num_classes - 1}: check the labels, the number of classes, or ignore_index."
                 ) from error
             raise
+        if valid is not None and self.reduction in ("mean", "weighted_mean"):
+            loss = loss.masked_fill(~valid.any(), torch.nan)  # as torch's: NaN, with gradient 0
         return loss.view(places) if self.reduction == "none" else loss
 
     def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
@@ -146,8 +148,10 @@ class Loss(nn.Module, ABC):
         if valid is not None:
             factors = factors * valid
         if self.reduction == "mean":
-            return factors / (len(targets) if valid is None else valid.sum())
-        return factors / factors.sum() if self.reduction == "weighted_mean" else factors
+            return factors / (len(targets) if valid is None else valid.sum().clamp(min=1))
+        if self.reduction == "weighted_mean":
+            return factors / factors.sum().clamp(min=torch.finfo(factors.dtype).tiny)
+        return factors
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Return the logits whose arg-max is the predicted class, (B, C): as they are, unless a loss adjusts them."""

@@ -202,12 +202,12 @@ class AsymmetricLoss(SigmoidLoss):
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over classes of the asymmetric terms."""
         if targets.ndim == 1:
-            targets = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+            targets = one_hot(targets, logits)
         positive = binary_terms(logits, self.gamma_positive)
         if self.margin:
             # not 0, whose power has an infinite gradient for exponents below 1
             p = (logits.sigmoid() - self.margin).clamp(min=torch.finfo(logits.dtype).tiny)
-            negative = -torch.log1p(-p) * p**self.gamma_negative
+            negative = -((-logits).sigmoid() + self.margin).clamp(max=1.0).log() * p**self.gamma_negative
         else:
             negative = binary_terms(-logits, self.gamma_negative)
         return (targets * positive + (1.0 - targets) * negative).sum(1)
@@ -216,7 +216,7 @@ class AsymmetricLoss(SigmoidLoss):
 def binary_terms(signed: Tensor, gamma: float) -> Tensor:
     """Return (1 - p)^gamma (-log p) for p = sigmoid(signed), element by element."""
     cross_entropy = -F.logsigmoid(signed)
-    return cross_entropy * (-gamma * (cross_entropy + signed)).exp() if gamma else cross_entropy  # p e^-z = 1 - p
+    return cross_entropy * (gamma * F.logsigmoid(-signed)).exp() if gamma else cross_entropy
 
 
 class _BinarySum(torch.autograd.Function):
@@ -265,6 +265,11 @@ def at_targets(values: Tensor, targets: Tensor) -> Tensor:
     if targets.ndim == 2:
         return (targets * values).sum(1)
     return values.gather(1, targets[:, None]).squeeze(1)
+
+
+def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
+    """Return class indices of shape (B,) as targets of shape and dtype of the logits, also under ``torch.func``."""
+    return torch.zeros_like(logits).scatter(1, targets[:, None], 1.0)
 
 
 def signed_logits(logits: Tensor, targets: Tensor) -> Tensor:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import SoftmaxLoss
+from lt_cb.losses.heads import SoftmaxLoss, one_hot
 from lt_cb.losses.weighting import Weighting
 
 NEUTRAL = "0 gives the softmax loss."
@@ -61,7 +60,7 @@ class LogitAdjustedLoss(SoftmaxLoss):
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the shifted logits."""
-        return logits + self.shift
+        return logits + self.shift.to(logits.dtype)
 
 
 class BalancedSoftmaxLoss(LogitAdjustedLoss):
@@ -143,7 +142,7 @@ class VectorScalingLoss(LogitAdjustedLoss):
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the scaled and shifted logits."""
-        return torch.addcmul(self.shift, logits, self.scale)
+        return torch.addcmul(self.shift.to(logits.dtype), logits, self.scale.to(logits.dtype))
 
 
 class ClassDependentTemperatureLoss(VectorScalingLoss):
@@ -337,7 +336,7 @@ class LADELoss(BalancedSoftmaxLoss):
             return losses
         prior = self.prior.to(logits.dtype)
         if targets.ndim == 1:
-            targets = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+            targets = one_hot(targets, logits)
         ratio = (targets / (len(prior) * prior)).sum(1)  # (B,)
         labels = targets.sum(0)
         own = (targets * logits).sum(0) / labels.clamp(min=torch.finfo(labels.dtype).tiny)  # (C,)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import SoftmaxLoss, at_targets
+from lt_cb.losses.heads import SoftmaxLoss, at_targets, one_hot
 from lt_cb.losses.weighting import Weighting
 
 
@@ -57,7 +56,7 @@ class EqualizationLoss(SoftmaxLoss):
         """Return the logits, minus infinity where a class is left out."""
         if not self.training:
             return logits
-        true = F.one_hot(targets, logits.shape[1]) > 0 if targets.ndim == 1 else targets > 0
+        true = (one_hot(targets, logits) if targets.ndim == 1 else targets) > 0
         left_out = (torch.rand_like(logits) < self.gamma) & self.tail & ~true
         return logits.masked_fill(left_out, -torch.inf)
 

@@ -102,10 +102,11 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
         """Return the cross-entropy with the smoothed target; soft targets smooth each class by its share."""
         log_p = logits.log_softmax(1)
         if targets.ndim == 1:
-            smoothing = self.smoothing[targets]
+            smoothing = self.smoothing.to(log_p.dtype)[targets]
             true = at_targets(log_p, targets)
             others = (log_p.sum(1) - true) / (log_p.shape[1] - 1)
             return -(1.0 - smoothing) * true - smoothing * others
-        spread = targets * self.smoothing
+        constants = self.smoothing.to(log_p.dtype)
+        spread = targets * constants
         spread = (spread.sum(1, keepdim=True) - spread) / (log_p.shape[1] - 1)
-        return -at_targets(log_p, targets * (1.0 - self.smoothing) + spread)
+        return -at_targets(log_p, targets * (1.0 - constants) + spread)
