@@ -232,16 +232,15 @@ class _BinarySum(torch.autograd.Function):
         wrong = torch.ones_like(logits).scatter_(1, index, -1.0).mul_(logits)  # the logit of being wrong
         q = wrong.sigmoid()  # 1 - p
         log_p = F.logsigmoid(wrong.neg_())
+        scale = factors[:, None]
         if gamma:
-            modulator = q**gamma
-            terms = log_p.mul_(modulator)  # negative
-            loss = -terms.sum(1).dot(factors)
-            # of -terms by the logit of being wrong: modulator q - gamma (1 - q) terms
-            gradient = terms.addcmul_(terms, q, value=-1.0).mul_(-gamma).addcmul_(modulator, q)
+            modulator = (q**gamma).mul_(scale)
+            loss = -(modulator * log_p).sum()
+            # by the logit of being wrong: modulator (q - gamma (1 - q) log p)
+            gradient = log_p.addcmul_(log_p, q, value=-1.0).mul_(-gamma).add_(q).mul_(modulator)
         else:
             loss = -log_p.sum(1).dot(factors)
-            gradient = q
-        gradient.mul_(factors[:, None])
+            gradient = q.mul_(scale)
         gradient.scatter_(1, index, -gradient.gather(1, index))
         ctx.save_for_backward(logits, targets, factors, gradient)
         ctx.gamma = gamma
