@@ -109,13 +109,13 @@ class SigmoidLoss(Loss):
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over classes of the binary terms."""
         if targets.ndim == 1:
-            return binary_terms(signed_logits(logits, targets), self.gamma).sum(1)
+            return binary_terms(-sign_of_wrong(logits, targets) * logits, self.gamma).sum(1)
         positive, negative = binary_terms(logits, self.gamma), binary_terms(-logits, self.gamma)
         return (targets * positive + (1.0 - targets) * negative).sum(1)
 
     def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
         own = type(self).per_sample is not SigmoidLoss.per_sample
-        if own or _traced() or targets.ndim == 2 or not len(targets) or self.reduction == "none":
+        if own or functorch() or targets.ndim == 2 or not len(targets) or self.reduction == "none":
             return super()._reduced(logits, targets, class_weights, valid)
         factors = self._factors(logits, targets, class_weights, valid)
         loss: Tensor = _BinarySum.apply(logits, targets, factors, self.gamma)
@@ -223,25 +223,29 @@ class _BinarySum(torch.autograd.Function):
     """Sum of factor times `binary_terms` over samples and classes, with its gradient made on the way.
 
     It keeps one tensor of the size of the logits where autograd keeps up to six, and passes over memory a third as
-    often. A compiler fuses the plain formula itself, and functorch has to see it: neither is given this.
+    often.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, factors: Tensor, gamma: float) -> Tensor:  # noqa: ANN401
-        index = targets[:, None]
-        wrong = torch.ones_like(logits).scatter_(1, index, -1.0).mul_(logits)  # the logit of being wrong
+        wrong = sign_of_wrong(logits, targets).mul_(logits)
         q = wrong.sigmoid()  # 1 - p
         log_p = F.logsigmoid(wrong.neg_())
-        scale = factors[:, None]
         if gamma:
-            modulator = (q**gamma).mul_(scale)
-            loss = -(modulator * log_p).sum()
-            # by the logit of being wrong: modulator (q - gamma (1 - q) log p)
-            gradient = log_p.addcmul_(log_p, q, value=-1.0).mul_(-gamma).add_(q).mul_(modulator)
+            modulator = q**gamma
+            terms = log_p.mul_(modulator)  # negative
+            loss = -terms.sum(1).dot(factors)
+            # of -terms by the logit of being wrong: modulator q - gamma (1 - q) terms
+            gradient = terms.addcmul_(terms, q, value=-1.0).mul_(-gamma).addcmul_(modulator, q)
         else:
             loss = -log_p.sum(1).dot(factors)
-            gradient = q.mul_(scale)
-        gradient.scatter_(1, index, -gradient.gather(1, index))
+            gradient = q
+        gradient.mul_(factors[:, None])
+        if torch.compiler.is_compiling():
+            gradient = gradient * sign_of_wrong(logits, targets)
+        else:  # the same, without another (B, C) tensor
+            index = targets[:, None]
+            gradient.scatter_(1, index, -gradient.gather(1, index))
         ctx.save_for_backward(logits, targets, factors, gradient)
         ctx.gamma = gamma
         return loss
@@ -250,7 +254,7 @@ class _BinarySum(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
         logits, targets, factors, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the gradient is to be differentiated itself
-            loss = binary_terms(signed_logits(logits, targets), ctx.gamma).sum(1).dot(factors)
+            loss = binary_terms(-sign_of_wrong(logits, targets) * logits, ctx.gamma).sum(1).dot(factors)
             (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
         return gradient * grad_output, None, None, None
 
@@ -271,13 +275,14 @@ def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter(1, targets[:, None], 1.0)
 
 
-def signed_logits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return z for the true class and -z for the others, shape (B, C), for class indices of shape (B,)."""
-    if _traced():  # a comparison fuses with what follows, but passes over an index out of range
+def sign_of_wrong(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return -1 at the true class and 1 at the others, shape (B, C), for class indices of shape (B,)."""
+    if torch.compiler.is_compiling() or functorch():  # a comparison fuses, but passes over an index out of range
         true = targets[:, None] == torch.arange(logits.shape[1], device=logits.device)
-        return torch.where(true, logits, -logits)
-    return logits * torch.full_like(logits, -1.0).scatter_(1, targets[:, None], 1.0)
+        return torch.where(true, -1.0, 1.0).to(logits.dtype)
+    return torch.ones_like(logits).scatter_(1, targets[:, None], -1.0)
 
 
-def _traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def functorch() -> bool:
+    """Return whether a transformation of ``torch.func`` is under way, which has to see plain operations."""
+    return torch._C._are_functorch_transforms_active()
