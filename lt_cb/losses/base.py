@@ -100,7 +100,7 @@ class Loss(nn.Module, ABC):
         """
         num_classes = len(self.class_counts)
         shape, soft = logits.shape, targets.ndim == logits.ndim
-        places = (*shape[:1], *shape[2:])
+        places = shape[:1] + shape[2:]
         if logits.ndim < 2 or shape[1] != num_classes or targets.shape != (shape if soft else places):
             raise InputError(
                 f"logits of shape {tuple(shape)} and targets of shape {tuple(targets.shape)} do not fit: for "
@@ -111,7 +111,7 @@ class Loss(nn.Module, ABC):
             raise InputError(f"{type(self).__name__} takes class indices, but not multi-hot or soft targets.")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        targets = targets.to(logits.dtype) if soft else targets.long()
+        targets = targets.to(logits.dtype if soft else torch.int64)
         if logits.ndim > 2:
             logits = logits.movedim(1, -1).reshape(-1, num_classes)
             targets = targets.movedim(1, -1).reshape(-1, num_classes) if soft else targets.flatten()
@@ -120,10 +120,10 @@ class Loss(nn.Module, ABC):
             valid = targets != self.ignore_index
             targets = targets.where(valid, 0)
         class_weights = self.class_weights if self.weighted and len(targets) else None
+        if class_weights is not None and class_weights.dtype != logits.dtype:
+            class_weights = class_weights.to(logits.dtype)
         try:
-            loss = self._reduced(
-                logits, targets, None if class_weights is None else class_weights.to(logits.dtype), valid
-            )
+            loss = self._reduced(logits, targets, class_weights, valid)
         except (IndexError, RuntimeError) as error:
             if not soft and ((targets < 0) | (targets >= num_classes)).any():
                 raise InputError(
