@@ -302,7 +302,11 @@ def main(args: ArgsType = None) -> None:
             parser_class=Parser,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
-            parser_kwargs={"allow_abbrev": False},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "description": "Train and test classifiers for long-tailed data.",
+                "epilog": "And lt-cb grid FILE, for many runs: see lt-cb grid --help.",
+            },
             auto_configure_optimizers=False,
             trainer_defaults={"callbacks": [ResultFile(), LastCheckpoint()], "logger": logger},
         )
