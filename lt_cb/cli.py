@@ -237,7 +237,7 @@ def _sentence(message: str, parser: LightningArgumentParser) -> str:
         bases = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
         base: type[Any] | None = bases.get(kind)
         if base is not None:
-            known = [cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb.")]
+            known = sorted(cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb."))
             choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)
             return f"there is no {kind} '{name}': {choice}"
         return f"there is no {kind} '{name}': give its class path, as torch.optim.SGD."

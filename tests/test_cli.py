@@ -194,9 +194,10 @@ def test_a_loss_overlay_leaves_nothing_of_the_loss_before(loss: Path, capsys: py
         (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
         (
             ["--model.loss=FocalLos"],
-            "there is no loss 'FocalLos': choose SoftmaxLoss, PolyLoss, LogitAdjustedLoss, BalancedSoftmaxLoss, "
-            "PostHocLogitAdjustment, VectorScalingLoss, ClassDependentTemperatureLoss, LDAMLoss, LabelSmoothingLoss, "
-            "LabelAwareSmoothingLoss, SigmoidLoss, FocalLoss, or give",
+            "there is no loss 'FocalLos': choose AsymmetricLoss, BalancedSoftmaxLoss, ClassDependentTemperatureLoss, "
+            "EqualizationLoss, FocalLoss, GCLLoss, LADELoss, LDAMLoss, LabelAwareSmoothingLoss, LabelSmoothingLoss, "
+            "LogitAdjustedLoss, PolyLoss, PostHocLogitAdjustment, SeesawLoss, SigmoidLoss, SoftmaxLoss, "
+            "VectorScalingLoss, or give",
         ),
         (
             ["--model.loss=no.such.Loss"],
