@@ -16,18 +16,21 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
     words = list(sys.argv[1:] if args is None else args)
-    if words[:1] != ["grid"]:
-        from lt_cb.cli import main as lightning
-
-        lightning(words)
-        return
-    from lt_cb.grid import main as grid
-
     try:
-        raise SystemExit(grid(words[1:]))
+        if words[:1] == ["grid"]:
+            from lt_cb.grid import main as grid
+
+            raise SystemExit(grid(words[1:]))
+        if words[:1] == ["report"]:
+            from lt_cb.report import main as report
+
+            raise SystemExit(report(words[1:]))
     except InputError as error:
         sys.stderr.write(f"lt-cb: error: {error}\n")
         raise SystemExit(2) from None
+    from lt_cb.cli import main as lightning
+
+    lightning(words)
 
 
 if __name__ == "__main__":

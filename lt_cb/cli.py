@@ -305,7 +305,7 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={
                 "allow_abbrev": False,
                 "description": "Train and test classifiers for long-tailed data.",
-                "epilog": "And lt-cb grid FILE, for many runs: see lt-cb grid --help.",
+                "epilog": "And lt-cb grid FILE for many runs, and lt-cb report FOLDER for what they come to.",
             },
             auto_configure_optimizers=False,
             trainer_defaults={"callbacks": [ResultFile(), LastCheckpoint()], "logger": logger},

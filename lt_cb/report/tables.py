@@ -56,7 +56,9 @@ def error_cells(runs: Runs) -> dict[tuple[str, str], Cell]:
         cells[method, data] = Cell(method, data, errors, paper=published.get(_key(results[0])))
     for data in runs.columns():
         column = [cell for cell in cells.values() if cell.data == data]
-        min(column, key=lambda cell: cell.mean).best = True
+        lowest = min(cell.mean for cell in column)
+        for cell in column:
+            cell.best = cell.mean == lowest
     return cells
 
 
