@@ -1,8 +1,11 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as lt_cb.__main__: several tests start processes beside this one
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import yaml
 from PIL import Image
 
 from lt_cb import losses
-from lt_cb.cli import main
+from lt_cb.__main__ import main
+from lt_cb.grid import read_plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,7 +24,7 @@ def blocks(language: str, page: str = README) -> list[str]:
 
 def commands(page: str = README) -> list[list[str]]:
     """Return the arguments of every lt-cb command, in the order of the page."""
-    lines = "\n".join(blocks("bash", page)).splitlines()
+    lines = "\n".join(block for block in blocks("bash", page) if "SBATCH" not in block).splitlines()
     return [shlex.split(line) for _, found, line in (line.partition("uv run lt-cb") for line in lines) if found]
 
 
@@ -32,6 +33,12 @@ def run(page: list[list[str]]) -> None:
         if any("cifar" in arg for arg in args):  # needs the archives: is parsed only
             with pytest.raises(SystemExit, match="0"):
                 main([*args, "--print_config"])
+        elif args[0] == "grid":
+            with pytest.raises(SystemExit, match="0"):
+                main(["grid", args[1], "--dry-run"])  # test_grid trains one
+        elif args[0] == "report":
+            with pytest.raises(SystemExit, match="0"):
+                main(["report", "runs"])
         elif args[0] == "fit":
             second = "--ckpt_path" in args and "second_stage" not in "".join(args)
             main([*args, *TINY, *(["--trainer.max_epochs=2"] if second else [])])
@@ -73,6 +80,12 @@ def test_python_runs() -> None:
     main([*quickstart, *TINY])
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_grid_of_the_page_is_one() -> None:
+    (text,) = blocks("yaml")
+    Path("grid.yaml").write_text(text)
+    assert len(read_plan(Path("grid.yaml")).runs) == 4 * 3 * 3
 
 
 def test_files_are_there() -> None:
