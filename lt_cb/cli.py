@@ -99,6 +99,7 @@ class CLI(LightningCLI):
 
     checkpoint: dict[str, Any] | None = None
     trained_stage: str | None = None  # class path of the checkpoint's second stage
+    new_stage = False  # whether the second stage asked for is another
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -155,14 +156,27 @@ class CLI(LightningCLI):
             config.data.mean, config.data.std = hparams["mean"], hparams["std"]
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of other classes before anything is written."""
-        if self.checkpoint is not None:
-            self.model.check_classes(self.checkpoint.get("hyper_parameters", {}))
+        """Refuse a checkpoint that does not fit before anything is written; begin a second stage from its weights."""
+        if self.checkpoint is None or self.subcommand == "inspect":
+            return
+        stage, training = self.model.second_stage, self.subcommand == "fit"
+        self.new_stage = self._stage() not in (None, self.trained_stage)
+        if self.new_stage and stage.trains != training:
+            command = "fit" if stage.trains else "test"
+            raise InputError(f"{type(stage).__name__} goes with this checkpoint by lt-cb {command} alone.")
+        if self.new_stage and training:
+            self.model.start_from(self.checkpoint)
+            return
+        self.model.check_checkpoint(self.checkpoint)
+        done, asked = self.checkpoint.get("epoch", -1) + 1, self.trainer.max_epochs
+        if training and asked is not None and 0 <= asked < done:
+            raise InputError(
+                f"the checkpoint has {done} epochs behind it, but --trainer.max_epochs is {asked}: to go on, give more."
+            )
 
     def fit(self, model: LongTailedClassifier, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
-        """Train, or go on; a second stage that the checkpoint has not been in starts from its weights alone."""
-        if self.checkpoint is not None and self._stage() not in (None, self.trained_stage):
-            model.start_from(self.checkpoint)
+        """Train, or go on; a new second stage has its weights already, and starts at epoch 0."""
+        if self.new_stage:
             kwargs["ckpt_path"] = None
         self.trainer.fit(model, **kwargs)
 
@@ -267,6 +281,8 @@ def _input_error(error: BaseException | None) -> str | None:
         return _sentence(str(error), error.parser)
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
         return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
+    if isinstance(error, ValueError) and "parameter group" in str(error):  # of torch, when a training goes on
+        return "the checkpoint was trained with another loss or second stage: go on with those, or train anew."
     while error is not None and not isinstance(error, InputError):  # jsonargparse wraps what a constructor raises
         error = error.__cause__ or error.__context__
     return None if error is None else str(error)

@@ -135,14 +135,22 @@ class LongTailedClassifier(LightningModule):
         return self
 
     def prepare_data(self) -> None:
-        """Refuse a deferred weighting in a training without an end, before anything is written."""
-        if self.defer_weighting > 0.0 and self.trainer.state.fn == "fit":
-            training_progress(self.trainer, 0)
+        """Refuse a training without an end where parts of it are asked for, before anything is written."""
+        if self.trainer.state.fn == "fit":
+            scheduler = self.make_scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
+            in_parts = isinstance(scheduler, WarmupMultiStep) and scheduler.total_steps is None
+            if in_parts or self.defer_weighting > 0.0:
+                training_progress(self.trainer, 0)
 
     def on_fit_start(self) -> None:
-        """Warn of a weighting and a sampler at once."""
+        """Warn of a weighting and a sampler at once, and of what is deferred but not there."""
         data = getattr(self.trainer, "datamodule", None)
-        if self.loss.weighting is not None and getattr(data, "sampler", None) is not None:
+        sampler = getattr(data, "sampler", None)
+        if self.defer_weighting > 0.0 and self.loss.weighting is None:
+            rank_zero_warn("defer_weighting is set, but the loss has no weighting: nothing is deferred.", stacklevel=1)
+        if getattr(data, "defer_sampling", 0.0) > 0.0 and sampler is None:
+            rank_zero_warn("defer_sampling is set, but the data have no sampler: nothing is deferred.", stacklevel=1)
+        if self.loss.weighting is not None and sampler is not None:
             rank_zero_warn(
                 "The class weights and the sampler both favour rare classes, and compound: unless that is meant, set "
                 "--model.loss.weighting null or --data.sampler null.",
@@ -248,6 +256,15 @@ class LongTailedClassifier(LightningModule):
         self._check_backbone(state)
         self.backbone.load_state_dict(state)
 
+    def check_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
+        """Compare classes and backbone with those of a checkpoint.
+
+        Raises:
+            InputError: (a ValueError) if they differ.
+        """
+        self.check_classes(checkpoint.get("hyper_parameters", {}))
+        self._check_backbone(_backbone_state(checkpoint))
+
     def _check_backbone(self, state: MutableMapping[str, Tensor]) -> None:
         there = {name: list(value.shape) for name, value in state.items()}
         here = {name: list(value.shape) for name, value in self.backbone.state_dict().items()}
@@ -260,8 +277,7 @@ class LongTailedClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes; test another loss than the one trained with, if that is asked for."""
-        self.check_classes(checkpoint.get("hyper_parameters", {}))
-        self._check_backbone(_backbone_state(checkpoint))
+        self.check_checkpoint(checkpoint)
         own = {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         state = checkpoint["state_dict"]
         if {name for name in state if name.startswith("loss.")} != own.keys():

@@ -359,3 +359,29 @@ def test_none_needs_a_compiler() -> None:
         "print([m for m in ('torch._inductor', 'torch._dynamo', 'triton') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({0: 5, 1: 3}, "class_counts is a mapping, but must be a list"),
+        ([5.5, 3], "must be whole numbers"),
+        ([float("nan"), 3], "must be whole numbers"),
+        ([5, -1], "the smallest is -1"),
+    ],
+)
+def test_impossible_counts_are_refused(counts, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SoftmaxLoss(counts)
+
+
+def test_floating_class_indices_are_refused() -> None:
+    with pytest.raises(ValueError, match="are class indices, but of dtype"):
+        SoftmaxLoss([5, 3])(torch.zeros(2, 2), torch.tensor([0.0, 1.7]))
+
+
+def test_equalization_without_a_tail_warns() -> None:
+    with pytest.warns(
+        UserWarning, match=r"no class is a tail class at threshold 0.005, the rarest has a share of 0.38"
+    ):
+        EqualizationLoss([5, 3])

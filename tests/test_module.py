@@ -323,6 +323,15 @@ def test_weighting_and_sampling_at_once_warn(tmp_path: Path) -> None:
         trainer(tmp_path, **options).fit(classifier(), datamodule=data)
 
 
+def test_what_is_deferred_but_not_there_warns(tmp_path: Path) -> None:
+    data = LongTailedDataModule(imbalance_factor=50, defer_sampling=0.5)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match="nothing is deferred") as warned:
+        run.fit(classifier(defer_weighting=0.5), datamodule=data)
+    found = [str(w.message) for w in warned if "nothing is deferred" in str(w.message)]
+    assert [text.split()[0] for text in found] == ["defer_weighting", "defer_sampling"]
+
+
 @pytest.mark.parametrize("kind", [v2.MixUp, v2.CutMix])
 def test_mixed_batches_train(kind: type[torch.nn.Module], tmp_path: Path) -> None:
     model = classifier(FocalLoss(COUNTS, weighting=EffectiveNumber(0.9)), mix=kind(alpha=1.0))

@@ -77,6 +77,16 @@ def test_impossible_beta_is_refused() -> None:
         LongTailedDataModule(defer_sampling=160)
 
 
+@pytest.mark.parametrize("shares", [[1.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, math.nan, 1.0]])
+def test_impossible_shares_are_refused(shares: list[float]) -> None:
+    class Own(Sampler):
+        def class_shares(self, counts: np.ndarray, progress: float) -> np.ndarray:
+            return np.array(shares)
+
+    with pytest.raises(ValueError, match=r"Own.class_shares returned .*, but must return 3 shares of at least 0"):
+        Own().draw(labels_of([3, 2, 1]), [0])
+
+
 def epoch_of(loader: ResidentLoader, epoch: int) -> torch.Tensor:
     loader.set_epoch(epoch)
     return torch.cat([targets for _, targets in loader])

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lt_cb.errors import InputError
 from lt_cb.losses import effective_number
 
 Probabilities = npt.NDArray[np.float64]
@@ -41,6 +42,11 @@ class Sampler(ABC):
         order = np.argsort(labels, kind="stable")
         counts = np.unique(labels, return_counts=True)[1]
         shares = self.class_shares(counts.astype(np.float64), progress)
+        if shares.shape != counts.shape or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
+            raise InputError(
+                f"{type(self).__name__}.class_shares returned {shares}, but must return {len(counts)} shares of at "
+                "least 0, not all 0."
+            )
         # systematic sampling: class c gets the points k + u that its part of [0, N) holds
         edges = np.round(np.cumsum(shares) / shares.sum() * len(labels), 6)
         draws = np.diff(np.ceil(edges - rng.random()).astype(np.int64), prepend=0)

@@ -1,7 +1,8 @@
 """What every loss has: class counts, class weights, and how its logits become probabilities."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ class Loss(nn.Module, ABC):
         reduction: of the weighted losses of the samples. ``mean`` divides their sum by the number of samples, as in
             Cui et al. 2019; ``weighted_mean`` divides it by the sum of the samples' weights, as a weighted
             ``torch.nn.CrossEntropyLoss`` and with it LDAM-DRW's code does; ``sum`` and ``none`` as in torch.
-        ignore_index: target that is left out of loss and mean, as pixels of no class; None refuses every target
+        ignore_index: class index that is left out of loss and mean, as pixels of no class; None refuses every index
             outside [0, C), also torch's -100.
 
     Attributes:
@@ -54,7 +55,13 @@ class Loss(nn.Module, ABC):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        self.class_counts = [int(n) for n in class_counts]
+        if isinstance(class_counts, Mapping):
+            raise InputError(
+                "class_counts is a mapping, but must be a list of counts in the order of the class indices."
+            )
+        self.class_counts = [int(n) if math.isfinite(n) else -1 for n in class_counts]
+        if any(n != given for n, given in zip(self.class_counts, class_counts, strict=True)):
+            raise InputError(f"class_counts is {list(class_counts)}, but must be whole numbers of at least 0.")
         if len(self.class_counts) < 2:
             raise InputError(f"class_counts has {len(self.class_counts)} classes, but a classifier needs at least 2.")
         if min(self.class_counts) < 0:
@@ -96,7 +103,9 @@ class Loss(nn.Module, ABC):
             As torch's, the mean over no samples is NaN.
 
         Raises:
-            InputError: (a ValueError) if the shapes do not fit, or an index is not in [0, C).
+            InputError: (a ValueError) if the shapes do not fit, or an index is not in [0, C). The indices are looked at
+                once an operation has failed for them: a ``per_sample`` of your own that passes over some, and compiled
+                code, do not get there.
         """
         num_classes = len(self.class_counts)
         shape, soft = logits.shape, targets.ndim == logits.ndim
@@ -106,6 +115,10 @@ class Loss(nn.Module, ABC):
                 f"logits of shape {tuple(shape)} and targets of shape {tuple(targets.shape)} do not fit: for "
                 f"{num_classes} classes, give logits (B, {num_classes}) and targets (B,) or (B, {num_classes}), or "
                 f"logits (B, {num_classes}, d1, ...) and targets (B, d1, ...)."
+            )
+        if targets.is_floating_point() and not soft:
+            raise InputError(
+                f"targets of shape {tuple(targets.shape)} are class indices, but of dtype {targets.dtype}."
             )
         if soft and not self.soft_targets:
             raise InputError(f"{type(self).__name__} takes class indices, but not multi-hot or soft targets.")

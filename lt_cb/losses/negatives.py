@@ -1,5 +1,6 @@
 """Softmax losses in which a rare class counts less where it is not the true class."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -51,6 +52,10 @@ class EqualizationLoss(SoftmaxLoss):
         self.gamma, self.threshold = gamma, threshold
         counts = torch.tensor(self.class_counts, dtype=torch.float64)
         self.register_buffer("tail", counts < threshold * counts.sum(), persistent=False)
+        if gamma > 0 and not self.tail.any():
+            share = (counts.min() / counts.sum()).item()
+            message = f"no class is a tail class at threshold {threshold}, the rarest has a share of {share:.2g}: "
+            warnings.warn(message + "EqualizationLoss is SoftmaxLoss here.", stacklevel=2)
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the logits, minus infinity where a class is left out."""

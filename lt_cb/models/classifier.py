@@ -63,9 +63,11 @@ class SecondStage(ABC):
 
     Attributes:
         keeps_classifier: whether it starts from the trained classifier; else from a new one.
+        trains: whether it is to be trained; else it is for a test alone.
     """
 
     keeps_classifier = True
+    trains = True
 
     @abstractmethod
     def attach(self, backbone: nn.Module) -> None:
@@ -110,6 +112,8 @@ class TauNormalization(SecondStage):
     Raises:
         InputError: (a ValueError) if tau is negative or not finite.
     """
+
+    trains = False
 
     def __init__(self, tau: float = 1.0) -> None:
         check_at_least("tau", tau, 0, "0 leaves the classifier as it is.")
