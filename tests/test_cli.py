@@ -16,7 +16,9 @@ from lt_cb.cli import main
 from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name != "second_stage")
+CONFIGS = sorted(
+    file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name not in ("second_stage", "grids")
+)
 TINY = [
     "--trainer.max_epochs=1",
     "--trainer.accelerator=cpu",
