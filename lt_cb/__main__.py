@@ -1,13 +1,9 @@
 """``lt-cb``, also as ``python -m lt_cb``: commands that need no torch do not wait for it."""
 
-import os
 import sys
 from collections.abc import Sequence
 
 from lt_cb.errors import InputError
-
-# where processes share cores, threads that wait by spinning take them from those that work; before torch is loaded
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(args: Sequence[str] | None = None) -> None:

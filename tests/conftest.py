@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as lt_cb.__main__: several tests start processes beside this one
+# several tests start processes beside this one, and threads that wait by spinning take the cores from them
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)
