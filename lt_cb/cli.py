@@ -20,6 +20,7 @@ from rich.console import Console
 from lt_cb.callbacks import ResultFile
 from lt_cb.data import LongTailedDataModule, Sampler
 from lt_cb.errors import InputError, did_you_mean
+from lt_cb.files import read_yaml
 from lt_cb.inspect import weight_tables
 from lt_cb.losses import Loss, Weighting, suggest_beta
 from lt_cb.models import SecondStage
@@ -222,8 +223,15 @@ def _values(args: Sequence[str], option: str) -> Iterator[str]:
 def _read_checkpoint(args: Sequence[str]) -> dict[str, Any] | None:
     """Return the checkpoint that ``--ckpt_path`` names, None without one."""
     path = next(_values(args, "--ckpt_path"), "null")
-    if path in ("last", "best", "hpc", "registry", "null"):
-        return None
+    return None if path in ("last", "best", "hpc", "registry", "null") else load_checkpoint(path)
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Return a run's checkpoint, on the CPU.
+
+    Raises:
+        InputError: (a ValueError) if there is none, or it is damaged.
+    """
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
     try:
@@ -237,10 +245,7 @@ def _check_yaml(args: Sequence[str]) -> None:
     """Name the config file that is no YAML, which jsonargparse does not."""
     for path in _values(args, "--config"):
         if os.path.isfile(path):  # else it may be the text of a config, which is too long a name for Path.is_file
-            try:
-                yaml.safe_load(Path(path).read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise InputError(f"'{path}' is not YAML: {' '.join(str(error).split())}.") from error
+            read_yaml(Path(path))
 
 
 def _sentence(message: str, parser: LightningArgumentParser) -> str:

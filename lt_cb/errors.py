@@ -16,6 +16,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{by_lower[near[0]]}'?" if near else ""
 
 
+def check_below_one(name: str, value: float, otherwise: str) -> None:
+    """Refuse a value outside [0, 1); ``otherwise`` is what the sentence ends with."""
+    if not 0.0 <= value < 1.0:
+        raise InputError(f"{name} is {value}, but must be in [0, 1); {otherwise}")
+
+
 def check_at_least(name: str, value: float, least: float, otherwise: str) -> None:
     """Refuse a value that is below ``least`` or not finite; ``otherwise`` is what the sentence ends with."""
     if not least <= value < math.inf:

@@ -17,7 +17,7 @@ from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.metrics import PerClassAccuracy, accuracies, shot_groups
 from lt_cb.models import SecondStage, build_backbone, last_linear, normalize_classifier
-from lt_cb.schedule import WarmupMultiStep, training_progress
+from lt_cb.schedule import WarmupMultiStep, check_part_of_training, training_progress
 
 Batch = tuple[Tensor, Tensor]
 
@@ -78,8 +78,7 @@ class LongTailedClassifier(LightningModule):
             self.save_hyperparameters(logger=False)
         if isinstance(self.hparams["loss"], nn.Module):  # made in Python; the command line has put its config there
             _describe_for_checkpoint(self.hparams)
-        if not 0.0 <= defer_weighting <= 1.0:
-            raise InputError(f"defer_weighting is {defer_weighting}, but must be a part of the training in [0, 1].")
+        check_part_of_training("defer_weighting", defer_weighting)
         if loss.reduction == "none":
             raise InputError("the loss's reduction is 'none', but training needs a scalar: choose another.")
         if mix is not None and not loss.soft_targets:

@@ -29,6 +29,12 @@ def training_progress(trainer: Trainer, epoch: int) -> float:
     return min(epoch / epochs + 1e-9, 1.0)  # a whole number of epochs may come out a rounding error too small
 
 
+def check_part_of_training(name: str, value: float) -> None:
+    """Refuse what is no part of a training."""
+    if not 0.0 <= value <= 1.0:
+        raise InputError(f"{name} is {value}, but must be a part of the training in [0, 1].")
+
+
 class WarmupMultiStep(LRScheduler):
     """Linear warm-up, then steps, by optimiser step: the schedule of Cui et al. 2019.
 

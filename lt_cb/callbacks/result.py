@@ -1,6 +1,5 @@
 """The end of a run: a table of classes on the screen, and everything in ``result.json``."""
 
-import json
 import os
 import platform
 import time
@@ -15,6 +14,7 @@ from rich.table import Table
 
 import lt_cb
 from lt_cb.data import LongTailedDataModule
+from lt_cb.files import write_json
 from lt_cb.module import LongTailedClassifier
 
 
@@ -71,11 +71,7 @@ class ResultFile(Callback):
                 "lightning": lightning.__version__,
             },
         }
-        file = Path(folder, "result.json")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        temporary.replace(file)
+        write_json(Path(folder, "result.json"), result)
         Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
 
 

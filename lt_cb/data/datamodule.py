@@ -17,7 +17,7 @@ from lt_cb.data.sampler import Sampler
 from lt_cb.data.sources import Split, make_source, resize
 from lt_cb.data.subset import hold_out, long_tailed_subset
 from lt_cb.errors import InputError
-from lt_cb.schedule import training_progress
+from lt_cb.schedule import check_part_of_training, training_progress
 
 
 class LongTailedDataModule(LightningDataModule):
@@ -85,8 +85,7 @@ class LongTailedDataModule(LightningDataModule):
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
         if not 0.0 <= val_fraction < 1.0:
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
-        if not 0.0 <= defer_sampling <= 1.0:
-            raise InputError(f"defer_sampling is {defer_sampling}, but must be a part of the training in [0, 1].")
+        check_part_of_training("defer_sampling", defer_sampling)
         self.source = make_source(source, root, image_size)
         self.subset_counts = self._counts_of_subset(imbalance_factor, imbalance_type, n_max, subset_counts)
         self.subset_seed = subset_seed

@@ -90,6 +90,7 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
 
     workers = [employ(device) for device in devices]
     under_way: dict[int | None, tuple[str, float]] = {}  # by process
+    by_title = {run.title: run for run in runs}
     finished: list[float] = []
     with Live(console=console, auto_refresh=False, transient=True) as live:
         try:
@@ -100,10 +101,9 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                     for i, worker in enumerate(workers):
                         if worker.exitcode not in (None, 0):  # killed, as for lack of memory
                             title, _ = under_way.pop(worker.pid, ("", 0.0))
-                            for run in runs:
-                                if run.title == title:
-                                    error = f"its process ended with exit code {worker.exitcode}"
-                                    (run.folder / "error.txt").write_text(error + "\n")
+                            if title in by_title:
+                                error = f"its process ended with exit code {worker.exitcode}"
+                                (by_title[title].folder / "error.txt").write_text(error + "\n")
                             workers[i] = employ(devices[i])
                 else:
                     if event == "start":

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lt_cb.errors import InputError, did_you_mean
+from lt_cb.files import read_yaml
 
 KEYS = ("folder", "config", "set", "seeds", "axes")
 Config = dict[str, Any]
@@ -57,7 +56,7 @@ def read_plan(file: Path) -> Plan:
     Raises:
         InputError: (a ValueError) if the file is no grid.
     """
-    grid = _mapping(_read(file), f"'{file}'")
+    grid = _mapping(read_yaml(file), f"'{file}'")
     for key in grid:
         if key not in KEYS:
             raise InputError(f"'{file}' has '{key}', but a grid has {', '.join(KEYS)}.{did_you_mean(str(key), KEYS)}")
@@ -79,15 +78,6 @@ def read_plan(file: Path) -> Plan:
             if first is not run:
                 first.aliases.append(name)
     return Plan(folder, list(runs.values()))
-
-
-def _read(file: Path) -> Any:  # noqa: ANN401 - YAML
-    try:
-        return yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read '{file}' ({error.strerror}): give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"'{file}' is not YAML: {' '.join(str(error).split())}.") from error
 
 
 def _mapping(value: Any, what: str) -> Config:  # noqa: ANN401 - YAML
@@ -126,7 +116,7 @@ def _apply(config: Config, settings: Config, file: Path) -> Config:
     files = settings.get("config", [])
     for overlay in [files] if isinstance(files, str) else files:
         path = file.parent / overlay
-        config = _merge(config, _mapping(_read(path), f"'{path}'"))
+        config = _merge(config, _mapping(read_yaml(path), f"'{path}'"))
     for key, value in settings.items():
         if key not in ("config", "axes"):
             _set(config, str(key).split("."), value)

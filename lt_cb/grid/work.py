@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from lt_cb.errors import InputError
+from lt_cb.files import write_json
 from lt_cb.grid.plan import Run
 
 CHECKPOINT = "checkpoints/last.ckpt"
@@ -61,9 +62,7 @@ def check_folder(run: Run) -> None:
         raise InputError(
             f"'{run.folder}' holds a run of another configuration: give the grid another folder, or delete that one."
         )
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")  # another process may write the same
-    temporary.write_text(json.dumps({"name": run.name, "aliases": run.aliases, "config_sha256": digest}, indent=1))
-    temporary.replace(file)
+    write_json(file, {"name": run.name, "aliases": run.aliases, "config_sha256": digest})
 
 
 def work(runs: list[Run], start: float, device: str | None, events: "Queue[tuple[str, str, int]]") -> None:
@@ -122,7 +121,7 @@ def _train(run: Run) -> str | None:
 
 
 def _fit(run: Run) -> None:
-    from lt_cb.cli import main  # takes seconds, and only a worker needs it
+    from lt_cb.cli import load_checkpoint, main  # takes seconds, and only a worker needs it
 
     checkpoint = run.folder / CHECKPOINT
     logger = {
@@ -135,24 +134,17 @@ def _fit(run: Run) -> None:
     }
     args = ["fit", "--config", yaml.safe_dump(config)]
     earlier: list[dict[str, str]] = []
-    if _loads(checkpoint):
+    try:
+        load_checkpoint(str(checkpoint))
+    except InputError:  # there is none, or a kill came while it was written
+        pass
+    else:
         args += ["--ckpt_path", str(checkpoint)]
         earlier = _rows(run.folder / "metrics.csv")
     (run.folder / "config.yaml").unlink(missing_ok=True)  # of an interrupted try; Lightning overwrites none
     main(args)
     if earlier:
         _put_before(run.folder / "metrics.csv", earlier)
-
-
-def _loads(checkpoint: Path) -> bool:
-    """Return whether a checkpoint is there and whole: a kill may have come while it was written."""
-    import torch
-
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises what pickle, zip and its own reader do
-        return False
-    return True
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

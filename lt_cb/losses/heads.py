@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_cb.errors import InputError, check_at_least
+from lt_cb.errors import check_at_least, check_below_one
 from lt_cb.losses.base import Loss, Reduction
 from lt_cb.losses.weighting import Weighting
 
+NEUTRAL = "0 gives the softmax loss."
 NO_INDEX = -(2**62)  # an ignore_index that no target has
 
 
@@ -73,7 +74,7 @@ class PolyLoss(SoftmaxLoss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(class_counts, weighting, reduction, ignore_index)
-        check_at_least("epsilon", epsilon, -1, "0 gives the softmax loss.")
+        check_at_least("epsilon", epsilon, -1, NEUTRAL)
         self.epsilon = epsilon
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class SigmoidLoss(Loss):
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over classes of the binary terms."""
         if targets.ndim == 1:
-            return binary_terms(-sign_of_wrong(logits, targets) * logits, self.gamma).sum(1)
+            return binary_losses(logits, targets, self.gamma)
         positive, negative = binary_terms(logits, self.gamma), binary_terms(-logits, self.gamma)
         return (targets * positive + (1.0 - targets) * negative).sum(1)
 
@@ -132,8 +133,7 @@ class FocalLoss(SigmoidLoss):
     .. math:: L = \frac{1}{B} \sum_i w_{y_i} \sum_c \sigma(-z^t_{ic})^\gamma\, \mathrm{softplus}(-z^t_{ic})
 
     It is `SigmoidLoss` with each term scaled by (1 - p_t)^gamma, through which the gradient flows; there is no
-    other alpha. The modulator is evaluated as exp(-gamma softplus(z^t)), which neither overflows nor, at
-    gamma < 1, has a NaN gradient.
+    other alpha. Value and gradient are evaluated without overflow or, at gamma < 1, a NaN.
 
     Args:
         class_counts: training images of each class, shape (C,).
@@ -195,8 +195,7 @@ class AsymmetricLoss(SigmoidLoss):
         super().__init__(class_counts, weighting, reduction, ignore_index)
         check_at_least("gamma_positive", gamma_positive, 0, "0 is cross-entropy.")
         check_at_least("gamma_negative", gamma_negative, 0, "0 is cross-entropy.")
-        if not 0.0 <= margin < 1.0:
-            raise InputError(f"margin is {margin}, but must be in [0, 1); 0 spares nothing.")
+        check_below_one("margin", margin, "0 spares nothing.")
         self.gamma_positive, self.gamma_negative, self.margin = gamma_positive, gamma_negative, margin
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -217,6 +216,11 @@ def binary_terms(signed: Tensor, gamma: float) -> Tensor:
     """Return (1 - p)^gamma (-log p) for p = sigmoid(signed), element by element."""
     cross_entropy = -F.logsigmoid(signed)
     return cross_entropy * (gamma * F.logsigmoid(-signed)).exp() if gamma else cross_entropy
+
+
+def binary_losses(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    """Return the sum over classes of `binary_terms`, shape (B,), for class indices of shape (B,)."""
+    return binary_terms(-sign_of_wrong(logits, targets) * logits, gamma).sum(1)
 
 
 class _BinarySum(torch.autograd.Function):
@@ -254,7 +258,7 @@ class _BinarySum(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
         logits, targets, factors, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the gradient is to be differentiated itself
-            loss = binary_terms(-sign_of_wrong(logits, targets) * logits, ctx.gamma).sum(1).dot(factors)
+            loss = binary_losses(logits, targets, ctx.gamma).dot(factors)
             (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
         return gradient * grad_output, None, None, None
 

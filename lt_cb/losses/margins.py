@@ -8,10 +8,8 @@ from torch import Tensor
 
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import SoftmaxLoss, one_hot
+from lt_cb.losses.heads import NEUTRAL, SoftmaxLoss, one_hot
 from lt_cb.losses.weighting import Weighting
-
-NEUTRAL = "0 gives the softmax loss."
 
 
 def _check_scale(scale: float) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import SoftmaxLoss, at_targets, one_hot
+from lt_cb.losses.heads import NEUTRAL, SoftmaxLoss, at_targets, one_hot
 from lt_cb.losses.weighting import Weighting
 
 
@@ -48,7 +48,7 @@ class EqualizationLoss(SoftmaxLoss):
         super().__init__(class_counts, weighting, reduction, ignore_index)
         for name, value in (("gamma", gamma), ("threshold", threshold)):
             if not 0.0 <= value <= 1.0:
-                raise InputError(f"{name} is {value}, but must be in [0, 1]; 0 gives the softmax loss.")
+                raise InputError(f"{name} is {value}, but must be in [0, 1]; {NEUTRAL}")
         self.gamma, self.threshold = gamma, threshold
         counts = torch.tensor(self.class_counts, dtype=torch.float64)
         self.register_buffer("tail", counts < threshold * counts.sum(), persistent=False)

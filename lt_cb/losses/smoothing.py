@@ -6,16 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lt_cb.errors import InputError
+from lt_cb.errors import check_below_one
 from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import SoftmaxLoss, at_targets
+from lt_cb.losses.heads import NEUTRAL, SoftmaxLoss, at_targets
 from lt_cb.losses.weighting import Weighting
-
-
-def _check(name: str, value: float) -> float:
-    if not 0.0 <= value < 1.0:
-        raise InputError(f"{name} is {value}, but must be in [0, 1); 0 gives the softmax loss.")
-    return value
 
 
 class LabelSmoothingLoss(SoftmaxLoss):
@@ -46,7 +40,8 @@ class LabelSmoothingLoss(SoftmaxLoss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(class_counts, weighting, reduction, ignore_index)
-        self.smoothing = _check("smoothing", smoothing)
+        check_below_one("smoothing", smoothing, NEUTRAL)
+        self.smoothing = smoothing
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy with the smoothed target."""
@@ -91,7 +86,9 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(class_counts, weighting, reduction, ignore_index)
-        self.head, self.tail = _check("head", head), _check("tail", tail)
+        check_below_one("head", head, NEUTRAL)
+        check_below_one("tail", tail, NEUTRAL)
+        self.head, self.tail = head, tail
         counts = torch.tensor(self.class_counts, dtype=torch.float64)
         least, most = counts.min(), counts.max()
         rank = (counts - least) / (most - least) if most > least else torch.ones_like(counts)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lt_cb.errors import InputError
+from lt_cb.files import read_yaml
 
 # where a run is kept and watched, not what it trains
 IGNORED = ("seed_everything", "ckpt_path", "weights_only", "data.root", "data.subset_seed", "trainer.logger")
@@ -82,7 +81,8 @@ def collect(folder: Path) -> Runs:
     files = sorted(folder.rglob("result.json"))
     if not files:
         raise InputError(f"there is no run with a result.json in '{folder}': give the folder of finished runs.")
-    configs = [_flat(_yaml(file.with_name("config.yaml"))) for file in files]
+    resolved = [file.with_name("config.yaml") for file in files]
+    configs = [_flat(read_yaml(file)) if file.is_file() else {} for file in resolved]
     kept = [{k: v for k, v in config.items() if not _ignored(k)} for config in configs]
     keys = {key for config in kept for key in config}
     varied = {key for key in keys if len({json.dumps(c.get(key), default=str) for c in kept}) > 1}
@@ -94,12 +94,6 @@ def collect(folder: Path) -> Runs:
         for path in sorted(begun - {file.parent for file in files})
     ]
     return Runs(results, missing)
-
-
-def _yaml(file: Path) -> Any:  # noqa: ANN401 - YAML
-    if not file.is_file():
-        return {}
-    return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _ignored(key: str) -> bool:

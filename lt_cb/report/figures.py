@@ -100,6 +100,7 @@ def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
         return None
     figure, axes = _axes(len(runs.columns()))
     by_cell = runs.cells()
+    width = 0.8 / min(len(others), SHOWN)
 
     def mean(method: str, data: str, group: str) -> float:
         values = [r.metrics.get(f"acc/{group}", float("nan")) for r in by_cell.get((method, data), [])]
@@ -108,7 +109,6 @@ def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
     for axis, data in zip(axes, runs.columns(), strict=True):
         for i, method in enumerate(others[:SHOWN]):
             gains = [mean(method, data, g) - mean(baseline, data, g) for g in groups]
-            width = 0.8 / min(len(others), SHOWN)
             axis.bar([k + i * width for k in range(len(groups))], gains, width, label=method)
         axis.axhline(0, color="black", lw=0.6)
         axis.set_xticks([k + 0.4 - width / 2 for k in range(len(groups))], groups)
