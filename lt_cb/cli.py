@@ -22,11 +22,13 @@ from lt_cb.data import LongTailedDataModule, Sampler
 from lt_cb.errors import InputError, did_you_mean
 from lt_cb.files import read_yaml
 from lt_cb.inspect import weight_tables
+from lt_cb.loggers import TensorBoard, WandB, check_installed, finish
 from lt_cb.losses import Loss, Weighting, suggest_beta
 from lt_cb.models import SecondStage
 from lt_cb.module import LongTailedClassifier
 
 CONFIG_KEY = "lt_cb_config"  # in a checkpoint: the resolved config of its run, as YAML
+WANDB_KEY = "lt_cb_wandb_id"
 
 
 class ParseError(ValueError):
@@ -49,8 +51,16 @@ class SaveConfig(SaveConfigCallback):
     """Saves the resolved config in the run folder and in every checkpoint."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the config to a checkpoint, so that ``test --ckpt_path`` needs nothing else."""
+        """Add the config to a checkpoint, so that ``test --ckpt_path`` needs nothing else, and the run at W&B."""
         checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandB):
+                checkpoint[WANDB_KEY] = logger.version
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show the config in the loggers beside the CSV files."""
+        for logger in trainer.loggers[1:]:
+            logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -143,6 +153,10 @@ class CLI(LightningCLI):
         if self.subcommand == "inspect":
             return
         config = self.config[self.subcommand]
+        check_installed(config.trainer.logger)
+        for key in ("logger", "callbacks"):  # an overlay added to a checkpoint's config that has it already
+            if isinstance(config.trainer[key], list):
+                config.trainer[key] = [v for i, v in enumerate(config.trainer[key]) if v not in config.trainer[key][:i]]
         if self.subcommand != "fit" and config.ckpt_path is None:
             raise InputError(f"{self.subcommand} needs a trained model: set --ckpt_path to the checkpoint of a run.")
         if config.ckpt_path is None and self._stage() is not None:
@@ -158,10 +172,17 @@ class CLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint that does not fit before anything is written; begin a second stage from its weights."""
-        if self.checkpoint is None or self.subcommand == "inspect":
+        if self.subcommand == "inspect":
+            return
+        self.new_stage = self.checkpoint is not None and self._stage() not in (None, self.trained_stage)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandB | TensorBoard):
+                logger.run_folder = self.trainer.loggers[0].log_dir
+            if isinstance(logger, WandB) and self.checkpoint is not None and not self.new_stage:
+                logger.go_on(self.checkpoint.get(WANDB_KEY))
+        if self.checkpoint is None:
             return
         stage, training = self.model.second_stage, self.subcommand == "fit"
-        self.new_stage = self._stage() not in (None, self.trained_stage)
         if self.new_stage and stage.trains != training:
             command = "fit" if stage.trains else "test"
             raise InputError(f"{type(stage).__name__} goes with this checkpoint by lt-cb {command} alone.")
@@ -331,7 +352,9 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             trainer_defaults={"callbacks": [ResultFile(), LastCheckpoint()], "logger": logger},
         )
+        finish(succeeded=True)
     except Exception as error:
+        finish(succeeded=False)
         wrong = _input_error(error)
         if wrong is None:
             raise

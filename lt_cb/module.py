@@ -176,11 +176,12 @@ class LongTailedClassifier(LightningModule):
         self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
         self.train_loss.reset()
 
-    def _evaluate(self, batch: Batch) -> None:
+    def _evaluate(self, batch: Batch) -> Tensor:
         images, targets = batch
-        logits = self(images).float()
+        logits: Tensor = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
         self.eval_classes.update(self.loss.adjust(logits).argmax(1), targets)
+        return logits
 
     def _log_results(self, stage: str) -> None:
         correct, total = self.eval_classes.compute()
@@ -198,9 +199,9 @@ class LongTailedClassifier(LightningModule):
         """Log ``val/...``."""
         self._log_results("val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count a batch."""
-        self._evaluate(batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Count a batch; return ``logits``, (B, C), and ``targets``, (B,), for callbacks."""
+        return {"logits": self._evaluate(batch), "targets": batch[1]}
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/...`` and keep correct and counted images of each class in ``per_class``."""

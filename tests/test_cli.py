@@ -17,7 +17,7 @@ from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
-    file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name not in ("second_stage", "grids")
+    file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name not in ("second_stage", "grids", "sweeps")
 )
 TINY = [
     "--trainer.max_epochs=1",

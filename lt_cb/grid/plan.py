@@ -130,7 +130,8 @@ def _merge(old: Any, new: Any) -> Any:  # noqa: ANN401 - YAML
         return copy.deepcopy(new)
     if "class_path" in new and new["class_path"] != old.get("class_path"):
         return copy.deepcopy(new)
-    return {**old, **{key: _merge(old.get(key), value) for key, value in new.items()}}
+    added = {key: [*old.get(key, []), *value] for key, value in new.items() if key.endswith("+")}
+    return {**old, **{key: _merge(old.get(key), value) for key, value in new.items()}, **added}
 
 
 def _spec(value: Any, other: Any) -> Any:  # noqa: ANN401 - YAML

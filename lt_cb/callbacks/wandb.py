@@ -1,0 +1,147 @@
+"""What W&B shows of the classes: a table, their accuracy over the epochs, and where they are confused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lt_cb.loggers import WandB
+from lt_cb.module import LongTailedClassifier
+
+LINES = 20  # of the chart over epochs
+CONFUSION = 100  # classes of a confusion matrix
+
+
+class ClassesToWandB(Callback):
+    """Sends class counts and the accuracy of each class to the `WandB` logger, if there is one.
+
+    Per validation one chart: accuracy by epoch, a line a class; of more than 20 classes, a line each for 20 groups of
+    classes, from the most to the least frequent. After training and test one table of all classes; after the test of
+    up to 100 classes also bars and a confusion matrix. No class has a scalar of its own, so that thousands of them cost
+    no time.
+    """
+
+    def __init__(self) -> None:
+        self._epochs: list[int] = []
+        self._lines: list[list[float]] = []  # by epoch, then band
+        self._confusion: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the chart so far."""
+        return {"epochs": self._epochs, "lines": self._lines}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on with a chart."""
+        self._epochs, self._lines = list(state_dict["epochs"]), list(state_dict["lines"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add an epoch to the chart."""
+        logger = _logger(trainer)
+        if logger is None or trainer.sanity_checking or not isinstance(pl_module, LongTailedClassifier):
+            return
+        labels, members = _bands(pl_module)
+        accuracy = np.array(_accuracy(pl_module), dtype=float)
+        self._epochs.append(trainer.current_epoch)
+        self._lines.append([_mean(accuracy[band]) for band in members])
+        if trainer.is_global_zero:
+            import wandb
+
+            series = [list(line) for line in zip(*self._lines, strict=True)]
+            chart: Any = wandb.plot.line_series(self._epochs, series, labels, "Validation accuracy by class", "epoch")
+            logger.log_metrics({"val/classes_by_epoch": chart}, trainer.global_step)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send names and counts of the classes."""
+        logger = _logger(trainer)
+        if logger is not None and isinstance(pl_module, LongTailedClassifier):
+            logger.log_hyperparams({"class_counts": pl_module.loss.class_counts, "class_names": pl_module.class_names})
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send the classes' last validation."""
+        if self._epochs:
+            _send_table(trainer, pl_module, "val")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401 - as Lightning has it
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count who is taken for whom."""
+        if _logger(trainer) is None or not isinstance(pl_module, LongTailedClassifier):
+            return
+        classes = len(pl_module.class_names)
+        if classes <= CONFUSION:
+            pairs = outputs["targets"] * classes + pl_module.loss.adjust(outputs["logits"]).argmax(1)
+            counts = torch.bincount(pairs, minlength=classes**2)
+            self._confusion = counts if self._confusion is None else self._confusion + counts
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send table, bars and confusion matrix."""
+        logger = _logger(trainer)
+        if logger is None or not isinstance(pl_module, LongTailedClassifier):
+            return
+        _send_table(trainer, pl_module, "test")
+        if self._confusion is None:
+            return
+        counts = trainer.strategy.reduce(self._confusion, reduce_op="sum").tolist()
+        self._confusion = None
+        if trainer.is_global_zero:
+            import wandb
+
+            names = pl_module.class_names
+            accuracy = [[name, value] for name, value in zip(names, _accuracy(pl_module), strict=True)]
+            pairs = [[a, p, counts[i * len(names) + j]] for i, a in enumerate(names) for j, p in enumerate(names)]
+            fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
+            charts: dict[str, Any] = {
+                "test/accuracy_by_class": wandb.plot.bar(
+                    wandb.Table(["class", "accuracy"], accuracy), "class", "accuracy", "Test accuracy by class"
+                ),
+                "test/confusion": wandb.plot_table(
+                    "wandb/confusion_matrix/v1", wandb.Table(list(fields), pairs), fields
+                ),
+            }
+            logger.log_metrics(charts, trainer.global_step)
+
+
+def _logger(trainer: Trainer) -> WandB | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, WandB)), None)
+
+
+def _accuracy(module: LongTailedClassifier) -> list[float | None]:
+    """Return the accuracy of each class, None for a class without samples."""
+    pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
+    return [correct / total if total else None for correct, total in pairs]
+
+
+def _mean(values: np.ndarray) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
+def _bands(module: LongTailedClassifier) -> tuple[list[str], list[np.ndarray]]:
+    """Return labels and class indices of the lines, from the most to the least frequent class."""
+    counts = np.array(module.loss.class_counts)
+    members = np.array_split(np.argsort(-counts, kind="stable"), min(LINES, len(counts)))
+    if len(counts) <= LINES:
+        return [module.class_names[band[0]] for band in members], members
+    return [f"{i + 1}: {counts[b[0]]} to {counts[b[-1]]} images" for i, b in enumerate(members)], members
+
+
+def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> None:
+    logger = _logger(trainer)
+    if logger is None or not trainer.is_global_zero or not isinstance(module, LongTailedClassifier):
+        return
+    groups = {label: name for name, members in module.groups.items() for label in members}
+    rows = [
+        [name, groups[label], module.loss.class_counts[label], module.per_class["total"][label], accuracy]
+        for label, (name, accuracy) in enumerate(zip(module.class_names, _accuracy(module), strict=True))
+    ]
+    columns = ["class", "shot group", "training images", "evaluated images", "accuracy"]
+    logger.log_table(f"{stage}/classes", columns, rows, step=trainer.global_step)
