@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -286,7 +287,7 @@ def test_console_script_and_module_exit_alike() -> None:
 
 def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
     """400 test images over 3 processes, which have 2, 1 and 1 batches of at most 133."""
-    run = fit("--data.batch_size=133")
+    run = fit("--data.batch_size=133", "--trainer.callbacks+=SaveLogits")
     one = json.loads((run / "result.json").read_text())
     checkpoint = str(run / "checkpoints/last.ckpt")
     command = [
@@ -305,6 +306,13 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
     assert three["test_counts"] == one["test_counts"] == [40] * 10
     assert three["per_class_accuracy"] == one["per_class_accuracy"]
     assert three["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+    with np.load(run / "logits.npz") as here, np.load(run.with_name("version_1") / "logits.npz") as there:
+        assert np.array_equal(here["targets"], there["targets"])
+        np.testing.assert_allclose(here["logits"], there["logits"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(here["confidence"], there["confidence"], rtol=1e-4, atol=1e-4)
+        correct = (there["logits"].argmax(1) == there["targets"]).mean()
+        assert correct == pytest.approx(three["metrics"]["test/acc"])
+        assert there["confidence"].shape == (400,)
 
 
 def test_training_in_two_processes(tmp_path: Path) -> None:

@@ -9,16 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lt_cb.__main__ import main
+from lt_cb.report.posthoc import class_means
 
 
 def write(
     folder: Path,
     error: float,
     *,
+    checkpoint: str = "last",
     loss: str = "SoftmaxLoss",
     beta: float | None = None,
     gamma: float | None = None,
@@ -45,7 +53,8 @@ def write(
         "class_counts": [5000, 500, 50],
         "per_class_accuracy": [accuracy, accuracy, None],
         "seeds": {"seed_everything": seed, "subset_seed": 0},
-        "checkpoint": "somewhere/checkpoints/last.ckpt",
+        "shot_groups": {"many": [0, 1], "medium": [2]},
+        "checkpoint": f"somewhere/checkpoints/{checkpoint}.ckpt",
         "wall_time_s": {"fit": 10.0, "test": 1.0},
     }
     (folder / "result.json").write_text(json.dumps(result))
@@ -76,7 +85,7 @@ def test_means_and_the_paper_beside_them(tmp_path: Path) -> None:
     plain, cb = error["Softmax",], error["Focal gamma 1, CB β 0.9999",]
     assert plain["cifar10 IF 100"] == f"30.00 ± {statistics.stdev(errors['plain']):.2f}"
     assert cb["cifar10 IF 100"] == f"**25.10 ± {statistics.stdev(errors['cb']):.2f}**"
-    assert (plain["Digits IF 50"], cb["Digits IF 50"]) == ("**77.00**", "–")
+    assert (plain["Digits IF 50"], cb["Digits IF 50"]) == ("**77.00** (1 of 3 seeds)", "–")
 
     paper = table(page, "Beside the paper")  # 29.64 and 25.43 there
     row = paper["Softmax", "cifar10 IF 100"]
@@ -92,7 +101,7 @@ def test_means_and_the_paper_beside_them(tmp_path: Path) -> None:
     low, high = map(float, difference["interval"].split(" to "))
     assert 4.0 <= low <= 4.9 <= high <= 5.8
     assert table(page, "Missing runs")[str(tmp_path / "d"),]["state"] == "failed"
-    assert table(page, "Accuracy by shot group")["Softmax", "cifar10 IF 100"]["acc/few"] == "68.00"
+    assert table(page, "Accuracy of the classes")["Softmax", "cifar10 IF 100"]["acc/few"] == "68.00"
     with (tmp_path / "report.csv").open() as stream:
         rows = {row["folder"]: float(row["error"]) for row in csv.DictReader(stream)}
     assert rows[str(tmp_path / "a/1")] == 30.0
@@ -113,8 +122,90 @@ def test_what_tells_two_methods_apart_is_in_their_names(tmp_path: Path) -> None:
     error = table((tmp_path / "out/report.md").read_text(), "Error")
     assert {key[0]: row["cifar10 IF 100"] for key, row in error.items()} == {
         "Softmax, backbone resnet32": "**31.00 ± 1.41**",
-        "Softmax, backbone resnet56": "**31.00**",
+        "Softmax, backbone resnet56": "**31.00** (1 of 2 seeds)",
     }
+
+
+def test_accuracy_instead_of_error(tmp_path: Path) -> None:
+    for seed, (plain, cb) in enumerate([(40.0, 30.0), (42.0, 35.0)]):
+        write(tmp_path / f"a/{seed}", plain, seed=seed)
+        write(tmp_path / f"b/{seed}", cb, beta=0.999, seed=seed)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path), "--metric", "balanced_acc"])
+    page = (tmp_path / "report.md").read_text()
+    accuracy = table(page, "Balanced accuracy")
+    assert accuracy["Softmax",]["cifar10 IF 100"] == "59.00 ± 1.41"
+    assert accuracy["Softmax, CB β 0.999",]["cifar10 IF 100"] == "**67.50 ± 3.54**"
+    assert table(page, "Differences")["Softmax, CB β 0.999", "cifar10 IF 100"]["higher by"] == "+8.50"
+    assert table(page, "Beside the paper")["Softmax", "cifar10 IF 100"]["ours"] == "41.00 ± 1.41"  # errors
+
+
+def test_last_and_best_checkpoint_are_two_rows_and_a_repeated_run_counts_once(tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    write(tmp_path / "b", 29.0, checkpoint="epoch=3-step=40")
+    write(tmp_path / "c", 28.0, checkpoint="epoch=7-step=80", seed=1)
+    write(tmp_path / "d", 33.0)  # a again, later
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    page = (tmp_path / "report.md").read_text()
+    assert {key[0]: row["cifar10 IF 100"] for key, row in table(page, "Error").items()} == {
+        "Softmax, best checkpoint": "**28.50 ± 0.71**",
+        "Softmax, last checkpoint": "33.00 (1 of 2 seeds)",
+    }
+    assert table(page, "Missing runs")[str(tmp_path / "a"),]["state"] == "repeated later"
+
+
+def test_what_logits_tell(tmp_path: Path) -> None:
+    """Against scikit-learn, torchmetrics, and accuracies as weighted sums over images."""
+    rng = np.random.default_rng(0)
+    write(tmp_path / "a", 30.0)
+    targets = rng.integers(0, 3, 400)
+    logits = (rng.normal(size=(400, 3)) + 1.5 * np.eye(3)[targets] + [2.0, 0.0, -2.0]).astype(np.float32)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    confidence = probabilities.max(1)
+    np.savez(tmp_path / "a/logits.npz", logits=logits, confidence=confidence, targets=targets)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    page = (tmp_path / "report.md").read_text()
+    log_prior = np.log(np.array([5000, 500, 50]) / 5550)
+
+    row = table(page, "Post-hoc logit adjustment")["Softmax", "cifar10 IF 100"]
+    for tau in (0, 0.5, 1, 2):
+        predicted = (logits - tau * log_prior).argmax(1)
+        assert float(row[f"τ {tau:g}"].strip("*")) == pytest.approx(
+            100 * balanced_accuracy_score(targets, predicted), abs=0.006
+        )
+    assert sum(cell.startswith("**") for cell in row.values()) == 1
+
+    lines = [line for line in page.split("## Shifted test priors")[1].split("##")[0].splitlines() if "Softmax" in line]
+    plain, known = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert (plain[2], known[2]) == ("as it is", "prior known")
+    for column, factor in ((3, 50), (4, 10), (6, 1), (9, 1 / 50)):
+        prior = np.array([1, factor**-0.5, factor**-1])
+        prior /= prior.sum()
+        weights = (prior / np.bincount(targets))[targets]  # of an image
+        assert float(plain[column]) == pytest.approx(100 * weights @ (logits.argmax(1) == targets), abs=0.006)
+        moved = (logits - log_prior + np.log(prior)).argmax(1)
+        assert float(known[column]) == pytest.approx(100 * weights @ (moved == targets), abs=0.006)
+
+    row = table(page, "Calibration")["Softmax", "cifar10 IF 100"]
+    for name, part in (("all", targets >= 0), ("many", targets < 2), ("medium", targets == 2)):
+        expected = multiclass_calibration_error(
+            torch.tensor(probabilities[part]), torch.tensor(targets[part]), num_classes=3, n_bins=15
+        )
+        assert float(row[name]) == pytest.approx(100 * float(expected), abs=0.006)
+    assert row["few"] == "–"
+    over = 100 * (confidence.mean() - (logits.argmax(1) == targets).mean())
+    assert float(row["overconfident by"]) == pytest.approx(over, abs=0.006)
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=20))
+def test_means_of_classes(values: list[float]) -> None:
+    means = class_means([*values, None])
+    assert means["worst"] == min(values)
+    assert means["geometric"] == pytest.approx(statistics.geometric_mean(values))
+    assert means["harmonic"] == pytest.approx(statistics.harmonic_mean(values))
+    assert class_means([*values, 0.0]) == {"worst": 0, "geometric": 0, "harmonic": 0}
 
 
 def test_nothing_to_report_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ class ResultFile(Callback):
             "metrics": metrics,
             "class_names": pl_module.class_names,
             "class_counts": counts,
+            "shot_groups": pl_module.groups,
             "per_class_accuracy": accuracy,
             "test_counts": per_class["total"],
             "test_images": sum(per_class["total"]),

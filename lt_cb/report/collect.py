@@ -1,6 +1,8 @@
 """From run folders to rows and columns: what was trained on what, and how it came out."""
 
 import json
+import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,13 +32,15 @@ class Result:
     beta: float | None  # None without weights
     seed: tuple[int, int | None]  # of training and subset
     metrics: dict[str, float]
+    class_names: list[str]
     class_counts: list[int]
+    shot_groups: dict[str, list[int]]
     per_class: list[float | None]
-    checkpoint: str  # last, or the name of another
+    checkpoint: str  # last, best or none
 
-    def error(self) -> float:
-        """Return the top-1 error in percent."""
-        return 100.0 - 100.0 * self.metrics["acc"]
+    def score(self, metric: str) -> float:
+        """Return ``error`` (top-1), ``acc`` or another of the metrics, in percent."""
+        return 100.0 - 100.0 * self.metrics["acc"] if metric == "error" else 100.0 * self.metrics[metric]
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Runs:
     """All that was found below a folder."""
 
     results: list[Result]
-    missing: list[tuple[Path, str]]  # folder, and failed or unfinished
+    missing: list[tuple[Path, str]]  # folder, and why it is not in the tables
 
     def cells(self) -> dict[tuple[str, str], list[Result]]:
         """Return the runs of each (method, data), over seeds."""
@@ -87,13 +91,54 @@ def collect(folder: Path) -> Runs:
     keys = {key for config in kept for key in config}
     varied = {key for key in keys if len({json.dumps(c.get(key), default=str) for c in kept}) > 1}
     extra = sorted(k for k in varied if k not in SHOWN_APART and not k.startswith("model.loss"))
-    results = [_result(file, config, extra) for file, config in zip(files, configs, strict=True)]
+    tested = {_checkpoint(json.loads(file.read_text())) for file in files}
+    found = [_result(file, config, extra, len(tested) > 1) for file, config in zip(files, configs, strict=True)]
+    newest: dict[tuple[str, str, tuple[int, int | None]], Result] = {}
+    for result in sorted(found, key=lambda r: (r.folder / "result.json").stat().st_mtime_ns):
+        newest[result.method, result.data, result.seed] = result
+    results = [result for result in found if newest[result.method, result.data, result.seed] is result]
+    missing = [(result.folder, "repeated later") for result in found if result not in results]
     begun = {file.parent for name in ("grid.json", "config.yaml") for file in folder.rglob(name)}
-    missing = [
-        (path, "failed" if (path / "error.txt").exists() else "unfinished")
-        for path in sorted(begun - {file.parent for file in files})
-    ]
+    missing += [(path, _state(path)) for path in sorted(begun - {file.parent for file in files})]
     return Runs(results, missing)
+
+
+def read_run(where: str | Path) -> Result:
+    """Read one run.
+
+    Args:
+        where: its folder, or at W&B ``entity/project/run`` if it was logged by `lt_cb.loggers.WandB`.
+
+    Raises:
+        InputError: (a ValueError) if there is no finished run.
+    """
+    if not Path(where).is_dir() and re.fullmatch(r"[^/.]+/[^/]+/[^/]+", str(where)):
+        return read_run(_download(str(where)))
+    file = Path(where, "result.json")
+    if not file.is_file():
+        raise InputError(f"'{where}' has no result.json: give the folder of a finished run, or entity/project/run of W&B.")
+    return _result(file, _flat(read_yaml(file.with_name("config.yaml"))), [], name_checkpoint=False)
+
+
+def _download(run: str) -> Path:
+    import wandb
+
+    folder = tempfile.mkdtemp(prefix="lt_cb_")
+    for name in ("config.yaml", "result.json"):
+        wandb.Api().run(run).file(f"run/{name}").download(root=folder)
+    return Path(folder, "run")
+
+
+def _state(folder: Path) -> str:
+    if (folder / "error.txt").exists():
+        return "failed"
+    return "unfinished" if (folder / "config.yaml").exists() else "not begun"
+
+
+def _checkpoint(raw: Mapping[str, Any]) -> str:
+    """Return whether a run has tested the last checkpoint of a training, another one (the best), or none."""
+    path = raw.get("checkpoint")
+    return "none" if not path else "last" if Path(path).stem.startswith("last") else "best"
 
 
 def _ignored(key: str) -> bool:
@@ -113,7 +158,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _result(file: Path, config: dict[str, Any], extra: list[str]) -> Result:
+def _result(file: Path, config: dict[str, Any], extra: list[str], name_checkpoint: bool) -> Result:
     raw = json.loads(file.read_text())
     counts = [int(n) for n in raw["class_counts"]]
     factor = config.get("data.imbalance_factor") or max(counts) / max(min(counts), 1)
@@ -136,7 +181,7 @@ def _result(file: Path, config: dict[str, Any], extra: list[str]) -> Result:
         normalization = config.get("model.loss.weighting.normalization")
         parts += [f"normalization {normalization}"] if normalization not in (None, "classes") else []
     parts += [f"{key.partition('.')[2]} {config[key]}" for key in extra if config.get(key) is not None]
-    checkpoint = Path(raw["checkpoint"]).stem if raw.get("checkpoint") else "none"
+    parts += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
     return Result(
         folder=file.parent,
         data=f"{source} IF {factor:g}",
@@ -148,7 +193,9 @@ def _result(file: Path, config: dict[str, Any], extra: list[str]) -> Result:
         beta=beta,
         seed=(raw["seeds"]["seed_everything"], raw["seeds"]["subset_seed"]),
         metrics={name.removeprefix("test/"): value for name, value in raw["metrics"].items()},
+        class_names=raw.get("class_names", []),
         class_counts=counts,
+        shot_groups=raw.get("shot_groups", {}),
         per_class=raw["per_class_accuracy"],
-        checkpoint=checkpoint,
+        checkpoint=_checkpoint(raw),
     )

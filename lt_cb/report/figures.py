@@ -12,14 +12,14 @@ from lt_cb.report.tables import Cell
 SHOWN = 6  # methods in one picture of classes
 
 
-def figures(runs: Runs, cells: dict[tuple[str, str], Cell]) -> list[tuple[str, str]]:
-    """Return title and SVG of each picture that the runs have something for."""
+def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> list[tuple[str, str]]:
+    """Return title and SVG of each picture that the runs have something for; ``metric`` names that of the cells."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     mpl.rcParams.update({"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     mpl.rcParams["svg.hashsalt"] = "lt_cb"  # the same report is the same file
-    drawn = [_class_counts(runs), _error_by_beta(runs, cells), _accuracy_by_class(runs), _gain_by_group(runs)]
+    drawn = [_class_counts(runs), _by_beta(runs, cells, metric), _accuracy_by_class(runs), _gain_by_group(runs)]
     return [figure for figure in drawn if figure is not None]
 
 
@@ -49,8 +49,8 @@ def _class_counts(runs: Runs) -> tuple[str, str] | None:
     return "Training images of each class", _svg(figure)
 
 
-def _error_by_beta(runs: Runs, cells: dict[tuple[str, str], Cell]) -> tuple[str, str] | None:
-    """Error of each loss by beta, without weights at the left: Figure 5 of Cui et al. 2019."""
+def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tuple[str, str] | None:
+    """Draw each loss by beta, without weights at the left: Figure 5 of Cui et al. 2019."""
     lines: dict[str, dict[str, dict[float | None, Cell]]] = defaultdict(lambda: defaultdict(dict))
     for result in runs.results:
         name = result.method.split(",")[0]
@@ -68,9 +68,9 @@ def _error_by_beta(runs: Runs, cells: dict[tuple[str, str], Cell]) -> tuple[str,
                 there, [c.mean for c in values], [c.deviation or 0 for c in values], marker=".", capsize=2, label=name
             )
         axis.set_xticks(range(len(places)), ["none", *[f"{beta:g}" for beta in betas]])
-        axis.set(title=data, xlabel="β", ylabel="error in %")
+        axis.set(title=data, xlabel="β", ylabel=f"{metric.lower()} in %")
     axes[0].legend(fontsize=7)
-    return "Error by β", _svg(figure)
+    return f"{metric} by β", _svg(figure)
 
 
 def _mean_per_class(results: list[Result]) -> list[float]:

@@ -16,30 +16,30 @@ KINDS = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal
 
 @dataclass
 class Cell:
-    """Error of one method on one data set, over seeds, in percent."""
+    """A metric of one method on one data set, over seeds, in percent."""
 
     method: str
     data: str
-    errors: list[float]
-    best: bool = False  # lowest mean of its column
-    paper: float | None = None
+    values: list[float]
+    best: bool = False  # best mean of its column
+    paper: float | None = None  # error
 
     @property
     def mean(self) -> float:
         """Mean over seeds."""
-        return statistics.mean(self.errors)
+        return statistics.mean(self.values)
 
     @property
     def deviation(self) -> float | None:
         """Sample standard deviation over seeds, None for one."""
-        return statistics.stdev(self.errors) if len(self.errors) > 1 else None
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def agrees(self) -> bool | None:
         """Whether the paper's figure is within two standard errors of the mean; None if that cannot be said."""
         if self.paper is None or self.deviation is None:
             return None
-        return abs(self.mean - self.paper) <= 2 * self.deviation / math.sqrt(len(self.errors))
+        return abs(self.mean - self.paper) <= 2 * self.deviation / math.sqrt(len(self.values))
 
     def __str__(self) -> str:
         """Show mean ± standard deviation."""
@@ -47,18 +47,18 @@ class Cell:
         return f"{self.mean:.2f}{spread}"
 
 
-def error_cells(runs: Runs) -> dict[tuple[str, str], Cell]:
-    """Return the cells of the table of errors."""
-    published = _published()
+def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
+    """Return the cells of the table of a metric, ``error``, ``acc`` or ``balanced_acc``."""
+    published = _published() if metric == "error" else {}
     cells = {}
     for (method, data), results in runs.cells().items():
-        errors = [result.error() for result in sorted(results, key=lambda r: str(r.seed))]
-        cells[method, data] = Cell(method, data, errors, paper=published.get(_key(results[0])))
+        values = [result.score(metric) for result in sorted(results, key=lambda r: str(r.seed))]
+        cells[method, data] = Cell(method, data, values, paper=published.get(_key(results[0])))
     for data in runs.columns():
         column = [cell for cell in cells.values() if cell.data == data]
-        lowest = min(cell.mean for cell in column)
+        best = (min if metric == "error" else max)(cell.mean for cell in column)
         for cell in column:
-            cell.best = cell.mean == lowest
+            cell.best = cell.mean == best
     return cells
 
 
@@ -86,7 +86,7 @@ def _published() -> dict[tuple[str, float, str, float | None, float | None], flo
 
 @dataclass
 class Difference:
-    """How much lower the error of a method is than the baseline's, on the same seeds, in percentage points."""
+    """How much better a method is than the baseline, on the same seeds, in percentage points."""
 
     method: str
     baseline: str
@@ -97,17 +97,18 @@ class Difference:
     seeds: int
 
 
-def paired_differences(runs: Runs, seed: int = 0) -> list[Difference]:
+def paired_differences(runs: Runs, metric: str = "error", seed: int = 0) -> list[Difference]:
     """Compare each method with the first on the seeds that both have."""
+    sign = -1 if metric == "error" else 1
     rng = np.random.default_rng(seed)
     cells = runs.cells()
     baseline, *others = runs.methods()
     differences = []
     for data in runs.columns():
-        reference = {result.seed: result.error() for result in cells.get((baseline, data), [])}
+        reference = {result.seed: result.score(metric) for result in cells.get((baseline, data), [])}
         for method in others:
-            here = {result.seed: result.error() for result in cells.get((method, data), [])}
-            gains = np.array([reference[s] - here[s] for s in sorted(reference.keys() & here.keys(), key=str)])
+            here = {result.seed: result.score(metric) for result in cells.get((method, data), [])}
+            gains = np.array([sign * (here[s] - reference[s]) for s in sorted(reference.keys() & here.keys(), key=str)])
             if len(gains) > 1:
                 means = rng.choice(gains, (RESAMPLES, len(gains))).mean(1)
                 low, high = np.quantile(means, [0.025, 0.975])

@@ -1,0 +1,214 @@
+"""The tables of a report, each with a title and what it is."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lt_cb.report.collect import Result, Runs
+from lt_cb.report.posthoc import (
+    Array,
+    accuracy_under,
+    adjust,
+    calibration_error,
+    class_accuracy,
+    class_means,
+    log_prior,
+    shifted_prior,
+)
+from lt_cb.report.tables import Cell, paired_differences
+
+METRICS = {"error": "Error", "acc": "Accuracy", "balanced_acc": "Balanced accuracy"}
+TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+SHIFTS = (50.0, 10.0, 2.0, 1.0, 1 / 2, 1 / 10, 1 / 50)
+
+
+@dataclass
+class Section:
+    """A table; its cells are text, bold between two pairs of asterisks."""
+
+    title: str
+    words: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def sections(
+    runs: Runs, cells: dict[tuple[str, str], Cell], papers: dict[tuple[str, str], Cell], metric: str
+) -> list[Section]:
+    """Return the tables that the runs have something for.
+
+    Args:
+        runs: finished and missing ones.
+        cells: of ``metric``.
+        papers: of the error.
+        metric: of the first table, ``error``, ``acc`` or ``balanced_acc``.
+    """
+    parts = [_main(runs, cells, metric), _papers(papers), _differences(runs, metric), _groups(runs)]
+    return [section for section in [*parts, *_from_logits(runs), _missing(runs)] if section.rows]
+
+
+def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
+    columns = runs.columns()
+    most = max(len(cell.values) for cell in cells.values())
+    checkpoints = " and ".join(sorted({result.checkpoint for result in runs.results}))
+    what = {"error": "Top-1 error", "acc": "Top-1 accuracy", "balanced_acc": "Mean accuracy over classes"}[metric]
+    words = (
+        f"{what} on the test images in percent: mean ± standard deviation over {most} seeds, or over fewer where that "
+        f"is said, of the checkpoint: {checkpoints}. Bold: the best mean of a column. –: no finished run."
+    )
+
+    def text(cell: Cell | None) -> str:
+        if cell is None:
+            return "–"
+        fewer = f" ({len(cell.values)} of {most} seeds)" if len(cell.values) < most else ""
+        return (f"**{cell}**" if cell.best else str(cell)) + fewer
+
+    rows = [[method, *[text(cells.get((method, data))) for data in columns]] for method in runs.methods()]
+    return Section(METRICS[metric], words, ["method", *columns], rows)
+
+
+def _papers(cells: dict[tuple[str, str], Cell]) -> Section:
+    rows = []
+    for cell in cells.values():
+        if cell.paper is not None:
+            agrees = {None: "one seed", True: "yes", False: "no"}[cell.agrees]
+            difference = f"{cell.mean - cell.paper:+.2f}"
+            rows.append([cell.method, cell.data, str(cell), f"{cell.paper:.2f}", difference, agrees])
+    words = (
+        "Top-1 error in percent, and Table 2 of Cui et al. 2019 (one run a figure): whether it is within two standard "
+        "errors of our mean."
+    )
+    return Section(
+        "Beside the paper", words, ["method", "data", "ours", "paper", "difference", "within two standard errors"], rows
+    )
+
+
+def _differences(runs: Runs, metric: str) -> Section:
+    found = paired_differences(runs, metric)
+    rows = [[d.method, d.data, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", str(d.seeds)] for d in found]
+    better = "lower" if metric == "error" else "higher"
+    words = (
+        f"How much {better} the {METRICS[metric].lower()} is than that of {runs.methods()[0]}, in points, on the same "
+        "seeds: mean and 95 % bootstrap interval over seeds. With few seeds the interval is too narrow."
+    )
+    return Section("Differences", words, ["method", "data", f"{better} by", "interval", "seeds"], rows)
+
+
+def _groups(runs: Runs) -> Section:
+    names = [
+        n for n in ("balanced_acc", "acc/many", "acc/medium", "acc/few") if any(n in r.metrics for r in runs.results)
+    ]
+    rows = []
+    for (method, data), results in _ordered(runs):
+        groups = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
+        means = [class_means(r.per_class) for r in results]
+        spread = [_percent(m[n] for m in means) for n in ("worst", "geometric", "harmonic")]
+        rows.append([method, data, *groups, *spread, str(len(results))])
+    words = (
+        "Means over seeds in percent: over classes, over those of many, medium and few training images; and of the "
+        "accuracies of classes the lowest, the geometric and the harmonic mean."
+    )
+    header = ["method", "data", *names, "worst class", "geometric mean", "harmonic mean", "seeds"]
+    return Section("Accuracy of the classes", words, header, rows)
+
+
+def _from_logits(runs: Runs) -> list[Section]:
+    """Return what saved logits tell: post-hoc adjustment, shifted priors, calibration."""
+    by_tau: list[list[str]] = []
+    by_prior: list[list[str]] = []
+    calibrated: list[list[str]] = []
+    for (method, data), results in _ordered(runs):
+        saved = [result for result in results if (result.folder / "logits.npz").is_file()]
+        if saved:
+            looks = [_look(result) for result in saved]
+            row, seeds = [method, data], str(len(saved))
+            swept = np.mean([look.by_tau for look in looks], 0)
+            texts = [f"**{100 * v:.2f}**" if v == swept.max() else f"{100 * v:.2f}" for v in swept]
+            by_tau.append([*row, *texts, seeds])
+            for name, shifted in (
+                ("as it is", np.mean([look.by_prior for look in looks], 0)),
+                ("prior known", np.mean([look.by_known_prior for look in looks], 0)),
+            ):
+                by_prior.append([*row, name, *[f"{100 * v:.2f}" for v in shifted], seeds])
+            groups = ("all", "many", "medium", "few")
+            errors = [_percent(look.calibration[g] for look in looks if g in look.calibration) for g in groups]
+            calibrated.append([*row, *errors, _percent(look.overconfidence for look in looks), seeds])
+    return [
+        Section(
+            "Post-hoc logit adjustment",
+            "Balanced accuracy in percent of the saved logits less τ log prior (Menon et al. 2021), means over seeds. "
+            "Bold: the best τ, chosen on the test images and therefore optimistic.",
+            ["method", "data", *[f"τ {tau:g}" for tau in TAUS], "seeds"],
+            by_tau,
+        ),
+        Section(
+            "Shifted test priors",
+            "Accuracy in percent if the share of classes in the test decayed with their training images by this "
+            "imbalance factor, or, below 1, the other way round (Hong et al. 2021), means over seeds: of the "
+            "predictions as they are, and with the logits moved from the training prior to the test's.",
+            ["method", "data", "predictions", *[f"{s:g}" if s >= 1 else f"1/{1 / s:g}" for s in SHIFTS], "seeds"],
+            by_prior,
+        ),
+        Section(
+            "Calibration",
+            "Expected calibration error in percent (15 bins) of all test images and of those of many-, medium- and "
+            "few-shot classes, and mean confidence less accuracy in points, means over seeds.",
+            ["method", "data", "all", "many", "medium", "few", "overconfident by", "seeds"],
+            calibrated,
+        ),
+    ]
+
+
+@dataclass
+class Look:
+    """What the logits of one run tell, all in [0, 1]."""
+
+    by_tau: list[float]  # balanced accuracy
+    by_prior: list[float]  # accuracy
+    by_known_prior: list[float]
+    calibration: dict[str, float]  # expected error, of all images and by shot group
+    overconfidence: float
+
+
+def _look(result: Result) -> Look:
+    with np.load(result.folder / "logits.npz") as saved:
+        logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
+    counts, classes = result.class_counts, len(result.class_counts)
+
+    def per_class(predicted: Array) -> Array:
+        return class_accuracy(predicted, targets, classes)
+
+    plain, correct = per_class(logits.argmax(1)), logits.argmax(1) == targets
+    priors = [shifted_prior(counts, shift) for shift in SHIFTS]
+    moves = [(np.log(prior) - log_prior(counts)).astype(logits.dtype) for prior in priors]
+    parts = {name: np.isin(targets, members) for name, members in result.shot_groups.items()}
+    parts["all"] = np.ones(len(targets), dtype=bool)
+    return Look(
+        by_tau=[float(np.nanmean(per_class(adjust(logits, counts, tau)))) for tau in TAUS],
+        by_prior=[accuracy_under(prior, plain) for prior in priors],
+        by_known_prior=[
+            accuracy_under(prior, per_class((logits + move).argmax(1)))
+            for prior, move in zip(priors, moves, strict=True)
+        ],
+        calibration={
+            name: calibration_error(confidence[part], correct[part]) for name, part in parts.items() if part.any()
+        },
+        overconfidence=float(confidence.mean() - correct.mean()),
+    )
+
+
+def _missing(runs: Runs) -> Section:
+    rows = [[str(folder), state] for folder, state in runs.missing]
+    return Section("Missing runs", "Folders of runs that are not in the tables.", ["folder", "state"], rows)
+
+
+def _ordered(runs: Runs) -> list[tuple[tuple[str, str], list[Result]]]:
+    columns, methods = runs.columns(), runs.methods()
+    return sorted(runs.cells().items(), key=lambda item: (columns.index(item[0][1]), methods.index(item[0][0])))
+
+
+def _percent(values: Iterable[float]) -> str:
+    there: Sequence[float] = list(values)
+    return f"{100 * statistics.mean(there):.2f}" if there else "–"
