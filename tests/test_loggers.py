@@ -15,6 +15,7 @@ import yaml
 from wandb_server import serve
 
 from lt_cb.cli import main
+from lt_cb.report import read_run
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
@@ -147,8 +148,11 @@ def test_online_a_run_has_its_configuration_and_goes_on(monkeypatch: pytest.Monk
         main(["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=2"])
         crt = str(ROOT / "configs/second_stage/crt.yaml")
         main(["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--config", crt, *TINY])
+        there = read_run(f"someone/lt_cb/{server.runs[0]['name']}")
     names = list(dict.fromkeys(run["name"] for run in server.runs if run["name"]))
     assert len(names) == 2  # the first and its continuation; the second stage is another run
+    here = read_run("runs/quickstart/version_1")
+    assert (there.method, there.per_class, there.class_counts) == (here.method, here.per_class, here.class_counts)
     begun = next(run for run in server.runs if run["name"] == names[0])
     assert begun["project"] == "lt_cb"
     assert begun["displayName"] == "quickstart/version_0"

@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[str] = []  # operations, or the request as a whole
         self.states: list[dict[str, bool]] = []  # what agents say of their runs
         self.running: set[str] = set()
+        self.files: dict[str, bytes] = {}  # uploaded, by run and name
         self.runs: list[dict[str, Any]] = []  # those begun online, as often as they are
 
     @property
@@ -38,9 +39,12 @@ class Server(ThreadingHTTPServer):
             "WANDB_ERROR_REPORTING": "false",
         }
 
+    def _url(self, run: str, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/files/{run}/{name}"
+
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any] | None:
         """Return the data of a GraphQL response, None where it is an error."""
-        if operation == "Viewer":
+        if operation in ("Viewer", "GetDefaultEntity"):
             viewer = {"id": "u1", "entity": "someone", "username": "someone", "flags": "{}", "teams": {"edges": []}}
             return {"viewer": viewer}
         if operation == "UpsertSweep":
@@ -72,8 +76,22 @@ class Server(ThreadingHTTPServer):
             self.runs.append(variables)
             bucket = {"id": "b1", "name": variables["name"], "displayName": "r", "historyLineCount": 0}
             return {"upsertBucket": {"bucket": {**bucket, "project": PROJECT}, "inserted": True}}
+        if operation == "Run":
+            run = {"id": "b1", "projectId": "1", "name": variables["name"], "state": "finished", "config": "{}"}
+            return {"project": {"run": {**run, "summaryMetrics": "{}", "systemMetrics": "{}", "tags": []}}}
         if operation == "CreateRunFiles":
-            return {"createRunFiles": {"runID": "b1", "uploadHeaders": [], "files": []}}
+            files = [{"name": name, "uploadUrl": self._url(variables["run"], name)} for name in variables["files"]]
+            return {"createRunFiles": {"runID": "b1", "uploadHeaders": [], "files": files}}
+        if operation == "RunFiles":
+            nodes = []
+            for name in variables["fileNames"]:
+                url = self._url(variables["name"], name)
+                size = len(self.files[url.rpartition("/files/")[2]])
+                nodes.append({"id": name, "name": name, "url": url, "directUrl": url, "sizeBytes": size, "md5": ""})
+            edges = [{"node": node, "cursor": ""} for node in nodes]
+            page = {"endCursor": "", "hasNextPage": False}
+            run = {"fileCount": len(edges), "files": {"edges": edges, "pageInfo": page}}
+            return {"project": {"internalId": "1", "run": run}}
         if operation == "RunResumeStatus":
             if variables["name"] not in {run["name"] for run in self.runs}:
                 return {"model": None}
@@ -107,8 +125,14 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        """Answer with nothing."""
+        """Answer with an uploaded file, or nothing."""
         self.server.asked.append(f"GET {self.path}")
+        self._send(self.server.files.get(self.path.removeprefix("/files/"), {}))
+
+    def do_PUT(self) -> None:
+        """Take an uploaded file."""
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.files[self.path.removeprefix("/files/")] = body
         self._send({})
 
     def do_POST(self) -> None:
@@ -125,8 +149,8 @@ class Handler(BaseHTTPRequestHandler):
         data = self.server.answer(operation, query.get("variables") or {})
         self._send({"errors": [{"message": f"{operation} is not served"}]} if data is None else {"data": data})
 
-    def _send(self, value: dict[str, Any]) -> None:
-        text = json.dumps(value).encode()
+    def _send(self, value: dict[str, Any] | bytes) -> None:
+        text = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(text)))

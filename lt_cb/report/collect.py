@@ -116,7 +116,7 @@ def read_run(where: str | Path) -> Result:
         return read_run(_download(str(where)))
     file = Path(where, "result.json")
     if not file.is_file():
-        raise InputError(f"'{where}' has no result.json: give the folder of a finished run, or entity/project/run of W&B.")
+        raise InputError(f"'{where}' has no result.json: give a finished run's folder, or entity/project/run of W&B.")
     return _result(file, _flat(read_yaml(file.with_name("config.yaml"))), [], name_checkpoint=False)
 
 

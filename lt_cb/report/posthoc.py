@@ -13,15 +13,14 @@ Array = NDArray[Any]
 def log_prior(class_counts: Sequence[int]) -> Array:
     """Return the logarithm of each class's share of the training images, shape (C,); a class of 0 counts as of 1."""
     counts = np.maximum(np.asarray(class_counts, dtype=float), 1.0)
-    shares: Array = counts / counts.sum()
-    return np.log(shares)
+    return np.asarray(np.log(counts / counts.sum()))
 
 
 def class_accuracy(predicted: Array, targets: Array, num_classes: int) -> Array:
     """Return the accuracy of each class in [0, 1], shape (C,), NaN for one without images."""
     total = np.bincount(targets, minlength=num_classes)
     correct = np.bincount(targets[predicted == targets], minlength=num_classes)
-    return np.divide(correct, total, out=np.full(num_classes, np.nan), where=total > 0)
+    return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
 
 
 def adjust(logits: Array, class_counts: Sequence[int], tau: float) -> Array:

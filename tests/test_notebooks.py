@@ -1,0 +1,87 @@
+"""The notebooks, run as they are on runs as they name them, on fewer epochs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbclient import NotebookClient
+
+from lt_cb.__main__ import main
+from lt_cb.losses import class_weights
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which the commands of the notebooks have been run."""
+    work = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "notebooks", work / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    (work / "configs").symlink_to(ROOT / "configs")
+    grid = yaml.safe_load((ROOT / "configs/grids/beta_gamma.yaml").read_text())
+    grid["config"] = [str(ROOT / "configs/grids" / file) for file in grid["config"]]
+    grid["set"] = {"trainer.max_epochs": 1, "trainer.accelerator": "cpu"}
+    grid["seeds"] = [0]
+    grid["axes"]["beta"]["model.loss.weighting.beta"] = [0.9, 0.9999]
+    grid["axes"]["gamma"]["model.loss.gamma"] = [0.5, 2.0]
+    (work / "grid.yaml").write_text(yaml.safe_dump(grid))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        patch.setenv("LT_CB_CACHE", str(work / "cache"))
+        main_fit = ["fit", "--config", "configs/quickstart.yaml"]
+        for overlay in (["--config", "configs/loss/softmax.yaml"], []):
+            main([*main_fit, *overlay, *TINY])
+        with pytest.raises(SystemExit, match="0"):
+            main(["grid", "grid.yaml"])
+    return work
+
+
+def run(clone: Path, name: str) -> str:
+    """Execute a notebook where a user would, and return what it prints."""
+    notebook = nbformat.read(clone / f"notebooks/{name}.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(clone / "notebooks")}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def test_effective_number(clone: Path) -> None:
+    run(clone, "effective_number")
+
+
+def test_two_runs_class_by_class(clone: Path) -> None:
+    printed = run(clone, "per_class_accuracy")
+    results = [json.loads((clone / f"runs/quickstart/version_{i}/result.json").read_text()) for i in (0, 1)]
+    assert "A: Softmax on digits IF 50\nB: Focal gamma 1, CB β 0.9999 on digits IF 50" in printed
+    for line, name, count, a, b in zip(
+        printed.splitlines()[3:],
+        results[0]["class_names"],
+        results[0]["class_counts"],
+        *[result["per_class_accuracy"] for result in results],
+        strict=False,
+    ):
+        assert line.split() == [name, str(count), f"{100 * a:.1f}", f"{100 * b:.1f}", f"{100 * (b - a):+.1f}"]
+
+
+def test_the_surface_of_a_grid(clone: Path) -> None:
+    assert "4 runs of focal loss: β in [0.9, 0.9999], γ in [0.5, 2.0], on ['digits IF 50']" in run(clone, "beta_gamma")
+
+
+def test_beta_for_class_counts(clone: Path) -> None:
+    printed = run(clone, "choose_beta")
+    assert "10 classes of 2 to 134 images, imbalance factor 67" in printed
+    assert "β = 0.992537 (1 − 1 / largest class count)" in printed
+    weights = class_weights([134, 86, 56, 36, 23, 15, 9, 6, 4, 2], 0.99)
+    row = next(line.split() for line in printed.splitlines() if line.split()[:1] == ["0.99"])
+    assert float(row[2]) == pytest.approx(float(weights.max() / weights.min()), abs=0.06)
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_outputs_are_not_kept(file: Path) -> None:
+    assert all(not cell.get("outputs") for cell in nbformat.read(file, as_version=4).cells)
