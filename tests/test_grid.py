@@ -134,6 +134,20 @@ class TestPlan:
             listed += [line for line in capsys.readouterr().out.splitlines() if line.startswith("to do")]
         assert len(listed) == len(set(listed)) == len(read_plan(GRIDS / "digits.yaml").runs) == 18
 
+    def test_time_left_is_that_of_runs_on_the_same_data(self, capsys: pytest.CaptureFixture[str]) -> None:
+        axes = {"if": {"data.imbalance_factor": [2, 50]}, "gamma": {"model.loss.gamma": [0.5, 1, 2]}}
+        file = grid({"folder": "runs/g", "set": {"trainer.max_epochs": 4}, "axes": axes})
+        for run in read_plan(file).runs:
+            if run.name in ("if2_gamma0.5", "if50_gamma0.5"):
+                run.folder.mkdir(parents=True)
+                seconds = {"fit": 90, "test": 10} if run.name.startswith("if2_") else {"fit": 20, "test": 0}
+                (run.folder / "result.json").write_text(json.dumps({"wall_time_s": seconds}))
+        with pytest.raises(SystemExit, match="0"):
+            main(["grid", str(file), "--dry-run", "--devices", "0,1"])
+        out = capsys.readouterr().out
+        assert "2 done, 4 to do" in out
+        assert "1 min 0 s a run so far: about 2 min 0 s left on 2 at a time" in out  # (2 x 100 + 2 x 20) / 2
+
     def test_no_torch_for_a_plan(self) -> None:
         code = (
             "import sys; from lt_cb.__main__ import main\n"
@@ -186,6 +200,19 @@ def test_killed_and_shared_grids_end_as_any_other(tmp_path: Path, monkeypatch: p
     assert not list(Path("runs/g").glob("*/seed_*/error.txt"))
     with Path("runs/g/beta0.9/seed_0/metrics.csv").open() as stream:
         assert [row["epoch"] for row in csv.DictReader(stream) if row["train/loss"]] == ["0", "1", "2", "3"]
+
+
+def test_loggers_go_with_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers = {"config": [str(ROOT / f"configs/logger/{name}.yaml") for name in ("wandb", "tensorboard")]}
+    two = {"gamma": {f"g{gamma}": {**loggers, "model.loss.gamma": gamma, "trainer.max_epochs": 1} for gamma in (1, 2)}}
+    with pytest.raises(SystemExit, match="0"):
+        main(["grid", str(tiny(**two))])
+    assert results().keys() == {"g1", "g2"}
+    assert len(list(Path("wandb").glob("offline-run-*"))) == 2  # of one process
+    for name in ("g1", "g2"):
+        assert list(Path(f"runs/g/{name}/seed_0").glob("events.out.tfevents.*"))
+        assert Path(f"runs/g/{name}/seed_0/metrics.csv").is_file()
 
 
 def test_a_failed_run_is_recorded_and_tried_again(capsys: pytest.CaptureFixture[str]) -> None:

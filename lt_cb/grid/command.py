@@ -6,6 +6,7 @@ import multiprocessing
 import queue
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,24 @@ def _seconds(run: Run) -> float:
     return float(sum(json.loads((run.folder / "result.json").read_text())["wall_time_s"].values()))
 
 
+def _seconds_left(all_runs: list[Run], runs: list[Run]) -> float:
+    """Estimate the time of what is to do: a run takes as long as those on its data, by epoch, or else as all do."""
+    by_data: dict[str, list[float]] = defaultdict(list)
+    for run in filter(is_done, all_runs):
+        by_data[_data(run)].append(_seconds(run) / _epochs(run))
+    overall = statistics.mean([seconds for group in by_data.values() for seconds in group])
+    means = {data: statistics.mean(group) for data, group in by_data.items()}
+    return sum(means.get(_data(run), overall) * _epochs(run) for run in runs if not is_done(run))
+
+
+def _data(run: Run) -> str:
+    return json.dumps(run.config.get("data"), sort_keys=True, default=str)
+
+
+def _epochs(run: Run) -> float:
+    return max(float(run.config.get("trainer", {}).get("max_epochs") or 1), 1.0)
+
+
 def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, every: bool) -> None:
     done = [run for run in runs if is_done(run)]
     console.print(f"{plan.named} named, {len(plan.runs)} distinct runs in {plan.folder}", highlight=False)
@@ -68,8 +87,8 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, eve
     console.print(f"{len(done)} done, {len(runs) - len(done)} to do", highlight=False)
     if done:
         mean = statistics.mean(map(_seconds, done))
-        left = mean * (len(runs) - len(done)) / workers
-        console.print(f"{_time(mean)} a run on average: {_time(left)} left on {workers} at a time", highlight=False)
+        left = _seconds_left(plan.runs, runs) / workers
+        console.print(f"{_time(mean)} a run so far: about {_time(left)} left on {workers} at a time", highlight=False)
     else:
         console.print("No run is done yet, so there is no estimate of the time: train one first.", highlight=False)
     if every:

@@ -124,14 +124,13 @@ def _fit(run: Run) -> None:
     from lt_cb.cli import load_checkpoint, main  # takes seconds, and only a worker needs it
 
     checkpoint = run.folder / CHECKPOINT
-    logger = {
+    trainer = dict(run.config.get("trainer", {}))
+    csv_files = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": str(run.folder.parent.parent), "name": run.name, "version": run.folder.name},
     }
-    config = {
-        **run.config,
-        "trainer": {**run.config.get("trainer", {}), "logger": logger, "enable_progress_bar": False},
-    }
+    trainer["logger"] = [csv_files, *trainer.pop("logger+", [])]
+    config = {**run.config, "trainer": {**trainer, "enable_progress_bar": False}}
     args = ["fit", "--config", yaml.safe_dump(config)]
     earlier: list[dict[str, str]] = []
     try:
