@@ -20,9 +20,10 @@ from rich.console import Console
 from lt_cb.callbacks import ResultFile
 from lt_cb.data import LongTailedDataModule, Sampler
 from lt_cb.errors import InputError, did_you_mean
+from lt_cb.fast import mixed_precision
 from lt_cb.files import read_yaml
 from lt_cb.inspect import weight_tables
-from lt_cb.loggers import TensorBoard, WandB, check_installed, finish
+from lt_cb.loggers import TensorBoard, WandB, check_loggers, finish
 from lt_cb.losses import Loss, Weighting, suggest_beta
 from lt_cb.models import SecondStage
 from lt_cb.module import LongTailedClassifier
@@ -133,6 +134,7 @@ class CLI(LightningCLI):
             if self.checkpoint is not None and CONFIG_KEY in self.checkpoint:
                 config = yaml.safe_load(self.checkpoint[CONFIG_KEY])
                 config.pop("ckpt_path", None)
+                _with_folder_of_its_own(config["trainer"])
                 self.trained_stage = (config["model"].get("second_stage") or {}).get("class_path")
                 args = [args[0], "--config", yaml.safe_dump(config), *args[1:]]
             try:
@@ -153,7 +155,9 @@ class CLI(LightningCLI):
         if self.subcommand == "inspect":
             return
         config = self.config[self.subcommand]
-        check_installed(config.trainer.logger)
+        check_loggers(config.trainer.logger)
+        if config.trainer.precision is None and config.model.fast == "auto":
+            config.trainer.precision = mixed_precision(config.trainer.accelerator)
         for key in ("logger", "callbacks"):  # an overlay added to a checkpoint's config that has it already
             if isinstance(config.trainer[key], list):
                 config.trainer[key] = [v for i, v in enumerate(config.trainer[key]) if v not in config.trainer[key][:i]]
@@ -167,6 +171,8 @@ class CLI(LightningCLI):
             config.data.source, config.data.root = "lt_cb.data.sources.Checkpoint", str(config.ckpt_path)
             config.data.imbalance_factor = config.data.n_max = config.data.subset_counts = config.data.image_size = None
             config.data.val_fraction, config.data.sampler = 0.0, None
+            if isinstance(config.trainer.logger, list):  # others have nothing to log
+                config.trainer.logger = config.trainer.logger[:1]
             hparams = self.checkpoint["hyper_parameters"]
             config.data.mean, config.data.std = hparams["mean"], hparams["std"]
 
@@ -177,8 +183,8 @@ class CLI(LightningCLI):
         self.new_stage = self.checkpoint is not None and self._stage() not in (None, self.trained_stage)
         for logger in self.trainer.loggers:
             if isinstance(logger, WandB | TensorBoard):
-                logger.run_folder = self.trainer.loggers[0].log_dir
-            if isinstance(logger, WandB) and self.checkpoint is not None and not self.new_stage:
+                logger.beside = self.trainer.loggers[0]
+            if isinstance(logger, WandB) and self.checkpoint and self.subcommand == "fit" and not self.new_stage:
                 logger.go_on(self.checkpoint.get(WANDB_KEY))
         if self.checkpoint is None:
             return
@@ -239,6 +245,14 @@ def _values(args: Sequence[str], option: str) -> Iterator[str]:
         name, equals, value = flag.partition("=")
         if name == option:
             yield value if equals else following
+
+
+def _with_folder_of_its_own(trainer: dict[str, Any]) -> None:
+    """Let a command that starts from a checkpoint write beside the checkpoint's run, whose folder may have a name."""
+    loggers = trainer["logger"] if isinstance(trainer["logger"], list) else [trainer["logger"]]
+    for logger in loggers:
+        if isinstance(logger, dict) and "version" in logger.get("init_args", {}):
+            logger["init_args"]["version"] = None
 
 
 def _read_checkpoint(args: Sequence[str]) -> dict[str, Any] | None:
@@ -334,7 +348,7 @@ def main(args: ArgsType = None) -> None:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
     _quiet()
-    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs", "name": "run"}}
+    logger = {"class_path": "lt_cb.loggers.RunFolder", "init_args": {"save_dir": "runs", "name": "run"}}
     try:
         CLI(
             LongTailedClassifier,

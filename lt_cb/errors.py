@@ -1,12 +1,22 @@
 """The one exception for wrong input, which the command line shows as a single sentence."""
 
+import argparse
 import difflib
 import math
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class InputError(ValueError):
     """A value given by the user is wrong; the message says what was given, what is allowed and what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with an `InputError` for what it does not accept."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with the arguments."""
+        raise InputError(f"{message}: see {self.prog} --help.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Loggers beside the CSV files of a run: Weights & Biases and TensorBoard."""
+"""The folder of a run with its CSV files, and the loggers beside it: Weights & Biases and TensorBoard."""
 
 import os
 import shutil
@@ -8,12 +8,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lt_cb.errors import InputError
 
 FILES = ("config.yaml", "result.json")
+MODES = ("online", "offline", "disabled", "dryrun", "shared")
+
+
+class RunFolder(CSVLogger):
+    """CSV files in ``save_dir/name/version_N``, a folder that no other process takes at the same time."""
+
+    def _get_next_version(self) -> int:
+        version = super()._get_next_version()
+        while rank_zero_only.rank == 0:
+            try:
+                self._fs.makedirs(os.path.join(self.root_dir, self.name, f"version_{version}"), exist_ok=False)
+                break
+            except FileExistsError:
+                version += 1
+        return version
 
 
 class WandB(WandbLogger):
@@ -33,7 +48,7 @@ class WandB(WandbLogger):
         offline: keep the run on disk, for ``wandb sync``.
     """
 
-    run_folder: str | None = None  # set by the command line
+    beside: Logger | None = None  # that of the run folder; set by the command line
 
     def __init__(
         self,
@@ -70,8 +85,9 @@ class WandB(WandbLogger):
     def _begin(self) -> None:
         import wandb
 
-        if self.run_folder is not None and self._wandb_init["name"] is None:
-            self._wandb_init["name"] = "/".join(Path(self.run_folder).parts[-2:])
+        folder = _folder(self.beside)
+        if folder is not None and self._wandb_init["name"] is None:
+            self._wandb_init["name"] = "/".join(Path(folder).parts[-2:])
         if (self._wandb_init["mode"] or os.environ.get("WANDB_MODE", "online")) == "online":
             try:
                 if wandb.login(prompt=False):
@@ -96,27 +112,28 @@ class WandB(WandbLogger):
     def finalize(self, status: str) -> None:
         """Add the files of the run, and the checkpoints if that is asked for."""
         super().finalize(status)
-        if self._experiment is None or self.run_folder is None:
+        folder = _folder(self.beside)
+        if self._experiment is None or folder is None or self._experiment.disabled:
             return
         files = Path(self._experiment.dir, "run")  # W&B has a config.yaml of its own beside it
-        for file in (Path(self.run_folder, name) for name in FILES):
+        for file in (Path(folder, name) for name in FILES):
             if file.is_file():
                 files.mkdir(exist_ok=True)
                 shutil.copy(file, files)
                 self._experiment.save(str(files / file.name), base_path=str(files.parent), policy="now")
 
 
-def check_installed(config: Any) -> None:  # noqa: ANN401 - as parsed
-    """Look for what a logger of the configuration needs, before jsonargparse hides the error in many others.
+def check_loggers(config: Any) -> None:  # noqa: ANN401 - as parsed
+    """Look for what the loggers of a configuration need, before jsonargparse hides the error in many others.
 
     Raises:
-        InputError: (a ValueError) if TensorBoard is asked for and not installed.
+        InputError: (a ValueError) if TensorBoard is not installed, or ``WANDB_MODE`` is none.
     """
-    asked = any(
-        getattr(logger, "class_path", "").endswith("TensorBoard")
-        for logger in (config if isinstance(config, list) else [config])
-    )
-    if asked and find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+    asked = {getattr(logger, "class_path", "") for logger in (config if isinstance(config, list) else [config])}
+    mode = os.environ.get("WANDB_MODE", "online")
+    if "lt_cb.loggers.WandB" in asked and mode not in MODES:
+        raise InputError(f"WANDB_MODE is '{mode}', but must be online, offline or disabled: set one, or unset it.")
+    if "lt_cb.loggers.TensorBoard" in asked and find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
         raise InputError("TensorBoard is not installed: uv pip install tensorboard, or leave its overlay out.")
 
 
@@ -129,12 +146,21 @@ def finish(succeeded: bool) -> None:
 class TensorBoard(TensorBoardLogger):
     """TensorBoard, in the folder of the run."""
 
-    run_folder: str | None = None  # set by the command line
+    beside: Logger | None = None  # that of the run folder; set by the command line
 
     def __init__(self) -> None:
         super().__init__(save_dir="runs", default_hp_metric=False)
 
     @property
+    def root_dir(self) -> str:
+        """The folder of the run."""
+        return self.log_dir
+
+    @property
     def log_dir(self) -> str:
         """The folder of the run."""
-        return self.run_folder or super().log_dir
+        return _folder(self.beside) or str(self.save_dir)
+
+
+def _folder(logger: Logger | None) -> str | None:
+    return None if logger is None else logger.log_dir

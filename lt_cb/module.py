@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import MutableMapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lt_cb.errors import InputError
+from lt_cb.fast import compiles
 from lt_cb.losses import Loss
 from lt_cb.metrics import PerClassAccuracy, accuracies, shot_groups
 from lt_cb.models import SecondStage, build_backbone, last_linear, normalize_classifier
@@ -38,6 +39,8 @@ class LongTailedClassifier(LightningModule):
             re-weighting (DRW, Cao et al. 2019, who take 0.8). It sets in with an epoch.
         second_stage: what is done to the classifier of a trained network, whose checkpoint ``fit`` then starts from.
         mix: mixes a batch of images and one-hot targets, as torchvision's ``MixUp`` and ``CutMix`` do.
+        fast: ``auto`` compiles the network for a long training on an NVIDIA GPU, and has the command line train in
+            bfloat16 mixed precision where the hardware has that and no ``--trainer.precision`` is given.
         few_shot: classes of fewer training images are few-shot.
         many_shot: classes of more training images are many-shot.
         in_channels: channels of the images.
@@ -64,6 +67,7 @@ class LongTailedClassifier(LightningModule):
         defer_weighting: float = 0.0,
         second_stage: SecondStage | None = None,
         mix: nn.Module | None = None,
+        fast: Literal["auto", "off"] = "auto",
         few_shot: int = 20,
         many_shot: int = 100,
         in_channels: int = 3,
@@ -88,6 +92,7 @@ class LongTailedClassifier(LightningModule):
         self.defer_weighting = defer_weighting
         self.second_stage = second_stage
         self.mix = mix
+        self.fast = fast
         num_classes = len(loss.class_counts)
         self.loss = loss
         self.backbone = build_backbone(backbone, num_classes, in_channels, backbone_args)
@@ -142,7 +147,10 @@ class LongTailedClassifier(LightningModule):
                 training_progress(self.trainer, 0)
 
     def on_fit_start(self) -> None:
-        """Warn of a weighting and a sampler at once, and of what is deferred but not there."""
+        """Compile where it helps; warn of a weighting and a sampler at once, and of what is deferred but not there."""
+        if self.fast == "auto" and compiles(self.trainer):
+            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+            self.backbone.compile()
         data = getattr(self.trainer, "datamodule", None)
         sampler = getattr(data, "sampler", None)
         if self.defer_weighting > 0.0 and self.loss.weighting is None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import RandomErasing
 from torchvision.transforms.v2 import functional as tv
 
 from lt_cb.data import LongTailedDataModule, Source
@@ -160,6 +161,39 @@ class TestLoader:
         assert torch.equal(draw(1, 5), draw(1, 5))
         assert not torch.equal(draw(1, 5), draw(1, 6))
         assert not torch.equal(draw(1, 5), draw(2, 5))
+
+    def test_augmentation_follows_crop_and_flip_and_is_the_same_for_any_number_of_processes(self) -> None:
+        erase = RandomErasing(p=1.0, scale=(0.25, 0.25), ratio=(1.0, 1.0))
+
+        def draw(epoch: int, world_size: int = 1, **options) -> dict[int, torch.Tensor]:
+            images = {}
+            for rank in range(world_size):
+                loader = self.loader(
+                    train=True, crop_padding=2, horizontal_flip=True, rank=rank, world_size=world_size, **options
+                )
+                loader.set_epoch(epoch)
+                images |= {int(t): image for batch, targets in loader for image, t in zip(batch, targets, strict=True)}
+            return images
+
+        before = torch.random.get_rng_state()
+        erased, plain = draw(0, augment=erase), draw(0)
+        assert torch.equal(torch.random.get_rng_state(), before)  # whatever else draws is not disturbed
+        for target, image in erased.items():
+            changed = image != plain[target]
+            assert not image[changed].any()  # erased to 0, else as without
+            assert (image == 0).all(0).sum() >= 9  # a quarter of 8 x 6 pixels, rounded down to whole ones
+        assert all(torch.equal(image, erased[target]) for target, image in draw(0, 3, augment=erase).items())
+        assert any(not torch.equal(image, erased[target]) for target, image in draw(1, augment=erase).items())
+
+    def test_cifar_takes_little_more_memory_than_its_images(self) -> None:
+        images = torch.zeros(1000, 32, 32, 3, dtype=torch.uint8)
+        loader = ResidentLoader(images, torch.zeros(1000, dtype=torch.int64), 128, train=True, crop_padding=4)
+        held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in self.tensors(loader)}
+        assert images.nbytes <= sum(held.values()) <= 1.2 * images.nbytes
+
+    @staticmethod
+    def tensors(loader: ResidentLoader) -> list[torch.Tensor]:
+        return [value for value in vars(loader).values() if isinstance(value, torch.Tensor)]
 
     @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
     def test_processes_share_an_epoch(self, world_size: int) -> None:

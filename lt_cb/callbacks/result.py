@@ -15,6 +15,7 @@ from rich.table import Table
 import lt_cb
 from lt_cb.data import LongTailedDataModule
 from lt_cb.files import write_json
+from lt_cb.loggers import WandB
 from lt_cb.module import LongTailedClassifier
 
 
@@ -65,6 +66,7 @@ class ResultFile(Callback):
             "wall_time_s": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             "precision": str(trainer.precision),
             "device": str(pl_module.device),
+            "wandb_run": next((logger.version for logger in trainer.loggers if isinstance(logger, WandB)), None),
             "versions": {
                 "lt_cb": lt_cb.__version__,
                 "python": platform.python_version(),

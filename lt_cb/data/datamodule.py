@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 
 from lt_cb.data.images import find_images, load_images
 from lt_cb.data.profile import class_counts_exponential, class_counts_step
@@ -46,6 +47,8 @@ class LongTailedDataModule(LightningDataModule):
         image_size: scale images to this height and width in pixels; None keeps the source's.
         crop_padding: zeros around a training image before the random crop, in pixels.
         horizontal_flip: flip half of the training images left to right.
+        augment: applied to each training image, uint8 of shape (C, H, W), one after the other, after crop and flip: the
+            transforms of ``torchvision.transforms.v2``, as RandAugment, AutoAugment or RandomErasing (Cutout).
         mean: of pixel values in [0, 1], one for each channel or for all; None is that of x / 128 - 1.
         std: likewise.
         predict_dir: folder of images for ``predict``.
@@ -70,6 +73,7 @@ class LongTailedDataModule(LightningDataModule):
         image_size: int | None = None,
         crop_padding: int = 4,
         horizontal_flip: bool = True,
+        augment: list[nn.Module] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         predict_dir: str | None = None,
@@ -97,6 +101,7 @@ class LongTailedDataModule(LightningDataModule):
         self.in_channels = self.source.channels
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
+        self.augment = nn.Sequential(*augment) if augment else None
         self.mean = self._channel_values("mean", mean)
         self.std = self._channel_values("std", std)
         self.predict_dir = predict_dir
@@ -202,10 +207,12 @@ class LongTailedDataModule(LightningDataModule):
             self._parts["predict"] = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
         return self._parts["predict"]
 
-    def _loader(self, part: tuple[Tensor, Tensor], train: bool = False, shard: bool = True) -> ResidentLoader:
+    def _loader(self, part: str, train: bool = False, shard: bool = True) -> ResidentLoader:
         trainer = self.trainer if shard else None
-        return ResidentLoader(
-            *part,
+        images, targets = self._parts[part]
+        loader = ResidentLoader(
+            images,
+            targets,
             self.batch_size,
             train=train,
             crop_padding=self.crop_padding,
@@ -214,33 +221,57 @@ class LongTailedDataModule(LightningDataModule):
             order=self._order if train and self.sampler else None,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            device=_home(images, self.trainer.strategy.root_device) if self.trainer else "cpu",
+            augment=self.augment,
         )
+        self._parts[part] = loader.images, loader.targets  # where they are now: nothing is held twice
+        return loader
 
     def _order(self, epoch: int) -> Tensor | None:
         progress = training_progress(self.trainer, epoch) if self.trainer else 0.0
         if self.sampler is None or progress < self.defer_sampling:
             return None
-        labels = self._parts["train"][1].numpy()
+        labels = self._parts["train"][1].cpu().numpy()
         return torch.from_numpy(self.sampler.draw(labels, [_seed(), epoch], progress))
 
     def train_dataloader(self) -> ResidentLoader:
         """Shuffled, augmented batches of the subset."""
-        return self._loader(self._load("train"), train=True)
+        self._load("train")
+        return self._loader("train", train=True)
 
     def val_dataloader(self) -> ResidentLoader:
         """Batches of the held-out part; of the test part where none is held out."""
         if not self.val_fraction:
             return self.test_dataloader()
         self._load("train")
-        return self._loader(self._parts["val"])
+        return self._loader("val")
 
     def test_dataloader(self) -> ResidentLoader:
         """Batches of the whole test part, each image once over all processes."""
-        return self._loader(self._load("test"))
+        self._load("test")
+        return self._loader("test")
 
     def predict_dataloader(self) -> ResidentLoader:
         """Batches of the images in ``predict_dir``, all of them in every process, in the order of the file names."""
-        return self._loader(self._load_folder(), shard=False)
+        self._load_folder()
+        return self._loader("predict", shard=False)
+
+
+def _home(images: Tensor, device: torch.device) -> torch.device:
+    """Return the device if the images take at most half of its free memory, else the CPU, and say so."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    else:
+        return device if device.type == "cpu" else torch.device("cpu")
+    if images.device == device or images.nbytes <= free / 2:
+        return device
+    rank_zero_info(
+        f"{len(images)} images take {images.nbytes / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB that "
+        f"are free on {device}: they stay in main memory, and each batch is copied."
+    )
+    return torch.device("cpu")
 
 
 def _seed() -> int:

@@ -1,6 +1,5 @@
 """``lt-cb grid``: the plan, the processes that train it, and a live table."""
 
-import argparse
 import json
 import multiprocessing
 import queue
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lt_cb.errors import InputError
+from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.grid.plan import Plan, Run, read_plan
 from lt_cb.grid.work import check_folder, failed_since, is_done, work
 
@@ -31,7 +30,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         InputError: (a ValueError) if the grid file or an option is wrong.
     """
-    parser = argparse.ArgumentParser("lt-cb grid", description="Train the runs of a grid file, each distinct one once.")
+    parser = ArgumentParser("lt-cb grid", description="Train the runs of a grid file, each distinct one once.")
     parser.add_argument("file", type=Path, help="the grid, as configs/grids/digits.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
     parser.add_argument("--devices", help="GPUs to share the runs out to, one run each: 0,1,2,3")

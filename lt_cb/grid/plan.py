@@ -145,7 +145,7 @@ def _set(config: Config, path: list[str], value: Any) -> None:  # noqa: ANN401 -
     if "class_path" in config and key not in ("class_path", "init_args"):
         config = config.setdefault("init_args", {})
     if not rest:
-        config[key] = _merge(config.get(key), value)
+        config.update(_merge(config, {key: value}))
         return
     inner = config.get(key)
     if isinstance(inner, str):

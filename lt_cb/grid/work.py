@@ -126,7 +126,7 @@ def _fit(run: Run) -> None:
     checkpoint = run.folder / CHECKPOINT
     trainer = dict(run.config.get("trainer", {}))
     csv_files = {
-        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "class_path": "lt_cb.loggers.RunFolder",
         "init_args": {"save_dir": str(run.folder.parent.parent), "name": run.name, "version": run.folder.name},
     }
     trainer["logger"] = [csv_files, *trainer.pop("logger+", [])]
@@ -154,7 +154,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def _put_before(file: Path, earlier: list[dict[str, str]]) -> None:
-    """Write the epochs from before a resume back to the metrics, which CSVLogger begins anew."""
+    """Write the epochs from before a resume back to the metrics, which the logger begins anew."""
     later = _rows(file)
     first = min((int(row["epoch"]) for row in later), default=0)
     rows = [row for row in earlier if int(row["epoch"]) < first] + later

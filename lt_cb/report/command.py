@@ -1,6 +1,5 @@
 """``lt-cb report``: what a folder of runs comes to, as Markdown, CSV and one HTML page. Imports no torch."""
 
-import argparse
 import csv
 import html
 import io
@@ -8,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from lt_cb.errors import ArgumentParser
 from lt_cb.report.collect import Runs, collect
 from lt_cb.report.figures import figures
 from lt_cb.report.sections import METRICS, Section, sections
@@ -28,7 +28,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         InputError: (a ValueError) if there are no runs.
     """
-    parser = argparse.ArgumentParser("lt-cb report", description="Tables and pictures of a folder of runs.")
+    parser = ArgumentParser("lt-cb report", description="Tables and pictures of a folder of runs.")
     parser.add_argument("folder", type=Path, help="of runs, as runs/digits")
     parser.add_argument("--out", type=Path, help="folder of report.md, report.csv and report.html; default the runs'")
     parser.add_argument("--metric", choices=METRICS, default="error", help="of the first table; default error")
