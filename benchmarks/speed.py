@@ -6,7 +6,8 @@ random pixels in the number and size of CIFAR-10 at imbalance factor 100, of whi
 
     uv run python benchmarks/speed.py [--rounds 5] [--images 12406] [--test-images 10000]
 
-writes ``benchmarks/speed.json`` and prints Markdown tables.
+prints Markdown tables, and writes them to the section of this machine in ``benchmarks/RESULTS.md`` and the
+measurements to ``benchmarks/results.json``.
 """
 
 import argparse
@@ -414,13 +415,19 @@ def table(results: Results, images: int) -> str:
     return "\n".join(lines)
 
 
+def write(file: Path, heading: str, value: Any) -> None:
+    """Put the value of this machine among those of others."""
+    machines = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**machines, heading: value}, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure everything, or one program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=12406)
     parser.add_argument("--test-images", type=int, default=10000)
-    parser.add_argument("--out", type=Path, default=HERE / "speed.json")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of RESULTS.md and results.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -428,9 +435,20 @@ def main() -> None:
         print(json.dumps({"epoch": EPOCHS, "loader": LOADERS}[group][name](options)))
         return
     results, described = measure(options), machine()
-    options.out.write_text(json.dumps({"machine": described, "images": options.images, "results": results}, indent=1))
-    about = ", ".join(f"{name} {value}" for name, value in described.items())
-    print(f"{about}; medians of {options.rounds} rounds (lowest to highest).\n\n{table(results, options.images)}")
+    heading = f"{described['gpu'] or described['cpu']}"
+    about = ", ".join(f"{name} {value}" for name, value in described.items() if value)
+    numbers = f"{options.images} training and {options.test_images} test images"
+    text = f"{about}; {numbers}; medians of {options.rounds} rounds (lowest to highest).\n\n"
+    text += table(results, options.images)
+    print(text)
+    write(options.out / "results.json", heading, {"machine": described, "images": options.images, "results": results})
+    page = options.out / "RESULTS.md"
+    before = (
+        page.read_text() if page.exists() else "# How fast it is\n\n`uv run python benchmarks/speed.py` measures it.\n"
+    )
+    title, *sections = before.split("\n## ")
+    kept = [section for section in sections if section.split("\n", 1)[0] != heading]
+    page.write_text("\n## ".join([title, *kept, f"{heading}\n\n{text}\n"]))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class RunFolder(CSVLogger):
 
     def _get_next_version(self) -> int:
         version = super()._get_next_version()
-        while rank_zero_only.rank == 0:
+        while getattr(rank_zero_only, "rank", 0) == 0:
             try:
                 self._fs.makedirs(os.path.join(self.root_dir, self.name, f"version_{version}"), exist_ok=False)
                 break

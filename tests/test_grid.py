@@ -205,7 +205,9 @@ def test_killed_and_shared_grids_end_as_any_other(tmp_path: Path, monkeypatch: p
 def test_loggers_go_with_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     loggers = {"config": [str(ROOT / f"configs/logger/{name}.yaml") for name in ("wandb", "tensorboard")]}
-    two = {"gamma": {f"g{gamma}": {**loggers, "model.loss.gamma": gamma, "trainer.max_epochs": 1} for gamma in (1, 2)}}
+    logits = [{"class_path": "lt_cb.callbacks.SaveLogits"}]
+    more = {**loggers, "trainer.max_epochs": 1, "trainer.callbacks+": logits}  # beside that of the overlay
+    two = {"gamma": {f"g{gamma}": {**more, "model.loss.gamma": gamma} for gamma in (1, 2)}}
     with pytest.raises(SystemExit, match="0"):
         main(["grid", str(tiny(**two))])
     assert results().keys() == {"g1", "g2"}
@@ -213,6 +215,21 @@ def test_loggers_go_with_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("g1", "g2"):
         assert list(Path(f"runs/g/{name}/seed_0").glob("events.out.tfevents.*"))
         assert Path(f"runs/g/{name}/seed_0/metrics.csv").is_file()
+        assert Path(f"runs/g/{name}/seed_0/logits.npz").is_file()
+    tables = [file.name for file in Path("wandb").rglob("*.table.json")]
+    assert sum(name.startswith("confusion_table") for name in tables) == 2
+    assert not Path("runs/lightning_logs").exists()
+
+    before = {file: file.read_bytes() for file in Path("runs/g/g1/seed_0").glob("*.*")}
+    checkpoint = "runs/g/g1/seed_0/checkpoints/last.ckpt"
+    main(["test", "--ckpt_path", checkpoint])
+    again = json.loads(Path("runs/g/g1/version_0/result.json").read_text())
+    assert again["per_class_accuracy"] == results()["g1"]
+    assert {file: file.read_bytes() for file in before} == before  # it has a folder of its own
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", "runs"])
+    assert "1 of" not in Path("runs/report.md").read_text()
+    assert "| repeated later |" in Path("runs/report.md").read_text()
 
 
 def test_a_failed_run_is_recorded_and_tried_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import wandb
 import yaml
+from PIL import Image
 from wandb_server import serve
 
 from lt_cb.cli import main
+from lt_cb.loggers import RunFolder
 from lt_cb.report import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -173,6 +175,39 @@ def test_a_server_that_does_not_answer_stops_no_training(
     main(["fit", "--config", QUICKSTART, "--config", WANDB, *TINY])
     assert "so the run stays on disk" in capfd.readouterr().err
     assert Path("runs/quickstart/version_0/result.json").is_file()
+
+
+def test_wandb_switched_off_is_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    main(["fit", "--config", QUICKSTART, "--config", WANDB, *TINY])
+    assert Path("runs/quickstart/version_0/result.json").is_file()
+    assert not list(Path().glob("wandb/*run*"))
+
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", QUICKSTART, "--config", WANDB, *TINY])
+    assert "WANDB_MODE is 'nonsense', but must be online, offline or disabled" in capsys.readouterr().err
+    assert not Path("runs/quickstart/version_1").exists()
+
+
+def test_only_a_training_goes_on_in_its_run() -> None:
+    main(["fit", "--config", QUICKSTART, "--config", WANDB, *TINY])
+    checkpoint = "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt"
+    main(["test", checkpoint])
+    Path("new").mkdir()
+    Image.new("L", (8, 8)).save("new/a.png")
+    main(["predict", checkpoint, "--data.predict_dir=new"])
+    runs = [folder.name.rpartition("-")[2] for folder in Path("wandb").glob("offline-run-*")]
+    assert len(runs) == len(set(runs)) == 2  # the test has one of its own, the prediction none
+    results = [json.loads(Path(f"runs/quickstart/version_{i}/result.json").read_text()) for i in (0, 1)]
+    assert {result["wandb_run"] for result in results} == set(runs)
+
+
+def test_two_processes_never_take_the_same_folder() -> None:
+    loggers = [RunFolder("runs", "run") for _ in range(3)]  # before any of them has begun
+    folders = [logger.log_dir for logger in loggers]
+    assert folders == [f"runs/run/version_{i}" for i in range(3)]
+    assert [logger.log_dir for logger in loggers] == folders
 
 
 def test_tensorboard_writes_into_the_run_folder() -> None:

@@ -19,6 +19,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lt_cb.__main__ import main
+from lt_cb.report import collect
 from lt_cb.report.posthoc import class_means
 
 
@@ -206,6 +207,70 @@ def test_means_of_classes(values: list[float]) -> None:
     assert means["geometric"] == pytest.approx(statistics.geometric_mean(values))
     assert means["harmonic"] == pytest.approx(statistics.harmonic_mean(values))
     assert class_means([*values, 0.0]) == {"worst": 0, "geometric": 0, "harmonic": 0}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("a/result.json", "{", "a/result.json' is damaged"),
+        ("a/result.json", "{}", "a/result.json' is not the result of a run"),
+        ("a/logits.npz", "nothing", "a/logits.npz' is damaged"),
+        ("a/config.yaml", ": :", "a/config.yaml"),
+        ("out", "", "out', which is a file: name a folder."),
+    ],
+)
+def test_damaged_files_are_named(
+    file: str, content: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "a", 30.0)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(tmp_path), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert error.startswith("lt-cb: error: ")
+    assert sentence in error
+    assert not (tmp_path / "out").is_dir()
+
+
+def test_wrong_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["--metric", "f1"], ["--nonsense"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["report", str(tmp_path), *args])
+        assert capsys.readouterr().err.startswith("lt-cb: error: ")
+
+
+def test_runs_that_are_no_training_are_not_missed(tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    for name, command in (("predict", "return_predictions"), ("validate", "verbose")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({command: True}))
+    write(tmp_path / "b", 31.0, seed=1)
+    (tmp_path / "b/config.yaml").unlink()
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    missing = table((tmp_path / "report.md").read_text(), "Missing runs")
+    assert {key[0]: row["state"] for key, row in missing.items()} == {str(tmp_path / "b"): "without its config.yaml"}
+
+
+def test_a_run_tested_again_is_the_same_method(tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    write(tmp_path / "b", 30.0)
+    config = yaml.safe_load((tmp_path / "b/config.yaml").read_text())
+    (tmp_path / "b/config.yaml").write_text(yaml.safe_dump({**config, "verbose": True}))  # as of lt-cb test
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    assert list(table((tmp_path / "report.md").read_text(), "Error")) == [("Softmax",)]
+
+
+def test_other_weights_are_not_in_the_picture_by_beta(tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    write(tmp_path / "b", 20.0, beta=0.99)
+    write(tmp_path / "c", 10.0)
+    config = yaml.safe_load((tmp_path / "c/config.yaml").read_text())
+    config["model"]["loss"]["init_args"]["weighting"] = {"class_path": "lt_cb.losses.InverseFrequency"}
+    (tmp_path / "c/config.yaml").write_text(yaml.safe_dump(config))
+    families = {result.method: result.family for result in collect(tmp_path).results}
+    assert families == {"Softmax": "Softmax", "Softmax, CB β 0.99": "Softmax", "Softmax, InverseFrequency": None}
 
 
 def test_nothing_to_report_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ class Result:
     folder: Path
     data: str  # column
     method: str  # row
+    family: str | None  # the row without its beta; None for other weights than those of an effective number
     source: str
     imbalance_factor: float
     loss: str
@@ -39,7 +40,13 @@ class Result:
     checkpoint: str  # last, best or none
 
     def score(self, metric: str) -> float:
-        """Return ``error`` (top-1), ``acc`` or another of the metrics, in percent."""
+        """Return ``error`` (top-1), ``acc`` or another of the metrics, in percent.
+
+        Raises:
+            InputError: (a ValueError) if the run has no such metric.
+        """
+        if ("acc" if metric == "error" else metric) not in self.metrics:
+            raise InputError(f"'{self.folder}' has no metric '{metric}', but error, {', '.join(self.metrics)}.")
         return 100.0 - 100.0 * self.metrics["acc"] if metric == "error" else 100.0 * self.metrics[metric]
 
 
@@ -83,24 +90,27 @@ def collect(folder: Path) -> Runs:
         InputError: (a ValueError) if there are none.
     """
     files = sorted(folder.rglob("result.json"))
+    alone = [file.parent for file in files if not file.with_name("config.yaml").is_file()]
+    files = [file for file in files if file.parent not in alone]
     if not files:
         raise InputError(f"there is no run with a result.json in '{folder}': give the folder of finished runs.")
-    resolved = [file.with_name("config.yaml") for file in files]
-    configs = [_flat(read_yaml(file)) if file.is_file() else {} for file in resolved]
+    configs = [_flat(read_yaml(file.with_name("config.yaml"))) for file in files]
     kept = [{k: v for k, v in config.items() if not _ignored(k)} for config in configs]
     keys = {key for config in kept for key in config}
     varied = {key for key in keys if len({json.dumps(c.get(key), default=str) for c in kept}) > 1}
-    extra = sorted(k for k in varied if k not in SHOWN_APART and not k.startswith("model.loss"))
-    tested = {_checkpoint(json.loads(file.read_text())) for file in files}
+    told = ("model.", "data.", "trainer.")
+    extra = sorted(k for k in varied if k.startswith(told) and k not in SHOWN_APART and not k.startswith("model.loss"))
+    tested = {_checkpoint(_read(file)) for file in files}
     found = [_result(file, config, extra, len(tested) > 1) for file, config in zip(files, configs, strict=True)]
     newest: dict[tuple[str, str, tuple[int, int | None]], Result] = {}
     for result in sorted(found, key=lambda r: (r.folder / "result.json").stat().st_mtime_ns):
         newest[result.method, result.data, result.seed] = result
     results = [result for result in found if newest[result.method, result.data, result.seed] is result]
     missing = [(result.folder, "repeated later") for result in found if result not in results]
+    missing += [(path, "without its config.yaml") for path in alone]
     begun = {file.parent for name in ("grid.json", "config.yaml") for file in folder.rglob(name)}
-    missing += [(path, _state(path)) for path in sorted(begun - {file.parent for file in files})]
-    return Runs(results, missing)
+    states = {path: _state(path) for path in sorted(begun - {file.parent for file in files})}
+    return Runs(results, missing + [(path, state) for path, state in states.items() if state])
 
 
 def read_run(where: str | Path) -> Result:
@@ -129,10 +139,23 @@ def _download(run: str) -> Path:
     return Path(folder, "run")
 
 
-def _state(folder: Path) -> str:
+def _state(folder: Path) -> str | None:
     if (folder / "error.txt").exists():
         return "failed"
-    return "unfinished" if (folder / "config.yaml").exists() else "not begun"
+    if not (folder / "config.yaml").exists():
+        return "not begun"
+    command = read_yaml(folder / "config.yaml")
+    return None if "verbose" in command or "return_predictions" in command else "unfinished"  # not of a training
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"'{file}' is damaged ({error}): remove it.") from error
+    if not isinstance(raw, dict) or not {"metrics", "class_counts", "per_class_accuracy", "seeds"} <= raw.keys():
+        raise InputError(f"'{file}' is not the result of a run: remove it.")
+    return raw
 
 
 def _checkpoint(raw: Mapping[str, Any]) -> str:
@@ -159,7 +182,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _result(file: Path, config: dict[str, Any], extra: list[str], name_checkpoint: bool) -> Result:
-    raw = json.loads(file.read_text())
+    raw = _read(file)
     counts = [int(n) for n in raw["class_counts"]]
     factor = config.get("data.imbalance_factor") or max(counts) / max(min(counts), 1)
     source = str(config.get("data.source", "?")).rpartition(".")[2]
@@ -177,15 +200,19 @@ def _result(file: Path, config: dict[str, Any], extra: list[str], name_checkpoin
     beta = config.get("model.loss.weighting.beta") if weighted else None
     parts = [" ".join([loss.removesuffix("Loss"), *named])]
     if weighted:
-        parts.append(f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else str(weighting))
         normalization = config.get("model.loss.weighting.normalization")
-        parts += [f"normalization {normalization}"] if normalization not in (None, "classes") else []
+        parts.append(f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else str(weighting))
+        parts[-1] += f" normalization {normalization}" if normalization not in (None, "classes") else ""
+    weights = parts[1:]
     parts += [f"{key.partition('.')[2]} {config[key]}" for key in extra if config.get(key) is not None]
     parts += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
     return Result(
         folder=file.parent,
         data=f"{source} IF {factor:g}",
         method=", ".join(parts),
+        family=", ".join(part for part in parts if part not in weights)
+        if weighting in (None, "EffectiveNumber")
+        else None,
         source=source,
         imbalance_factor=float(factor),
         loss=loss,

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lt_cb.errors import ArgumentParser
+from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.report.collect import Runs, collect
 from lt_cb.report.figures import figures
+from lt_cb.report.posthoc import class_means
 from lt_cb.report.sections import METRICS, Section, sections
 from lt_cb.report.tables import cells_of
 
@@ -36,11 +37,14 @@ def main(args: Sequence[str]) -> int:
     runs = collect(options.folder)
     cells = cells_of(runs, options.metric)
     out = options.out or options.folder
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out is '{out}', which is a file: name a folder.")
     found = sections(runs, cells, cells_of(runs), options.metric)
+    web = _html(found, figures(runs, cells, METRICS[options.metric]))
+    out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(_markdown(found))
     (out / "report.csv").write_text(_csv(runs))
-    (out / "report.html").write_text(_html(found, figures(runs, cells, METRICS[options.metric])))
+    (out / "report.html").write_text(web)
     print(_markdown(found[:1]))
     print(f"{out / 'report.md'}, {out / 'report.csv'}, {out / 'report.html'}")
     return 0
@@ -60,10 +64,13 @@ def _csv(runs: Runs) -> str:
     stream = io.StringIO()
     names = sorted({name for result in runs.results for name in result.metrics})
     writer = csv.writer(stream)
-    writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names])
+    spread = ("worst", "geometric", "harmonic")
+    writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *spread])
     for r in runs.results:
         metrics = [r.metrics.get(name, "") for name in names]
-        writer.writerow([r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error"), 4), *metrics])
+        means = class_means(r.per_class)
+        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error"), 4), *metrics]
+        writer.writerow([*row, *[means[name] for name in spread]])
     return stream.getvalue()
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 import statistics
+import textwrap
 from collections import defaultdict
 from typing import Any
 
@@ -23,14 +24,26 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> list
     return [figure for figure in drawn if figure is not None]
 
 
-def _axes(count: int) -> tuple[Any, list[Any]]:
+def _axes(count: int, lines: int) -> tuple[Any, list[Any]]:
+    """Return a figure of ``count`` axes with room for a legend of ``lines`` below."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * min(count, 3), 3.2 * -(-count // 3)), layout="constrained")
-    axes = figure.subplots(-(-count // 3), min(count, 3), squeeze=False).flatten().tolist()
+    rows = -(-count // 3)
+    figure = Figure(figsize=(max(4.2 * min(count, 3), 6.0), 3.2 * rows + 0.17 * lines), layout="constrained")
+    axes = figure.subplots(rows, min(count, 3), squeeze=False).flatten().tolist()
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]
+
+
+def _legend(figure: Any, axes: list[Any]) -> None:  # noqa: ANN401 - matplotlib is not typed
+    """Name what is drawn, once for all axes and below them: names may be long."""
+    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), [_wrapped(name) for name in named], loc="outside lower left", fontsize=7)
+
+
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(name, 90))
 
 
 def _svg(figure: Any) -> str:  # noqa: ANN401 - matplotlib is not typed
@@ -40,25 +53,25 @@ def _svg(figure: Any) -> str:  # noqa: ANN401 - matplotlib is not typed
 
 
 def _class_counts(runs: Runs) -> tuple[str, str] | None:
-    figure, (axis,) = _axes(1)
+    figure, (axis,) = _axes(1, len(runs.columns()))
     for data in runs.columns():
         counts = next(result.class_counts for result in runs.results if result.data == data)
         axis.plot(range(len(counts)), counts, marker="." if len(counts) <= 30 else None, label=data)
     axis.set(xlabel="class", ylabel="training images", yscale="log")
-    axis.legend(fontsize=7)
+    _legend(figure, [axis])
     return "Training images of each class", _svg(figure)
 
 
 def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tuple[str, str] | None:
     """Draw each loss by beta, without weights at the left: Figure 5 of Cui et al. 2019."""
     lines: dict[str, dict[str, dict[float | None, Cell]]] = defaultdict(lambda: defaultdict(dict))
-    for result in runs.results:
-        name = result.method.split(",")[0]
-        lines[result.data][name][result.beta] = cells[result.method, result.data]
-    betas = sorted({r.beta for r in runs.results if r.beta is not None})
+    drawn = [result for result in runs.results if result.family is not None]
+    for result in drawn:
+        lines[result.data][str(result.family)][result.beta] = cells[result.method, result.data]
+    betas = sorted({result.beta for result in drawn if result.beta is not None})
     if not betas:
         return None
-    figure, axes = _axes(len(runs.columns()))
+    figure, axes = _axes(len(runs.columns()), len({result.family for result in drawn}))
     places: list[float | None] = [None, *betas]
     for axis, data in zip(axes, runs.columns(), strict=True):
         for name, points in lines[data].items():
@@ -69,7 +82,7 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tup
             )
         axis.set_xticks(range(len(places)), ["none", *[f"{beta:g}" for beta in betas]])
         axis.set(title=data, xlabel="β", ylabel=f"{metric.lower()} in %")
-    axes[0].legend(fontsize=7)
+    _legend(figure, axes)
     return f"{metric} by β", _svg(figure)
 
 
@@ -79,7 +92,7 @@ def _mean_per_class(results: list[Result]) -> list[float]:
 
 
 def _accuracy_by_class(runs: Runs) -> tuple[str, str] | None:
-    figure, axes = _axes(len(runs.columns()))
+    figure, axes = _axes(len(runs.columns()), min(len(runs.methods()), SHOWN))
     by_cell = runs.cells()
     for axis, data in zip(axes, runs.columns(), strict=True):
         there = [method for method in runs.methods() if (method, data) in by_cell]
@@ -88,7 +101,7 @@ def _accuracy_by_class(runs: Runs) -> tuple[str, str] | None:
             accuracy = [100 * a for a in _mean_per_class(results)]
             axis.plot(results[0].class_counts, accuracy, ".", ms=5, alpha=0.8, label=method)
         axis.set(title=data, xlabel="training images of the class", ylabel="accuracy in %", xscale="log")
-        axis.legend(fontsize=6)
+    _legend(figure, axes)
     note = f" (the first {SHOWN} methods)" if len(runs.methods()) > SHOWN else ""
     return f"Accuracy of each class by its training images{note}", _svg(figure)
 
@@ -98,7 +111,7 @@ def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
     baseline, *others = runs.methods()
     if not groups or not others:
         return None
-    figure, axes = _axes(len(runs.columns()))
+    figure, axes = _axes(len(runs.columns()), min(len(others), SHOWN))
     by_cell = runs.cells()
     width = 0.8 / min(len(others), SHOWN)
 
@@ -113,5 +126,6 @@ def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
         axis.axhline(0, color="black", lw=0.6)
         axis.set_xticks([k + 0.4 - width / 2 for k in range(len(groups))], groups)
         axis.set(title=data, ylabel="gain in accuracy, points")
-    axes[0].legend(fontsize=6)
-    return f"Gain over {baseline} by shot group", _svg(figure)
+    _legend(figure, axes)
+    figure.suptitle(_wrapped(f"over {baseline}"), fontsize=8)
+    return "Gain by shot group", _svg(figure)

@@ -1,11 +1,13 @@
 """The tables of a report, each with a title and what it is."""
 
 import statistics
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lt_cb.errors import InputError
 from lt_cb.report.collect import Result, Runs
 from lt_cb.report.posthoc import (
     Array,
@@ -54,9 +56,10 @@ def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Sectio
     most = max(len(cell.values) for cell in cells.values())
     checkpoints = " and ".join(sorted({result.checkpoint for result in runs.results}))
     what = {"error": "Top-1 error", "acc": "Top-1 accuracy", "balanced_acc": "Mean accuracy over classes"}[metric]
+    seeds = f"{most} {'seed' if most == 1 else 'seeds'}"
     words = (
-        f"{what} on the test images in percent: mean ± standard deviation over {most} seeds, or over fewer where that "
-        f"is said, of the checkpoint: {checkpoints}. Bold: the best mean of a column. –: no finished run."
+        f"{what} on the test images in percent: mean ± standard deviation over {seeds} (fewer where that is said), of "
+        f"the checkpoint: {checkpoints}. Bold: the best mean of a column. –: no finished run."
     )
 
     def text(cell: Cell | None) -> str:
@@ -138,8 +141,9 @@ def _from_logits(runs: Runs) -> list[Section]:
     return [
         Section(
             "Post-hoc logit adjustment",
-            "Balanced accuracy in percent of the saved logits less τ log prior (Menon et al. 2021), means over seeds. "
-            "Bold: the best τ, chosen on the test images and therefore optimistic.",
+            "Balanced accuracy in percent of the saved logits less τ log prior of the training (Menon et al. 2021), "
+            "means over seeds. τ 0 is the loss's own prediction, which may be adjusted already. Bold: the best τ, "
+            "chosen on the test images and therefore optimistic.",
             ["method", "data", *[f"τ {tau:g}" for tau in TAUS], "seeds"],
             by_tau,
         ),
@@ -147,14 +151,16 @@ def _from_logits(runs: Runs) -> list[Section]:
             "Shifted test priors",
             "Accuracy in percent if the share of classes in the test decayed with their training images by this "
             "imbalance factor, or, below 1, the other way round (Hong et al. 2021), means over seeds: of the "
-            "predictions as they are, and with the logits moved from the training prior to the test's.",
+            "predictions as they are, and with the logits moved from the training prior to the test's, which is right "
+            "for a loss that learns the training prior, as softmax without weights does.",
             ["method", "data", "predictions", *[f"{s:g}" if s >= 1 else f"1/{1 / s:g}" for s in SHIFTS], "seeds"],
             by_prior,
         ),
         Section(
             "Calibration",
             "Expected calibration error in percent (15 bins) of all test images and of those of many-, medium- and "
-            "few-shot classes, and mean confidence less accuracy in points, means over seeds.",
+            "few-shot classes, and mean confidence less accuracy in points, means over seeds. The confidence is the "
+            "loss's own probability of the predicted class: of sigmoid and focal losses, a sigmoid.",
             ["method", "data", "all", "many", "medium", "few", "overconfident by", "seeds"],
             calibrated,
         ),
@@ -173,8 +179,12 @@ class Look:
 
 
 def _look(result: Result) -> Look:
-    with np.load(result.folder / "logits.npz") as saved:
-        logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
+    file = result.folder / "logits.npz"
+    try:
+        with np.load(file) as saved:
+            logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"'{file}' is damaged ({error}): remove it, or test that run again.") from error
     counts, classes = result.class_counts, len(result.class_counts)
 
     def per_class(predicted: Array) -> Array:

@@ -1,0 +1,104 @@
+"""What `fast` does is the same training, faster."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from lt_cb import fast
+from lt_cb.cli import main
+from lt_cb.data import LongTailedDataModule
+from lt_cb.losses import EffectiveNumber, FocalLoss
+from lt_cb.module import LongTailedClassifier
+
+QUICKSTART = str(Path(__file__).parents[1] / "configs/quickstart.yaml")
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def train(
+    tmp_path: Path, precision: str = "32-true", compiled: bool = False, seed: int = 0
+) -> tuple[LongTailedClassifier, list[float]]:
+    """Train for 20 steps and return the module and the losses."""
+    seed_everything(seed)
+    data = LongTailedDataModule("digits", imbalance_factor=10, image_size=16, batch_size=32)
+    loss = FocalLoss(data.class_counts, weighting=EffectiveNumber(0.99))
+    module = LongTailedClassifier(
+        loss, "resnet20", optimizer=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), in_channels=1
+    )
+    if compiled:
+        module.backbone.compile(backend="aot_eager")  # all but the last step, which needs a compiler of C++
+    losses = Losses()
+    trainer = Trainer(
+        max_steps=20, precision=precision, accelerator="cpu", callbacks=[losses], default_root_dir=tmp_path,
+        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False, logger=False,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / f"{compiled}.ckpt")
+    return module, losses.values
+
+
+def test_a_compiled_network_trains_as_any_other(tmp_path: Path) -> None:
+    (plain, _), (compiled, _) = train(tmp_path), train(tmp_path, compiled=True)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+    again = LongTailedClassifier.load_from_checkpoint(tmp_path / "True.ckpt")
+    assert again.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_mixed_precision_differs_less_than_seeds_do(tmp_path: Path) -> None:
+    (_, exact), (mixed, rounded) = train(tmp_path), train(tmp_path, "bf16-mixed")
+    other = train(tmp_path, seed=1)[1]
+    assert all(value.dtype == torch.float32 for value in mixed.backbone.parameters())
+    apart, seeds = (np.abs(np.subtract(values, exact)).mean() for values in (rounded, other))
+    assert 0 < apart < seeds / 2
+
+
+def test_long_trainings_on_a_gpu_are_compiled() -> None:
+    def trainer(device: str, steps: float) -> SimpleNamespace:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        return SimpleNamespace(strategy=strategy, estimated_stepping_batches=steps)
+
+    assert fast.compiles(trainer("cuda", 19_400))
+    assert not fast.compiles(trainer("cuda", 240))
+    assert not fast.compiles(trainer("cpu", 19_400))
+
+
+def test_precision_goes_with_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for instructions, precision in (({"amx_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, None)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=instructions: found, raising=False)
+        assert fast.mixed_precision("auto") == fast.mixed_precision("cpu") == precision
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for supported, precision in ((True, "bf16-mixed"), (False, None)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=supported: found)
+        assert fast.mixed_precision("auto") == fast.mixed_precision("gpu") == precision
+
+
+@pytest.mark.parametrize(
+    ("args", "precision"),
+    [
+        ([], "bf16-mixed"),
+        (["--model.fast=off"], None),
+        (["--trainer.precision=32-true"], "32-true"),
+    ],
+)
+def test_a_precision_that_is_asked_for_counts(
+    args: list[str], precision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lt_cb.cli.mixed_precision", lambda accelerator: "bf16-mixed")
+    main(["fit", "--config", QUICKSTART, "--trainer.max_epochs=1", "--trainer.accelerator=cpu", *args])
+    config = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
+    assert config["trainer"]["precision"] == precision
