@@ -30,6 +30,12 @@ from lt_cb.module import LongTailedClassifier
 
 CONFIG_KEY = "lt_cb_config"  # in a checkpoint: the resolved config of its run, as YAML
 WANDB_KEY = "lt_cb_wandb_id"
+EXAMPLES = {
+    "optimizer": "torch.optim.SGD",
+    "lr_scheduler": "torch.optim.lr_scheduler.CosineAnnealingLR",
+    "mix": "torchvision.transforms.v2.MixUp",
+    "augment": "torchvision.transforms.v2.RandAugment",
+}
 
 
 class ParseError(ValueError):
@@ -286,6 +292,9 @@ def _check_yaml(args: Sequence[str]) -> None:
 def _sentence(message: str, parser: LightningArgumentParser) -> str:
     """Boil jsonargparse's tree of attempts down to what was given and what is allowed."""
     key = ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    if number := re.search(r"Expected a <class '(float|int)'>(?:\. Got|[^$]*Given) value: (.*)", message):
+        kind, given = number[1], number[2]
+        return f"--{key} is {given}, but must be a {'whole number' if kind == 'int' else 'number'}."
     if match := re.search(r"dot import path string: (\S+)", message):
         name, kind = match[1], key.rpartition(".")[2]
         bases = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
@@ -294,13 +303,15 @@ def _sentence(message: str, parser: LightningArgumentParser) -> str:
             known = sorted(cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb."))
             choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)
             return f"there is no {kind} '{name}': {choice}"
-        return f"there is no {kind} '{name}': give its class path, as torch.optim.SGD."
+        return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
     if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
         option = f"--{match[1] or match[2]}"
         commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
         parsers = [parser, *(command for choices in commands for command in choices.values())]
         known = [name for p in parsers for action in p._actions for name in action.option_strings]
         return f"there is no option {option}: see lt-cb fit --help." + did_you_mean(option, known)
+    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"there is no option --{key}.{match[1]}: see lt-cb fit --help."
     noise = (
         r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
     )

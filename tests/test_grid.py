@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lt_cb.__main__ import main
 from lt_cb.grid import read_plan
+from lt_cb.grid.command import _devices
 from lt_cb.grid.plan import Run
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +136,22 @@ class TestPlan:
             listed += [line for line in capsys.readouterr().out.splitlines() if line.startswith("to do")]
         assert len(listed) == len(set(listed)) == len(read_plan(GRIDS / "digits.yaml").runs) == 18
 
+    def test_a_cpu_trains_a_run_on_each_core(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lt_cb.grid.command.glob.glob", lambda pattern: [])
+        monkeypatch.setattr("lt_cb.grid.command.os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+        monkeypatch.setattr("lt_cb.grid.command.sys.platform", "linux")
+        monkeypatch.setattr("lt_cb.grid.command.RUN_KB", 1)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        assert _devices(None, to_do=100) == [None] * 8
+        assert _devices(None, to_do=3) == [None] * 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        assert _devices(None, to_do=100) == [None] * 2
+        monkeypatch.setattr("lt_cb.grid.command.RUN_KB", 10**12)  # there is room for one
+        assert _devices(None, to_do=100) == [None]
+        assert _devices("0, 0,1", to_do=100) == ["0", "0", "1"]
+        monkeypatch.setattr("lt_cb.grid.command.glob.glob", lambda pattern: ["/dev/nvidia0"])
+        assert _devices(None, to_do=100) == [None]
+
     def test_time_left_is_that_of_runs_on_the_same_data(self, capsys: pytest.CaptureFixture[str]) -> None:
         axes = {"if": {"data.imbalance_factor": [2, 50]}, "gamma": {"model.loss.gamma": [0.5, 1, 2]}}
         file = grid({"folder": "runs/g", "set": {"trainer.max_epochs": 4}, "axes": axes})
@@ -179,6 +197,13 @@ def test_killed_and_shared_grids_end_as_any_other(tmp_path: Path, monkeypatch: p
     assert start(tiny(beta=beta)).wait(timeout=600) == 0
     whole = results()
     assert len(whole) == 3
+    alone = next(run for run in read_plan(Path("grid.yaml")).runs if run.name == "beta0.9")
+    Path("alone.yaml").write_text(yaml.safe_dump(alone.config))
+    command = [sys.executable, "-m", "lt_cb", "fit", "--config", "alone.yaml", "--trainer.logger.save_dir=alone"]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    (checkpoint,) = Path("alone").rglob("last.ckpt")
+    in_grid = torch.load("runs/g/beta0.9/seed_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(torch.load(checkpoint, weights_only=True)["state_dict"], in_grid, rtol=0, atol=0)
 
     (tmp_path / "killed").mkdir()
     monkeypatch.chdir(tmp_path / "killed")

@@ -1,9 +1,13 @@
 """``lt-cb grid``: the plan, the processes that train it, and a live table."""
 
+import glob
 import json
 import multiprocessing
+import os
 import queue
+import re
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +20,8 @@ from rich.table import Table
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.grid.plan import Plan, Run, read_plan
 from lt_cb.grid.work import check_folder, failed_since, is_done, work
+
+RUN_KB = 2_000_000  # of main memory that a training on small images takes at most, with what it imports
 
 
 def main(args: Sequence[str]) -> int:
@@ -33,12 +39,12 @@ def main(args: Sequence[str]) -> int:
     parser = ArgumentParser("lt-cb grid", description="Train the runs of a grid file, each distinct one once.")
     parser.add_argument("file", type=Path, help="the grid, as configs/grids/digits.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
-    parser.add_argument("--devices", help="GPUs to share the runs out to, one run each: 0,1,2,3")
+    parser.add_argument("--devices", help="GPUs to share the runs out to, one run each: 0,1,2,3; 0,0 is two on one")
     parser.add_argument("--shard", default="1/1", help="of n parts of the runs take the i-th: i/n")
     options = parser.parse_args(args)
     plan = read_plan(options.file)
     runs = _shard(plan.runs, options.shard)
-    devices = [None] if options.devices is None else [name.strip() for name in options.devices.split(",")]
+    devices = _devices(options.devices, sum(not is_done(run) for run in runs))
     console = Console()
     _print_plan(console, plan, runs, len(devices), every=options.dry_run)
     if options.dry_run:
@@ -54,6 +60,23 @@ def _shard(runs: list[Run], shard: str) -> list[Run]:
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise InputError(f"--shard is '{shard}', but must be i/n with i from 1 to n.")
     return runs[int(part) - 1 :: int(parts)]
+
+
+def _devices(asked: str | None, to_do: int) -> list[str | None]:
+    """Return the GPU of each process, None for a process without one.
+
+    On a CPU there is one process for each core, with a thread of its own: networks this small share threads badly.
+    """
+    if asked is not None:
+        return [name.strip() for name in asked.split(",")]
+    if sys.platform == "darwin" or glob.glob("/dev/nvidia[0-9]*"):
+        return [None]
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    cores = len(os.sched_getaffinity(0)) // (int(threads) if threads.isdigit() and threads != "0" else 1)
+    memory = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", memory.read_text() if memory.exists() else "")
+    room = int(found[1]) // RUN_KB if found else 1
+    return [None] * max(1, min(cores, room, to_do))
 
 
 def _seconds(run: Run) -> float:
@@ -102,7 +125,7 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
     events = context.Queue()
 
     def employ(device: str | None) -> multiprocessing.process.BaseProcess:
-        worker = context.Process(target=work, args=(runs, start, device, events), daemon=True)
+        worker = context.Process(target=work, args=(runs, start, device, len(devices) > 1, events), daemon=True)
         worker.start()
         return worker
 

@@ -65,10 +65,22 @@ def check_folder(run: Run) -> None:
     write_json(file, {"name": run.name, "aliases": run.aliases, "config_sha256": digest})
 
 
-def work(runs: list[Run], start: float, device: str | None, events: "Queue[tuple[str, str, int]]") -> None:
-    """Train what is neither done nor held by another process, until all is done or has failed."""
+def work(
+    runs: list[Run], start: float, device: str | None, beside: bool, events: "Queue[tuple[str, str, int]]"
+) -> None:
+    """Train what is neither done nor held by another process, until all is done or has failed.
+
+    Args:
+        runs: all of the grid, or of a shard.
+        start: seconds since the epoch; a failure before is tried again.
+        device: GPU to train on, by number.
+        beside: whether other processes of this one's parent train on the same CPU.
+        events: takes what happens: start, done or failed, the run, and this process.
+    """
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
+    elif beside:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     while True:
