@@ -20,15 +20,21 @@ MODES = ("online", "offline", "disabled", "dryrun", "shared")
 class RunFolder(CSVLogger):
     """CSV files in ``save_dir/name/version_N``, a folder that no other process takes at the same time."""
 
-    def _get_next_version(self) -> int:
-        version = super()._get_next_version()
-        while getattr(rank_zero_only, "rank", 0) == 0:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - those of CSVLogger
+        super().__init__(*args, **kwargs)
+        self._chooses = self._version is None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:  # noqa: ANN401 - as CSVLogger has it
+        """The writer of the files; the first look takes the folder."""
+        while self._experiment is None and self._chooses:
             try:
-                self._fs.makedirs(os.path.join(self.root_dir, self.name, f"version_{version}"), exist_ok=False)
+                self._fs.makedirs(self.log_dir, exist_ok=False)
                 break
             except FileExistsError:
-                version += 1
-        return version
+                self._version = int(self.version) + 1
+        return super().experiment
 
 
 class WandB(WandbLogger):

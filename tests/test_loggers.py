@@ -205,9 +205,13 @@ def test_only_a_training_goes_on_in_its_run() -> None:
 
 def test_two_processes_never_take_the_same_folder() -> None:
     loggers = [RunFolder("runs", "run") for _ in range(3)]  # before any of them has begun
+    assert len({logger.log_dir for logger in loggers}) == 1
+    for logger in loggers:
+        logger.experiment.log_metrics({"a": 1.0})
     folders = [logger.log_dir for logger in loggers]
     assert folders == [f"runs/run/version_{i}" for i in range(3)]
     assert [logger.log_dir for logger in loggers] == folders
+    assert {path.name for path in Path("runs/run").iterdir()} == {f"version_{i}" for i in range(3)}
 
 
 def test_tensorboard_writes_into_the_run_folder() -> None:
