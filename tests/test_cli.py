@@ -207,7 +207,6 @@ def test_a_loss_overlay_leaves_nothing_of_the_loss_before(loss: Path, capsys: py
         (["--model.backbone=resnet33"], "there is no model 'resnet33': choose resnet20"),
         (["--model.backbone_args={width: 3}"], "model 'resnet32' does not take these options"),
         (["--model.optimizer=SGDD"], "there is no optimizer 'SGDD'"),
-        (["--model.mix=MixUp"], "there is no mix 'MixUp': give its class path, as torchvision.transforms.v2.MixUp."),
         (["--model.optimizer.lr=high"], "--model.optimizer.lr is high, but must be a number."),
         (["--data.batch_size=big"], "--data.batch_size is big, but must be a whole number."),
         (["--data.mean=[1,x]"], "--data.mean is x, but must be a number."),
