@@ -77,7 +77,8 @@ class WandB(WandbLogger):
             tags=tags,
             notes=notes,
         )
-        self._wandb_init["mode"] = "offline" if offline else None
+        # what is said here goes before what wandb has read at the first run of the process
+        self._wandb_init["mode"] = "offline" if offline else os.environ.get("WANDB_MODE")
         del self._wandb_init["anonymous"]  # wandb warns of it
 
     @property
@@ -94,7 +95,7 @@ class WandB(WandbLogger):
         folder = _folder(self.beside)
         if folder is not None and self._wandb_init["name"] is None:
             self._wandb_init["name"] = "/".join(Path(folder).parts[-2:])
-        if (self._wandb_init["mode"] or os.environ.get("WANDB_MODE", "online")) == "online":
+        if self._wandb_init["mode"] in (None, "online"):
             try:
                 if wandb.login(prompt=False):
                     _ = super().experiment
