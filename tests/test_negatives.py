@@ -214,10 +214,12 @@ def test_equalization_leaves_out_tail_negatives_alone() -> None:
 
 @pytest.mark.parametrize("make", [EqualizationLoss, GCLLoss])
 def test_noise_is_for_training(make: type[Loss]) -> None:
-    loss, logits, targets = make([10**6, 1, 1]), torch.zeros(50, 3), torch.zeros(50).long()
+    loss, logits, targets = make([10**6, 1, 1]), torch.randn(50, 3), torch.zeros(50).long()
     assert loss(logits, targets) != loss(logits, targets)
     loss.eval()
-    torch.testing.assert_close(loss(logits, targets), SoftmaxLoss([1] * 3)(logits, targets))
+    assert loss(logits, targets) == loss(logits, targets)
+    same = torch.zeros(50, 3)
+    torch.testing.assert_close(loss(same, targets), SoftmaxLoss([1] * 3)(same, targets))
 
 
 def test_the_noise_of_gcl_is_clipped() -> None:
