@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 
@@ -24,6 +24,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {option.lower(): option for option in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f" Did you mean '{by_lower[near[0]]}'?" if near else ""
+
+
+def enumerate_names(names: Sequence[str]) -> str:
+    """Return the names in quotes, of a long list the first ten."""
+    shown = ", ".join(f"'{name}'" for name in names[:10])
+    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
 
 
 def check_below_one(name: str, value: float, otherwise: str) -> None:

@@ -9,11 +9,12 @@ from lt_cb.data.sampler import (
     Sampler,
     SquareRootSampler,
 )
-from lt_cb.data.sources import Source
+from lt_cb.data.source import FileSource, Source
 
 __all__ = [
     "ClassBalancedSampler",
     "EffectiveNumberSampler",
+    "FileSource",
     "LongTailedDataModule",
     "ProgressivelyBalancedSampler",
     "Sampler",

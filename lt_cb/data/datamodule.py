@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -11,11 +12,16 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lt_cb.data.images import find_images, load_images
+from lt_cb.data.files import Paths
+from lt_cb.data.images import Images, find_images, load_images
+from lt_cb.data.loader import EpochLoader
+from lt_cb.data.memory import available_cores, available_memory, home
 from lt_cb.data.profile import class_counts_exponential, class_counts_step
 from lt_cb.data.resident import ResidentLoader
 from lt_cb.data.sampler import Sampler
-from lt_cb.data.sources import Split, make_source, resize
+from lt_cb.data.source import FileSource, Split
+from lt_cb.data.sources import Checkpoint, make_source, resize
+from lt_cb.data.streaming import Crop, StreamingLoader
 from lt_cb.data.subset import hold_out, long_tailed_subset
 from lt_cb.errors import InputError
 from lt_cb.schedule import check_part_of_training, training_progress
@@ -24,11 +30,14 @@ from lt_cb.schedule import check_part_of_training, training_progress
 class LongTailedDataModule(LightningDataModule):
     """Long-tailed subset of a data set, with its whole test part.
 
-    Class index order is size order, as in Cui et al. 2019. Without ``val_fraction`` there is no validation part, and
-    validation during ``fit`` looks at the test part, as in the paper: select nothing by it.
+    Class index order is size order, as in Cui et al. 2019. Without ``val_fraction`` or a validation part of the
+    source, validation during ``fit`` looks at the test part, as in the paper: select nothing by it.
+
+    Images are held in memory, on the training device, where they fit; else they are decoded as they are asked for.
 
     Args:
-        source: ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``image_folder``, or the class path of a
+        source: ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``image_folder``, ``inat2017``, ``inat2018``,
+            ``ilsvrc2012``, ``imagenet_lt``, ``places_lt``, ``manifest`` (a table of files), or the class path of a
             `lt_cb.data.Source` of your own.
         root: folder of the data.
         imbalance_factor: largest class count divided by the smallest, at least 1; None keeps every training image.
@@ -44,14 +53,20 @@ class LongTailedDataModule(LightningDataModule):
         defer_sampling: part of the training, in [0, 1], before the sampler is used: deferred re-sampling (DRS, Cao
             et al. 2019). It sets in with an epoch.
         batch_size: images a batch, for each device.
+        global_batch_size: images that an optimiser step has to see, devices x batch_size x accumulated batches; None
+            checks nothing.
         image_size: scale images to this height and width in pixels; None keeps the source's.
-        crop_padding: zeros around a training image before the random crop, in pixels.
+        crop: of training images: ``padded``, or ``resized`` for a random part of the image file, of 8 to 100 % of its
+            area, scaled to image_size. That is for images larger than image_size, and the test then looks at the
+            centre: of 256 pixels of height the middle 224, say.
+        crop_padding: zeros around a training image before a ``padded`` random crop, in pixels.
         horizontal_flip: flip half of the training images left to right.
         augment: applied to each training image, uint8 of shape (C, H, W), one after the other, after crop and flip: the
             transforms of ``torchvision.transforms.v2``, as RandAugment, AutoAugment or RandomErasing (Cutout).
         mean: of pixel values in [0, 1], one for each channel or for all; None is that of x / 128 - 1.
         std: likewise.
         predict_dir: folder of images for ``predict``.
+        num_workers: processes that decode what is not in memory, for each device; None is one for each core.
 
     Raises:
         InputError: (a ValueError) if a value is out of range, or the source has fewer images than asked for.
@@ -70,19 +85,23 @@ class LongTailedDataModule(LightningDataModule):
         sampler: Sampler | None = None,
         defer_sampling: float = 0.0,
         batch_size: int = 128,
+        global_batch_size: int | None = None,
         image_size: int | None = None,
+        crop: Crop = "padded",
         crop_padding: int = 4,
         horizontal_flip: bool = True,
         augment: list[nn.Module] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         predict_dir: str | None = None,
+        num_workers: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("image_size", 1 if image_size is None else image_size, 1),
             ("crop_padding", crop_padding, 0),
+            ("num_workers", num_workers or 0, 0),
             ("subset_seed", subset_seed, 0),
         ):
             if value < least:
@@ -97,6 +116,9 @@ class LongTailedDataModule(LightningDataModule):
         self.sampler = sampler
         self.defer_sampling = defer_sampling
         self.batch_size = batch_size
+        self.global_batch_size = global_batch_size
+        self.crop = crop
+        self.num_workers = num_workers
         self.image_size = image_size or self.source.image_size
         self.in_channels = self.source.channels
         self.crop_padding = crop_padding
@@ -105,7 +127,7 @@ class LongTailedDataModule(LightningDataModule):
         self.mean = self._channel_values("mean", mean)
         self.std = self._channel_values("std", std)
         self.predict_dir = predict_dir
-        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._parts: dict[str, tuple[Tensor | Paths, Tensor]] = {}
         self.subset_hash: str | None = None
 
     @property
@@ -169,12 +191,34 @@ class LongTailedDataModule(LightningDataModule):
         self._load("test")
         if stage != "test":
             self._load("train")
+        if self.source.has_val and not self.val_fraction and stage in ("fit", "validate"):
+            self._load("val")
+        if stage == "fit" and self.trainer and self.global_batch_size is not None:
+            self._check_global_batch(
+                self.global_batch_size, self.trainer.world_size, self.trainer.accumulate_grad_batches
+            )
         if stage == "fit" and self.trainer and self.sampler is not None:
             training_progress(self.trainer, 0)  # refuses a training without an end before anything is written
 
-    def _load(self, split: Split) -> tuple[Tensor, Tensor]:
+    def _check_global_batch(self, asked: int, devices: int, accumulated: int) -> None:
+        together = devices * self.batch_size * accumulated
+        if together != asked:
+            batches = asked / (devices * self.batch_size)
+            advice = "--data.batch_size, or leave --data.global_batch_size out"
+            if batches >= 1 and batches.is_integer():
+                advice = f"--trainer.accumulate_grad_batches {int(batches)}"
+            raise InputError(
+                f"global_batch_size is {asked}, but {devices} devices x {self.batch_size} images x {accumulated} "
+                f"accumulated batches are {together}: set {advice}."
+            )
+
+    def _load(self, split: Split) -> tuple[Tensor | Paths, Tensor]:
         if split not in self._parts:
-            images, labels = self.source.load(split)
+            images: Images | Paths
+            if self._streams and isinstance(self.source, FileSource):
+                images, labels = self.source.files(split)
+            else:
+                images, labels = self.source.load(split)
             num_classes = len(self.class_names)
             if labels.min() < 0 or labels.max() >= num_classes:
                 raise InputError(
@@ -192,10 +236,35 @@ class LongTailedDataModule(LightningDataModule):
             self._parts[split] = self._to_tensors(images, labels)
         return self._parts[split]
 
-    def _to_tensors(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(resize(images, self.image_size)), torch.from_numpy(labels)
+    @cached_property
+    def _streams(self) -> bool:
+        """Whether images are decoded as they are asked for; it is said why where nobody asked for it."""
+        source = self.source
+        if self.crop == "resized" and not isinstance(source, FileSource | Checkpoint):
+            raise InputError(
+                f"crop is resized, but {type(source).__name__} has images of {source.image_size} pixels in memory: set "
+                "--data.crop padded."
+            )
+        if self.crop == "resized" or not isinstance(source, FileSource):
+            return self.crop == "resized"
+        splits: tuple[Split, ...] = ("train", "val", "test") if source.has_val else ("train", "test")
+        count = sum(len(source.listing(split).paths) for split in splits)
+        needed, free = count * source.image_size**2 * source.channels, available_memory()
+        if needed <= free / 2:
+            return False
+        rank_zero_info(
+            f"{count} images take {needed / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB of memory "
+            "that are free: they are decoded as they are asked for."
+        )
+        return True
 
-    def _load_folder(self) -> tuple[Tensor, Tensor]:
+    def _to_tensors(self, images: Images | Paths, labels: np.ndarray) -> tuple[Tensor | Paths, Tensor]:
+        targets = torch.from_numpy(labels)
+        if images.dtype == np.uint8:
+            return torch.from_numpy(resize(cast(Images, images), self.image_size)), targets
+        return cast(Paths, images), targets
+
+    def _load_folder(self) -> tuple[Tensor | Paths, Tensor]:
         if "predict" not in self._parts:
             if self.predict_dir is None:
                 raise InputError("predict needs images: set --data.predict_dir to a folder of images.")
@@ -203,27 +272,46 @@ class LongTailedDataModule(LightningDataModule):
             self.predict_files = find_images(folder) if folder.is_dir() else []
             if not self.predict_files:
                 raise InputError(f"there are no images in '{folder}': set --data.predict_dir to a folder of images.")
-            images = load_images(self.predict_files, self.image_size, self.in_channels, "Decoding images")
-            self._parts["predict"] = torch.from_numpy(images), torch.zeros(len(images), dtype=torch.int64)
+            images: Tensor | Paths
+            if self._streams:
+                images = np.array([os.fsencode(file) for file in self.predict_files], bytes)
+            else:
+                decoded = load_images(self.predict_files, self.image_size, self.in_channels, "Decoding images")
+                images = torch.from_numpy(decoded)
+            self._parts["predict"] = images, torch.zeros(len(images), dtype=torch.int64)
         return self._parts["predict"]
 
-    def _loader(self, part: str, train: bool = False, shard: bool = True) -> ResidentLoader:
+    def _loader(self, part: str, train: bool = False, shard: bool = True) -> EpochLoader:
         trainer = self.trainer if shard else None
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         images, targets = self._parts[part]
-        loader = ResidentLoader(
-            images,
-            targets,
-            self.batch_size,
-            train=train,
-            crop_padding=self.crop_padding,
-            horizontal_flip=self.horizontal_flip,
-            seed=_seed(),
-            order=self._order if train and self.sampler else None,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            device=_home(images, self.trainer.strategy.root_device) if self.trainer else "cpu",
-            augment=self.augment,
-        )
+        options: dict[str, Any] = {
+            "train": train,
+            "crop_padding": self.crop_padding,
+            "horizontal_flip": self.horizontal_flip,
+            "seed": _seed(),
+            "order": self._order if train and self.sampler else None,
+            "rank": trainer.global_rank if trainer else 0,
+            "world_size": trainer.world_size if trainer else 1,
+            "augment": self.augment,
+        }
+        if not isinstance(images, Tensor):
+            workers = self.num_workers
+            if workers is None:
+                workers = max(1, available_cores() // (self.trainer.num_devices if self.trainer else 1))
+            return StreamingLoader(
+                images,
+                targets,
+                self.batch_size,
+                image_size=self.image_size,
+                channels=self.in_channels,
+                crop=self.crop,
+                strict=getattr(self.source, "requested_size", self.image_size) is None,
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                **options,
+            )
+        loader = ResidentLoader(images, targets, self.batch_size, device=home(images, device), **options)
         self._parts[part] = loader.images, loader.targets  # where they are now: nothing is held twice
         return loader
 
@@ -234,44 +322,27 @@ class LongTailedDataModule(LightningDataModule):
         labels = self._parts["train"][1].cpu().numpy()
         return torch.from_numpy(self.sampler.draw(labels, [_seed(), epoch], progress))
 
-    def train_dataloader(self) -> ResidentLoader:
+    def train_dataloader(self) -> EpochLoader:
         """Shuffled, augmented batches of the subset."""
         self._load("train")
         return self._loader("train", train=True)
 
-    def val_dataloader(self) -> ResidentLoader:
-        """Batches of the held-out part; of the test part where none is held out."""
-        if not self.val_fraction:
+    def val_dataloader(self) -> EpochLoader:
+        """Batches of the held-out part, or else of the source's validation part, or else of the test part."""
+        if not self.val_fraction and not self.source.has_val:
             return self.test_dataloader()
-        self._load("train")
+        self._load("train" if self.val_fraction else "val")
         return self._loader("val")
 
-    def test_dataloader(self) -> ResidentLoader:
+    def test_dataloader(self) -> EpochLoader:
         """Batches of the whole test part, each image once over all processes."""
         self._load("test")
         return self._loader("test")
 
-    def predict_dataloader(self) -> ResidentLoader:
+    def predict_dataloader(self) -> EpochLoader:
         """Batches of the images in ``predict_dir``, all of them in every process, in the order of the file names."""
         self._load_folder()
         return self._loader("predict", shard=False)
-
-
-def _home(images: Tensor, device: torch.device) -> torch.device:
-    """Return the device if the images take at most half of its free memory, else the CPU, and say so."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif device.type == "mps":
-        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    else:
-        return device if device.type == "cpu" else torch.device("cpu")
-    if images.device == device or images.nbytes <= free / 2:
-        return device
-    rank_zero_info(
-        f"{len(images)} images take {images.nbytes / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB that "
-        f"are free on {device}: they stay in main memory, and each batch is copied."
-    )
-    return torch.device("cpu")
 
 
 def _seed() -> int:

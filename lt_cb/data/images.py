@@ -1,22 +1,21 @@
 """Image files as one uint8 array: found, decoded with a progress bar, and cached on disk."""
 
-import hashlib
 import os
-import tempfile
-import warnings
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from rich.progress import track
 
+from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
 from lt_cb.errors import InputError
 
 Images = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 def is_image(name: str) -> bool:
@@ -51,18 +50,19 @@ def load_images(files: Sequence[Path], image_size: int | None, channels: int, la
     Raises:
         InputError: (a ValueError) if a file cannot be read as an image, or sizes differ and image_size is None.
     """
-    cache = _cache_file(files, image_size, channels)
-    images = _read_cache(cache)
-    if images is None:
-        images = _decode_all(files, image_size or square_size(files[0]), image_size is None, channels, label)
-        _write_cache(cache, images)
+    cache = cache_file(f"1 {image_size} {channels}", *map(stamp, files))
+    cached = read_cache(cache)
+    if cached is not None and "images" in cached:
+        return cached["images"]
+    images = _decode_all(files, image_size or square_size(files[0]), image_size is None, channels, label)
+    write_cache(cache, "decodes the images", {"images": images})
     return images
 
 
 def square_size(file: Path) -> int:
     """Return the side of a square image, read from its header; anything else asks the user for ``image_size``."""
-    image = _open(file)
-    width, height = image.size
+    with _reading(file) as image:
+        width, height = image.size
     if width != height:
         raise InputError(
             f"'{file}' is {width}x{height} pixels, not square: set --data.image_size to scale and crop all images."
@@ -70,20 +70,24 @@ def square_size(file: Path) -> int:
     return width
 
 
-def _open(file: Path) -> Image.Image:
-    try:
-        return Image.open(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"'{file}' cannot be read as an image ({error}): replace or remove it.") from error
+def decode(file: Path, side: int, strict: bool, channels: int) -> Images:
+    """Decode an image file, scaled and cropped at its centre to a square.
 
+    Args:
+        file: what to decode.
+        side: height and width in pixels.
+        strict: refuse an image of another size.
+        channels: 3 for RGB, 1 for grey.
 
-def _decode(file: Path, side: int, strict: bool, channels: int) -> Images:
-    with _open(file) as opened:
-        try:
-            # a second read of the mode and the palette is what convert() does; it also loads the pixels
-            image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"'{file}' cannot be read as an image ({error}): replace or remove it.") from error
+    Returns:
+        uint8 array of shape (side, side, channels).
+
+    Raises:
+        InputError: (a ValueError) if the file cannot be read as an image, or its size is another and must not be.
+    """
+    with _reading(file) as opened:
+        # a second read of the mode and the palette is what convert() does; it also loads the pixels
+        image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
     if image.size != (side, side):
         if strict:
             raise InputError(
@@ -94,10 +98,54 @@ def _decode(file: Path, side: int, strict: bool, channels: int) -> Images:
     return np.asarray(image).reshape(side, side, channels)
 
 
+def decode_region(file: Path, region: Callable[[int, int], Box], side: int, channels: int) -> Images:
+    """Decode a part of an image file, scaled to a square (bilinear, antialiased).
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the part still has ``side`` pixels then, which takes less
+    time than decoding all of it.
+
+    Args:
+        file: what to decode.
+        region: given width and height of the image in pixels, returns the part.
+        side: height and width of the result in pixels.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 array of shape (side, side, channels).
+
+    Raises:
+        InputError: (a ValueError) if the file cannot be read as an image.
+    """
+    mode = "RGB" if channels == 3 else "L"
+    with _reading(file) as opened:
+        upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        image = opened if upright else ImageOps.exif_transpose(opened)
+        box = region(*image.size)
+        if upright and (reduction := int(min(box[2] - box[0], box[3] - box[1]) / side)) > 1:
+            width, height = image.size
+            reduced = image.draft(None, (width // reduction, height // reduction))
+            if reduced is not None:
+                scale = reduced[1][2] / width
+                box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
+        if image.mode != mode:
+            image = image.convert(mode)
+        image = image.resize((side, side), Image.Resampling.BILINEAR, box)
+    return np.asarray(image).reshape(side, side, channels)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"'{file}' cannot be read as an image ({error}): replace or remove it.") from error
+
+
 def _decode_all(files: Sequence[Path], side: int, strict: bool, channels: int, label: str) -> Images:
     images = np.empty((len(files), side, side, channels), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda file: _decode(file, side, strict, channels), files, chunksize=64)
+        decoded = pool.map(lambda file: decode(file, side, strict, channels), files, chunksize=64)
         try:
             for i, image in enumerate(track(decoded, label, len(files), transient=True)):
                 images[i] = image
@@ -105,37 +153,3 @@ def _decode_all(files: Sequence[Path], side: int, strict: bool, channels: int, l
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return images
-
-
-def _cache_file(files: Sequence[Path], image_size: int | None, channels: int) -> Path:
-    digest = hashlib.sha256(f"1 {image_size} {channels}".encode())
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode())
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LT_CB_CACHE") or Path(user_cache, "lt_cb"), f"{digest.hexdigest()[:32]}.npz")
-
-
-def _read_cache(cache: Path) -> Images | None:
-    try:
-        with np.load(cache) as archive:  # the zip container verifies a CRC-32 of all it reads
-            images: Images = archive["images"]
-            return images
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _write_cache(cache: Path, images: Images) -> None:
-    temporary = None
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            np.savez(file, images=images)
-        os.replace(temporary, cache)  # atomic: another process sees the whole file or none
-    except OSError as error:
-        warnings.warn(
-            f"the decoded images could not be cached ({error}); the next start decodes them again.", stacklevel=2
-        )
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

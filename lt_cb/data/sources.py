@@ -2,48 +2,27 @@
 
 import gzip
 import importlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lt_cb.data.images import Images, find_images, is_image, load_images, square_size
+from lt_cb.data.file_sources import (
+    ILSVRC2012,
+    ImageFolder,
+    ImageNetLT,
+    INaturalist2017,
+    INaturalist2018,
+    Manifest,
+    PlacesLT,
+)
+from lt_cb.data.images import Images
+from lt_cb.data.source import FileSource, Source, Split
 from lt_cb.data.subset import Indices
 from lt_cb.errors import InputError, did_you_mean
-
-Split = Literal["train", "test"]
-
-
-class Source(ABC):
-    """A labelled data set with a training and a test part.
-
-    Only `load` may be slow: the attributes are known once a source is made.
-
-    Args:
-        root: folder of the data.
-
-    Attributes:
-        class_names: C names, by class index.
-        counts: images of each class in the training part, C numbers.
-        image_size: height and width of an image in pixels.
-        channels: 3 for RGB, 1 for grey.
-    """
-
-    class_names: list[str]
-    counts: list[int]
-    image_size: int
-    channels: int = 3
-
-    def __init__(self, root: str) -> None:
-        self.root = Path(root).expanduser()
-
-    @abstractmethod
-    def load(self, split: Split) -> tuple[Images, Indices]:
-        """Return images, uint8 of shape (N, H, W, channels), and class indices, int64 of shape (N,)."""
 
 
 class Digits(Source):
@@ -70,63 +49,6 @@ class Digits(Source):
             from_end[members] = np.arange(len(members))[::-1]
         part = from_end < 40 if split == "test" else from_end >= 40
         return images[part], labels[part]
-
-
-class ImageFolder(Source):
-    """Image files in ``root/{train,test}/<class>/``, in any format PIL reads.
-
-    Classes are the folder names in alphabetical order. Images are decoded once and cached.
-
-    Args:
-        root: folder that has ``train`` and ``test``.
-        image_size: images are scaled and cropped to this size; None asks for square images of one size.
-
-    Raises:
-        InputError: (a ValueError) if a folder is missing or empty, an image is in no class folder, or the classes of
-            the two parts differ.
-    """
-
-    def __init__(self, root: str, image_size: int | None = None) -> None:
-        super().__init__(root)
-        self.requested_size = image_size
-        self.files = {split: self._scan(split) for split in ("train", "test")}
-        train, test = self.files["train"], self.files["test"]
-        if train.keys() != test.keys():
-            differing = sorted(train.keys() ^ test.keys())
-            raise InputError(
-                f"the classes of '{self.root}/train' and '{self.root}/test' differ in {_enumerate(differing)}: "
-                "both must have the same class folders."
-            )
-        self.class_names = list(train)
-        self.counts = [len(files) for files in train.values()]
-        self.image_size = image_size or square_size(next(iter(train.values()))[0])
-
-    def _scan(self, split: str) -> dict[str, list[Path]]:
-        folder = self.root / split
-        if not folder.is_dir():
-            raise InputError(
-                f"there is no folder '{folder}': set --data.root to a folder that has "
-                "train/<class>/* and test/<class>/*."
-            )
-        entries = sorted(folder.iterdir())
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-        if len(names) < 2:
-            raise InputError(f"'{folder}' has {len(names)} class folders, but a classifier needs at least 2.")
-        files = {name: find_images(folder / name) for name in names}
-        if stray := [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]:
-            raise InputError(
-                f"{len(stray)} images lie in '{folder}' itself, as '{stray[0]}': move each to its class's folder."
-            )
-        if empty := [name for name in names if not files[name]]:
-            raise InputError(f"no images in {_enumerate(empty)} of '{folder}': add images or remove the class folder.")
-        return files
-
-    def load(self, split: Split) -> tuple[Images, Indices]:
-        """Return one part, decoded or from the cache."""
-        groups = list(self.files[split].values())
-        files = [file for group in groups for file in group]
-        images = load_images(files, self.requested_size, self.channels, f"Decoding {split} images")
-        return images, np.repeat(np.arange(len(groups)), [len(group) for group in groups])
 
 
 class _CIFAR(Source):
@@ -234,12 +156,18 @@ class Checkpoint(Source):
         raise InputError(f"'{self.root}' is a checkpoint and has no {split} images: set --data.source and --data.root.")
 
 
-SOURCES: dict[str, Callable[..., Source]] = {
+SOURCES: dict[str, type[Source]] = {
     "digits": Digits,
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "fashion_mnist": FashionMNIST,
     "image_folder": ImageFolder,
+    "inat2017": INaturalist2017,
+    "inat2018": INaturalist2018,
+    "ilsvrc2012": ILSVRC2012,
+    "imagenet_lt": ImageNetLT,
+    "places_lt": PlacesLT,
+    "manifest": Manifest,
 }
 
 
@@ -249,25 +177,24 @@ def make_source(name: str, root: str, image_size: int | None) -> Source:
     Args:
         name: a key of ``SOURCES`` or ``package.module.Class``, which is called with ``root``.
         root: folder of the data.
-        image_size: for `ImageFolder`, which scales while decoding.
+        image_size: for a `FileSource`, which scales while decoding.
 
     Raises:
         InputError: (a ValueError) if there is no such source.
     """
-    if name == "image_folder":
-        return ImageFolder(root, image_size)
-    if name in SOURCES:
-        return SOURCES[name](root)
+    cls: type[Any] | None = SOURCES.get(name)
     module, _, attribute = name.rpartition(".")
     try:
-        return cast(Source, getattr(importlib.import_module(module), attribute)(root))
+        cls = cls or cast(type[Any], getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError, ValueError) as error:
-        if isinstance(error, InputError) or (module and not isinstance(error, ImportError | AttributeError)):
+        if module and not isinstance(error, ImportError | AttributeError):
             raise
         raise InputError(
-            f"there is no data source '{name}': choose {_enumerate(list(SOURCES))}, or give the class path of your own."
+            f"there is no data source '{name}': choose {', '.join(SOURCES)}, or give the class path of your own."
             + did_you_mean(name, SOURCES)
         ) from error
+    scales = isinstance(cls, type) and issubclass(cls, FileSource)
+    return cast(Source, cls(root, image_size) if scales else cls(root))
 
 
 def resize(images: Images, image_size: int) -> Images:
@@ -289,11 +216,6 @@ def _download(dataset: Callable[..., Any], root: Path, split: Split) -> Any:  # 
         raise InputError(
             f"the data are not in '{root}' and could not be downloaded ({error}): set --data.root to where they are."
         ) from error
-
-
-def _enumerate(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:10])
-    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
 
 
 _cifar10_classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

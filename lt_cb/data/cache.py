@@ -1,0 +1,53 @@
+"""Arrays kept on disk between two starts."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def stamp(file: Path) -> str:
+    """Return what changes when a file does: its path, size, and times of change."""
+    stat = file.stat()
+    return f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n"
+
+
+def cache_file(*parts: str | bytes) -> Path:
+    """Return the cache, under ``$LT_CB_CACHE`` (else the user's cache directory), of what depends on the parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(os.fsencode(part))
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LT_CB_CACHE") or Path(user_cache, "lt_cb"), f"{digest.hexdigest()[:32]}.npz")
+
+
+def read_cache(cache: Path) -> Arrays | None:
+    """Return what a cache holds, None if there is none or it is damaged."""
+    try:
+        with np.load(cache) as archive:  # the zip container verifies a CRC-32 of all it reads
+            return dict(archive)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def write_cache(cache: Path, what: str, arrays: Arrays) -> None:
+    """Write a cache, or warn that it cannot be written; ``what`` says in the warning what has to be done again."""
+    temporary = None
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, cache)  # atomic: another process sees the whole file or none
+    except OSError as error:
+        warnings.warn(f"nothing could be cached ({error}); the next start {what} again.", stacklevel=2)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""Data sets of image files: folders, the large data sets of the field, and lists of one's own."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lt_cb.data.files import Listing, category_names, list_annotations, list_lines, list_table, list_tree
+from lt_cb.data.source import FileSource, Split
+from lt_cb.errors import InputError, enumerate_names
+
+
+class ImageFolder(FileSource):
+    """Image files in ``root/{train,test}/<class>/``, in any format PIL reads, and validation images in ``val``.
+
+    Classes are the folder names in alphabetical order. Without ``test``, ``val`` is the test part.
+
+    Args:
+        root: folder that has ``train`` and ``test``.
+        image_size: images are scaled and cropped to this size; None asks for square images of one size.
+
+    Raises:
+        InputError: (a ValueError) if a folder is missing or empty, an image is in no class folder, or the classes of
+            the parts differ.
+    """
+
+    test_folders: tuple[str, ...] = ("test", "val")
+
+    def __init__(self, root: str, image_size: int | None = None) -> None:
+        there = [name for name in self.test_folders if Path(root).expanduser().joinpath(name).is_dir()]
+        self._folders: dict[Split, str] = {"train": "train", "test": there[0] if there else self.test_folders[0]}
+        self.has_val = len(there) > 1
+        if self.has_val:
+            self._folders["val"] = there[1]
+        self._listings: dict[str, Listing] = {}
+        super().__init__(root, image_size)
+        for split, folder in self._folders.items():
+            listing = self.listing(split)
+            if listing.class_names != self.class_names:
+                differing = sorted(set(self.class_names) ^ set(listing.class_names))
+                raise InputError(
+                    f"the classes of '{self.root}/train' and '{self.root}/{folder}' differ in "
+                    f"{enumerate_names(differing)}: both must have the same class folders."
+                )
+
+    def listing(self, split: Split) -> Listing:
+        """Return what is in the folder of a part."""
+        name = self._folders[split]
+        if split not in self._listings:
+            found = list_tree(self.root / name)
+            counts = np.bincount(found.labels, minlength=len(found.class_names))
+            if empty := [label for label, count in zip(found.class_names, counts, strict=True) if not count]:
+                raise InputError(
+                    f"no images in {enumerate_names(empty)} of '{self.root / name}': add images or remove the class "
+                    "folder."
+                )
+            self._listings[split] = found._replace(paths=np.char.add(f"{name}/".encode(), found.paths))
+        return self._listings[split]
+
+
+class ILSVRC2012(ImageFolder):
+    """ILSVRC 2012 in torchvision's layout: 1,000 classes, ``root/{train,val}/<wnid>/*.JPEG``.
+
+    ``val`` is the test part.
+
+    Args:
+        root: folder that has ``train`` and ``val``.
+        image_size: in pixels.
+    """
+
+    default_size = 224
+    test_folders = ("val",)
+
+
+class _Listed(FileSource):
+    """Image files that list files name; each is looked for in ``root`` and in the folders there."""
+
+    default_size = 224
+    lists: dict[Split, str] = {}
+
+    def listing(self, split: Split) -> Listing:
+        """Return what the list file of a part names."""
+        return list_lines(self._find(self.lists[split]))
+
+    def _find(self, name: str) -> Path:
+        there = [file for file in (self.root / name, *sorted(self.root.glob(f"*/{name}"))) if file.is_file()]
+        return there[0] if there else self.root / name
+
+
+class INaturalist2018(_Listed):
+    """iNaturalist 2018: 8,142 classes, 437,513 training images, imbalance factor 500.
+
+    The competition's annotations, ``train2018.json`` and ``val2018.json``, or the list files
+    ``iNaturalist18_train.txt`` and ``iNaturalist18_val.txt``; images where these say, or in torchvision's folder
+    ``2018``. The validation images are the test part.
+
+    Args:
+        root: folder that has annotations and images.
+        image_size: in pixels.
+
+    Raises:
+        InputError: (a ValueError) if there are no annotations.
+    """
+
+    year = 2018
+    lists = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
+
+    def listing(self, split: Split) -> Listing:
+        """Return what the annotations of a part name."""
+        annotations = self._find(f"{'train' if split == 'train' else 'val'}{self.year}.json")
+        by_list = not annotations.is_file() and split in self.lists and self._find(self.lists[split]).is_file()
+        listing = super().listing(split) if by_list else list_annotations(annotations)
+        names = self._find("categories.json")  # those of 2018 were hidden at first
+        if not by_list and names.is_file():
+            listing = listing._replace(class_names=category_names(names, listing.class_names))
+        top = listing.paths[0].partition(b"/")[0]
+        if not self.root.joinpath(top.decode()).is_dir() and self.root.joinpath(str(self.year)).is_dir():
+            renamed = [str(self.year).encode() + path.removeprefix(top) for path in listing.paths.tolist()]
+            listing = listing._replace(paths=np.array(renamed, bytes))
+        return listing
+
+
+class INaturalist2017(INaturalist2018):
+    """iNaturalist 2017: 5,089 classes, 579,184 training images, imbalance factor 435.44.
+
+    The competition's annotations, ``train2017.json`` and ``val2017.json``; images where these say, or in torchvision's
+    folder ``2017``. The validation images are the test part.
+
+    Args:
+        root: folder that has annotations and images.
+        image_size: in pixels.
+
+    Raises:
+        InputError: (a ValueError) if there are no annotations.
+    """
+
+    year = 2017
+    lists = {}
+
+
+class ImageNetLT(_Listed):
+    """ImageNet-LT (Liu et al. 2019): 1,000 classes, 115,846 training images, imbalance factor 256.
+
+    Their list files ``ImageNet_LT_{train,val,test}.txt``; images of ILSVRC 2012 as these say.
+
+    Args:
+        root: folder that has ``train`` and ``val``, and the list files or a folder of them.
+        image_size: in pixels.
+    """
+
+    lists = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
+    has_val = True
+
+
+class PlacesLT(_Listed):
+    """Places-LT (Liu et al. 2019): 365 classes, 62,500 training images, imbalance factor 996.
+
+    Their list files ``Places_LT_{train,val,test}.txt``; images of Places365 as these say.
+
+    Args:
+        root: folder that has ``data_256``, and the list files or a folder of them.
+        image_size: in pixels.
+    """
+
+    lists = {split: f"Places_LT_{split}.txt" for split in ("train", "val", "test")}
+    has_val = True
+
+
+class Manifest(FileSource):
+    """Image files that a table names: CSV with a header, or Parquet, with columns path, label and split.
+
+    Paths are below the folder of the table. The split is train, val or test; without test images those of val are the
+    test part. Labels are class names, or class indices if all are whole numbers.
+
+    Args:
+        root: the table.
+        image_size: images are scaled and cropped to this size; None asks for square images of one size.
+
+    Raises:
+        InputError: (a ValueError) if the table is missing or another.
+    """
+
+    def __init__(self, root: str, image_size: int | None = None) -> None:
+        self._parts = list_table(Path(root).expanduser())
+        if unknown := self._parts.keys() - {"train", "val", "test"}:
+            raise InputError(f"'{root}' has split '{min(unknown)}', but allowed are train, val and test.")
+        if missing := {"train", "test"} - self._parts.keys():
+            if missing == {"test"} and "val" in self._parts:
+                self._parts["test"] = self._parts.pop("val")
+            else:
+                raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
+        self.has_val = "val" in self._parts
+        super().__init__(root, image_size)
+
+    def listing(self, split: Split) -> Listing:
+        """Return the rows of a split."""
+        return self._parts[split]

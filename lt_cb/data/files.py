@@ -1,0 +1,281 @@
+"""Lists of image files and their classes: from folders, annotations and tables, each read once and then cached."""
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+
+from lt_cb.data.cache import Arrays, cache_file, read_cache, stamp, write_cache
+from lt_cb.data.images import is_image
+from lt_cb.data.subset import Indices
+from lt_cb.errors import InputError, enumerate_names
+
+Paths = npt.NDArray[np.bytes_]  # half a million of them are one object, which processes share
+ALL = ""  # the split of what has none
+WORTH_CACHING = 10_000  # files; fewer are found anew in less than a second
+
+
+class Listing(NamedTuple):
+    """Image files of one part of a data set."""
+
+    paths: Paths  # shape (N,), below a folder
+    labels: Indices  # shape (N,)
+    class_names: list[str]  # C of them; some may have no file here
+
+
+def list_tree(folder: Path) -> Listing:
+    """Return the images in the class folders of a folder, by class in alphabetical order, then by path.
+
+    What is found in a large tree is cached until the time of change of one of its folders differs.
+
+    Raises:
+        InputError: (a ValueError) if the folder is missing, it has fewer than two class folders, or images lie beside
+            them.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
+        )
+    cache = cache_file("tree", str(folder.absolute()))
+    cached = read_cache(cache)
+    if cached is not None and _unchanged(cached):
+        return _from_arrays(cached)[ALL]
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    if len(names) < 2:
+        raise InputError(f"'{folder}' has {len(names)} class folders, but a classifier needs at least 2.")
+    if stray := [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]:
+        raise InputError(
+            f"{len(stray)} images lie in '{folder}' itself, as '{stray[0]}': move each to its class's folder."
+        )
+    paths: list[str] = []
+    counts, folders = [], [str(folder)]
+    for name in track(names, f"Finding images in {folder}", transient=True):
+        found = []
+        for place, _, files in os.walk(folder / name, followlinks=True):
+            folders.append(place)
+            below = os.path.relpath(place, folder)
+            found += [f"{below}/{file}" for file in files if is_image(file)]
+        paths += sorted(found)
+        counts.append(len(found))
+    listing = Listing(_encode(paths), np.repeat(np.arange(len(names)), counts), names)
+    if len(paths) >= WORTH_CACHING:
+        changed = np.array([os.stat(place).st_mtime_ns for place in folders])
+        if changed.max() < time.time_ns() - 2 * 10**9:  # else a change to come may have the same time
+            arrays = {**_to_arrays({ALL: listing}), "folders": _encode(folders), "changed": changed}
+            write_cache(cache, "looks for the images", arrays)
+    return listing
+
+
+def _unchanged(cached: Arrays) -> bool:
+    try:
+        now = [os.stat(place).st_mtime_ns for place in cached["folders"]]
+    except OSError:
+        return False
+    return bool((cached["changed"] == now).all())
+
+
+def list_annotations(file: Path) -> Listing:
+    """Return the images of an annotation file as iNaturalist's competitions have it (that of COCO), in its order.
+
+    The classes are its categories by id.
+
+    Raises:
+        InputError: (a ValueError) if the file is missing or another.
+    """
+    return _cached(file, _read_annotations)[ALL]
+
+
+def _read_annotations(file: Path) -> dict[str, Listing]:
+    try:
+        content = json.loads(file.read_bytes())
+        categories = sorted((category["id"], category["name"]) for category in content["categories"])
+        files = {image["id"]: image["file_name"] for image in content["images"]}
+        index = {category: label for label, (category, _) in enumerate(categories)}
+        labels = np.array([index[entry["category_id"]] for entry in content["annotations"]], np.int64)
+        paths = _encode([files[entry["image_id"]] for entry in content["annotations"]])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again."
+        ) from error
+    names = [name for _, name in categories]
+    unique = len(set(names)) == len(names)
+    return {ALL: Listing(paths, labels, names if unique else [f"{name} ({id_})" for id_, name in categories])}
+
+
+def category_names(file: Path, otherwise: list[str]) -> list[str]:
+    """Return the names in a file of iNaturalist's categories, in the order of their ids, if they fit.
+
+    Args:
+        file: a JSON list of categories with id and name.
+        otherwise: the C names that are returned if the file has not as many others.
+    """
+    try:
+        names = [name for _, name in sorted((entry["id"], entry["name"]) for entry in json.loads(file.read_bytes()))]
+    except (ValueError, KeyError, TypeError):
+        return otherwise
+    return names if len(set(names)) == len(otherwise) else otherwise
+
+
+def list_lines(file: Path) -> Listing:
+    """Return the images of a list file, which has a path and a class index a line, in its order.
+
+    Classes have the names of their folders, or their numbers if they share folders.
+
+    Raises:
+        InputError: (a ValueError) if the file is missing, or a line is something else.
+    """
+    return _cached(file, _read_lines)[ALL]
+
+
+def _read_lines(file: Path) -> dict[str, Listing]:
+    paths, labels = [], []
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        path, _, label = line.strip().rpartition(b" ")
+        if not path or not label.isdigit():
+            raise InputError(
+                f"line {number} of '{file}' is '{os.fsdecode(line)[:80]}', but must be a path and a class index."
+            )
+        paths.append(path.strip())
+        labels.append(int(label))
+    return {ALL: _named_by_folder(np.array(paths, bytes), np.array(labels, np.int64))}
+
+
+def _named_by_folder(paths: Paths, labels: Indices) -> Listing:
+    num_classes = int(labels.max(initial=-1)) + 1
+    folders: dict[int, str] = {}
+    shared = False
+    for path, label in zip(paths.tolist(), labels.tolist(), strict=True):
+        folder = os.fsdecode(path.rpartition(b"/")[0])
+        shared = shared or folders.setdefault(label, folder) != folder
+    if shared or len(set(folders.values())) != num_classes or num_classes < 2:
+        return Listing(paths, labels, [str(label) for label in range(num_classes)])
+    common = os.path.commonpath(list(folders.values()))
+    return Listing(paths, labels, [os.path.relpath(folders[label], common or ".") for label in range(num_classes)])
+
+
+def list_table(file: Path) -> dict[str, Listing]:
+    """Return the images of each split of a table with columns path, label and split, CSV or Parquet, in its order.
+
+    Labels that are all whole numbers are class indices; others are class names, in alphabetical order.
+
+    Raises:
+        InputError: (a ValueError) if the file is missing or another, or has Parquet's format without a reader for it.
+    """
+    return _cached(file, _read_table)
+
+
+def _read_table(file: Path) -> dict[str, Listing]:
+    columns = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
+    try:
+        paths, given, splits = (columns[name] for name in ("path", "label", "split"))
+    except KeyError as error:
+        raise InputError(f"'{file}' has columns {', '.join(columns)}, but must have path, label and split.") from error
+    try:
+        indices = [int(label) for label in given]
+        names = [str(label) for label in range(max(indices, default=-1) + 1)]
+    except ValueError:
+        names = sorted(set(map(str, given)))
+        index = {name: label for label, name in enumerate(names)}
+        indices = [index[str(label)] for label in given]
+    encoded, labels, split_of = _encode(paths), np.array(indices, np.int64), np.array(splits, str)
+    return {
+        str(split): Listing(encoded[split_of == split], labels[split_of == split], names)
+        for split in dict.fromkeys(splits)
+    }
+
+
+def _read_csv(file: Path) -> dict[str, list[Any]]:
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            header, *rows = list(csv.reader(stream)) or [[]]
+        return {name.strip(): list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): set --data.root to one.") from error
+
+
+def _read_parquet(file: Path) -> dict[str, list[Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise InputError(f"'{file}' needs a reader of Parquet: uv pip install pyarrow, or make it CSV.") from error
+    try:
+        columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
+    except (OSError, ArrowException) as error:
+        raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
+    return columns
+
+
+def check_files(folder: Path, paths: Paths) -> None:
+    """Look for all files of a list at once, and remember that they are all there.
+
+    Raises:
+        InputError: (a ValueError) if some are missing, with the first ten.
+    """
+    cache = cache_file("there", str(folder.absolute()), paths.tobytes())
+    if read_cache(cache) is not None:
+        return
+    there: dict[bytes, set[bytes]] = {}
+    missing = []
+    base = os.fsencode(folder)
+    for path in track(paths.tolist(), f"Looking for the images in {folder}", transient=True):
+        place, _, name = path.rpartition(b"/")
+        if place not in there:
+            try:
+                there[place] = set(os.listdir(os.path.join(base, place)))
+            except OSError:
+                there[place] = set()
+        if name not in there[place]:
+            missing.append(os.fsdecode(path))
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set --data.root "
+            "to where they are."
+        )
+    if len(paths) >= WORTH_CACHING:
+        write_cache(cache, "looks for the images", {})
+
+
+def _cached(file: Path, read: Callable[[Path], dict[str, Listing]]) -> dict[str, Listing]:
+    """Return what a file lists by split, read or from the cache."""
+    if not file.is_file():
+        raise InputError(f"there is no file '{file}': set --data.root to where it is.")
+    cache = cache_file("1", read.__name__, stamp(file))
+    arrays = read_cache(cache)
+    if arrays is None:
+        listings = read(file)
+        if not any(len(listing.paths) for listing in listings.values()):
+            raise InputError(f"'{file}' names no image: set --data.root to another.")
+        if sum(len(listing.paths) for listing in listings.values()) >= WORTH_CACHING:
+            write_cache(cache, f"reads '{file}'", _to_arrays(listings))
+        return listings
+    return _from_arrays(arrays)
+
+
+def _to_arrays(listings: dict[str, Listing]) -> Arrays:
+    return {
+        f"{split}:{name}": np.asarray(values)
+        for split, listing in listings.items()
+        for name, values in listing._asdict().items()
+    }
+
+
+def _from_arrays(arrays: Arrays) -> dict[str, Listing]:
+    splits = dict.fromkeys(key.partition(":")[0] for key in arrays if ":" in key)
+    return {
+        split: Listing(arrays[f"{split}:paths"], arrays[f"{split}:labels"], arrays[f"{split}:class_names"].tolist())
+        for split in splits
+    }
+
+
+def _encode(paths: Sequence[str]) -> Paths:
+    return np.array([os.fsencode(path) for path in paths], bytes)

@@ -1,0 +1,119 @@
+"""What an epoch shows: which images, in which order, cropped and flipped how."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Draws(NamedTuple):
+    """What one process shows in an epoch, in order; ``flips`` is bool, all others are int64."""
+
+    positions: Tensor  # shape (N,), among those of all processes
+    rows: Tensor  # shape (N,), of the images
+    offsets: Tensor  # shape (N, 2), of the crop, down and right
+    flips: Tensor  # shape (N,)
+
+
+class EpochLoader(ABC):
+    """Iterate over (images, targets) batches, shuffled, cropped and flipped at random when training.
+
+    All of it is drawn for a whole epoch from (seed, epoch) alone: an epoch is the same on every device, after a
+    resume, and for any number of processes, which take every world_size-th sample of it.
+
+    Args:
+        targets: int64, shape (N,).
+        batch_size: images a batch of this process; the last may be smaller.
+        train: shuffle and augment. Processes then get equally many samples (the first are repeated to fill up);
+            without, no sample is given out twice.
+        crop_padding: zeros around an image before cropping, in pixels.
+        horizontal_flip: flip half of the images.
+        seed: of the shuffling and the augmentation.
+        order: given an epoch, returns the samples it shows, int64 of shape (N,), in place of all of them shuffled;
+            or None for just that.
+        rank: this process.
+        world_size: number of processes.
+        augment: applied to each training image, uint8 of shape (C, H, W), after crop and flip; what it draws depends
+            on (seed, epoch) and the image's place in the epoch.
+    """
+
+    batch_sampler = None  # Lightning asks for it wherever there is a ``sampler``
+
+    def __init__(
+        self,
+        targets: Tensor,
+        batch_size: int,
+        *,
+        train: bool = False,
+        crop_padding: int = 0,
+        horizontal_flip: bool = False,
+        seed: int = 0,
+        order: Callable[[int], Tensor | None] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.targets = targets
+        self.batch_size = batch_size
+        self.train = train
+        self.crop_padding = crop_padding if train else 0
+        self.horizontal_flip = horizontal_flip and train
+        self.augment = augment if train else None
+        self.seed = seed
+        self.order = order
+        self.epoch = 0
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def sampler(self) -> "EpochLoader":
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration draws."""
+        self.epoch = epoch
+
+    def _num_samples(self) -> int:
+        total = len(self.targets)
+        return -(-total // self.world_size) if self.train else len(range(self.rank, total, self.world_size))
+
+    def __len__(self) -> int:
+        """Return the number of batches of this process."""
+        return -(-self._num_samples() // self.batch_size)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images, uint8 of shape (B, C, H, W) in channels-last memory, and targets, int64 of shape (B,)."""
+
+    def _draw(self) -> Draws:
+        """Return the epoch's share of this process, on the CPU."""
+        total = len(self.targets)
+        if not self.train:
+            own = torch.arange(self.rank, total, self.world_size)
+            return Draws(own, own, torch.zeros(len(own), 2, dtype=torch.int64), torch.zeros(len(own), dtype=torch.bool))
+        draw = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        order = torch.randperm(total, generator=draw)
+        if self.order is not None and (resampled := self.order(self.epoch)) is not None:
+            order = resampled
+        offsets = torch.randint(2 * self.crop_padding + 1, (total, 2), generator=draw) - self.crop_padding
+        flips = torch.rand(total, generator=draw) < 0.5
+        positions = torch.arange(self.rank, self._num_samples() * self.world_size, self.world_size) % total
+        flips = flips[positions] & self.horizontal_flip
+        return Draws(positions, order[positions], offsets[positions], flips)
+
+
+def seed_of(*entropy: int) -> int:
+    """Return a seed for torch that depends on all of the numbers, each at least 0."""
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return int(state[0] >> 1)
+
+
+def augmented(image: Tensor, augment: Callable[[Tensor], Tensor], *entropy: int) -> Tensor:
+    """Augment an image, uint8 of shape (C, H, W), with what it draws seeded by the numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*entropy))
+        return augment(image)

@@ -1,0 +1,276 @@
+"""Lists of image files: what they say of the classes, in the formats that are about, and what is wrong with them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lt_cb.cli import main
+from lt_cb.data import LongTailedDataModule
+from lt_cb.data.files import list_annotations, list_lines, list_table, list_tree
+from lt_cb.losses import class_weights
+
+COUNTS = json.loads(Path(__file__).with_name("class_counts.json").read_text())
+
+
+def annotations(file: Path, labels: list[int], name: Callable[[int, int], str], num_classes: int) -> None:
+    """Write annotations as iNaturalist's competitions have them, entries and categories in no order."""
+    order = np.random.default_rng(0).permutation(len(labels)).tolist()
+    content = {
+        "info": {"year": 2018},
+        "licenses": [{"id": 0, "name": "x", "url": "y"}],
+        "images": [
+            {
+                "id": 7 * i,
+                "file_name": name(i, labels[i]),
+                "width": 800,
+                "height": 600,
+                "license": 0,
+                "rights_holder": "",
+            }
+            for i in order
+        ],
+        "annotations": [{"id": i, "image_id": 7 * i, "category_id": labels[i]} for i in reversed(order)],
+        "categories": [
+            {"id": label, "name": f"species {label}", "supercategory": "Plantae"}
+            for label in reversed(range(num_classes))
+        ],
+    }
+    file.write_text(json.dumps(content))
+
+
+def expanded(counts: list[int]) -> list[int]:
+    return [label for label, count in enumerate(counts) for _ in range(count)]
+
+
+class TestTable1:
+    """Classes, images and imbalance of the paper's Table 1, from files of the true sizes."""
+
+    @pytest.mark.parametrize(
+        ("source", "classes", "images", "imbalance"),
+        [
+            ("inat2017", 5089, 579184, "435.44"),
+            ("inat2018", 8142, 437513, "500.00"),
+            ("ilsvrc2012", 1000, 1281167, "1.78"),
+        ],
+    )
+    def test_by_one_command(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, classes: int, images: int, imbalance: str
+    ) -> None:
+        labels = expanded(COUNTS[source])
+        root = tmp_path
+        if source == "inat2017":
+            annotations(
+                tmp_path / "train2017.json", labels, lambda i, c: f"train_val_images/Aves/species {c}/{i}.jpg", classes
+            )
+        elif source == "inat2018":
+            lines = [f"train_val2018/Plantae/{c}/{i}.jpg {c}" for i, c in enumerate(labels)]
+            (tmp_path / "iNaturalist18_train.txt").write_text("\n".join(lines) + "\n")
+        else:
+            source, root = "manifest", tmp_path / "ilsvrc.csv"
+            rows = [f"train/n{c:08}/{i}.JPEG,n{c:08},train" for i, c in enumerate(labels)]
+            root.write_text("path,label,split\n" + "\n".join(rows) + "\nval/x.JPEG,n00000000,val\n")
+        for _ in ("read", "from the cache"):
+            data = LongTailedDataModule(source, str(root), image_size=224)
+            assert data.class_counts == COUNTS.get(source, COUNTS["ilsvrc2012"])
+        assert sum(class_weights(data.class_counts, 0.999).tolist()) == pytest.approx(classes)
+        capsys.readouterr()
+        main(["inspect", "--data.source", source, "--data.root", str(root), "--data.image_size", "224"])
+        assert f"{classes} classes, {images} training images, imbalance factor {imbalance}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Callable[[list[str]], None]:
+    def make(paths: list[str]) -> None:
+        for i, path in enumerate(paths):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (30, 20), (i, i, i)).save(tmp_path / path)
+
+    return make
+
+
+def shades(data: LongTailedDataModule, loader: str) -> list[tuple[int, int]]:
+    """Return the grey value, which says which image it is, and the class of each image."""
+    return sorted(
+        (int(image.float().mean().round()), int(target))
+        for batch, targets in getattr(data, loader)()
+        for image, target in zip(batch, targets, strict=True)
+    )
+
+
+class TestFormats:
+    @pytest.mark.parametrize(("year", "top"), [(2017, "train_val_images"), (2018, "train_val2018")])
+    @pytest.mark.parametrize("torchvisions", [False, True])
+    def test_inaturalist(self, tmp_path: Path, images: Callable, year: int, top: str, torchvisions: bool) -> None:
+        def name(i: int, c: int) -> str:
+            return f"{top}/Aves/species {c}/{i}.jpg"
+
+        labels = [2, 0, 1, 0, 0]
+        annotations(tmp_path / f"train{year}.json", labels, name, 3)
+        (tmp_path / "lists").mkdir()
+        annotations(tmp_path / f"lists/val{year}.json", labels[:3], lambda i, c: name(i, c), 3)
+        images(
+            [(f"{year}/" + name(i, c).partition("/")[2]) if torchvisions else name(i, c) for i, c in enumerate(labels)]
+        )
+        data = LongTailedDataModule(f"inat{year}", str(tmp_path), image_size=8, crop="resized", num_workers=0)
+        assert data.class_counts == [3, 1, 1]
+        assert data.class_names == ["species 0", "species 1", "species 2"]
+        assert shades(data, "train_dataloader") == list(enumerate(labels))
+        assert shades(data, "test_dataloader") == list(enumerate(labels[:3]))
+        (tmp_path / "categories.json").write_text(json.dumps([{"id": i, "name": "abc"[i]} for i in (2, 1, 0)]))
+        assert LongTailedDataModule(f"inat{year}", str(tmp_path)).class_names == ["a", "b", "c"]
+
+    @pytest.mark.parametrize(("source", "stem"), [("imagenet_lt", "ImageNet_LT"), ("places_lt", "Places_LT")])
+    def test_lists_of_the_field(self, tmp_path: Path, images: Callable, source: str, stem: str) -> None:
+        files = {"train": ["train/n02/a b.jpg 1", "train/n01/c.jpg 0"], "val": ["train/n01/d.jpg 0"]}
+        files["test"] = ["val/n02/e.jpg 1", ""]
+        images([line.rpartition(" ")[0] for lines in files.values() for line in lines if line])
+        (tmp_path / stem).mkdir()
+        for split, lines in files.items():
+            (tmp_path / stem / f"{stem}_{split}.txt").write_text("\n".join(lines))
+        data = LongTailedDataModule(source, str(tmp_path), image_size=8, crop="resized", num_workers=0)
+        assert (data.class_names, data.class_counts) == (["n01", "n02"], [1, 1])
+        assert shades(data, "train_dataloader") == [(0, 1), (1, 0)]
+        assert shades(data, "val_dataloader") == [(2, 0)]
+        assert shades(data, "test_dataloader") == [(3, 1)]
+        assert LongTailedDataModule(source, str(tmp_path)).image_size == 224
+
+    def test_ilsvrc_is_a_tree_whose_validation_is_the_test(self, tmp_path: Path, images: Callable) -> None:
+        images(
+            [
+                "train/n01/a.JPEG",
+                "train/n01/b.JPEG",
+                "train/n02/c.JPEG",
+                "val/n01/d.JPEG",
+                "val/n02/e.JPEG",
+                "test/f.JPEG",
+            ]
+        )
+        data = LongTailedDataModule("ilsvrc2012", str(tmp_path), image_size=8, num_workers=0)
+        assert (data.class_names, data.class_counts) == (["n01", "n02"], [2, 1])
+        assert shades(data, "test_dataloader") == shades(data, "val_dataloader") == [(3, 0), (4, 1)]
+
+    def test_a_folder_with_validation_images(self, tmp_path: Path, images: Callable) -> None:
+        parts = [f"{part}/{name}/x.png" for part in ("train", "val", "test") for name in ("cat", "dog")]
+        images(parts)
+        data = LongTailedDataModule("image_folder", str(tmp_path), image_size=8)
+        assert shades(data, "val_dataloader") == [(2, 0), (3, 1)]
+        assert shades(data, "test_dataloader") == [(4, 0), (5, 1)]
+
+    @pytest.mark.parametrize("ending", ["csv", "parquet"])
+    @pytest.mark.parametrize("labels", [["dog", "cat", "dog"], [1, 0, 1]])
+    def test_tables(self, tmp_path: Path, images: Callable, ending: str, labels: list) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        paths, splits = ["x/a.png", "b.png", "ä/c.png"], ["train", "train", "val"]
+        images(paths)
+        file = tmp_path / f"table.{ending}"
+        if ending == "csv":
+            rows = [",".join(map(str, row)) for row in zip(splits, labels, paths, strict=True)]
+            file.write_text("\n".join(["split,label,path", *rows]))
+        else:
+            parquet.write_table(
+                pyarrow.table({"path": paths, "label": labels, "split": splits, "more": [1, 2, 3]}), file
+            )
+        data = LongTailedDataModule("manifest", str(file), image_size=8, crop="resized", num_workers=0)
+        assert data.class_names == (["0", "1"] if labels[0] == 1 else ["cat", "dog"])
+        assert shades(data, "train_dataloader") == [(0, 1), (1, 0)]
+        assert shades(data, "test_dataloader") == [(2, 1)]
+
+    def test_classes_without_a_folder_of_their_own_are_numbered(self, tmp_path: Path) -> None:
+        (tmp_path / "list.txt").write_text("x/a.jpg 0\nx/b.jpg 2\n")
+        assert list_lines(tmp_path / "list.txt").class_names == ["0", "1", "2"]
+        (tmp_path / "list.txt").write_text("r/a/x/1.jpg 0\nr/b/x/2.jpg 1\n")
+        assert list_lines(tmp_path / "list.txt").class_names == ["a/x", "b/x"]
+
+
+class TestWrong:
+    @pytest.mark.parametrize(
+        ("name", "content", "sentence"),
+        [
+            ("t.json", "{", "is no annotation file"),
+            ("t.json", '{"images": []}', "is no annotation file with images, annotations and categories"),
+            (
+                "t.txt",
+                "a.jpg 0\nb.jpg one\n",
+                r"line 2 of '\S+t.txt' is 'b.jpg one', but must be a path and a class index",
+            ),
+            ("t.txt", "a.jpg\n", "line 1 .* must be a path and a class index"),
+            ("t.txt", "", "names no image"),
+            (
+                "t.csv",
+                "path,class,split\na,b,train\n",
+                "has columns path, class, split, but must have path, label and split",
+            ),
+            ("t.csv", "path,label,split\na,b\n", "cannot be read as CSV"),
+            ("t.csv", "", "must have path, label and split"),
+            ("t.parquet", "x", "cannot be read as Parquet"),
+        ],
+    )
+    def test_files_are_refused(self, tmp_path: Path, name: str, content: str, sentence: str) -> None:
+        read = {"json": list_annotations, "txt": list_lines, "csv": list_table, "parquet": list_table}[name[2:]]
+        with pytest.raises(ValueError, match=r"there is no file '.*': set --data.root"):
+            read(tmp_path / name)
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=sentence):
+            read(tmp_path / name)
+
+    def test_splits_are_checked(self, tmp_path: Path) -> None:
+        for rows, sentence in (
+            ("a,x,train", "no image of split test"),
+            ("a,x,trian", "has split 'trian', but allowed"),
+        ):
+            (tmp_path / "t.csv").write_text(f"path,label,split\n{rows}\n")
+            with pytest.raises(ValueError, match=sentence):
+                LongTailedDataModule("manifest", str(tmp_path / "t.csv"), image_size=8)
+
+    def test_missing_images_are_told_together(self, tmp_path: Path, images: Callable) -> None:
+        names = [f"im/{i}.png" for i in range(30)]
+        images(names[:5])
+        rows = "".join(f"{name},{i % 2},train\n" for i, name in enumerate(names))
+        (tmp_path / "t.csv").write_text(f"path,label,split\n{rows}im/1.png,0,test\n")
+        data = LongTailedDataModule("manifest", str(tmp_path / "t.csv"), image_size=8)
+        with pytest.raises(
+            ValueError, match=r"25 of 30 images are not in '\S+': 'im/5.png', .*'im/14.png' and 15 more\."
+        ):
+            data.train_dataloader()
+        assert len(data.test_dataloader()) == 1
+
+
+class TestCache:
+    def test_a_large_tree_is_scanned_again_only_when_it_changes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lt_cb.data.files.WORTH_CACHING", 3)
+        walked = []
+        walk = os.walk
+        monkeypatch.setattr("lt_cb.data.files.os.walk", lambda *args, **kw: walked.append(args) or walk(*args, **kw))
+        for name in ("cat/1.png", "cat/deep/2.png", "dog/3.png"):
+            (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "train" / name).touch()
+
+        def scan() -> tuple[list[bytes], bool]:
+            walked.clear()
+            return list_tree(tmp_path / "train").paths.tolist(), bool(walked)
+
+        before = [b"cat/1.png", b"cat/deep/2.png", b"dog/3.png"]
+        assert scan() == (before, True)
+        assert scan() == (before, True)  # too fresh to be cached
+        for folder in [tmp_path / "train", *(tmp_path / "train").rglob("*/")]:
+            os.utime(folder, (1e9, 1e9))
+        assert scan() == (before, True)
+        assert scan() == (before, False)
+        (tmp_path / "train/cat/deep/0.png").touch()
+        assert scan() == ([b"cat/1.png", b"cat/deep/0.png", *before[1:]], True)
+
+    def test_a_changed_list_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lt_cb.data.files.WORTH_CACHING", 1)
+        file = tmp_path / "t.txt"
+        for text, labels in (("a 0\nb 1", [0, 1]), ("a 0\nb 1", [0, 1]), ("a 1\nb 1", [1, 1])):
+            file.write_text(text)
+            assert list_lines(file).labels.tolist() == list_lines(file).labels.tolist() == labels

@@ -1,0 +1,196 @@
+"""Images decoded as they are asked for: the same as those in memory, or torchvision's random crops."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms.v2 import CenterCrop, RandAugment, RandomResizedCrop, Resize
+from torchvision.transforms.v2 import functional as tv
+
+from lt_cb.data import LongTailedDataModule, SquareRootSampler
+from lt_cb.data.images import decode_region
+from lt_cb.data.loader import EpochLoader
+from lt_cb.data.streaming import StreamingLoader, centre_region, random_region
+
+
+def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Make an image without the detail that scaling loses."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def batches(loader: EpochLoader, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    loader.set_epoch(epoch)
+    return [(images.clone(), targets) for images, targets in loader]
+
+
+class TestPadded:
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize(("image_size", "padding", "flip"), [(None, 4, True), (9, 12, False)])
+    def test_batches_are_those_of_images_in_memory(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        workers: int,
+        image_size: int | None,
+        padding: int,
+        flip: bool,
+    ) -> None:
+        def data(free: int) -> LongTailedDataModule:
+            monkeypatch.setattr("lt_cb.data.datamodule.available_memory", lambda: free)
+            return LongTailedDataModule(
+                "image_folder", str(folder), imbalance_factor=3, batch_size=5, image_size=image_size,
+                num_workers=workers,
+                crop_padding=padding, horizontal_flip=flip, augment=[RandAugment(1)], sampler=SquareRootSampler(),
+                val_fraction=0.2,
+            )  # fmt: skip
+
+        resident, streaming = data(10**12), data(1000)
+        for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            loaders = getattr(resident, name)(), getattr(streaming, name)()
+            assert isinstance(loaders[1], StreamingLoader)
+            assert len(loaders[0]) == len(loaders[1])
+            for epoch in (0, 1, 1):
+                for (images, targets), (others, same) in zip(*(batches(part, epoch) for part in loaders), strict=True):
+                    assert torch.equal(images, others)
+                    assert torch.equal(targets, same)
+                    assert others.is_contiguous(memory_format=torch.channels_last)
+        assert resident.subset_hash == streaming.subset_hash
+
+    def test_the_limit_is_said(self, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+        said: list[str] = []
+        monkeypatch.setattr("lt_cb.data.datamodule.rank_zero_info", said.append)
+        for free, streams in ((2 * 33 * 12 * 12 * 3, False), (2 * 33 * 12 * 12 * 3 - 1, True)):
+            monkeypatch.setattr("lt_cb.data.datamodule.available_memory", lambda free=free: free)
+            assert (
+                isinstance(LongTailedDataModule("image_folder", str(folder)).test_dataloader(), StreamingLoader)
+                == streams
+            )
+        free = "33 images take 0.0 GiB, more than half of the 0.0 GiB of memory that are free"
+        assert said == [f"{free}: they are decoded as they are asked for."]
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_a_damaged_image_is_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+        (folder / "test/dog/02.jpg").write_bytes(b"not an image")
+        monkeypatch.setattr("lt_cb.data.datamodule.available_memory", lambda: 0)
+        data = LongTailedDataModule("image_folder", str(folder), num_workers=workers)
+        with pytest.raises(ValueError, match=r"^'\S+dog/02\.jpg' cannot be read as an image .*replace or remove it\.$"):
+            list(data.test_dataloader())
+
+
+class TestResized:
+    def test_what_a_region_shows_is_torchvisions_resized_crop(self, tmp_path: Path) -> None:
+        image = smooth(300, 200)
+        image.save(tmp_path / "image.png")
+        for seed in range(20):
+            left, top, right, bottom = box = random_region(np.random.default_rng(seed), 300, 200)
+            own = decode_region(tmp_path / "image.png", lambda *_, box=box: box, 64, 3)
+            size = int(bottom - top), int(right - left)
+            theirs = np.asarray(tv.resized_crop(image, int(top), int(left), *size, [64, 64], antialias=True))
+            difference = np.abs(own.astype(int) - theirs)
+            assert difference[3:-3, 3:-3].max() <= 1  # at the border a crop has no neighbours
+            assert difference.max() <= 8
+
+    def test_a_test_image_is_resize_and_centre_crop(self, tmp_path: Path) -> None:
+        for size in ((500, 375), (320, 600)):
+            image = smooth(*size)
+            image.save(tmp_path / "image.png")
+            own = decode_region(tmp_path / "image.png", lambda w, h: centre_region(224, w, h), 224, 3)
+            theirs = np.asarray(CenterCrop(224)(Resize(256)(image)))
+            difference = np.abs(own.astype(int) - theirs)  # torchvision rounds sizes and places to whole pixels
+            assert difference.mean() < 2
+            assert difference.max() < 12
+
+    @given(st.integers(1, 2000), st.integers(1, 2000), st.integers(0, 2**32))
+    def test_regions_lie_within(self, width: int, height: int, seed: int) -> None:
+        left, top, right, bottom = random_region(np.random.default_rng(seed), width, height)
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        left, top, right, bottom = centre_region(224, width, height)
+        assert math.isclose(right - left, bottom - top)
+        assert min(left, top, width - right, height - bottom) >= 0
+
+    @pytest.mark.parametrize(("width", "height"), [(500, 375), (300, 300), (1000, 100), (40, 300)])
+    def test_regions_are_distributed_as_torchvisions(self, width: int, height: int) -> None:
+        rng = np.random.default_rng(0)
+        own = np.array([random_region(rng, width, height) for _ in range(3000)])
+        own = np.stack([own[:, 1], own[:, 0], own[:, 3] - own[:, 1], own[:, 2] - own[:, 0]], 1)
+        transform, image = RandomResizedCrop(224), torch.empty(3, height, width)
+        drawn = [transform.make_params([image]) for _ in range(3000)]
+        theirs = np.array([[params[name] for name in ("top", "left", "height", "width")] for params in drawn], float)
+        for values, others in (
+            (own, theirs),
+            (own**2, theirs**2),
+            (own[:, 2] * own[:, 3], theirs[:, 2] * theirs[:, 3]),
+        ):
+            error = np.sqrt((values.var(0) + others.var(0)) / 3000)
+            assert (np.abs(values.mean(0) - others.mean(0)) <= 4 * error + 1).all()
+
+    def test_epochs_are_drawn_from_seed_and_epoch(self, tmp_path: Path) -> None:
+        smooth(90, 60).save(tmp_path / "image.jpg")
+        paths = np.array([str(tmp_path / "image.jpg")] * 7, bytes)
+
+        def images(epoch: int, workers: int = 0, **options: int) -> torch.Tensor:
+            loader = StreamingLoader(
+                paths, torch.arange(7), 3, image_size=16, crop="resized", train=True, num_workers=workers, **options
+            )
+            return torch.cat([batch for batch, _ in batches(loader, epoch)])
+
+        first = images(0)
+        assert torch.equal(first, images(0, workers=2))
+        assert torch.equal(first[1::2], images(0, rank=1, world_size=2)[:3])  # each process has every other
+        assert not torch.equal(first, images(1))
+        assert not torch.equal(first, images(0, seed=1))
+        assert len({image.numpy().tobytes() for image in first}) == 7
+
+    @pytest.mark.parametrize("side", [16, 32, 64])
+    def test_reduced_decoding_shows_the_same(self, tmp_path: Path, side: int) -> None:
+        image = smooth(611, 405)
+        image.save(tmp_path / "image.jpg", quality=95)
+        image.save(tmp_path / "image.png")
+        for seed in range(20):
+            box = random_region(np.random.default_rng(seed), 611, 405)
+            reduced, full = (
+                decode_region(tmp_path / f"image.{end}", lambda *_, box=box: box, side, 3) for end in ("jpg", "png")
+            )
+            error = np.square(reduced.astype(float) - full).mean()
+            assert 10 * math.log10(255**2 / error) > 35  # dB
+
+    def test_turned_and_grey_images(self, tmp_path: Path) -> None:
+        image = Image.new("L", (80, 40))
+        image.paste(255, (0, 0, 40, 40))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise: white is then above
+        image.save(tmp_path / "image.jpg", exif=exif)
+        for channels in (1, 3):
+            shown = decode_region(tmp_path / "image.jpg", lambda w, h: (0, 0, w, h), 8, channels)
+            assert shown.shape == (8, 8, channels)
+            assert shown[:3].min() > 250
+            assert shown[5:].max() < 5
+
+    def test_images_in_memory_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="crop is resized, but Digits has images of 8 pixels in memory"):
+            LongTailedDataModule("digits", crop="resized").prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"batch_size": 128}, r"2 devices x 128 images x 1 accumulated batches are 256: set --trainer.acc\S+ 4\.$"),
+        ({"batch_size": 100}, "are 200: set --data.batch_size"),
+        ({"batch_size": 512}, None),
+    ],
+)
+def test_the_global_batch_is_checked(options: dict, sentence: str | None) -> None:
+    data = LongTailedDataModule(global_batch_size=1024, **options)
+    if sentence is None:
+        data._check_global_batch(1024, 2, 1)
+    else:
+        with pytest.raises(ValueError, match=sentence):
+            data._check_global_batch(1024, 2, 1)
