@@ -23,7 +23,7 @@ from lt_cb.errors import InputError, did_you_mean
 from lt_cb.fast import mixed_precision
 from lt_cb.files import read_yaml
 from lt_cb.inspect import weight_tables
-from lt_cb.loggers import TensorBoard, WandB, check_loggers, finish
+from lt_cb.loggers import TensorBoard, WandB, check_loggers, finish, wandb_logger
 from lt_cb.losses import Loss, Weighting, suggest_beta
 from lt_cb.models import SecondStage
 from lt_cb.module import LongTailedClassifier
@@ -60,9 +60,8 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config to a checkpoint, so that ``test --ckpt_path`` needs nothing else, and the run at W&B."""
         checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_none=False)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandB):
-                checkpoint[WANDB_KEY] = logger.version
+        if (logger := wandb_logger(trainer)) is not None:
+            checkpoint[WANDB_KEY] = logger.version
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the config in the loggers beside the CSV files."""
@@ -101,6 +100,14 @@ class InspectingTrainer(Trainer):
         console = Console()
         for table in weight_tables(datamodule.class_names, datamodule.class_counts, sorted({*betas, suggested})):
             console.print(table)
+        counts = datamodule.class_counts
+        least = min(count for count in counts if count)
+        console.print(
+            f"{len(counts)} classes, {sum(counts)} training images, imbalance factor {max(counts) / least:.2f} "
+            f"({max(counts)} to {least} images).",
+            soft_wrap=True,
+            highlight=False,
+        )
         console.print(
             f"A start for the search: --model.loss.weighting.beta {suggested:.6g} (1 - 1 / largest class count).",
             soft_wrap=True,

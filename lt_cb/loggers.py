@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -128,6 +129,11 @@ class WandB(WandbLogger):
                 files.mkdir(exist_ok=True)
                 shutil.copy(file, files)
                 self._experiment.save(str(files / file.name), base_path=str(files.parent), policy="now")
+
+
+def wandb_logger(trainer: Trainer) -> WandB | None:
+    """Return the W&B logger of a trainer, None without one."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, WandB)), None)
 
 
 def check_loggers(config: Any) -> None:  # noqa: ANN401 - as parsed

@@ -1,10 +1,34 @@
-"""Accuracy by class and by shot group, summed on the device and over processes."""
+"""Means, and accuracy by class and by shot group, summed on the device and over processes."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+
+class Mean(Metric):
+    """Mean over samples, from the means of batches.
+
+    torchmetrics' own waits for the device at each update, to look for NaN, or else forgets the weights.
+    """
+
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "samples"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, samples: int) -> None:
+        """Count a batch, by its mean, a scalar, and how many samples it has."""
+        self.total += mean * samples
+        self.samples += samples
+
+    def compute(self) -> Tensor:
+        """Return the mean over all processes, a scalar; NaN without samples."""
+        return self.total / self.samples
 
 
 class PerClassAccuracy(Metric):

@@ -11,13 +11,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lt_cb.errors import InputError
 from lt_cb.fast import compiles
 from lt_cb.losses import Loss
-from lt_cb.metrics import PerClassAccuracy, accuracies, shot_groups
-from lt_cb.models import SecondStage, build_backbone, last_linear, normalize_classifier
+from lt_cb.metrics import Mean, PerClassAccuracy, accuracies, shot_groups
+from lt_cb.models import SecondStage, build_backbone, draw_classifier, last_linear, normalize_classifier
 from lt_cb.schedule import WarmupMultiStep, check_part_of_training, training_progress
 
 Batch = tuple[Tensor, Tensor]
@@ -27,7 +26,8 @@ class LongTailedClassifier(LightningModule):
     """An image classifier trained with any `lt_cb.losses.Loss`, which also brings the class counts.
 
     Logs ``train/loss`` and, for ``val`` and ``test``, ``loss``, ``acc``, ``balanced_acc`` and ``acc/many``,
-    ``acc/medium``, ``acc/few`` as means over all processes. ``load_from_checkpoint`` needs neither data nor config.
+    ``acc/medium``, ``acc/few``, and of more than ten classes ``acc_top5``, as means over all processes.
+    ``load_from_checkpoint`` needs neither data nor config.
 
     Args:
         loss: of (logits, targets); its ``class_counts`` say how many classes there are and what a tail class is.
@@ -37,6 +37,10 @@ class LongTailedClassifier(LightningModule):
         lr_scheduler: made from the optimiser; `WarmupMultiStep` steps every batch, others every epoch.
         defer_weighting: part of the training, in [0, 1], before the class weights of the loss count: deferred
             re-weighting (DRW, Cao et al. 2019, who take 0.8). It sets in with an epoch.
+        decay_vectors: whether weight decay counts for parameters of one dimension too: scales and shifts of norms, and
+            biases. The paper decays them on CIFAR, and not on larger images.
+        classifier_std: the last layer's weights are drawn from a normal distribution of this standard deviation; None
+            leaves them as the backbone has them.
         second_stage: what is done to the classifier of a trained network, whose checkpoint ``fit`` then starts from.
         mix: mixes a batch of images and one-hot targets, as torchvision's ``MixUp`` and ``CutMix`` do.
         fast: ``auto`` compiles the network for a long training on an NVIDIA GPU, and has the command line train in
@@ -65,6 +69,8 @@ class LongTailedClassifier(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupMultiStep(optimizer),
         defer_weighting: float = 0.0,
+        decay_vectors: bool = True,
+        classifier_std: float | None = None,
         second_stage: SecondStage | None = None,
         mix: nn.Module | None = None,
         fast: Literal["auto", "off"] = "auto",
@@ -90,12 +96,15 @@ class LongTailedClassifier(LightningModule):
                 f"{type(loss).__name__} takes no mixed targets: unset --model.mix, or choose another loss."
             )
         self.defer_weighting = defer_weighting
+        self.decay_vectors = decay_vectors
         self.second_stage = second_stage
         self.mix = mix
         self.fast = fast
         num_classes = len(loss.class_counts)
         self.loss = loss
         self.backbone = build_backbone(backbone, num_classes, in_channels, backbone_args)
+        if classifier_std is not None:
+            draw_classifier(self.backbone, classifier_std)
         if loss.normalized_classifier:
             normalize_classifier(self.backbone)
         if second_stage is not None:
@@ -110,8 +119,9 @@ class LongTailedClassifier(LightningModule):
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
-        self.train_loss = MeanMetric()
-        self.eval_loss = MeanMetric()
+        self.train_loss = Mean()
+        self.eval_loss = Mean()
+        self.eval_top5 = Mean() if num_classes > 10 else None
         self.eval_classes = PerClassAccuracy(num_classes)
 
     def _last_bias(self) -> nn.Parameter | None:
@@ -188,12 +198,18 @@ class LongTailedClassifier(LightningModule):
         images, targets = batch
         logits: Tensor = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
-        self.eval_classes.update(self.loss.adjust(logits).argmax(1), targets)
+        adjusted = self.loss.adjust(logits)
+        self.eval_classes.update(adjusted.argmax(1), targets)
+        if self.eval_top5 is not None:
+            self.eval_top5.update((adjusted.topk(5).indices == targets[:, None]).any(1).float().mean(), len(images))
         return logits
 
     def _log_results(self, stage: str) -> None:
         correct, total = self.eval_classes.compute()
         results = accuracies(correct, total, self.groups) | {"loss": self.eval_loss.compute()}
+        if self.eval_top5 is not None:
+            results["acc_top5"] = self.eval_top5.compute()
+            self.eval_top5.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in results.items()}, sync_dist=True)
         self.per_class = {"correct": correct.tolist(), "total": total.tolist()}
         self.eval_loss.reset()
@@ -221,14 +237,19 @@ class LongTailedClassifier(LightningModule):
         predicted = self.loss.adjust(logits).argmax(1)
         return predicted, self.loss.probabilities(logits).gather(1, predicted[:, None]).squeeze(1)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is trained: with weight decay, and without. A last bias that starts from the prior has none."""
+        prior = None if self.loss.prior_bias is None else self._last_bias()
+        decayed: list[nn.Parameter] = []
+        spared: list[nn.Parameter] = []
+        for p in self.parameters():
+            if p.requires_grad:
+                (spared if p is prior or (p.ndim < 2 and not self.decay_vectors) else decayed).append(p)
+        return [{"params": decayed}, *([{"params": spared, "weight_decay": 0.0}] if spared else [])]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make optimiser and scheduler; a last bias that starts from the prior is not decayed."""
-        spared = None if self.loss.prior_bias is None else self._last_bias()
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": [p for p in trained if p is not spared]}]
-        if spared is not None and spared.requires_grad:
-            groups.append({"params": [spared], "weight_decay": 0.0})
-        optimizer = self.make_optimizer(groups)
+        """Make optimiser and scheduler."""
+        optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, WarmupMultiStep):
             scheduler.total_steps = scheduler.total_steps or self._total_steps()

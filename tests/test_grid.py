@@ -1,6 +1,7 @@
 """Grids: what they expand to, and that each distinct run is done once, whatever happens to the processes."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -62,6 +63,26 @@ class TestPlan:
         balanced = by_name["cifar10_if1_softmax_plain"]["model"]
         assert balanced["lr_scheduler"]["init_args"]["factors"] == [0.1, 0.01]
         assert len(next(run for run in plan.runs if run.name == "cifar10_if1_softmax_plain").aliases) == 4
+
+    def test_the_papers_large_data_sets_are_27_runs(self) -> None:
+        plan = read_plan(GRIDS / "table3.yaml")
+        assert plan.named == len(plan.runs) == 27
+        found, rates = set(), set()
+        for config in (run.config for run in plan.runs):
+            data, model = config["data"], config["model"]
+            loss = model["loss"]["class_path"].rpartition(".")[2]
+            options = model["loss"]["init_args"]
+            beta = None if options["weighting"] is None else options["weighting"]["init_args"]["beta"]
+            how = (loss, options.get("gamma"), beta, data["image_size"])
+            found.add((data["source"], model["backbone"], how))
+            rates.add((data["source"], loss, model["optimizer"]["init_args"]["lr"]))
+        sources, depths = ("inat2017", "inat2018", "ilsvrc2012"), ("resnet50", "resnet101", "resnet152")
+        hows = (("SoftmaxLoss", None, None, 224), ("FocalLoss", 0.5, 0.999, 224), ("FocalLoss", 0.5, 0.999, 320))
+        assert found == set(itertools.product(sources, depths, hows))
+        per_256 = {"SoftmaxLoss": (0.1, 0.1, 0.1), "FocalLoss": (0.4, 0.4, 0.2)}
+        assert rates == {
+            (s, loss, 4 * rate) for loss in per_256 for s, rate in zip(sources, per_256[loss], strict=True)
+        }
 
     def test_axes_combine_zip_and_nest(self) -> None:
         names = [

@@ -32,11 +32,14 @@ def write(
     beta: float | None = None,
     gamma: float | None = None,
     source: str = "cifar10",
-    factor: float = 100,
+    factor: float | None = 100,
     seed: int = 0,
+    top5: float | None = None,
+    epochs: int | None = None,
+    data: dict | None = None,
     **config: object,
 ) -> None:
-    """Write what a run leaves, with this error in percent."""
+    """Write what a run leaves, with these errors in percent and more of ``data`` and, by name, of ``model``."""
     arguments: dict = {"reduction": "mean", "weighting": None} | ({} if gamma is None else {"gamma": gamma})
     if beta is not None:
         arguments["weighting"] = {"class_path": "lt_cb.losses.EffectiveNumber", "init_args": {"beta": beta}}
@@ -44,17 +47,19 @@ def write(
     resolved = {
         "seed_everything": seed,
         "model": {"loss": {"class_path": f"lt_cb.losses.{loss}", "init_args": arguments}, **config},
-        "data": {"source": source, "imbalance_factor": factor, "root": f"/somewhere/{seed}"},
+        "data": {"source": source, "imbalance_factor": factor, "root": f"/somewhere/{seed}", **(data or {})},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(resolved))
     accuracy = 1 - error / 100
     metrics = {"acc": accuracy, "balanced_acc": accuracy, "acc/many": accuracy + 0.01, "acc/few": accuracy - 0.02}
+    metrics |= {} if top5 is None else {"acc_top5": 1 - top5 / 100}
     result = {
         "metrics": {f"test/{name}": value for name, value in metrics.items()},
         "class_counts": [5000, 500, 50],
         "per_class_accuracy": [accuracy, accuracy, None],
         "seeds": {"seed_everything": seed, "subset_seed": 0},
         "shot_groups": {"many": [0, 1], "medium": [2]},
+        "epochs": epochs,
         "checkpoint": f"somewhere/checkpoints/{checkpoint}.ckpt",
         "wall_time_s": {"fit": 10.0, "test": 1.0},
     }
@@ -125,6 +130,79 @@ def test_what_tells_two_methods_apart_is_in_their_names(tmp_path: Path) -> None:
         "Softmax, backbone resnet32": "**31.00 ± 1.41**",
         "Softmax, backbone resnet56": "**31.00** (1 of 2 seeds)",
     }
+
+
+def test_table_3_beside_table_2(tmp_path: Path) -> None:
+    small: dict = {"backbone": "resnet50", "data": {"image_size": 224, "mean": [0.5]}, "factor": None, "epochs": 90}
+    large: dict = {**small, "backbone": "resnet101", "data": {"image_size": 320, "mean": [0.5]}}
+    focal: dict = {"loss": "FocalLoss", "gamma": 0.5, "beta": 0.999}
+    write(tmp_path / "a/0", 43.0, top5=21.0, source="inat2018", **small)
+    write(tmp_path / "a/1", 44.0, top5=22.0, source="inat2018", seed=1, **small)
+    write(tmp_path / "b", 30.0, source="inat2018", **large, **focal)
+    small["data"]["mean"] = [0.4]  # each source has its own: it tells no methods apart
+    write(tmp_path / "c", 23.0, top5=7.5, source="ilsvrc2012", **small)
+    write(tmp_path / "d", 30.0, epochs=200)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    page = (tmp_path / "report.md").read_text()
+    softmax = "Softmax, image_size 224, backbone resnet50"
+    cb = "Focal gamma 0.5, CB β 0.999, image_size 320, backbone resnet101"
+    inat, ilsvrc, cifar = "inat2018 whole, IF 100", "ilsvrc2012 whole, IF 100", "cifar10 IF 100"
+    paper = table(page, "Beside the paper")
+    assert {key: (row["ours"], row["paper"], row["difference"]) for key, row in paper.items()} == {
+        (softmax, inat): ("43.50 ± 0.71", "42.86", "+0.64"),
+        (cb, inat): ("30.00", "32.02", "-2.02"),
+        (softmax, ilsvrc): ("23.00", "23.92", "-0.92"),
+        ("Softmax", cifar): ("30.00", "29.64", "+0.36"),  # as in a report of Table 2 alone
+    }
+    assert paper[softmax, inat]["within two standard errors"] == "yes"  # 2 x 0.71 / sqrt(2) is 1
+    assert {row["unlike the paper"] for row in paper.values()} == {"–"}
+    top5 = table(page, "Beside the paper, top-5")
+    assert {key: (row["ours"], row["paper"], row["difference"]) for key, row in top5.items()} == {
+        (softmax, inat): ("21.50 ± 0.71", "21.31", "+0.19"),
+        (softmax, ilsvrc): ("7.50", "7.03", "+0.47"),
+    }
+    error = table(page, "Error")
+    assert error[softmax,] == {"method": softmax, cifar: "–", ilsvrc: "**23.00** (1 of 2 seeds)", inat: "43.50 ± 0.71"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"n_max": 100}},
+        {"data": {"imbalance_type": "step"}},
+        {"data": {"subset_counts": [5000, 500, 50]}, "factor": None},
+        {"factor": 99},
+        {"backbone": "resnet56"},
+        {"data": {"image_size": 64}},
+        {"loss": "LDAMLoss"},
+        {"data": {"image_size": 224}, "factor": 100, "source": "inat2018", "backbone": "resnet50"},  # not the whole
+        {"data": {"image_size": 256}, "factor": None, "source": "inat2018", "backbone": "resnet50"},
+    ],
+)
+def test_other_experiments_are_neither_the_papers_nor_one_with_it(changes: dict, tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    write(tmp_path / "b", 40.0, **changes)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    page = (tmp_path / "report.md").read_text()
+    assert [row["ours"] for row in table(page, "Beside the paper").values()] == ["30.00"]
+    assert "repeated later" not in page
+
+
+def test_what_is_unlike_the_paper_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0, epochs=20)
+    network = {"backbone": "resnet50", "backbone_args": {"pretrained": True}, "source": "inat2018", "factor": None}
+    write(tmp_path / "b", 30.0, epochs=0, data={"image_size": 224, "val_fraction": 0.1}, **network)
+    config = yaml.safe_load((tmp_path / "b/config.yaml").read_text()) | {"trainer": {"max_epochs": 100}}
+    (tmp_path / "b/config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    paper = table((tmp_path / "report.md").read_text(), "Beside the paper")
+    assert [row["unlike the paper"] for row in paper.values()] == [
+        "20 epochs in place of 200",
+        "100 epochs in place of 90, val_fraction 0.1, backbone_args.pretrained True",
+    ]
 
 
 def test_accuracy_instead_of_error(tmp_path: Path) -> None:
@@ -262,13 +340,17 @@ def test_a_run_tested_again_is_the_same_method(tmp_path: Path) -> None:
     assert list(table((tmp_path / "report.md").read_text(), "Error")) == [("Softmax",)]
 
 
-def test_other_weights_are_not_in_the_picture_by_beta(tmp_path: Path) -> None:
+def test_other_weights_are_not_those_of_a_beta(tmp_path: Path) -> None:
     write(tmp_path / "a", 30.0)
     write(tmp_path / "b", 20.0, beta=0.99)
     write(tmp_path / "c", 10.0)
     config = yaml.safe_load((tmp_path / "c/config.yaml").read_text())
     config["model"]["loss"]["init_args"]["weighting"] = {"class_path": "lt_cb.losses.InverseFrequency"}
     (tmp_path / "c/config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    paper = table((tmp_path / "report.md").read_text(), "Beside the paper")
+    assert list(paper) == [("Softmax", "cifar10 IF 100")]  # nor beside the paper's figure without weights
     families = {result.method: result.family for result in collect(tmp_path).results}
     assert families == {"Softmax": "Softmax", "Softmax, CB β 0.99": "Softmax", "Softmax, InverseFrequency": None}
 

@@ -15,7 +15,7 @@ from rich.table import Table
 import lt_cb
 from lt_cb.data import LongTailedDataModule
 from lt_cb.files import write_json
-from lt_cb.loggers import WandB
+from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
 
 
@@ -39,22 +39,22 @@ class ResultFile(Callback):
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-        counts, per_class = pl_module.loss.class_counts, pl_module.per_class
-        accuracy = [c / t if t else None for c, t in zip(per_class["correct"], per_class["total"], strict=True)]
+        counts, accuracy, tested = pl_module.loss.class_counts, class_accuracy(pl_module), pl_module.per_class["total"]
         if trainer.progress_bar_callback is not None:  # else a live bar and the table write into each other
             trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
         _print_table(pl_module.class_names, counts, accuracy, metrics)
         if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
+        wandb = wandb_logger(trainer)
         result: dict[str, Any] = {
             "metrics": metrics,
             "class_names": pl_module.class_names,
             "class_counts": counts,
             "shot_groups": pl_module.groups,
             "per_class_accuracy": accuracy,
-            "test_counts": per_class["total"],
-            "test_images": sum(per_class["total"]),
+            "test_counts": tested,
+            "test_images": sum(tested),
             "epochs": trainer.current_epoch,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "seeds": {
@@ -66,7 +66,7 @@ class ResultFile(Callback):
             "wall_time_s": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             "precision": str(trainer.precision),
             "device": str(pl_module.device),
-            "wandb_run": next((logger.version for logger in trainer.loggers if isinstance(logger, WandB)), None),
+            "wandb_run": None if wandb is None else wandb.version,
             "versions": {
                 "lt_cb": lt_cb.__version__,
                 "python": platform.python_version(),
@@ -76,6 +76,12 @@ class ResultFile(Callback):
         }
         write_json(Path(folder, "result.json"), result)
         Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
+
+
+def class_accuracy(module: LongTailedClassifier) -> list[float | None]:
+    """Return the accuracy of each class in [0, 1], None for a class without samples."""
+    pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
+    return [correct / total if total else None for correct, total in pairs]
 
 
 def _print_table(names: list[str], counts: list[int], accuracy: list[float | None], metrics: dict[str, float]) -> None:

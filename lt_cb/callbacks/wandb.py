@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lt_cb.loggers import WandB
+from lt_cb.callbacks.result import class_accuracy
+from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
 
 LINES = 20  # of the chart over epochs
@@ -39,11 +40,11 @@ class ClassesToWandB(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add an epoch to the chart."""
-        logger = _logger(trainer)
+        logger = wandb_logger(trainer)
         if logger is None or trainer.sanity_checking or not isinstance(pl_module, LongTailedClassifier):
             return
         labels, members = _bands(pl_module)
-        accuracy = np.array(_accuracy(pl_module), dtype=float)
+        accuracy = np.array(class_accuracy(pl_module), dtype=float)
         self._epochs.append(trainer.current_epoch)
         self._lines.append([_mean(accuracy[band]) for band in members])
         if trainer.is_global_zero:
@@ -55,7 +56,7 @@ class ClassesToWandB(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send names and counts of the classes."""
-        logger = _logger(trainer)
+        logger = wandb_logger(trainer)
         if logger is not None and isinstance(pl_module, LongTailedClassifier):
             logger.log_hyperparams({"class_counts": pl_module.loss.class_counts, "class_names": pl_module.class_names})
 
@@ -74,7 +75,7 @@ class ClassesToWandB(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count who is taken for whom."""
-        if _logger(trainer) is None or not isinstance(pl_module, LongTailedClassifier):
+        if wandb_logger(trainer) is None or not isinstance(pl_module, LongTailedClassifier):
             return
         classes = len(pl_module.class_names)
         if classes <= CONFUSION:
@@ -84,7 +85,7 @@ class ClassesToWandB(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send table, bars and confusion matrix."""
-        logger = _logger(trainer)
+        logger = wandb_logger(trainer)
         if logger is None or not isinstance(pl_module, LongTailedClassifier):
             return
         _send_table(trainer, pl_module, "test")
@@ -96,7 +97,7 @@ class ClassesToWandB(Callback):
             import wandb
 
             names = pl_module.class_names
-            accuracy = [[name, value] for name, value in zip(names, _accuracy(pl_module), strict=True)]
+            accuracy = [[name, value] for name, value in zip(names, class_accuracy(pl_module), strict=True)]
             pairs = [[a, p, counts[i * len(names) + j]] for i, a in enumerate(names) for j, p in enumerate(names)]
             fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
             charts: dict[str, Any] = {
@@ -108,16 +109,6 @@ class ClassesToWandB(Callback):
                 ),
             }
             logger.log_metrics(charts, trainer.global_step)
-
-
-def _logger(trainer: Trainer) -> WandB | None:
-    return next((logger for logger in trainer.loggers if isinstance(logger, WandB)), None)
-
-
-def _accuracy(module: LongTailedClassifier) -> list[float | None]:
-    """Return the accuracy of each class, None for a class without samples."""
-    pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
-    return [correct / total if total else None for correct, total in pairs]
 
 
 def _mean(values: np.ndarray) -> float:
@@ -135,13 +126,13 @@ def _bands(module: LongTailedClassifier) -> tuple[list[str], list[np.ndarray]]:
 
 
 def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> None:
-    logger = _logger(trainer)
+    logger = wandb_logger(trainer)
     if logger is None or not trainer.is_global_zero or not isinstance(module, LongTailedClassifier):
         return
     groups = {label: name for name, members in module.groups.items() for label in members}
     rows = [
         [name, groups[label], module.loss.class_counts[label], module.per_class["total"][label], accuracy]
-        for label, (name, accuracy) in enumerate(zip(module.class_names, _accuracy(module), strict=True))
+        for label, (name, accuracy) in enumerate(zip(module.class_names, class_accuracy(module), strict=True))
     ]
     columns = ["class", "shot group", "training images", "evaluated images", "accuracy"]
     logger.log_table(f"{stage}/classes", columns, rows, step=trainer.global_step)

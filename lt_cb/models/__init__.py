@@ -6,6 +6,7 @@ from lt_cb.models.classifier import (
     LearnableWeightScaling,
     SecondStage,
     TauNormalization,
+    draw_classifier,
     last_linear,
     normalize_classifier,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "SecondStage",
     "TauNormalization",
     "build_backbone",
+    "draw_classifier",
     "last_linear",
     "normalize_classifier",
     "resnet20",

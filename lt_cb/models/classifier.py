@@ -1,5 +1,6 @@
 """The last layer of a backbone: cosines, and what is done to it once the features are learnt."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import TypeVar
 
@@ -46,6 +47,20 @@ class NormalizedLinear(nn.Linear):
     def forward(self, features: Tensor) -> Tensor:
         """Return cosines of shape (B, C) for features of shape (B, in_features)."""
         return F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+def draw_classifier(backbone: nn.Module, std: float) -> None:
+    """Draw the weights of the last linear layer from N(0, std^2); its bias becomes 0.
+
+    Raises:
+        InputError: (a ValueError) if there is none, or std is not above 0.
+    """
+    if not 0.0 < std < math.inf:
+        raise InputError(f"classifier_std is {std}, but must be above 0.")
+    linear = _classifier(backbone)
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
 
 
 def normalize_classifier(backbone: nn.Module) -> None:

@@ -12,10 +12,21 @@ from typing import Any
 from lt_cb.errors import InputError
 from lt_cb.files import read_yaml
 
-# where a run is kept and watched, not what it trains
-IGNORED = ("seed_everything", "ckpt_path", "weights_only", "data.root", "data.subset_seed", "trainer.logger")
+# where and by whom a run is fed, kept and watched, not what it trains
+IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger")
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 SHOWN_APART = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
+NETWORK: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None}  # with their defaults
+NOT_OF_THE_PAPER = (
+    "data.val_fraction",
+    "data.sampler",
+    "model.mix",
+    "model.defer_weighting",
+    "model.second_stage",
+    "model.backbone_args.pretrained",
+)
+ERRORS = {"error": "acc", "error_top5": "acc_top5"}  # each is 100 % less a metric
+WHOLE = "whole"
 
 
 @dataclass
@@ -28,6 +39,11 @@ class Result:
     family: str | None  # the row without its beta; None for other weights than those of an effective number
     source: str
     imbalance_factor: float
+    subset: str  # of the source's training images: WHOLE, or what was asked for
+    backbone: str
+    image_size: int | None  # None is the source's
+    epochs: int | None
+    unlike_paper: list[str]  # settings that none of the paper's runs has
     loss: str
     gamma: float | None
     beta: float | None  # None without weights
@@ -40,14 +56,15 @@ class Result:
     checkpoint: str  # last, best or none
 
     def score(self, metric: str) -> float:
-        """Return ``error`` (top-1), ``acc`` or another of the metrics, in percent.
+        """Return ``error`` (top-1), ``error_top5``, ``acc`` or another of the metrics, in percent.
 
         Raises:
             InputError: (a ValueError) if the run has no such metric.
         """
-        if ("acc" if metric == "error" else metric) not in self.metrics:
+        name = ERRORS.get(metric, metric)
+        if name not in self.metrics:
             raise InputError(f"'{self.folder}' has no metric '{metric}', but error, {', '.join(self.metrics)}.")
-        return 100.0 - 100.0 * self.metrics["acc"] if metric == "error" else 100.0 * self.metrics[metric]
+        return 100.0 - 100.0 * self.metrics[name] if metric in ERRORS else 100.0 * self.metrics[name]
 
 
 @dataclass
@@ -95,13 +112,15 @@ def collect(folder: Path) -> Runs:
     if not files:
         raise InputError(f"there is no run with a result.json in '{folder}': give the folder of finished runs.")
     configs = [_flat(read_yaml(file.with_name("config.yaml"))) for file in files]
-    kept = [{k: v for k, v in config.items() if not _ignored(k)} for config in configs]
-    keys = {key for config in kept for key in config}
-    varied = {key for key in keys if len({json.dumps(c.get(key), default=str) for c in kept}) > 1}
-    told = ("model.", "data.", "trainer.")
-    extra = sorted(k for k in varied if k.startswith(told) and k not in SHOWN_APART and not k.startswith("model.loss"))
+    by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for config in configs:
+        by_source[_source(config)].append(config)
+    # pixel means and the like belong to a source, as columns do; the network is what a row is read for
+    varied = {source: _varied(group) for source, group in by_source.items()}
+    network = _varied(configs) & NETWORK.keys()
+    extras = [varied[_source(c)] | {key for key in network if c.get(key) != NETWORK[key]} for c in configs]
     tested = {_checkpoint(_read(file)) for file in files}
-    found = [_result(file, config, extra, len(tested) > 1) for file, config in zip(files, configs, strict=True)]
+    found = [_result(*one, len(tested) > 1) for one in zip(files, configs, map(sorted, extras), strict=True)]
     newest: dict[tuple[str, str, tuple[int, int | None]], Result] = {}
     for result in sorted(found, key=lambda r: (r.folder / "result.json").stat().st_mtime_ns):
         newest[result.method, result.data, result.seed] = result
@@ -164,8 +183,26 @@ def _checkpoint(raw: Mapping[str, Any]) -> str:
     return "none" if not path else "last" if Path(path).stem.startswith("last") else "best"
 
 
-def _ignored(key: str) -> bool:
-    return key in IGNORED or key.startswith(IGNORED_PREFIXES)
+def _varied(configs: list[dict[str, Any]]) -> set[str]:
+    """Return the keys by which the configurations train differently, but those of the loss and of the subset."""
+    told, apart = ("model.", "data.", "trainer."), ("model.loss", *IGNORED_PREFIXES)
+    keys = {key for config in configs for key in config if key.startswith(told) and not key.startswith(apart)}
+    keys -= {*IGNORED, *SHOWN_APART}
+    return {key for key in keys if len({json.dumps(c.get(key), default=str) for c in configs}) > 1}
+
+
+def _source(config: Mapping[str, Any]) -> str:
+    return str(config.get("data.source", "?")).rpartition(".")[2]
+
+
+def _subset(config: Mapping[str, Any], factor: float) -> str:
+    if given := config.get("data.subset_counts"):
+        return f"IF {factor:g}, subset_counts of {sum(given)} images"
+    if not config.get("data.imbalance_factor") and factor != 1:
+        return WHOLE
+    step = ", step" if config.get("data.imbalance_type") == "step" else ""
+    n_max = config.get("data.n_max")
+    return f"IF {factor:g}{step}" + (f", n_max {n_max}" if n_max else "")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -185,7 +222,7 @@ def _result(file: Path, config: dict[str, Any], extra: list[str], name_checkpoin
     raw = _read(file)
     counts = [int(n) for n in raw["class_counts"]]
     factor = config.get("data.imbalance_factor") or max(counts) / max(min(counts), 1)
-    source = str(config.get("data.source", "?")).rpartition(".")[2]
+    source, subset = _source(config), _subset(config, factor)
     loss = str(config.get("model.loss", "?"))
     weighting = config.get("model.loss.weighting")
     weighted = isinstance(weighting, str)
@@ -208,13 +245,18 @@ def _result(file: Path, config: dict[str, Any], extra: list[str], name_checkpoin
     parts += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
     return Result(
         folder=file.parent,
-        data=f"{source} IF {factor:g}",
+        data=f"{source} {subset}" + (f", IF {factor:g}" if subset == WHOLE else ""),
         method=", ".join(parts),
         family=", ".join(part for part in parts if part not in weights)
         if weighting in (None, "EffectiveNumber")
         else None,
         source=source,
         imbalance_factor=float(factor),
+        subset=subset,
+        backbone=config.get("model.backbone", NETWORK["model.backbone"]),
+        image_size=config.get("data.image_size"),
+        epochs=raw.get("epochs") or config.get("trainer.max_epochs"),  # 0 after a test from a checkpoint
+        unlike_paper=[f"{key.partition('.')[2]} {config[key]}" for key in NOT_OF_THE_PAPER if config.get(key)],
         loss=loss,
         gamma=options.get("gamma"),
         beta=beta,

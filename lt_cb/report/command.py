@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
     out = options.out or options.folder
     if out.exists() and not out.is_dir():
         raise InputError(f"--out is '{out}', which is a file: name a folder.")
-    found = sections(runs, cells, cells_of(runs), options.metric)
+    found = sections(runs, cells, options.metric)
     web = _html(found, figures(runs, cells, METRICS[options.metric]))
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(_markdown(found))

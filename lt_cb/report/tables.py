@@ -8,10 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_cb.report.collect import Result, Runs
+from lt_cb.report.collect import ERRORS, WHOLE, Result, Runs
 
 RESAMPLES = 10_000
 KINDS = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
+PUBLISHED: dict[str, tuple[int, dict[str, str]]] = {  # epochs of a table's runs, and the columns of metrics
+    "paper_table2.csv": (200, {"error": "error"}),
+    "paper_table3.csv": (90, {"error": "top1_error", "error_top5": "top5_error"}),
+}
+# source, subset, backbone, image size, kind of loss, gamma, beta
+Key = tuple[str, str, str, int, str, float | None, float | None]
 
 
 @dataclass
@@ -22,7 +28,8 @@ class Cell:
     data: str
     values: list[float]
     best: bool = False  # best mean of its column
-    paper: float | None = None  # error
+    paper: float | None = None
+    unlike_paper: str = ""  # what is known to differ from the paper's run
 
     @property
     def mean(self) -> float:
@@ -48,40 +55,52 @@ class Cell:
 
 
 def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
-    """Return the cells of the table of a metric, ``error``, ``acc`` or ``balanced_acc``."""
-    published = _published() if metric == "error" else {}
+    """Return the cells of the table of a metric, ``error``, ``error_top5``, ``acc`` or ``balanced_acc``."""
+    published = _published(metric)
     cells = {}
     for (method, data), results in runs.cells().items():
         values = [result.score(metric) for result in sorted(results, key=lambda r: str(r.seed))]
-        cells[method, data] = Cell(method, data, values, paper=published.get(_key(results[0])))
+        cells[method, data] = cell = Cell(method, data, values)
+        one = results[0]  # what they could differ in is in the names of method and data
+        if (key := _key(one)) in published:
+            cell.paper, epochs = published[key]
+            length = [] if one.epochs in (None, epochs) else [f"{one.epochs} epochs in place of {epochs}"]
+            cell.unlike_paper = ", ".join([*length, *one.unlike_paper])
     for data in runs.columns():
         column = [cell for cell in cells.values() if cell.data == data]
-        best = (min if metric == "error" else max)(cell.mean for cell in column)
+        best = (min if metric in ERRORS else max)(cell.mean for cell in column)
         for cell in column:
             cell.best = cell.mean == best
     return cells
 
 
-def _key(result: Result) -> tuple[str, float, str, float | None, float | None]:
+def _key(result: Result) -> Key | None:
+    if result.family is None:
+        return None  # weighted as nothing in the paper
     kind = KINDS.get(result.loss, result.loss)
     gamma = float(result.gamma or 0) if kind == "focal" else None
     beta = None if result.imbalance_factor == 1 else result.beta
-    return result.source, result.imbalance_factor, kind, gamma, beta
+    size = result.image_size or 32  # CIFAR's own; runs on larger images say theirs
+    return result.source, result.subset, result.backbone, size, kind, gamma, beta
 
 
-def _published() -> dict[tuple[str, float, str, float | None, float | None], float]:
-    """Return Table 2 of Cui et al. 2019, whose class-balanced row has the best beta and gamma of each column."""
-    with Path(__file__).with_name("paper_table2.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    table = {}
-    for row in rows:
-        kind = row["loss"].removeprefix("cb_")
-        gamma = float(row["gamma"]) if row["gamma"] else None
-        beta = float(row["beta"]) if row["beta"] else None
-        if row["loss"].startswith("cb_") and beta is None:
-            continue  # at imbalance factor 1 it repeats the row without weights
-        table[row["dataset"], float(row["imbalance_factor"]), kind, gamma, beta] = float(row["error"])
-    return table
+def _published(metric: str) -> dict[Key, tuple[float, int]]:
+    """Return figures and epochs of Cui et al. 2019; Table 2's class-balanced row has the best beta and gamma only."""
+    found: dict[Key, tuple[float, int]] = {}
+    for file, (epochs, columns) in PUBLISHED.items():
+        if metric not in columns:
+            continue
+        with Path(__file__).with_name(file).open() as stream:
+            rows = list(csv.DictReader(stream))
+        for row in rows:
+            gamma, beta = (float(row[name]) if row[name] else None for name in ("gamma", "beta"))
+            if row["loss"].startswith("cb_") and beta is None:
+                continue  # at imbalance factor 1 it repeats the row without weights
+            subset = f"IF {row['imbalance_factor']}" if "imbalance_factor" in row else WHOLE
+            network = row.get("backbone", "resnet32"), int(row.get("input_size", 32))
+            key = row["dataset"], subset, *network, row["loss"].removeprefix("cb_"), gamma, beta
+            found[key] = float(row[columns[metric]]), epochs
+    return found
 
 
 @dataclass
