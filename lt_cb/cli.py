@@ -208,7 +208,7 @@ class CLI(LightningCLI):
         if self.new_stage and training:
             self.model.start_from(self.checkpoint)
             return
-        self.model.check_checkpoint(self.checkpoint)
+        self.model.check_checkpoint(self.checkpoint, training)
         done, asked = self.checkpoint.get("epoch", -1) + 1, self.trainer.max_epochs
         if training and asked is not None and 0 <= asked < done:
             raise InputError(
@@ -285,7 +285,8 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what pickle, zip and its own reader do
-        raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({error}).") from error
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).") from error
     return checkpoint
 
 
@@ -339,8 +340,6 @@ def _input_error(error: BaseException | None) -> str | None:
         return _sentence(str(error), error.parser)
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
         return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
-    if isinstance(error, ValueError) and "parameter group" in str(error):  # of torch, when a training goes on
-        return "the checkpoint was trained with another loss or second stage: go on with those, or train anew."
     while error is not None and not isinstance(error, InputError):  # jsonargparse wraps what a constructor raises
         error = error.__cause__ or error.__context__
     return None if error is None else str(error)

@@ -95,6 +95,8 @@ class LongTailedClassifier(LightningModule):
             raise InputError(
                 f"{type(loss).__name__} takes no mixed targets: unset --model.mix, or choose another loss."
             )
+        if mix is not None:
+            _check_mix(mix, len(loss.class_counts))
         self.defer_weighting = defer_weighting
         self.decay_vectors = decay_vectors
         self.second_stage = second_stage
@@ -190,8 +192,18 @@ class LongTailedClassifier(LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch."""
-        self.log("train/loss", self.train_loss.compute(), prog_bar=True, sync_dist=True)
+        """Log the mean loss of the epoch.
+
+        Raises:
+            InputError: (a ValueError) if it is not finite: nothing more would be learnt.
+        """
+        loss = self.train_loss.compute()
+        if not loss.isfinite():
+            raise InputError(
+                f"the training has diverged: train/loss is {loss.item()} in epoch {self.current_epoch}. Lower "
+                "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
+            )
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.train_loss.reset()
 
     def _evaluate(self, batch: Batch) -> Tensor:
@@ -252,17 +264,11 @@ class LongTailedClassifier(LightningModule):
         optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, WarmupMultiStep):
-            scheduler.total_steps = scheduler.total_steps or self._total_steps()
+            scheduler.total_steps = scheduler.total_steps or int(self.trainer.estimated_stepping_batches)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def _total_steps(self) -> int:
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise InputError("the schedule is in fractions of training, which has no end: set --trainer.max_epochs.")
-        return int(steps)
 
     def start_from(self, checkpoint: MutableMapping[str, Any]) -> None:
         """Take the weights of a trained network, of which the second stage may need all but the classifier.
@@ -285,14 +291,21 @@ class LongTailedClassifier(LightningModule):
         self._check_backbone(state)
         self.backbone.load_state_dict(state)
 
-    def check_checkpoint(self, checkpoint: MutableMapping[str, Any]) -> None:
-        """Compare classes and backbone with those of a checkpoint.
+    def check_checkpoint(self, checkpoint: MutableMapping[str, Any], training: bool = False) -> None:
+        """Compare classes and backbone with those of a checkpoint, and to go on training also what is optimised.
 
         Raises:
             InputError: (a ValueError) if they differ.
         """
         self.check_classes(checkpoint.get("hyper_parameters", {}))
         self._check_backbone(_backbone_state(checkpoint))
+        if training and (states := checkpoint.get("optimizer_states")):
+            own = self.make_optimizer(self.parameter_groups()).param_groups
+            if [len(group["params"]) for group in own] != [len(group["params"]) for group in states[0]["param_groups"]]:
+                raise InputError(
+                    "the checkpoint was trained with another loss, second stage or weight decay: go on with those, or "
+                    "train anew."
+                )
 
     def _check_backbone(self, state: MutableMapping[str, Tensor]) -> None:
         there = {name: list(value.shape) for name, value in state.items()}
@@ -332,6 +345,21 @@ class LongTailedClassifier(LightningModule):
             raise InputError(
                 f"the checkpoint's classes are not those of the data: '{first[0]}' there is '{first[1]}' here."
             )
+
+
+def _check_mix(mix: nn.Module, num_classes: int) -> None:
+    one_hot = torch.eye(num_classes)[:2]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            _, mixed = mix(torch.zeros(2, 3, 8, 8), one_hot)
+            works = mixed.shape == one_hot.shape
+        except (TypeError, ValueError, RuntimeError):
+            works = False
+    if not works:
+        raise InputError(
+            f"--model.mix is {type(mix).__name__}, but must take a batch of images and one-hot targets, as "
+            "torchvision.transforms.v2.MixUp and CutMix do."
+        )
 
 
 def _backbone_state(checkpoint: MutableMapping[str, Any]) -> dict[str, Tensor]:

@@ -147,6 +147,12 @@ def test_resume_goes_on_in_the_same_configuration() -> None:
     assert config["model"]["loss"]["class_path"] == "lt_cb.losses.SigmoidLoss"
 
 
+def test_going_on_with_another_loss_is_refused_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = str(fit() / "checkpoints/last.ckpt")
+    sentence = refused(capsys, "fit", f"--ckpt_path={checkpoint}", "--model.loss=SoftmaxLoss", "--trainer.max_epochs=2")
+    assert sentence.startswith("the checkpoint was trained with another loss, second stage or weight decay")
+
+
 def test_validate_uses_the_held_out_images(capsys: pytest.CaptureFixture[str]) -> None:
     run = fit("--data.val_fraction=0.3", "--data.imbalance_factor=2")
     main(["validate", f"--ckpt_path={run / 'checkpoints/last.ckpt'}"])

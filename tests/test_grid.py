@@ -159,15 +159,15 @@ class TestPlan:
 
     def test_a_cpu_trains_a_run_on_each_core(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lt_cb.grid.command.glob.glob", lambda pattern: [])
-        monkeypatch.setattr("lt_cb.grid.command.os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+        monkeypatch.setattr("lt_cb.machine.os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
         monkeypatch.setattr("lt_cb.grid.command.sys.platform", "linux")
-        monkeypatch.setattr("lt_cb.grid.command.RUN_KB", 1)
+        monkeypatch.setattr("lt_cb.grid.command.RUN_BYTES", 1)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         assert _devices(None, to_do=100) == [None] * 8
         assert _devices(None, to_do=3) == [None] * 3
         monkeypatch.setenv("OMP_NUM_THREADS", "4")
         assert _devices(None, to_do=100) == [None] * 2
-        monkeypatch.setattr("lt_cb.grid.command.RUN_KB", 10**12)  # there is room for one
+        monkeypatch.setattr("lt_cb.grid.command.RUN_BYTES", 10**15)  # there is room for one
         assert _devices(None, to_do=100) == [None]
         assert _devices("0, 0,1", to_do=100) == ["0", "0", "1"]
         monkeypatch.setattr("lt_cb.grid.command.glob.glob", lambda pattern: ["/dev/nvidia0"])
@@ -180,12 +180,36 @@ class TestPlan:
             if run.name in ("if2_gamma0.5", "if50_gamma0.5"):
                 run.folder.mkdir(parents=True)
                 seconds = {"fit": 90, "test": 10} if run.name.startswith("if2_") else {"fit": 20, "test": 0}
-                (run.folder / "result.json").write_text(json.dumps({"wall_time_s": seconds}))
+                (run.folder / "result.json").write_text(json.dumps({"wall_time_s": seconds, "class_counts": [9, 1]}))
         with pytest.raises(SystemExit, match="0"):
             main(["grid", str(file), "--dry-run", "--devices", "0,1"])
         out = capsys.readouterr().out
         assert "2 done, 4 to do" in out
         assert "1 min 0 s a run so far: about 2 min 0 s left on 2 at a time" in out  # (2 x 100 + 2 x 20) / 2
+
+    def test_time_left_of_a_new_grid_is_that_of_runs_beside_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        def plan(set_: dict) -> str:
+            file = grid({"folder": "runs/g", "set": set_, "axes": {"if": {"data.imbalance_factor": [1, 100]}}})
+            with pytest.raises(SystemExit, match="0"):
+                main(["grid", str(file), "--dry-run", "--devices", "0"])
+            return capsys.readouterr().out
+
+        settings = {"data.source": "cifar10", "trainer.max_epochs": 200}
+        assert "no estimate of the time: no run on these data, and of this network, is done in runs yet" in plan(
+            settings
+        )
+        beside = Path("runs/cifar10_lt/version_0")
+        beside.mkdir(parents=True)
+        (beside / "result.json").write_text(
+            json.dumps({"wall_time_s": {"fit": 10.0}, "class_counts": [5000, 1581, 500]})
+        )
+        config = {"data": {"source": "cifar10", "imbalance_factor": 10}, "trainer": {"max_epochs": 10}, "model": {}}
+        (beside / "config.yaml").write_text(yaml.safe_dump(config))
+        # 10 s for 7,081 images: in 200 epochs 15,000 and 5,000 + 500 + 50 images take 424 and 157 s
+        assert "\nabout 9 min 40 s left on 1 at a time\n" in plan(settings)
+        assert "no estimate" in plan({**settings, "model.backbone": "resnet56"})
+        (beside / "config.yaml").write_text("[")
+        assert "no estimate" in plan(settings)
 
     def test_no_torch_for_a_plan(self) -> None:
         code = (

@@ -347,7 +347,17 @@ def test_mixed_batches_train(kind: type[torch.nn.Module], tmp_path: Path) -> Non
     LongTailedClassifier.load_from_checkpoint(tmp_path / "mixed.ckpt", weights_only=True)
 
 
+def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
+    model = classifier(optimizer=lambda params: torch.optim.SGD(params, lr=1e30))
+    with pytest.raises(ValueError, match=r"has diverged: train/loss is nan in epoch [01]\. Lower --model.optimizer.lr"):
+        trainer(tmp_path, max_epochs=9).fit(model, digits())
+
+
 def test_losses_that_cannot_be_trained_so_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"--model\.mix is Identity, but must take a batch of images and one-hot targets"
+    ):
+        classifier(mix=torch.nn.Identity())
     with pytest.raises(ValueError, match="SeesawLoss takes no mixed targets"):
         classifier(SeesawLoss(COUNTS), mix=v2.MixUp())
     with pytest.raises(ValueError, match="reduction is 'none', but training needs a scalar"):

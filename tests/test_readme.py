@@ -30,7 +30,7 @@ def commands(page: str = README) -> list[list[str]]:
 
 def run(page: list[list[str]]) -> None:
     for args in page:
-        if any("cifar" in arg for arg in args):  # needs the archives: is parsed only
+        if re.search("cifar|inat", " ".join(args)):  # of images that are not here: is parsed only
             with pytest.raises(SystemExit, match="0"):
                 main([*args, "--print_config"])
         elif args[0] == "grid":
@@ -53,6 +53,9 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     work.mkdir()
     (work / "configs").symlink_to(ROOT / "configs")
     folder.rename(work / "photos")
+    files = [file.relative_to(work / "photos") for file in sorted((work / "photos").rglob("*.*"))]
+    rows = [f"{file},{file.parent.name},{file.parts[0]}" for file in files]
+    (work / "photos/table.csv").write_text("\n".join(["path,label,split", *rows]))
     (work / "new_photos").mkdir()
     Image.effect_noise((40, 30), 50).save(work / "new_photos/new.png")
     monkeypatch.chdir(work)

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from lt_cb.data.files import Paths
 from lt_cb.data.images import Images, find_images, load_images
 from lt_cb.data.loader import EpochLoader
-from lt_cb.data.memory import available_cores, available_memory, home
 from lt_cb.data.profile import class_counts_exponential, class_counts_step
-from lt_cb.data.resident import ResidentLoader
+from lt_cb.data.resident import ResidentLoader, home
 from lt_cb.data.sampler import Sampler
 from lt_cb.data.source import FileSource, Split
 from lt_cb.data.sources import Checkpoint, make_source, resize
 from lt_cb.data.streaming import Crop, StreamingLoader
 from lt_cb.data.subset import hold_out, long_tailed_subset
 from lt_cb.errors import InputError
+from lt_cb.machine import available_cores, available_memory
 from lt_cb.schedule import check_part_of_training, training_progress
 
 
@@ -47,7 +47,7 @@ class LongTailedDataModule(LightningDataModule):
         subset_seed: of the choice of images; apart from the training's seed. A subset of a higher imbalance factor
             is contained in one of a lower.
         val_fraction: share of the subset held out for validation, in [0, 1), class by class: each class of two
-            images or more has at least one there.
+            images or more has at least one there. Nothing is held out of data that have a validation part.
         sampler: how often an epoch shows each class; None shows each image once (instance-balanced). It depends on
             the seed of the training and the epoch alone, so that processes share it and a resumed training repeats it.
         defer_sampling: part of the training, in [0, 1], before the sampler is used: deferred re-sampling (DRS, Cao
@@ -112,7 +112,7 @@ class LongTailedDataModule(LightningDataModule):
         self.source = make_source(source, root, image_size)
         self.subset_counts = self._counts_of_subset(imbalance_factor, imbalance_type, n_max, subset_counts)
         self.subset_seed = subset_seed
-        self.val_fraction = val_fraction
+        self.val_fraction = 0.0 if self.source.has_val else val_fraction
         self.sampler = sampler
         self.defer_sampling = defer_sampling
         self.batch_size = batch_size
@@ -191,7 +191,7 @@ class LongTailedDataModule(LightningDataModule):
         self._load("test")
         if stage != "test":
             self._load("train")
-        if self.source.has_val and not self.val_fraction and stage in ("fit", "validate"):
+        if self.source.has_val and stage in ("fit", "validate"):
             self._load("val")
         if stage == "fit" and self.trainer and self.global_batch_size is not None:
             self._check_global_batch(
@@ -249,7 +249,8 @@ class LongTailedDataModule(LightningDataModule):
             return self.crop == "resized"
         splits: tuple[Split, ...] = ("train", "val", "test") if source.has_val else ("train", "test")
         count = sum(len(source.listing(split).paths) for split in splits)
-        needed, free = count * source.image_size**2 * source.channels, available_memory()
+        copies = self.trainer.num_devices if self.trainer else 1  # one for each process
+        needed, free = copies * count * source.image_size**2 * source.channels, available_memory()
         if needed <= free / 2:
             return False
         rank_zero_info(

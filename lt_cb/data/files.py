@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def list_tree(folder: Path) -> Listing:
         )
     paths: list[str] = []
     counts, folders = [], [str(folder)]
-    for name in track(names, f"Finding images in {folder}", transient=True):
+    for name in track(names, f"Finding images in {folder}", transient=True, disable=not sys.stdout.isatty()):
         found = []
         for place, _, files in os.walk(folder / name, followlinks=True):
             folders.append(place)
@@ -227,7 +228,9 @@ def check_files(folder: Path, paths: Paths) -> None:
     there: dict[bytes, set[bytes]] = {}
     missing = []
     base = os.fsencode(folder)
-    for path in track(paths.tolist(), f"Looking for the images in {folder}", transient=True):
+    for path in track(
+        paths.tolist(), f"Looking for the images in {folder}", transient=True, disable=not sys.stdout.isatty()
+    ):
         place, _, name = path.rpartition(b"/")
         if place not in there:
             try:

@@ -1,6 +1,7 @@
 """Image files as one uint8 array: found, decoded with a progress bar, and cached on disk."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -147,7 +148,9 @@ def _decode_all(files: Sequence[Path], side: int, strict: bool, channels: int, l
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(lambda file: decode(file, side, strict, channels), files, chunksize=64)
         try:
-            for i, image in enumerate(track(decoded, label, len(files), transient=True)):
+            for i, image in enumerate(
+                track(decoded, label, len(files), transient=True, disable=not sys.stdout.isatty())
+            ):
                 images[i] = image
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

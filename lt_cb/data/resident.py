@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lt_cb.data.loader import EpochLoader, augmented
@@ -75,3 +76,20 @@ class ResidentLoader(EpochLoader):
         pixel = (line * (width + self.crop_padding))[:, :, None] + x[:, None, :]  # (B, H, W)
         crops = self._pixels.index_select(0, pixel.flatten())
         return crops.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
+
+
+def home(images: Tensor, device: torch.device) -> torch.device:
+    """Return the device if the images take at most half of its free memory, else the CPU, and say so."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    else:
+        return device if device.type == "cpu" else torch.device("cpu")
+    if images.device == device or images.nbytes <= free / 2:
+        return device
+    rank_zero_info(
+        f"{len(images)} images take {images.nbytes / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB that "
+        f"are free on {device}: they stay in main memory, and each batch is copied."
+    )
+    return torch.device("cpu")

@@ -79,6 +79,7 @@ class StreamingLoader(EpochLoader):
             num_workers=workers,
             pin_memory=self.pin_memory,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each epoch would draw from that of the training
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

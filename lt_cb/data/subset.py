@@ -22,9 +22,11 @@ def long_tailed_subset(labels: Indices, class_counts: Sequence[int], seed: int) 
     Returns:
         One array of sample indices a class, in the order of the permutation.
     """
+    by_class = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[by_class], np.arange(len(class_counts) + 1))
     chosen = []
     for label, count in enumerate(class_counts):
-        members = np.flatnonzero(labels == label)
+        members = by_class[ends[label] : ends[label + 1]]
         chosen.append(np.random.default_rng([seed, label]).permutation(members)[:count])
     return chosen
 

@@ -1,15 +1,12 @@
 """``lt-cb grid``: the plan, the processes that train it, and a live table."""
 
 import glob
-import json
 import multiprocessing
 import os
 import queue
-import re
 import statistics
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +15,12 @@ from rich.live import Live
 from rich.table import Table
 
 from lt_cb.errors import ArgumentParser, InputError
+from lt_cb.grid.estimate import seconds, time_left
 from lt_cb.grid.plan import Plan, Run, read_plan
 from lt_cb.grid.work import check_folder, failed_since, is_done, work
+from lt_cb.machine import available_cores, available_memory
 
-RUN_KB = 2_000_000  # of main memory that a training on small images takes at most, with what it imports
+RUN_BYTES = 2 * 10**9  # of main memory that a training on small images takes at most, with what it imports
 
 
 def main(args: Sequence[str]) -> int:
@@ -72,33 +71,8 @@ def _devices(asked: str | None, to_do: int) -> list[str | None]:
     if sys.platform == "darwin" or glob.glob("/dev/nvidia[0-9]*"):
         return [None]
     threads = os.environ.get("OMP_NUM_THREADS", "1")
-    cores = len(os.sched_getaffinity(0)) // (int(threads) if threads.isdigit() and threads != "0" else 1)
-    memory = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable:\s+(\d+) kB", memory.read_text() if memory.exists() else "")
-    room = int(found[1]) // RUN_KB if found else 1
-    return [None] * max(1, min(cores, room, to_do))
-
-
-def _seconds(run: Run) -> float:
-    return float(sum(json.loads((run.folder / "result.json").read_text())["wall_time_s"].values()))
-
-
-def _seconds_left(all_runs: list[Run], runs: list[Run]) -> float:
-    """Estimate the time of what is to do: a run takes as long as those on its data, by epoch, or else as all do."""
-    by_data: dict[str, list[float]] = defaultdict(list)
-    for run in filter(is_done, all_runs):
-        by_data[_data(run)].append(_seconds(run) / _epochs(run))
-    overall = statistics.mean([seconds for group in by_data.values() for seconds in group])
-    means = {data: statistics.mean(group) for data, group in by_data.items()}
-    return sum(means.get(_data(run), overall) * _epochs(run) for run in runs if not is_done(run))
-
-
-def _data(run: Run) -> str:
-    return json.dumps(run.config.get("data"), sort_keys=True, default=str)
-
-
-def _epochs(run: Run) -> float:
-    return max(float(run.config.get("trainer", {}).get("max_epochs") or 1), 1.0)
+    cores = available_cores() // (int(threads) if threads.isdigit() and threads != "0" else 1)
+    return [None] * max(1, min(cores, available_memory() // RUN_BYTES, to_do))
 
 
 def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, every: bool) -> None:
@@ -107,12 +81,18 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, eve
     if len(runs) < len(plan.runs):
         console.print(f"{len(runs)} of them in this shard", highlight=False)
     console.print(f"{len(done)} done, {len(runs) - len(done)} to do", highlight=False)
-    if done:
-        mean = statistics.mean(map(_seconds, done))
-        left = _seconds_left(plan.runs, runs) / workers
-        console.print(f"{_time(mean)} a run so far: about {_time(left)} left on {workers} at a time", highlight=False)
-    else:
-        console.print("No run is done yet, so there is no estimate of the time: train one first.", highlight=False)
+    if len(done) < len(runs):
+        left, unknown = time_left(plan.runs, runs, plan.folder)
+        rate = f"{_time(statistics.mean(map(seconds, done)))} a run so far: " if done else ""
+        for_some = (
+            f" for {len(runs) - len(done) - unknown} runs; the others are like none that is done" if unknown else ""
+        )
+        if unknown < len(runs) - len(done):
+            text = f"{rate}about {_time(left / workers)} left on {workers} at a time{for_some}"
+        else:
+            where = plan.folder.parent
+            text = f"no estimate of the time: no run on these data, and of this network, is done in {where} yet"
+        console.print(text, highlight=False, soft_wrap=True)
     if every:
         for run in runs:
             also = f" (also {', '.join(run.aliases)})" if run.aliases else ""

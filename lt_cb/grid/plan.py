@@ -163,7 +163,7 @@ def _effective(config: Config) -> Config:
     arguments = loss.get("init_args", {}) if isinstance(loss, dict) else {}
     weighting = arguments.get("weighting")
     options = weighting.get("init_args", {}) if isinstance(weighting, dict) else {}
-    if not balanced or options.get("normalization") == "none":
+    if not isinstance(loss, dict) or not balanced or options.get("normalization") == "none":
         return config
     config = copy.deepcopy(config)
     config["model"]["loss"].setdefault("init_args", {})["weighting"] = None
