@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from lt_cb.data import class_counts_exponential, class_counts_step
 
-# The class counts of the long-tailed CIFARs, as the code of Cui et al. 2019 makes them
+# The class counts of the long-tailed CIFARs, as the code of Cui et al. 2019 makes them, and of its large data sets
 PUBLISHED = json.loads(Path(__file__).with_name("class_counts.json").read_text())
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("cifar")])
 def test_exponential_counts_are_the_published_ones(name: str) -> None:
     num_classes, imbalance_factor = (int(part) for part in name.removeprefix("cifar").split("_lt_if"))
     counts = class_counts_exponential(50_000 // num_classes, num_classes, imbalance_factor)
