@@ -199,7 +199,7 @@ def test_a_loss_overlay_leaves_nothing_of_the_loss_before(loss: Path, capsys: py
         (["--data.imbalance_factor=0.5"], "imbalance_factor is 0.5, but must be at least 1"),
         (["--data.n_max=1000"], "1000 training images of class '0' are asked for, but there are 138"),
         (["--data.imbalance_type=exp"], "--data.imbalance_type: Expected a typing.Literal['exponential', 'step']."),
-        (["--data.source=digit"], "there is no data source 'digit': choose 'digits'"),
+        (["--data.source=digit"], "there is no data source 'digit': choose digits"),
         (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
         (
             ["--model.loss=FocalLos"],
