@@ -162,23 +162,24 @@ class TestFormats:
         assert shades(data, "test_dataloader") == [(4, 0), (5, 1)]
 
     @pytest.mark.parametrize("ending", ["csv", "parquet"])
-    @pytest.mark.parametrize("labels", [["dog", "cat", "dog"], [1, 0, 1]])
+    @pytest.mark.parametrize("labels", [["dog", "cat", "dog"], [1, 0, 1], [120000000, 7, 120000000]])
     def test_tables(self, tmp_path: Path, images: Callable, ending: str, labels: list) -> None:
         import pyarrow
         from pyarrow import parquet
 
-        paths, splits = ["x/a.png", "b.png", "ä/c.png"], ["train", "train", "val"]
+        paths, splits = ["x/a.png", "b.png", "ä/c.png"], ["train", "Train ", "val"]
         images(paths)
+        paths[1] = str(tmp_path / "b.png")
         file = tmp_path / f"table.{ending}"
         if ending == "csv":
             rows = [",".join(map(str, row)) for row in zip(splits, labels, paths, strict=True)]
-            file.write_text("\n".join(["split,label,path", *rows]))
+            file.write_text("\n".join(["\ufeffsplit,label,path", *rows, ""]))
         else:
             parquet.write_table(
                 pyarrow.table({"path": paths, "label": labels, "split": splits, "more": [1, 2, 3]}), file
             )
         data = LongTailedDataModule("manifest", str(file), image_size=8, crop="resized", num_workers=0)
-        assert data.class_names == (["0", "1"] if labels[0] == 1 else ["cat", "dog"])
+        assert data.class_names == sorted({str(label) for label in labels}, key=lambda name: (len(name), name))
         assert shades(data, "train_dataloader") == [(0, 1), (1, 0)]
         assert shades(data, "test_dataloader") == [(2, 1)]
 
@@ -205,20 +206,52 @@ class TestWrong:
             (
                 "t.csv",
                 "path,class,split\na,b,train\n",
-                "has columns path, class, split, but must have path, label and split",
+                "has columns 'path', 'class', 'split', but must have path, label and split",
             ),
-            ("t.csv", "path,label,split\na,b\n", "cannot be read as CSV"),
-            ("t.csv", "", "must have path, label and split"),
+            ("t.csv", "path,label,split\n\na,b\n", r"line 3 of '\S+t.csv' has 2 fields, but the header has 3"),
+            ("t.csv", "path,label,split\na,,train\n", r"row 1 of '\S+t.csv' has no label"),
+            ("t.csv", 'path,label,split\n"a' + "," * 200_000, "cannot be read as CSV"),
+            ("t.csv", "", "has columns none, but must have path, label and split"),
+            (
+                "t.txt",
+                "a.jpg 0\nb.jpg 120000000\n",
+                "a list of 2 images has class index 120000000, but indices go from 0",
+            ),
             ("t.parquet", "x", "cannot be read as Parquet"),
         ],
     )
     def test_files_are_refused(self, tmp_path: Path, name: str, content: str, sentence: str) -> None:
         read = {"json": list_annotations, "txt": list_lines, "csv": list_table, "parquet": list_table}[name[2:]]
-        with pytest.raises(ValueError, match=r"there is no file '.*': set --data.root"):
+        with pytest.raises(ValueError, match=r"the list of images '.*' is not there: set --data.root"):
             read(tmp_path / name)
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=sentence):
             read(tmp_path / name)
+
+    def test_rows_of_a_parquet_table_are_checked(self, tmp_path: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        for column in ("path", "label", "split"):
+            table = {"path": ["a", "b"], "label": [0, 1], "split": ["train", "val"]}
+            parquet.write_table(pyarrow.table({**table, column: [table[column][0], None]}), tmp_path / "t.PARQUET")
+            with pytest.raises(ValueError, match=rf"row 2 of '\S+t\.PARQUET' has no {column}: give it one"):
+                list_table(tmp_path / "t.PARQUET")
+
+    def test_categories_have_to_be_the_same(self, tmp_path: Path) -> None:
+        annotations(tmp_path / "train2018.json", [0, 1, 2], lambda i, c: f"x/{i}.jpg", 3)
+        annotations(tmp_path / "val2018.json", [0, 1], lambda i, c: f"x/{i}.jpg", 2)
+        with pytest.raises(
+            ValueError, match=r"the categories of '\S+val2018\.json' are not those of the training images"
+        ):
+            LongTailedDataModule("inat2018", str(tmp_path), crop="resized").test_dataloader()
+
+    def test_a_class_without_an_image_has_no_subset(self, tmp_path: Path) -> None:
+        (tmp_path / "iNaturalist18_train.txt").write_text("x/0/1.jpg 0\nx/2/2.jpg 2\n")
+        with pytest.raises(
+            ValueError, match="class '1' has no training image, so that no subset of imbalance factor 2"
+        ):
+            LongTailedDataModule("inat2018", str(tmp_path), imbalance_factor=2)
 
     def test_splits_are_checked(self, tmp_path: Path) -> None:
         for rows, sentence in (

@@ -302,6 +302,17 @@ def test_loggers_go_with_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| repeated later |" in Path("runs/report.md").read_text()
 
 
+def test_images_that_are_streamed(folder: Path) -> None:
+    network = {"model.backbone": "resnet10t", "trainer.max_epochs": 1, "trainer.accelerator": "cpu"}
+    data = {"data.source": "image_folder", "data.root": str(folder), "data.crop": "resized", "data.image_size": 32}
+    axes = {"gamma": {"model.loss.gamma": [1, 2]}}
+    base = {"config": str(ROOT / "configs/loss/cb_focal.yaml"), "set": {**network, **data}}
+    with pytest.raises(SystemExit, match="0"):
+        main(["grid", str(grid({"folder": "runs/g", **base, "axes": axes}))])
+    assert results().keys() == {"gamma1", "gamma2"}
+    assert yaml.safe_load(Path("runs/g/gamma1/seed_0/config.yaml").read_text())["data"]["num_workers"] >= 1
+
+
 def test_a_failed_run_is_recorded_and_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
     axes = {"loss": {"bad": {"model.loss.gamma": -1}, "good": {"trainer.max_epochs": 1}}}
     with pytest.raises(SystemExit, match="1"):

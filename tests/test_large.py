@@ -91,7 +91,7 @@ def test_a_batch_of_another_size_is_refused(inat: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit, match="2"):
         main(arguments(inat, "--data.batch_size=8", "--trainer.accumulate_grad_batches=1"))
     said = capsys.readouterr().err
-    assert "global_batch_size is 16, but 1 devices x 8 images x 1 accumulated batches are 8: " in said
+    assert "global_batch_size is 16, but 1 x 8 x 1 (devices x batch_size x accumulated batches) are 8: " in said
     assert "set --trainer.accumulate_grad_batches 2." in said
     assert not Path("runs").exists()
 

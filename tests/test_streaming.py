@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import CenterCrop, RandAugment, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from lt_cb.data import LongTailedDataModule, SquareRootSampler
-from lt_cb.data.images import decode_region
+from lt_cb.data.images import decode, decode_region
 from lt_cb.data.loader import EpochLoader
 from lt_cb.data.streaming import StreamingLoader, centre_region, random_region
 
@@ -23,6 +23,10 @@ def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), dtype=np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def whole(width: int, height: int) -> tuple[float, float, float, float]:
+    return 0, 0, width, height
 
 
 def batches(loader: EpochLoader, epoch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -169,10 +173,22 @@ class TestResized:
         exif[0x0112] = 6  # to be turned clockwise: white is then above
         image.save(tmp_path / "image.jpg", exif=exif)
         for channels in (1, 3):
-            shown = decode_region(tmp_path / "image.jpg", lambda w, h: (0, 0, w, h), 8, channels)
+            shown = decode_region(tmp_path / "image.jpg", whole, 8, channels)
             assert shown.shape == (8, 8, channels)
             assert shown[:3].min() > 250
             assert shown[5:].max() < 5
+
+    def test_16_bits_become_8_and_32_are_refused(self, tmp_path: Path) -> None:
+        ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+        for name in ("image.png", "image.tiff"):
+            Image.fromarray(ramp).save(tmp_path / name)
+            for image in (decode_region(tmp_path / name, whole, 64, 3), decode(tmp_path / name, 64, True, 3)):
+                np.testing.assert_allclose(image[..., 0], ramp / 257, atol=1)
+        Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tiff")
+        with pytest.raises(
+            ValueError, match=r"float\.tiff' cannot be read as an image \(its pixels are of mode F, of 32 bits"
+        ):
+            decode(tmp_path / "float.tiff", 8, False, 3)
 
     def test_images_in_memory_are_refused(self) -> None:
         with pytest.raises(ValueError, match="crop is resized, but Digits has images of 8 pixels in memory"):
@@ -182,7 +198,10 @@ class TestResized:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"batch_size": 128}, r"2 devices x 128 images x 1 accumulated batches are 256: set --trainer.acc\S+ 4\.$"),
+        (
+            {"batch_size": 128},
+            r"2 x 128 x 1 \(devices x batch_size x accumulated batches\) are 256: set --trainer.acc\S+ 4\.$",
+        ),
         ({"batch_size": 100}, "are 200: set --data.batch_size"),
         ({"batch_size": 512}, None),
     ],

@@ -159,6 +159,11 @@ class LongTailedDataModule(LightningDataModule):
         else:
             profile = class_counts_step if imbalance_type == "step" else class_counts_exponential
             n_max = min(available) if n_max is None else n_max
+            if not min(available) and n_max == 0:
+                raise InputError(
+                    f"class '{names[available.index(0)]}' has no training image, so that no subset of imbalance factor "
+                    f"{imbalance_factor:g} has all classes: leave --data.imbalance_factor out."
+                )
             counts = profile(n_max, len(available), imbalance_factor)
             if counts[-1] < 1:
                 raise InputError(
@@ -208,8 +213,8 @@ class LongTailedDataModule(LightningDataModule):
             if batches >= 1 and batches.is_integer():
                 advice = f"--trainer.accumulate_grad_batches {int(batches)}"
             raise InputError(
-                f"global_batch_size is {asked}, but {devices} devices x {self.batch_size} images x {accumulated} "
-                f"accumulated batches are {together}: set {advice}."
+                f"global_batch_size is {asked}, but {devices} x {self.batch_size} x {accumulated} (devices x batch_size "
+                f"x accumulated batches) are {together}: set {advice}."
             )
 
     def _load(self, split: Split) -> tuple[Tensor | Paths, Tensor]:
@@ -324,7 +329,7 @@ class LongTailedDataModule(LightningDataModule):
         return torch.from_numpy(self.sampler.draw(labels, [_seed(), epoch], progress))
 
     def train_dataloader(self) -> EpochLoader:
-        """Shuffled, augmented batches of the subset."""
+        """Shuffled, augmented batches of the subset; outside of a Trainer, ``set_epoch`` draws others each epoch."""
         self._load("train")
         return self._loader("train", train=True)
 

@@ -112,6 +112,10 @@ class INaturalist2018(_Listed):
         names = self._find("categories.json")  # those of 2018 were hidden at first
         if not by_list and names.is_file():
             listing = listing._replace(class_names=category_names(names, listing.class_names))
+        if split != "train" and not by_list and listing.class_names != self.class_names:
+            raise InputError(
+                f"the categories of '{annotations}' are not those of the training images: both must have all classes."
+            )
         top = listing.paths[0].partition(b"/")[0]
         if not self.root.joinpath(top.decode()).is_dir() and self.root.joinpath(str(self.year)).is_dir():
             renamed = [str(self.year).encode() + path.removeprefix(top) for path in listing.paths.tolist()]
@@ -169,7 +173,7 @@ class Manifest(FileSource):
     """Image files that a table names: CSV with a header, or Parquet, with columns path, label and split.
 
     Paths are below the folder of the table. The split is train, val or test; without test images those of val are the
-    test part. Labels are class names, or class indices if all are whole numbers.
+    test part. Labels are class names, which are ordered by number if all are whole numbers, and else by the alphabet.
 
     Args:
         root: the table.

@@ -153,6 +153,11 @@ def _read_lines(file: Path) -> dict[str, Listing]:
 
 def _named_by_folder(paths: Paths, labels: Indices) -> Listing:
     num_classes = int(labels.max(initial=-1)) + 1
+    if num_classes > 10 * len(labels):
+        raise InputError(
+            f"a list of {len(labels)} images has class index {num_classes - 1}, but indices go from 0 to C - 1: number "
+            "the classes anew, or use a table, where a label is a name."
+        )
     folders: dict[int, str] = {}
     shared = False
     for path, label in zip(paths.tolist(), labels.tolist(), strict=True):
@@ -167,7 +172,8 @@ def _named_by_folder(paths: Paths, labels: Indices) -> Listing:
 def list_table(file: Path) -> dict[str, Listing]:
     """Return the images of each split of a table with columns path, label and split, CSV or Parquet, in its order.
 
-    Labels that are all whole numbers are class indices; others are class names, in alphabetical order.
+    Labels are names of the classes, which are in alphabetical order, or in that of the numbers if all are whole
+    numbers.
 
     Raises:
         InputError: (a ValueError) if the file is missing or another, or has Parquet's format without a reader for it.
@@ -176,32 +182,40 @@ def list_table(file: Path) -> dict[str, Listing]:
 
 
 def _read_table(file: Path) -> dict[str, Listing]:
-    columns = _read_parquet(file) if file.suffix == ".parquet" else _read_csv(file)
-    try:
-        paths, given, splits = (columns[name] for name in ("path", "label", "split"))
-    except KeyError as error:
-        raise InputError(f"'{file}' has columns {', '.join(columns)}, but must have path, label and split.") from error
-    try:
-        indices = [int(label) for label in given]
-        names = [str(label) for label in range(max(indices, default=-1) + 1)]
-    except ValueError:
-        names = sorted(set(map(str, given)))
-        index = {name: label for label, name in enumerate(names)}
-        indices = [index[str(label)] for label in given]
-    encoded, labels, split_of = _encode(paths), np.array(indices, np.int64), np.array(splits, str)
+    columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file)
+    for name in ("path", "label", "split"):
+        if name not in columns:
+            there = enumerate_names(list(columns)) or "none"
+            raise InputError(f"'{file}' has columns {there}, but must have path, label and split.")
+        for number, value in enumerate(columns[name], 1):
+            if value is None or not str(value).strip():
+                raise InputError(f"row {number} of '{file}' has no {name}: give it one, or leave the row out.")
+    given = [str(label).strip() for label in columns["label"]]
+    whole = all(label.isdecimal() for label in given)
+    names = sorted(set(given), key=(lambda label: int(label)) if whole else None)
+    index = {name: label for label, name in enumerate(names)}
+    paths, labels = _encode(list(map(str, columns["path"]))), np.array([index[label] for label in given], np.int64)
+    splits = np.array([str(split).strip().lower() for split in columns["split"]], str)
     return {
-        str(split): Listing(encoded[split_of == split], labels[split_of == split], names)
-        for split in dict.fromkeys(splits)
+        str(split): Listing(paths[splits == split], labels[splits == split], names)
+        for split in dict.fromkeys(splits.tolist())
     }
 
 
 def _read_csv(file: Path) -> dict[str, list[Any]]:
+    rows: list[list[str]] = []
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            header, *rows = list(csv.reader(stream)) or [[]]
-        return {name.strip(): list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
-    except (OSError, ValueError) as error:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            for row in (reader := csv.reader(stream)):
+                if row and len(row) != len(rows[0] if rows else row):
+                    raise InputError(
+                        f"line {reader.line_num} of '{file}' has {len(row)} fields, but the header has {len(rows[0])}."
+                    )
+                rows += [row] if row else []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): set --data.root to one.") from error
+    header = rows[0] if rows else []
+    return {name.strip(): [row[i] for row in rows[1:]] for i, name in enumerate(header)}
 
 
 def _read_parquet(file: Path) -> dict[str, list[Any]]:
@@ -251,7 +265,8 @@ def check_files(folder: Path, paths: Paths) -> None:
 def _cached(file: Path, read: Callable[[Path], dict[str, Listing]]) -> dict[str, Listing]:
     """Return what a file lists by split, read or from the cache."""
     if not file.is_file():
-        raise InputError(f"there is no file '{file}': set --data.root to where it is.")
+        what = "is a folder, not a file" if file.is_dir() else "is not there"
+        raise InputError(f"the list of images '{file}' {what}: set --data.root to where it is.")
     cache = cache_file("1", read.__name__, stamp(file))
     arrays = read_cache(cache)
     if arrays is None:

@@ -88,7 +88,7 @@ def decode(file: Path, side: int, strict: bool, channels: int) -> Images:
     """
     with _reading(file) as opened:
         # a second read of the mode and the palette is what convert() does; it also loads the pixels
-        image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+        image = _converted(ImageOps.exif_transpose(opened), channels)
     if image.size != (side, side):
         if strict:
             raise InputError(
@@ -117,7 +117,6 @@ def decode_region(file: Path, region: Callable[[int, int], Box], side: int, chan
     Raises:
         InputError: (a ValueError) if the file cannot be read as an image.
     """
-    mode = "RGB" if channels == 3 else "L"
     with _reading(file) as opened:
         upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
         image = opened if upright else ImageOps.exif_transpose(opened)
@@ -128,10 +127,17 @@ def decode_region(file: Path, region: Callable[[int, int], Box], side: int, chan
             if reduced is not None:
                 scale = reduced[1][2] / width
                 box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-        if image.mode != mode:
-            image = image.convert(mode)
-        image = image.resize((side, side), Image.Resampling.BILINEAR, box)
+        image = _converted(image, channels).resize((side, side), Image.Resampling.BILINEAR, box)
     return np.asarray(image).reshape(side, side, channels)
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode.startswith("I;16"):  # what PIL's own conversion turns white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode}, of 32 bits, which have no white")
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
 
 
 @contextmanager
@@ -139,7 +145,7 @@ def _reading(file: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise InputError(f"'{file}' cannot be read as an image ({error}): replace or remove it.") from error
 
 

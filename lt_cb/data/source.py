@@ -79,7 +79,8 @@ class FileSource(Source):
         """
         listing = self.listing(split)
         check_files(self.folder, listing.paths)
-        return np.char.add(os.fsencode(self.folder) + b"/", listing.paths), listing.labels
+        paths = [os.path.join(os.fsencode(self.folder), path) for path in listing.paths.tolist()]  # some may be whole
+        return np.array(paths, bytes), listing.labels
 
     def load(self, split: Split) -> tuple[Images, Indices]:
         """Return one part, decoded or from the cache."""

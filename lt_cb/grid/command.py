@@ -105,7 +105,8 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
     events = context.Queue()
 
     def employ(device: str | None) -> multiprocessing.process.BaseProcess:
-        worker = context.Process(target=work, args=(runs, start, device, len(devices) > 1, events), daemon=True)
+        # no daemon, which may have no processes of its own to read images; it ends with this one all the same
+        worker = context.Process(target=work, args=(runs, start, device, len(devices), events))
         worker.start()
         return worker
 
@@ -135,10 +136,11 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                         live.console.print(f"{event} {title} ({_time(seconds)})", highlight=False)
                 live.update(_table(runs, under_way, finished, start, len(devices)), refresh=True)
         except KeyboardInterrupt:
-            for worker in workers:
-                worker.kill()
             console.print("Interrupted: the same command goes on from the last checkpoints.", highlight=False)
             return 1
+        finally:
+            for worker in workers:
+                worker.kill()
     failed = [run for run in runs if failed_since(run, start)]
     done = sum(map(is_done, runs))
     console.print(f"{done} of {len(runs)} runs done, {len(failed)} failed.", highlight=False)

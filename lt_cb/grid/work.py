@@ -20,6 +20,7 @@ import yaml
 from lt_cb.errors import InputError
 from lt_cb.files import write_json
 from lt_cb.grid.plan import Run
+from lt_cb.machine import available_cores
 
 CHECKPOINT = "checkpoints/last.ckpt"
 WAIT_S = 2.0  # between looks at runs that other processes hold
@@ -66,7 +67,7 @@ def check_folder(run: Run) -> None:
 
 
 def work(
-    runs: list[Run], start: float, device: str | None, beside: bool, events: "Queue[tuple[str, str, int]]"
+    runs: list[Run], start: float, device: str | None, processes: int, events: "Queue[tuple[str, str, int]]"
 ) -> None:
     """Train what is neither done nor held by another process, until all is done or has failed.
 
@@ -74,15 +75,16 @@ def work(
         runs: all of the grid, or of a shard.
         start: seconds since the epoch; a failure before is tried again.
         device: GPU to train on, by number.
-        beside: whether other processes of this one's parent train on the same CPU.
+        processes: how many share the cores of this machine.
         events: takes what happens: start, done or failed, the run, and this process.
     """
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    elif beside:
+    elif processes > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    readers = max(1, available_cores() // processes)
     while True:
         held = False
         for run in runs:
@@ -93,7 +95,7 @@ def work(
                     held = True
                 elif not is_done(run) and not failed_since(run, start):
                     events.put(("start", run.title, os.getpid()))
-                    events.put(("failed" if _train(run) else "done", run.title, os.getpid()))
+                    events.put(("failed" if _train(run, readers) else "done", run.title, os.getpid()))
         if not held:
             return
         time.sleep(WAIT_S)
@@ -105,7 +107,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _train(run: Run) -> str | None:
+def _train(run: Run, readers: int) -> str | None:
     """Train, or go on, and return what went wrong; all that is printed goes to ``log.txt``."""
     error_file = run.folder / "error.txt"
     error_file.unlink(missing_ok=True)
@@ -115,7 +117,7 @@ def _train(run: Run) -> str | None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            _fit(run)
+            _fit(run, readers)
         except SystemExit as stop:  # main has written a sentence
             if not stop.code:
                 return None
@@ -132,7 +134,7 @@ def _train(run: Run) -> str | None:
     return error
 
 
-def _fit(run: Run) -> None:
+def _fit(run: Run, readers: int) -> None:
     from lt_cb.cli import load_checkpoint, main  # takes seconds, and only a worker needs it
 
     checkpoint = run.folder / CHECKPOINT
@@ -144,6 +146,8 @@ def _fit(run: Run) -> None:
     trainer["logger"] = [csv_files, *trainer.pop("logger+", [])]
     config = {**run.config, "trainer": {**trainer, "enable_progress_bar": False}}
     args = ["fit", "--config", yaml.safe_dump(config)]
+    if run.config.get("data", {}).get("num_workers") is None:
+        args.append(f"--data.num_workers={readers}")
     earlier: list[dict[str, str]] = []
     try:
         load_checkpoint(str(checkpoint))
