@@ -213,8 +213,8 @@ class LongTailedDataModule(LightningDataModule):
             if batches >= 1 and batches.is_integer():
                 advice = f"--trainer.accumulate_grad_batches {int(batches)}"
             raise InputError(
-                f"global_batch_size is {asked}, but {devices} x {self.batch_size} x {accumulated} (devices x batch_size "
-                f"x accumulated batches) are {together}: set {advice}."
+                f"global_batch_size is {asked}, but {devices} x {self.batch_size} x {accumulated} (devices x "
+                f"batch_size x accumulated batches) are {together}: set {advice}."
             )
 
     def _load(self, split: Split) -> tuple[Tensor | Paths, Tensor]:
