@@ -94,7 +94,7 @@ if __name__ == "__main__":
     text = (
         f"{options.seeds} training seeds, mean ± standard deviation in percent, last checkpoint; "
         f"{platform.machine()} with {torch.get_num_threads()} cores, Python {platform.python_version()}, "
-        f"torch {torch.__version__}.\n\n{table(results)}\n\n"
+        f"torch {torch.__version__}, {results[options.losses[0]][0]['precision']}.\n\n{table(results)}\n\n"
         f"With `{' '.join(clip)}`:\n\n{table(clipped)}\n"
     )
     (options.out / "quickstart.md").write_text(text)
