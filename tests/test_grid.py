@@ -303,7 +303,7 @@ def test_loggers_go_with_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_images_that_are_streamed(folder: Path) -> None:
-    network = {"model.backbone": "resnet10t", "trainer.max_epochs": 1, "trainer.accelerator": "cpu"}
+    network = {"model.backbone": "resnet20", "trainer.max_epochs": 1, "trainer.accelerator": "cpu"}
     data = {"data.source": "image_folder", "data.root": str(folder), "data.crop": "resized", "data.image_size": 32}
     axes = {"gamma": {"model.loss.gamma": [1, 2]}}
     base = {"config": str(ROOT / "configs/loss/cb_focal.yaml"), "set": {**network, **data}}

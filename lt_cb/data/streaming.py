@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -79,6 +80,8 @@ class StreamingLoader(EpochLoader):
             num_workers=workers,
             pin_memory=self.pin_memory,
             persistent_workers=workers > 0,
+            # a process that was itself spawned, as a grid's are, would spawn: each worker then imports all anew
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # else each epoch would draw from that of the training
         )
 
