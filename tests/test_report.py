@@ -132,6 +132,19 @@ def test_what_tells_two_methods_apart_is_in_their_names(tmp_path: Path) -> None:
     }
 
 
+def test_what_goes_with_the_data_is_no_other_method(tmp_path: Path) -> None:
+    def names() -> set[str]:
+        with pytest.raises(SystemExit, match="0"):
+            main(["report", str(tmp_path)])
+        return {key[0] for key in table((tmp_path / "report.md").read_text(), "Error")}
+
+    write(tmp_path / "a", 30.0, data={"crop_padding": 4})
+    write(tmp_path / "b", 12.0, factor=1, data={"crop_padding": 2})  # as the schedule of Table 2 at imbalance 1
+    assert names() == {"Softmax"}
+    write(tmp_path / "c", 31.0, data={"crop_padding": 2})
+    assert names() == {"Softmax, crop_padding 4", "Softmax, crop_padding 2"}
+
+
 def test_table_3_beside_table_2(tmp_path: Path) -> None:
     small: dict = {"backbone": "resnet50", "data": {"image_size": 224, "mean": [0.5]}, "factor": None, "epochs": 90}
     large: dict = {**small, "backbone": "resnet101", "data": {"image_size": 320, "mean": [0.5]}}

@@ -153,7 +153,7 @@ def _read_lines(file: Path) -> dict[str, Listing]:
 
 def _named_by_folder(paths: Paths, labels: Indices) -> Listing:
     num_classes = int(labels.max(initial=-1)) + 1
-    if num_classes > 10 * len(labels):
+    if num_classes > max(10 * len(labels), 100_000):
         raise InputError(
             f"a list of {len(labels)} images has class index {num_classes - 1}, but indices go from 0 to C - 1: number "
             "the classes anew, or use a table, where a label is a name."

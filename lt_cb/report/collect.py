@@ -112,13 +112,14 @@ def collect(folder: Path) -> Runs:
     if not files:
         raise InputError(f"there is no run with a result.json in '{folder}': give the folder of finished runs.")
     configs = [_flat(read_yaml(file.with_name("config.yaml"))) for file in files]
-    by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for config in configs:
-        by_source[_source(config)].append(config)
-    # pixel means and the like belong to a source, as columns do; the network is what a row is read for
-    varied = {source: _varied(group) for source, group in by_source.items()}
+        named = {k: v for k, v in config.items() if k in SHOWN_APART or k.startswith("model.loss")}
+        alike[json.dumps(named, sort_keys=True, default=str)].append(config)
+    # what goes with a loss or a data set, as a rate or a schedule may, is no method of its own
+    varied = {key for group in alike.values() for key in _varied(group)}
     network = _varied(configs) & NETWORK.keys()
-    extras = [varied[_source(c)] | {key for key in network if c.get(key) != NETWORK[key]} for c in configs]
+    extras = [varied | {key for key in network if c.get(key) != NETWORK[key]} for c in configs]
     tested = {_checkpoint(_read(file)) for file in files}
     found = [_result(*one, len(tested) > 1) for one in zip(files, configs, map(sorted, extras), strict=True)]
     newest: dict[tuple[str, str, tuple[int, int | None]], Result] = {}

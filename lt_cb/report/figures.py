@@ -24,22 +24,38 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> list
     return [figure for figure in drawn if figure is not None]
 
 
-def _axes(count: int, lines: int) -> tuple[Any, list[Any]]:
-    """Return a figure of ``count`` axes with room for a legend of ``lines`` below."""
+def _axes(count: int) -> tuple[Any, list[Any]]:
+    """Return a figure of ``count`` axes."""
     from matplotlib.figure import Figure
 
-    rows = -(-count // 3)
-    figure = Figure(figsize=(max(4.2 * min(count, 3), 6.0), 3.2 * rows + 0.17 * lines), layout="constrained")
-    axes = figure.subplots(rows, min(count, 3), squeeze=False).flatten().tolist()
+    figure = Figure()
+    axes = figure.subplots(-(-count // 3), min(count, 3), squeeze=False).flatten().tolist()
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]
 
 
-def _legend(figure: Any, axes: list[Any]) -> None:  # noqa: ANN401 - matplotlib is not typed
-    """Name what is drawn, once for all axes and below them: names may be long."""
+def _lay_out(figure: Any, axes: list[Any]) -> None:  # noqa: ANN401 - matplotlib is not typed
+    """Name what is drawn, once for all axes and below them, as names may be long; and give everything its place.
+
+    matplotlib's own layouts take longer than the drawing.
+    """
     named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), [_wrapped(name) for name in named], loc="outside lower left", fontsize=7)
+    names = [_wrapped(name) for name in named]
+    rows, columns = -(-len(axes) // 3), min(len(axes), 3)
+    legend = 0.15 * sum(name.count("\n") + 1 for name in names) + 0.15  # inches, as all that follows
+    width, height = max(4.2 * columns, 6.0), 3.2 * rows + legend + 0.3
+    left, right, top, bottom, gap = 0.6, 0.15, 0.55, legend + 0.5, 0.75
+    figure.set_size_inches(width, height)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=gap * columns / (width - left - right - gap * (columns - 1)),
+        hspace=gap * rows / (height - top - bottom - gap * (rows - 1)),
+    )
+    figure.legend(named.values(), names, loc="lower left", fontsize=7, bbox_to_anchor=(0.1 / width, 0.05 / height))
 
 
 def _wrapped(name: str) -> str:
@@ -53,12 +69,12 @@ def _svg(figure: Any) -> str:  # noqa: ANN401 - matplotlib is not typed
 
 
 def _class_counts(runs: Runs) -> tuple[str, str] | None:
-    figure, (axis,) = _axes(1, len(runs.columns()))
+    figure, (axis,) = _axes(1)
     for data in runs.columns():
         counts = next(result.class_counts for result in runs.results if result.data == data)
         axis.plot(range(len(counts)), counts, marker="." if len(counts) <= 30 else None, label=data)
     axis.set(xlabel="class", ylabel="training images", yscale="log")
-    _legend(figure, [axis])
+    _lay_out(figure, [axis])
     return "Training images of each class", _svg(figure)
 
 
@@ -71,7 +87,7 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tup
     betas = sorted({result.beta for result in drawn if result.beta is not None})
     if not betas:
         return None
-    figure, axes = _axes(len(runs.columns()), len({result.family for result in drawn}))
+    figure, axes = _axes(len(runs.columns()))
     places: list[float | None] = [None, *betas]
     for axis, data in zip(axes, runs.columns(), strict=True):
         for name, points in lines[data].items():
@@ -82,7 +98,7 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tup
             )
         axis.set_xticks(range(len(places)), ["none", *[f"{beta:g}" for beta in betas]])
         axis.set(title=data, xlabel="β", ylabel=f"{metric.lower()} in %")
-    _legend(figure, axes)
+    _lay_out(figure, axes)
     return f"{metric} by β", _svg(figure)
 
 
@@ -92,7 +108,7 @@ def _mean_per_class(results: list[Result]) -> list[float]:
 
 
 def _accuracy_by_class(runs: Runs) -> tuple[str, str] | None:
-    figure, axes = _axes(len(runs.columns()), min(len(runs.methods()), SHOWN))
+    figure, axes = _axes(len(runs.columns()))
     by_cell = runs.cells()
     for axis, data in zip(axes, runs.columns(), strict=True):
         there = [method for method in runs.methods() if (method, data) in by_cell]
@@ -101,7 +117,8 @@ def _accuracy_by_class(runs: Runs) -> tuple[str, str] | None:
             accuracy = [100 * a for a in _mean_per_class(results)]
             axis.plot(results[0].class_counts, accuracy, ".", ms=5, alpha=0.8, label=method)
         axis.set(title=data, xlabel="training images of the class", ylabel="accuracy in %", xscale="log")
-    _legend(figure, axes)
+        axis.minorticks_off()
+    _lay_out(figure, axes)
     note = f" (the first {SHOWN} methods)" if len(runs.methods()) > SHOWN else ""
     return f"Accuracy of each class by its training images{note}", _svg(figure)
 
@@ -111,7 +128,7 @@ def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
     baseline, *others = runs.methods()
     if not groups or not others:
         return None
-    figure, axes = _axes(len(runs.columns()), min(len(others), SHOWN))
+    figure, axes = _axes(len(runs.columns()))
     by_cell = runs.cells()
     width = 0.8 / min(len(others), SHOWN)
 
@@ -126,6 +143,6 @@ def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
         axis.axhline(0, color="black", lw=0.6)
         axis.set_xticks([k + 0.4 - width / 2 for k in range(len(groups))], groups)
         axis.set(title=data, ylabel="gain in accuracy, points")
-    _legend(figure, axes)
-    figure.suptitle(_wrapped(f"over {baseline}"), fontsize=8)
+    _lay_out(figure, axes)
+    figure.suptitle(_wrapped(f"over {baseline}"), fontsize=8, y=1 - 0.05 / figure.get_figheight())
     return "Gain by shot group", _svg(figure)
