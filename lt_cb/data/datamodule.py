@@ -245,13 +245,14 @@ class LongTailedDataModule(LightningDataModule):
     def _streams(self) -> bool:
         """Whether images are decoded as they are asked for; it is said why where nobody asked for it."""
         source = self.source
-        if self.crop == "resized" and not isinstance(source, FileSource | Checkpoint):
+        resized = self.crop == "resized"
+        if resized and not isinstance(source, FileSource | Checkpoint):
             raise InputError(
                 f"crop is resized, but {type(source).__name__} has images of {source.image_size} pixels in memory: set "
                 "--data.crop padded."
             )
-        if self.crop == "resized" or not isinstance(source, FileSource):
-            return self.crop == "resized"
+        if resized or not isinstance(source, FileSource):
+            return resized
         splits: tuple[Split, ...] = ("train", "val", "test") if source.has_val else ("train", "test")
         count = sum(len(source.listing(split).paths) for split in splits)
         copies = self.trainer.num_devices if self.trainer else 1  # one for each process

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import track
 
 from lt_cb.data.cache import Arrays, cache_file, read_cache, stamp, write_cache
-from lt_cb.data.images import is_image
+from lt_cb.data.images import is_image, progress
 from lt_cb.data.subset import Indices
 from lt_cb.errors import InputError, enumerate_names
 
@@ -58,7 +56,7 @@ def list_tree(folder: Path) -> Listing:
         )
     paths: list[str] = []
     counts, folders = [], [str(folder)]
-    for name in track(names, f"Finding images in {folder}", transient=True, disable=not sys.stdout.isatty()):
+    for name in progress(names, f"Finding images in {folder}", len(names)):
         found = []
         for place, _, files in os.walk(folder / name, followlinks=True):
             folders.append(place)
@@ -242,9 +240,7 @@ def check_files(folder: Path, paths: Paths) -> None:
     there: dict[bytes, set[bytes]] = {}
     missing = []
     base = os.fsencode(folder)
-    for path in track(
-        paths.tolist(), f"Looking for the images in {folder}", transient=True, disable=not sys.stdout.isatty()
-    ):
+    for path in progress(paths.tolist(), f"Looking for the images in {folder}", len(paths)):
         place, _, name = path.rpartition(b"/")
         if place not in there:
             try:

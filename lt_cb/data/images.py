@@ -2,10 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from rich.progress import track
 from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
 from lt_cb.errors import InputError
 
+Item = TypeVar("Item")
 Images = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -22,6 +24,11 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 def is_image(name: str) -> bool:
     """Return whether a file name has an extension PIL reads and is not hidden."""
     return name[0] != "." and os.path.splitext(name)[1].lower() in Image.registered_extensions()
+
+
+def progress(items: Iterable[Item], label: str, count: int) -> Iterable[Item]:
+    """Iterate with a progress bar on a terminal, and without a word elsewhere."""
+    return track(items, label, count, transient=True, disable=not sys.stdout.isatty())
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -154,9 +161,7 @@ def _decode_all(files: Sequence[Path], side: int, strict: bool, channels: int, l
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(lambda file: decode(file, side, strict, channels), files, chunksize=64)
         try:
-            for i, image in enumerate(
-                track(decoded, label, len(files), transient=True, disable=not sys.stdout.isatty())
-            ):
+            for i, image in enumerate(progress(decoded, label, len(files))):
                 images[i] = image
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

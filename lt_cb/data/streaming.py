@@ -3,7 +3,8 @@
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -60,21 +61,16 @@ class StreamingLoader(EpochLoader):
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(targets, batch_size, **options)
-        self.paths = paths
-        self.image_size = image_size
-        self.channels = channels
-        self.crop = crop
-        self.strict = strict
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self._batches: list[Tensor] = []  # of the epoch, as `_Decoder` takes them
+        self._decoder = _Decoder(paths, image_size, channels, crop, strict, self.train, self.seed, self.augment)
+        self._batches: list[Tensor] = []  # of the epoch, as the decoder takes them
 
     @cached_property
     def _decoded(self) -> DataLoader[Tensor | InputError]:
-        decoder = _Decoder(self)
         workers = min(self.num_workers, len(self))
         return DataLoader(
-            decoder,
+            self._decoder,
             batch_size=None,
             sampler=self._batches,
             num_workers=workers,
@@ -97,13 +93,18 @@ class StreamingLoader(EpochLoader):
             yield images.permute(0, 3, 1, 2), self.targets[rows]
 
 
+@dataclass
 class _Decoder(Dataset["Tensor | InputError"]):
     """Makes a batch, uint8 of shape (B, H, W, C), of a table of draws; it is what a worker has of a loader."""
 
-    def __init__(self, loader: StreamingLoader) -> None:
-        self.paths, self.augment, self.train = loader.paths, loader.augment, loader.train
-        self.side, self.channels, self.seed = loader.image_size, loader.channels, loader.seed
-        self.crop, self.strict = loader.crop, loader.strict
+    paths: Paths
+    side: int
+    channels: int
+    crop: Crop
+    strict: bool
+    train: bool
+    seed: int
+    augment: Callable[[Tensor], Tensor] | None
 
     def __getitem__(self, table: Tensor) -> Tensor | InputError:
         """Return a batch, or what is wrong with it: a worker's exception would reach the user with its traceback."""

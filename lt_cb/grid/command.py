@@ -131,9 +131,9 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                     if event == "start":
                         under_way[pid] = title, time.time()
                     else:
-                        seconds = time.time() - under_way.pop(pid)[1]
-                        finished.append(seconds)
-                        live.console.print(f"{event} {title} ({_time(seconds)})", highlight=False)
+                        took = time.time() - under_way.pop(pid)[1]
+                        finished.append(took)
+                        live.console.print(f"{event} {title} ({_time(took)})", highlight=False)
                 live.update(_table(runs, under_way, finished, start, len(devices)), refresh=True)
         except KeyboardInterrupt:
             console.print("Interrupted: the same command goes on from the last checkpoints.", highlight=False)

@@ -30,7 +30,7 @@ class _Done:
 
 def seconds(run: Run) -> float:
     """Return how long a finished run took."""
-    return float(sum(json.loads((run.folder / "result.json").read_text())["wall_time_s"].values()))
+    return _read(run.folder, run.config).seconds
 
 
 def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tuple[float, int]:
