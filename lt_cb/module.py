@@ -17,7 +17,7 @@ from lt_cb.fast import compiles
 from lt_cb.losses import Loss
 from lt_cb.metrics import Mean, PerClassAccuracy, accuracies, shot_groups
 from lt_cb.models import SecondStage, build_backbone, draw_classifier, last_linear, normalize_classifier
-from lt_cb.schedule import WarmupMultiStep, check_part_of_training, training_progress
+from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_part_of_training, training_progress
 
 Batch = tuple[Tensor, Tensor]
 
@@ -34,7 +34,7 @@ class LongTailedClassifier(LightningModule):
         backbone: ``resnet32`` (or 20, 44, 56, 110), any timm model, or the class path of your own.
         backbone_args: further keyword arguments of the backbone.
         optimizer: made from parameter groups. The recipe's is SGD of rate 0.1, momentum 0.9, weight decay 2e-4.
-        lr_scheduler: made from the optimiser; `WarmupMultiStep` steps every batch, others every epoch.
+        lr_scheduler: made from the optimiser; those of `lt_cb.schedule` step every batch, others every epoch.
         defer_weighting: part of the training, in [0, 1], before the class weights of the loss count: deferred
             re-weighting (DRW, Cao et al. 2019, who take 0.8). It sets in with an epoch.
         decay_vectors: whether weight decay counts for parameters of one dimension too: scales and shifts of norms, and
@@ -154,7 +154,7 @@ class LongTailedClassifier(LightningModule):
         """Refuse a training without an end where parts of it are asked for, before anything is written."""
         if self.trainer.state.fn == "fit":
             scheduler = self.make_scheduler(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
-            in_parts = isinstance(scheduler, WarmupMultiStep) and scheduler.total_steps is None
+            in_parts = isinstance(scheduler, StepwiseSchedule) and scheduler.total_steps is None
             if in_parts or self.defer_weighting > 0.0:
                 training_progress(self.trainer, 0)
 
@@ -263,7 +263,7 @@ class LongTailedClassifier(LightningModule):
         """Make optimiser and scheduler."""
         optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.make_scheduler(optimizer)
-        if isinstance(scheduler, WarmupMultiStep):
+        if isinstance(scheduler, StepwiseSchedule):
             scheduler.total_steps = scheduler.total_steps or int(self.trainer.estimated_stepping_batches)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         if isinstance(scheduler, ReduceLROnPlateau):

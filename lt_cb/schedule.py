@@ -35,11 +35,51 @@ def check_part_of_training(name: str, value: float) -> None:
         raise InputError(f"{name} is {value}, but must be a part of the training in [0, 1].")
 
 
-class WarmupMultiStep(LRScheduler):
-    """Linear warm-up, then steps, by optimiser step: the schedule of Cui et al. 2019.
+class StepwiseSchedule(LRScheduler):
+    """A learning rate schedule by optimiser step, stated in fractions of the training, whatever its length.
 
-    The rate is base * t / warmup for t < warmup, where t in [0, 1) is the part of training that is done, then base,
-    and base * factors[k] from t = milestones[k] on. The paper's 5, 160 and 180 of 200 epochs are the defaults.
+    Args:
+        optimizer: whose learning rates are the base rates.
+        warmup: fraction of the training in [0, 1), in which the rate rises linearly from 0.
+        total_steps: optimiser steps of the whole training; None, until `LongTailedClassifier` sets it.
+
+    Raises:
+        InputError: if warmup is outside [0, 1).
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: float, total_steps: int | None = None) -> None:
+        if not 0.0 <= warmup < 1.0:
+            raise InputError(f"warmup is {warmup}, but must be a fraction of the training in [0, 1).")
+        self.warmup = warmup
+        self.total_steps = total_steps
+        super().__init__(optimizer)
+
+    def after_warmup(self, fraction: float) -> float:
+        """Return the factor of the base rate once a fraction of the training in [warmup, 1) is done."""
+        raise NotImplementedError
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the base rate at an optimiser step, counted from 0."""
+        total = self.total_steps or 1
+        if step < self.warmup * total:
+            return step / (self.warmup * total)
+        return self.after_warmup(step / total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the progress alone: a resumed training follows its own schedule, which may be longer."""
+        own = ("warmup", "milestones", "factors", "total_steps")
+        return {key: value for key, value in super().state_dict().items() if key not in own}
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the learning rate of each parameter group."""
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+
+class WarmupMultiStep(StepwiseSchedule):
+    """Linear warm-up, then steps: the schedule of Cui et al. 2019.
+
+    The rate is base * t / warmup for t < warmup, where t in [0, 1) is the fraction of the training that is done, then
+    base, and base * factors[k] from t = milestones[k] on. The paper's 5, 160 and 180 of 200 epochs are the defaults.
 
     Args:
         optimizer: whose learning rates are the base rates.
@@ -49,7 +89,7 @@ class WarmupMultiStep(LRScheduler):
         total_steps: optimiser steps of the whole training; None, until `LongTailedClassifier` sets it.
 
     Raises:
-        InputError: (a ValueError) if the fractions are out of order, or the numbers do not match.
+        InputError: if the fractions are out of order, or the numbers do not match.
     """
 
     def __init__(
@@ -65,29 +105,43 @@ class WarmupMultiStep(LRScheduler):
                 f"milestones {list(milestones)} and factors {list(factors)} must be equally many, factors at least 0."
             )
         fractions = [0.0, warmup, *milestones, 1.0]
-        if not 0.0 <= warmup < 1.0 or fractions != sorted(fractions):
+        if fractions != sorted(fractions):
             raise InputError(
                 f"warmup {warmup} and milestones {list(milestones)} must be increasing fractions of training in [0, 1]."
             )
-        self.warmup = warmup
         self.milestones = list(milestones)
         self.factors = list(factors)
-        self.total_steps = total_steps
-        super().__init__(optimizer)
+        super().__init__(optimizer, warmup, total_steps)
 
     def factor(self, step: int) -> float:
         """Return the factor of the base rate at an optimiser step, counted from 0."""
         total = self.total_steps or 1
-        if step < self.warmup * total:
-            return step / (self.warmup * total)
         passed = sum(step >= milestone * total for milestone in self.milestones)
-        return self.factors[passed - 1] if passed else 1.0
+        return self.factors[passed - 1] if passed else super().factor(step)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the progress alone: a resumed training follows its own schedule, which may be longer."""
-        own = ("warmup", "milestones", "factors", "total_steps")
-        return {key: value for key, value in super().state_dict().items() if key not in own}
+    def after_warmup(self, fraction: float) -> float:
+        """Return 1, until the first milestone."""
+        return 1.0
 
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rate of each parameter group."""
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+class WarmupLinear(StepwiseSchedule):
+    """Linear warm-up, then linearly to zero at the end of the training (Li et al. 2020, Budgeted Training).
+
+    The rate is base * t / warmup for t < warmup, where t in [0, 1) is the fraction of the training that is done, then
+    base * (1 - t) / (1 - warmup).
+
+    Args:
+        optimizer: whose learning rates are the base rates.
+        warmup: in [0, 1).
+        total_steps: optimiser steps of the whole training; None, until `LongTailedClassifier` sets it.
+
+    Raises:
+        InputError: if warmup is outside [0, 1).
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
+        super().__init__(optimizer, warmup, total_steps)
+
+    def after_warmup(self, fraction: float) -> float:
+        """Return what is left of the training, of what there is after the warm-up."""
+        return max(1.0 - fraction, 0.0) / (1.0 - self.warmup)

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from lt_cb.schedule import WarmupMultiStep
+from lt_cb.schedule import WarmupLinear, WarmupMultiStep
 
 
-def rates(total: int, base: float = 0.1, **options) -> list[float]:
+def rates(total: int, base: float = 0.1, schedule: type = WarmupMultiStep, **options) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=base)
-    scheduler = WarmupMultiStep(optimizer, total_steps=total, **options)
+    scheduler = schedule(optimizer, total_steps=total, **options)
     seen = []
     for _ in range(total):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -57,3 +57,13 @@ def test_state_resumes() -> None:
 def test_impossible_schedules_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match="milestones"):
         rates(10, **options)
+
+
+def test_linear_to_zero() -> None:
+    steps = rates(200, schedule=WarmupLinear, warmup=0.1)
+    expected = torch.cat([torch.linspace(0, 0.1, 21)[:-1], torch.linspace(0.1, 0, 181)[:-1]])
+    assert steps == pytest.approx(expected.tolist())
+    assert rates(4, schedule=WarmupLinear, warmup=0.0) == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    for warmup in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="warmup"):
+            rates(10, schedule=WarmupLinear, warmup=warmup)
