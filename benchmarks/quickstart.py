@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lt_cb.cli import main
+from lt_cb.commands.train import main
 
 LOSSES = {
     "softmax": "softmax",

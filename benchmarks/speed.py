@@ -113,8 +113,9 @@ def ours(options: argparse.Namespace, fast: bool = True) -> dict[str, float]:
     from lightning.pytorch import Trainer
 
     imported = resident()
-    from lt_cb.data import LongTailedDataModule, Source
     from lt_cb.fast import mixed_precision
+
+    from lt_cb.data import LongTailedDataModule, Source
     from lt_cb.losses import SoftmaxLoss
     from lt_cb.module import LongTailedClassifier
 
@@ -234,9 +235,9 @@ def script(options: argparse.Namespace) -> dict[str, float]:
 def bare(options: argparse.Namespace) -> dict[str, float]:
     """Only compute: bfloat16, channels-last, and one batch that is there already, again and again."""
     import torch
+    from lt_cb.fast import mixed_precision
     from torch.nn import functional as F
 
-    from lt_cb.fast import mixed_precision
     from lt_cb.models import resnet32
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -277,7 +278,7 @@ def our_loader(options: argparse.Namespace) -> dict[str, float]:
     """Crop and flip an epoch with the resident loader, on one core."""
     import torch
 
-    from lt_cb.data.resident import ResidentLoader
+    from lt_cb.data.loaders.resident import ResidentLoader
 
     torch.set_num_threads(1)
     images, labels = (torch.from_numpy(part) for part in pixels(options.images, 0))

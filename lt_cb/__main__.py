@@ -28,7 +28,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except InputError as error:
         sys.stderr.write(f"lt-cb: error: {error}\n")
         raise SystemExit(2) from None
-    from lt_cb.cli import main as lightning
+    from lt_cb.commands.train import main as lightning
 
     lightning(words)
 

@@ -13,13 +13,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lt_cb.errors import InputError
-from lt_cb.fast import compiles
 from lt_cb.losses import Loss
 from lt_cb.metrics import Mean, PerClassAccuracy, accuracies, shot_groups
 from lt_cb.models import SecondStage, build_backbone, draw_classifier, last_linear, normalize_classifier
 from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_part_of_training, training_progress
 
 Batch = tuple[Tensor, Tensor]
+MANY_STEPS = 5_000  # that pay for a minute of compilation
 
 
 class LongTailedClassifier(LightningModule):
@@ -160,7 +160,8 @@ class LongTailedClassifier(LightningModule):
 
     def on_fit_start(self) -> None:
         """Compile where it helps; warn of a weighting and a sampler at once, and of what is deferred but not there."""
-        if self.fast == "auto" and compiles(self.trainer):
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"  # whose kernels are short
+        if self.fast == "auto" and on_gpu and self.trainer.estimated_stepping_batches >= MANY_STEPS:
             torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
             self.backbone.compile()
         data = getattr(self.trainer, "datamodule", None)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lt_cb.cli import main
+from lt_cb.commands.train import main
 from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from lt_cb.data import LongTailedDataModule, Source
 from lt_cb.data import images as images_module
-from lt_cb.data.file_sources import ImageFolder
-from lt_cb.data.resident import ResidentLoader
+from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.sources import Digits, FashionMNIST
+from lt_cb.data.sources.files import ImageFolder
 from lt_cb.data.subset import hold_out, long_tailed_subset
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [50, 40, 30, 20]))

@@ -1,7 +1,6 @@
 """What `fast` does is the same training, faster."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +8,8 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lt_cb import fast
-from lt_cb.cli import main
+from lt_cb import hardware
+from lt_cb.commands.train import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.losses import EffectiveNumber, FocalLoss
 from lt_cb.module import LongTailedClassifier
@@ -64,26 +63,16 @@ def test_mixed_precision_differs_less_than_seeds_do(tmp_path: Path) -> None:
     assert 0 < apart < seeds / 2
 
 
-def test_long_trainings_on_a_gpu_are_compiled() -> None:
-    def trainer(device: str, steps: float) -> SimpleNamespace:
-        strategy = SimpleNamespace(root_device=torch.device(device))
-        return SimpleNamespace(strategy=strategy, estimated_stepping_batches=steps)
-
-    assert fast.compiles(trainer("cuda", 19_400))
-    assert not fast.compiles(trainer("cuda", 240))
-    assert not fast.compiles(trainer("cpu", 19_400))
-
-
 def test_precision_goes_with_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for instructions, precision in (({"amx_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, None)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=instructions: found, raising=False)
-        assert fast.mixed_precision("auto") == fast.mixed_precision("cpu") == precision
+        assert hardware.mixed_precision("auto") == hardware.mixed_precision("cpu") == precision
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for supported, precision in ((True, "bf16-mixed"), (False, None)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=supported: found)
-        assert fast.mixed_precision("auto") == fast.mixed_precision("gpu") == precision
+        assert hardware.mixed_precision("auto") == hardware.mixed_precision("gpu") == precision
 
 
 @pytest.mark.parametrize(
@@ -98,7 +87,7 @@ def test_a_precision_that_is_asked_for_counts(
     args: list[str], precision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lt_cb.cli.mixed_precision", lambda accelerator: "bf16-mixed")
+    monkeypatch.setattr("lt_cb.commands.train.mixed_precision", lambda accelerator: "bf16-mixed")
     main(["fit", "--config", QUICKSTART, "--trainer.max_epochs=1", "--trainer.accelerator=cpu", *args])
     config = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
     assert config["trainer"]["precision"] == precision

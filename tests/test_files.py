@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lt_cb.cli import main
+from lt_cb.commands.train import main
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.files import list_annotations, list_lines, list_table, list_tree
+from lt_cb.data.sources.listing import list_annotations, list_lines, list_table, list_tree
 from lt_cb.losses import class_weights
 
 COUNTS = json.loads(Path(__file__).with_name("class_counts.json").read_text())
@@ -279,10 +279,12 @@ class TestCache:
     def test_a_large_tree_is_scanned_again_only_when_it_changes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lt_cb.data.files.WORTH_CACHING", 3)
+        monkeypatch.setattr("lt_cb.data.sources.listing.WORTH_CACHING", 3)
         walked = []
         walk = os.walk
-        monkeypatch.setattr("lt_cb.data.files.os.walk", lambda *args, **kw: walked.append(args) or walk(*args, **kw))
+        monkeypatch.setattr(
+            "lt_cb.data.sources.listing.os.walk", lambda *args, **kw: walked.append(args) or walk(*args, **kw)
+        )
         for name in ("cat/1.png", "cat/deep/2.png", "dog/3.png"):
             (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "train" / name).touch()
@@ -302,7 +304,7 @@ class TestCache:
         assert scan() == ([b"cat/1.png", b"cat/deep/0.png", *before[1:]], True)
 
     def test_a_changed_list_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lt_cb.data.files.WORTH_CACHING", 1)
+        monkeypatch.setattr("lt_cb.data.sources.listing.WORTH_CACHING", 1)
         file = tmp_path / "t.txt"
         for text, labels in (("a 0\nb 1", [0, 1]), ("a 0\nb 1", [0, 1]), ("a 1\nb 1", [1, 1])):
             file.write_text(text)

@@ -159,7 +159,7 @@ class TestPlan:
 
     def test_a_cpu_trains_a_run_on_each_core(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lt_cb.grid.command.glob.glob", lambda pattern: [])
-        monkeypatch.setattr("lt_cb.machine.os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+        monkeypatch.setattr("lt_cb.hardware.os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
         monkeypatch.setattr("lt_cb.grid.command.sys.platform", "linux")
         monkeypatch.setattr("lt_cb.grid.command.RUN_BYTES", 1)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

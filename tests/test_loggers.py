@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from wandb_server import serve
 
-from lt_cb.cli import main
+from lt_cb.commands.train import main
 from lt_cb.loggers import RunFolder
 from lt_cb.report import read_run
 

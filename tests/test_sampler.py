@@ -16,7 +16,7 @@ from lt_cb.data import (
     Sampler,
     SquareRootSampler,
 )
-from lt_cb.data.resident import ResidentLoader
+from lt_cb.data.loaders.resident import ResidentLoader
 
 SAMPLERS = [ClassBalancedSampler(), SquareRootSampler(), ProgressivelyBalancedSampler(), EffectiveNumberSampler(0.99)]
 COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any)

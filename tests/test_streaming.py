@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from lt_cb.data import LongTailedDataModule, SquareRootSampler
 from lt_cb.data.images import decode, decode_region
-from lt_cb.data.loader import EpochLoader
-from lt_cb.data.streaming import StreamingLoader, centre_region, random_region
+from lt_cb.data.loaders.epoch import EpochLoader
+from lt_cb.data.loaders.streaming import StreamingLoader, centre_region, random_region
 
 
 def smooth(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -14,9 +14,9 @@ from rich.table import Table
 
 import lt_cb
 from lt_cb.data import LongTailedDataModule
-from lt_cb.files import write_json
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
+from lt_cb.run import write_json
 
 
 class ResultFile(Callback):

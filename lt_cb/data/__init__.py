@@ -9,7 +9,7 @@ from lt_cb.data.sampler import (
     Sampler,
     SquareRootSampler,
 )
-from lt_cb.data.source import FileSource, Source
+from lt_cb.data.sources.base import FileSource, Source
 
 __all__ = [
     "ClassBalancedSampler",

@@ -12,18 +12,18 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lt_cb.data.files import Paths
-from lt_cb.data.images import Images, find_images, load_images
-from lt_cb.data.loader import EpochLoader
+from lt_cb.data.images import Images, find_images, load_images, resize
+from lt_cb.data.loaders.epoch import EpochLoader
+from lt_cb.data.loaders.resident import ResidentLoader, home
+from lt_cb.data.loaders.streaming import Crop, StreamingLoader
 from lt_cb.data.profile import class_counts_exponential, class_counts_step
-from lt_cb.data.resident import ResidentLoader, home
 from lt_cb.data.sampler import Sampler
-from lt_cb.data.source import FileSource, Split
-from lt_cb.data.sources import Checkpoint, make_source, resize
-from lt_cb.data.streaming import Crop, StreamingLoader
+from lt_cb.data.sources import Checkpoint, make_source
+from lt_cb.data.sources.base import FileSource, Split
+from lt_cb.data.sources.listing import Paths
 from lt_cb.data.subset import hold_out, long_tailed_subset
 from lt_cb.errors import InputError
-from lt_cb.machine import available_cores, available_memory
+from lt_cb.hardware import available_cores, available_memory
 from lt_cb.schedule import check_part_of_training, training_progress
 
 

@@ -10,8 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import ExifTags, Image, ImageOps
 from rich.progress import track
+from torch.nn import functional as F
 
 from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
 from lt_cb.errors import InputError
@@ -167,3 +169,15 @@ def _decode_all(files: Sequence[Path], side: int, strict: bool, channels: int, l
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return images
+
+
+def resize(images: Images, image_size: int) -> Images:
+    """Scale square images of shape (N, H, W, C) to (N, image_size, image_size, C), bilinear with antialiasing."""
+    if images.shape[1] == image_size:
+        return images
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    parts = [
+        F.interpolate(part, (image_size, image_size), mode="bilinear", antialias=True)
+        for part in torch.split(batch, 1024)
+    ]
+    return torch.cat(parts).permute(0, 2, 3, 1).contiguous().numpy()

@@ -18,7 +18,7 @@ from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.grid.estimate import seconds, time_left
 from lt_cb.grid.plan import Plan, Run, read_plan
 from lt_cb.grid.work import check_folder, failed_since, is_done, work
-from lt_cb.machine import available_cores, available_memory
+from lt_cb.hardware import available_cores, available_memory
 
 RUN_BYTES = 2 * 10**9  # of main memory that a training on small images takes at most, with what it imports
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError
-from lt_cb.files import read_yaml
 from lt_cb.grid.plan import Run
 from lt_cb.grid.work import is_done
+from lt_cb.run import read_yaml
 
 NEWEST = 20  # runs outside of a grid that are looked at
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError, did_you_mean
-from lt_cb.files import read_yaml
+from lt_cb.run import read_yaml
 
 KEYS = ("folder", "config", "set", "seeds", "axes")
 Config = dict[str, Any]

@@ -18,9 +18,9 @@ from pathlib import Path
 import yaml
 
 from lt_cb.errors import InputError
-from lt_cb.files import write_json
 from lt_cb.grid.plan import Run
-from lt_cb.machine import available_cores
+from lt_cb.hardware import available_cores
+from lt_cb.run import write_json
 
 CHECKPOINT = "checkpoints/last.ckpt"
 WAIT_S = 2.0  # between looks at runs that other processes hold
@@ -135,7 +135,7 @@ def _train(run: Run, readers: int) -> str | None:
 
 
 def _fit(run: Run, readers: int) -> None:
-    from lt_cb.cli import load_checkpoint, main  # takes seconds, and only a worker needs it
+    from lt_cb.commands.train import load_checkpoint, main  # takes seconds, and only a worker needs it
 
     checkpoint = run.folder / CHECKPOINT
     trainer = dict(run.config.get("trainer", {}))

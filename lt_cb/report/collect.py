@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError
-from lt_cb.files import read_yaml
+from lt_cb.run import read_yaml
 
 # where and by whom a run is fed, kept and watched, not what it trains
 IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger")

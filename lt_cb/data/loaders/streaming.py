@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lt_cb.data.files import Paths
 from lt_cb.data.images import Box, Images, decode, decode_region
-from lt_cb.data.loader import EpochLoader, augmented
+from lt_cb.data.loaders.epoch import EpochLoader, augmented
+from lt_cb.data.sources.listing import Paths
 from lt_cb.errors import InputError
 
 Crop = Literal["padded", "resized"]

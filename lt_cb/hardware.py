@@ -1,7 +1,8 @@
-"""What of this machine a process may use."""
+"""The hardware: memory and cores that a process may use, and whether it multiplies in bfloat16. Imports no torch."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 
 def available_memory() -> int:
@@ -22,3 +23,19 @@ def available_memory() -> int:
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def mixed_precision(accelerator: Any) -> str | None:  # noqa: ANN401 - of a Trainer, by name or itself
+    """Return the precision of the Trainer for hardware that multiplies in bfloat16, None for other hardware.
+
+    Args:
+        accelerator: as the Trainer takes it.
+    """
+    import torch
+
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if accelerator not in ("auto", "cpu") or (accelerator == "auto" and torch.backends.mps.is_available()):
+        return None
+    instructions: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than torch 2.8
+    return "bf16-mixed" if instructions.get("amx_bf16") else None

@@ -1,28 +1,18 @@
-"""Where images come from. A source of your own derives from `Source` and is named by its class path."""
+"""Data sets that come as arrays: digits, CIFAR, Fashion-MNIST."""
 
 import gzip
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from lt_cb.data.file_sources import (
-    ILSVRC2012,
-    ImageFolder,
-    ImageNetLT,
-    INaturalist2017,
-    INaturalist2018,
-    Manifest,
-    PlacesLT,
-)
 from lt_cb.data.images import Images
-from lt_cb.data.source import FileSource, Source, Split
+from lt_cb.data.sources.base import Source, Split
+from lt_cb.data.sources.files import ImageFolder
 from lt_cb.data.subset import Indices
-from lt_cb.errors import InputError, did_you_mean
+from lt_cb.errors import InputError
 
 
 class Digits(Source):
@@ -154,59 +144,6 @@ class Checkpoint(Source):
     def load(self, split: Split) -> tuple[Images, Indices]:
         """Refuse: there are no images."""
         raise InputError(f"'{self.root}' is a checkpoint and has no {split} images: set --data.source and --data.root.")
-
-
-SOURCES: dict[str, type[Source]] = {
-    "digits": Digits,
-    "cifar10": CIFAR10,
-    "cifar100": CIFAR100,
-    "fashion_mnist": FashionMNIST,
-    "image_folder": ImageFolder,
-    "inat2017": INaturalist2017,
-    "inat2018": INaturalist2018,
-    "ilsvrc2012": ILSVRC2012,
-    "imagenet_lt": ImageNetLT,
-    "places_lt": PlacesLT,
-    "manifest": Manifest,
-}
-
-
-def make_source(name: str, root: str, image_size: int | None) -> Source:
-    """Return the source of a short name, or of the class path of one's own.
-
-    Args:
-        name: a key of ``SOURCES`` or ``package.module.Class``, which is called with ``root``.
-        root: folder of the data.
-        image_size: for a `FileSource`, which scales while decoding.
-
-    Raises:
-        InputError: (a ValueError) if there is no such source.
-    """
-    cls: type[Any] | None = SOURCES.get(name)
-    module, _, attribute = name.rpartition(".")
-    try:
-        cls = cls or cast(type[Any], getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError, ValueError) as error:
-        if module and not isinstance(error, ImportError | AttributeError):
-            raise
-        raise InputError(
-            f"there is no data source '{name}': choose {', '.join(SOURCES)}, or give the class path of your own."
-            + did_you_mean(name, SOURCES)
-        ) from error
-    scales = isinstance(cls, type) and issubclass(cls, FileSource)
-    return cast(Source, cls(root, image_size) if scales else cls(root))
-
-
-def resize(images: Images, image_size: int) -> Images:
-    """Scale square images of shape (N, H, W, C) to (N, image_size, image_size, C), bilinear with antialiasing."""
-    if images.shape[1] == image_size:
-        return images
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    parts = [
-        F.interpolate(part, (image_size, image_size), mode="bilinear", antialias=True)
-        for part in torch.split(batch, 1024)
-    ]
-    return torch.cat(parts).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _download(dataset: Callable[..., Any], root: Path, split: Split) -> Any:  # noqa: ANN401 - torchvision is untyped

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from lt_cb.data.files import Listing, Paths, check_files
 from lt_cb.data.images import Images, load_images, square_size
+from lt_cb.data.sources.listing import Listing, Paths, check_files
 from lt_cb.data.subset import Indices
 
 Split = Literal["train", "val", "test"]

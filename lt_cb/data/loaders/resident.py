@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lt_cb.data.loader import EpochLoader, augmented
+from lt_cb.data.loaders.epoch import EpochLoader, augmented
 
 
 class ResidentLoader(EpochLoader):

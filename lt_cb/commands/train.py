@@ -18,15 +18,15 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from rich.console import Console
 
 from lt_cb.callbacks import ResultFile
+from lt_cb.commands.inspect_data import weight_tables
 from lt_cb.data import LongTailedDataModule, Sampler
 from lt_cb.errors import InputError, did_you_mean
-from lt_cb.fast import mixed_precision
-from lt_cb.files import read_yaml
-from lt_cb.inspect import weight_tables
+from lt_cb.hardware import mixed_precision
 from lt_cb.loggers import TensorBoard, WandB, check_loggers, finish, wandb_logger
 from lt_cb.losses import Loss, Weighting, suggest_beta
 from lt_cb.models import SecondStage
 from lt_cb.module import LongTailedClassifier
+from lt_cb.run import read_yaml
 
 CONFIG_KEY = "lt_cb_config"  # in a checkpoint: the resolved config of its run, as YAML
 WANDB_KEY = "lt_cb_wandb_id"

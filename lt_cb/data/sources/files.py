@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_cb.data.files import Listing, category_names, list_annotations, list_lines, list_table, list_tree
-from lt_cb.data.source import FileSource, Split
+from lt_cb.data.sources.base import FileSource, Split
+from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines, list_table, list_tree
 from lt_cb.errors import InputError, enumerate_names
 
 

@@ -1,0 +1,1 @@
+"""What `lt-cb` does, one file a command."""
