@@ -27,7 +27,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from lt_cb.data import LongTailedDataModule
-from lt_cb.fast import mixed_precision
+from lt_cb.hardware import mixed_precision
 from lt_cb.losses import EffectiveNumber, FocalLoss, Loss, SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
 

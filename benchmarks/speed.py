@@ -113,7 +113,7 @@ def ours(options: argparse.Namespace, fast: bool = True) -> dict[str, float]:
     from lightning.pytorch import Trainer
 
     imported = resident()
-    from lt_cb.fast import mixed_precision
+    from lt_cb.hardware import mixed_precision
 
     from lt_cb.data import LongTailedDataModule, Source
     from lt_cb.losses import SoftmaxLoss
@@ -235,7 +235,7 @@ def script(options: argparse.Namespace) -> dict[str, float]:
 def bare(options: argparse.Namespace) -> dict[str, float]:
     """Only compute: bfloat16, channels-last, and one batch that is there already, again and again."""
     import torch
-    from lt_cb.fast import mixed_precision
+    from lt_cb.hardware import mixed_precision
     from torch.nn import functional as F
 
     from lt_cb.models import resnet32

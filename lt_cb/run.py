@@ -1,7 +1,8 @@
-"""Files that several commands read and write. Imports no torch."""
+"""A run's folder: the names of its files, how they are read and written, and its state. Imports no torch."""
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,122 @@ import yaml
 from lt_cb.errors import InputError
 
 
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of a run. No other file of the project knows the names in it.
+
+    Attributes:
+        path: the folder, which need not exist.
+    """
+
+    path: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> list["RunDir"]:
+        """Return the folders of all runs below a folder, sorted: finished, begun, or planned by a grid."""
+        names = (cls(folder).result.name, cls(folder).config.name, cls(folder).grid.name)
+        return [cls(path) for path in sorted({file.parent for name in names for file in folder.rglob(name)})]
+
+    @property
+    def config(self) -> Path:
+        """All of the configuration, resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics by epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def result(self) -> Path:
+        """Metrics of the test, class counts, accuracy of each class, seeds, versions, time: the end of a run."""
+        return self.path / "result.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint, after every epoch."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def logits(self) -> Path:
+        """Logits of the test images, of `SaveLogits`."""
+        return self.path / "logits.npz"
+
+    @property
+    def predictions(self) -> Path:
+        """What ``predict`` writes."""
+        return self.path / "predictions.csv"
+
+    @property
+    def grid(self) -> Path:
+        """Which run of a grid it is."""
+        return self.path / "grid.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains the run of a grid."""
+        return self.path / "lock"
+
+    @property
+    def log(self) -> Path:
+        """What the run of a grid prints."""
+        return self.path / "log.txt"
+
+    @property
+    def error(self) -> Path:
+        """Why the run of a grid has failed."""
+        return self.path / "error.txt"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result."""
+        return self.result.is_file()
+
+    @property
+    def state(self) -> str | None:
+        """Why there is no result: failed, not begun or unfinished; None for one that none is expected of."""
+        if self.error.exists():
+            return "failed"
+        if not self.config.exists():
+            return "not begun"
+        command = self.read_config()
+        return None if "verbose" in command else "unfinished"  # an option of validate and test, which fit has not
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration.
+
+        Raises:
+            InputError: if there is none, or it is damaged.
+        """
+        config = read_yaml(self.config)
+        if not isinstance(config, dict):
+            raise InputError(f"'{self.config}' is not the configuration of a run: remove it.")
+        return config
+
+    def read_result(self) -> dict[str, Any]:
+        """Return the result.
+
+        Raises:
+            InputError: if there is none, or it is damaged.
+        """
+        try:
+            raw = json.loads(self.result.read_text())
+        except OSError as error:
+            raise InputError(
+                f"'{self.path}' has no {self.result.name}: give a finished run's folder, or entity/project/run of W&B."
+            ) from error
+        except ValueError as error:
+            raise InputError(f"'{self.result}' is damaged ({error}): remove it.") from error
+        if not isinstance(raw, dict) or not {"metrics", "class_counts", "per_class_accuracy", "seeds"} <= raw.keys():
+            raise InputError(f"'{self.result}' is not the result of a run: remove it.")
+        return raw
+
+
 def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML
     """Return what a YAML file says.
 
     Raises:
-        InputError: (a ValueError) if it cannot be read, or is not YAML.
+        InputError: if it cannot be read, or is not YAML.
     """
     try:
         return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
