@@ -113,9 +113,8 @@ def ours(options: argparse.Namespace, fast: bool = True) -> dict[str, float]:
     from lightning.pytorch import Trainer
 
     imported = resident()
-    from lt_cb.hardware import mixed_precision
-
     from lt_cb.data import LongTailedDataModule, Source
+    from lt_cb.hardware import mixed_precision
     from lt_cb.losses import SoftmaxLoss
     from lt_cb.module import LongTailedClassifier
 
@@ -235,9 +234,9 @@ def script(options: argparse.Namespace) -> dict[str, float]:
 def bare(options: argparse.Namespace) -> dict[str, float]:
     """Only compute: bfloat16, channels-last, and one batch that is there already, again and again."""
     import torch
-    from lt_cb.hardware import mixed_precision
     from torch.nn import functional as F
 
+    from lt_cb.hardware import mixed_precision
     from lt_cb.models import resnet32
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
