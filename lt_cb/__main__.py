@@ -1,9 +1,21 @@
-"""``lt-cb``, also as ``python -m lt_cb``: commands that need no torch do not wait for it."""
+"""``lt-cb``, also as ``python -m lt_cb``: the table of commands. Help and version do not wait for torch."""
 
+import importlib
 import sys
 from collections.abc import Sequence
 
-from lt_cb.errors import InputError
+from lt_cb import __version__
+from lt_cb.errors import InputError, did_you_mean
+
+COMMANDS = {  # module with a `main`, and what the command is for
+    "fit": ("lt_cb.commands.train", "train, or go on training, and test the last checkpoint"),
+    "validate": ("lt_cb.commands.train", "look at the validation images with a checkpoint"),
+    "test": ("lt_cb.commands.train", "look at the test images with a checkpoint"),
+    "predict": ("lt_cb.commands.predict", "write the classes of a folder of images to predictions.csv"),
+    "inspect": ("lt_cb.commands.inspect_data", "class counts, effective numbers and class weights of a data set"),
+    "grid": ("lt_cb.grid", "train the runs of a grid file, each distinct one once"),
+    "report": ("lt_cb.report", "tables and pictures of a folder of runs"),
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -15,22 +27,28 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    command, *rest = list(sys.argv[1:] if args is None else args) or ["--help"]
+    if command in ("-h", "--help"):
+        sys.stdout.write("usage: lt-cb COMMAND [OPTION ...]\n\n")
+        sys.stdout.writelines(f"  {name:10}{purpose}\n" for name, (_, purpose) in COMMANDS.items())
+        sys.stdout.write("\nlt-cb COMMAND --help has the options of a command, lt-cb --version the version.\n")
+        return
+    if command in ("-V", "--version"):
+        sys.stdout.write(f"lt_cb {__version__}\n")
+        return
     try:
-        if words[:1] == ["grid"]:
-            from lt_cb.grid import main as grid
-
-            raise SystemExit(grid(words[1:]))
-        if words[:1] == ["report"]:
-            from lt_cb.report import main as report
-
-            raise SystemExit(report(words[1:]))
+        if command not in COMMANDS:
+            raise InputError(
+                f"there is no command '{command}': choose {', '.join(COMMANDS)}." + did_you_mean(command, COMMANDS)
+            )
+        module = importlib.import_module(COMMANDS[command][0])
+        if module.__name__ == "lt_cb.commands.train":
+            module.main([command, *rest])
+        elif (code := module.main(rest)) is not None:
+            raise SystemExit(code)
     except InputError as error:
         sys.stderr.write(f"lt-cb: error: {error}\n")
         raise SystemExit(2) from None
-    from lt_cb.commands.train import main as lightning
-
-    lightning(words)
 
 
 if __name__ == "__main__":

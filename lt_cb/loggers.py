@@ -1,5 +1,6 @@
 """The folder of a run with its CSV files, and the loggers beside it: Weights & Biases and TensorBoard."""
 
+import csv
 import os
 import shutil
 import sys
@@ -10,20 +11,53 @@ from typing import Any, Literal
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lt_cb.errors import InputError
+from lt_cb.run import RunDir
 
-FILES = ("config.yaml", "result.json")
 MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
 
 class RunFolder(CSVLogger):
-    """CSV files in ``save_dir/name/version_N``, a folder that no other process takes at the same time."""
+    """The folder of a run with its CSV files: ``root/name/version_N``, or one that is given.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - those of CSVLogger
-        super().__init__(*args, **kwargs)
-        self._chooses = self._version is None
+    Args:
+        save_dir: root of the runs.
+        name: of the runs of one kind.
+        version: name of the folder; None takes the next ``version_N`` that no other process takes at the same time.
+    """
+
+    def __init__(self, save_dir: str, name: str = "run", version: str | None = None) -> None:
+        super().__init__(save_dir, name, version)
+        self._chooses = version is None
+        self._first_epoch = 0
+
+    @classmethod
+    def of(cls, folder: str | None, root: str | None, name: str) -> "RunFolder":
+        """Return the logger of a folder, or of the next one below root and name."""
+        if folder is None:
+            return cls(root or "runs", name)
+        path = Path(folder)
+        return cls(str(path.parent.parent), path.parent.name, path.name)
+
+    def claim(self, goes_on: bool, epochs: int) -> None:
+        """Take a folder that is given.
+
+        Args:
+            goes_on: whether its run is trained further; its metrics stay.
+            epochs: that are done then.
+
+        Raises:
+            InputError: if it has another run.
+        """
+        run = RunDir(Path(self.log_dir))
+        if not goes_on and (run.is_done or run.checkpoint.is_file()):
+            raise InputError(
+                f"'{run.path}' has a run already: set --folder to another, or go on with --ckpt_path {run.checkpoint}."
+            )
+        self._first_epoch = epochs if goes_on else 0
 
     @property
     @rank_zero_experiment
@@ -35,7 +69,36 @@ class RunFolder(CSVLogger):
                 break
             except FileExistsError:
                 self._version = int(self.version) + 1
-        return super().experiment
+        if self._experiment is None:
+            self._experiment = _Metrics(self.log_dir, self._first_epoch)
+        return self._experiment
+
+
+class _Metrics(ExperimentWriter):
+    """The writer of ``metrics.csv``, which keeps the rows of the epochs before a resume."""
+
+    def __init__(self, log_dir: str, first_epoch: int) -> None:
+        self._first_epoch = first_epoch
+        super().__init__(log_dir)
+
+    def _check_log_dir_exists(self) -> None:
+        file = RunDir(Path(self.log_dir)).metrics
+        if not file.is_file():
+            return
+        with file.open(newline="") as stream:
+            rows = [row for row in csv.DictReader(stream) if _epoch(row) < self._first_epoch]
+        self.metrics_keys = list(rows[0]) if rows else []
+        temporary = file.with_suffix(".tmp")
+        with temporary.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(file) if rows else file.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def _epoch(row: dict[str, str]) -> float:
+    return float(row["epoch"]) if row.get("epoch") else -1.0
 
 
 class WandB(WandbLogger):
@@ -80,7 +143,7 @@ class WandB(WandbLogger):
         )
         # what is said here goes before what wandb has read at the first run of the process
         self._wandb_init["mode"] = "offline" if offline else os.environ.get("WANDB_MODE")
-        del self._wandb_init["anonymous"]  # wandb warns of it
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it
 
     @property
     @rank_zero_experiment
@@ -124,7 +187,8 @@ class WandB(WandbLogger):
         if self._experiment is None or folder is None or self._experiment.disabled:
             return
         files = Path(self._experiment.dir, "run")  # W&B has a config.yaml of its own beside it
-        for file in (Path(folder, name) for name in FILES):
+        run = RunDir(Path(folder))
+        for file in (run.config, run.result):
             if file.is_file():
                 files.mkdir(exist_ok=True)
                 shutil.copy(file, files)
@@ -140,7 +204,7 @@ def check_loggers(config: Any) -> None:  # noqa: ANN401 - as parsed
     """Look for what the loggers of a configuration need, before jsonargparse hides the error in many others.
 
     Raises:
-        InputError: (a ValueError) if TensorBoard is not installed, or ``WANDB_MODE`` is none.
+        InputError: if TensorBoard is not installed, or ``WANDB_MODE`` is none.
     """
     asked = {getattr(logger, "class_path", "") for logger in (config if isinstance(config, list) else [config])}
     mode = os.environ.get("WANDB_MODE", "online")

@@ -13,14 +13,14 @@ from lt_cb.errors import InputError
 
 
 def training_progress(trainer: Trainer, epoch: int) -> float:
-    """Return the part of the training that is done before an epoch, from the epoch alone, so that a resume agrees.
+    """Return the fraction of the training that is done before an epoch, from the epoch alone, so that a resume agrees.
 
     Raises:
-        InputError: (a ValueError) if the training has no end.
+        InputError: if the training has no end.
     """
     epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
     if epochs == math.inf and trainer.max_steps < 0:
-        raise InputError("a part of the training is asked for, but it has no end: set --trainer.max_epochs.")
+        raise InputError("a fraction of the training is asked for, but it has no end: set --trainer.max_epochs.")
     if epoch == 0:
         return 0.0
     if trainer.max_steps >= 0:
@@ -29,10 +29,10 @@ def training_progress(trainer: Trainer, epoch: int) -> float:
     return min(epoch / epochs + 1e-9, 1.0)  # a whole number of epochs may come out a rounding error too small
 
 
-def check_part_of_training(name: str, value: float) -> None:
-    """Refuse what is no part of a training."""
+def check_fraction(name: str, value: float) -> None:
+    """Refuse what is no fraction of a training."""
     if not 0.0 <= value <= 1.0:
-        raise InputError(f"{name} is {value}, but must be a part of the training in [0, 1].")
+        raise InputError(f"{name} is {value}, but must be a fraction of the training in [0, 1].")
 
 
 class StepwiseSchedule(LRScheduler):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 import yaml
 from PIL import Image
 
-from lt_cb.commands.train import main
+import lt_cb
+from lt_cb.__main__ import main
+from lt_cb.commands.train import CLI
 from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +96,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     photos.mkdir()
     for i in range(3):
         Image.effect_noise((20 + i, 30), 50).save(photos / f"{i}.png")
-    main(["predict", f"--ckpt_path={checkpoint}", "--data.predict_dir", str(photos), "--data.root=/nowhere"])
+    main(["predict", f"--ckpt_path={checkpoint}", "--images", str(photos)])
     with (run.with_name("version_2") / "predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
@@ -101,10 +104,10 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(0 <= float(row["probability"]) <= 1 for row in rows)
 
     assert refused(capsys, "predict", f"--ckpt_path={checkpoint}").startswith("predict needs images")
-    sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", "--data.predict_dir=/nowhere")
+    sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", "--images=/nowhere")
     assert sentence.startswith("there are no images in '/nowhere'")
     (photos / "1.png").write_bytes(b"no image")
-    sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--data.predict_dir={photos}")
+    sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--images={photos}")
     assert "1.png' cannot be read as an image" in sentence
     sentence = refused(capsys, "test", f"--ckpt_path={checkpoint}", "--data.source=cifar100")
     assert sentence.startswith("the checkpoint has 10 classes, but the data have 100")
@@ -138,19 +141,141 @@ def test_many_classes_fit_on_a_screen(capsys: pytest.CaptureFixture[str], tmp_pa
 
 def test_resume_goes_on_in_the_same_configuration() -> None:
     run = fit("--model.loss=SigmoidLoss")
+    before = json.loads((run / "result.json").read_text())["wall_time_s"]["fit"]
     main(["fit", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_epochs=2"])
     resumed = run.with_name("version_1")
-    assert json.loads((resumed / "result.json").read_text())["epochs"] == 2
+    result = json.loads((resumed / "result.json").read_text())
+    assert result["epochs"] == 2
+    last = torch.load(resumed / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["ResultFile"]["fit"]
+    first = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["ResultFile"]["fit"]
+    assert 0 < first < before + 0.001
+    assert first < last < result["wall_time_s"]["fit"]  # of both parts
     with (resumed / "metrics.csv").open() as stream:
         assert [row["epoch"] for row in csv.DictReader(stream) if row["train/loss"]] == ["1"]
     config = yaml.safe_load((resumed / "config.yaml").read_text())
     assert config["model"]["loss"]["class_path"] == "lt_cb.losses.SigmoidLoss"
 
 
-def test_going_on_with_another_loss_is_refused_before_anything_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_going_on_with_another_loss_is_refused_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = str(fit() / "checkpoints/last.ckpt")
-    sentence = refused(capsys, "fit", f"--ckpt_path={checkpoint}", "--model.loss=SoftmaxLoss", "--trainer.max_epochs=2")
+    go_on = ("fit", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2")
+    for args, key, before, now in (
+        (["--model.loss.weighting.beta=0.9"], "model.loss.weighting.beta", "0.9999", "0.9"),
+        (["--model.loss.gamma=2"], "model.loss.gamma", "1.0", "2.0"),
+        (["--model.loss.weighting=null"], "model.loss.weighting", "lt_cb.losses.EffectiveNumber", "null"),
+        (["--model.loss=SoftmaxLoss"], "model.loss", "lt_cb.losses.FocalLoss", "lt_cb.losses.SoftmaxLoss"),
+    ):
+        sentence = refused(capsys, *go_on, *args)
+        assert sentence.startswith(f"the checkpoint was trained with --{key} {before}, but it is {now} now")
+    sentence = refused(capsys, *go_on, "--model.loss=SoftmaxLoss", "--change_loss=true")  # its last bias decays
     assert sentence.startswith("the checkpoint was trained with another loss, second stage or weight decay")
+
+    main([*go_on, "--model.loss.weighting.beta=0.9", "--change_loss=true"])
+    changed = LongTailedClassifier.load_from_checkpoint("runs/quickstart/version_1/checkpoints/last.ckpt")
+    expected = torch.tensor([(1 - 0.9) / (1 - 0.9**n) for n in changed.loss.class_counts])
+    weights = changed.loss.class_weights.cpu()
+    torch.testing.assert_close(weights / weights.sum(), expected / expected.sum())
+
+
+def test_another_loss_starts_from_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    def resolved(*args: str) -> dict:
+        with pytest.raises(SystemExit, match="0"):
+            main([*FIT, *args, "--print_config"])
+        return yaml.safe_load(capsys.readouterr().out)["model"]
+
+    assert resolved("--model.loss=SoftmaxLoss")["loss"]["init_args"]["weighting"] is None
+    Path("softmax.yaml").write_text("model: {loss: {class_path: lt_cb.losses.SoftmaxLoss}}")
+    assert resolved("--config=softmax.yaml") == resolved("--model.loss=lt_cb.losses.SoftmaxLoss")
+    # the same class is no other, by whatever name; its options stay
+    for name in ("FocalLoss", "lt_cb.losses.FocalLoss"):
+        options = resolved("--model.loss.gamma=3", f"--model.loss={name}")["loss"]["init_args"]
+        assert options["gamma"] == 3
+        assert options["weighting"]["init_args"]["beta"] == 0.9999
+    assert resolved("--model.loss.weighting.normalization=samples", "--model.loss.weighting=InverseFrequency")["loss"][
+        "init_args"
+    ]["weighting"]["init_args"] == {"normalization": "classes"}
+    assert resolved("--model.optimizer=AdamW")["optimizer"]["init_args"]["lr"] == 0.001
+
+
+def test_a_checkpoint_of_pretrained_weights_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    make, asked = timm.create_model, []
+
+    def create(model_name: str, pretrained: bool = False, **options) -> torch.nn.Module:
+        asked.append(pretrained)
+        return make(model_name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    run = fit("--model.backbone=resnet10t", "--model.backbone_args={pretrained: true}")
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["backbone_args"] == {"pretrained": True}
+    assert asked == [True]
+    checkpoint = run / "checkpoints/last.ckpt"
+    LongTailedClassifier.load_from_checkpoint(checkpoint)
+    main(["test", f"--ckpt_path={checkpoint}"])
+    main(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2"])
+    assert asked == [True, False, False, False]
+
+
+def test_inspect_makes_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lt_cb.module.build_backbone", None)
+    main(["inspect", *FIT[1:], "--model.backbone=resnet152", "--model.backbone_args={pretrained: true}"])
+    assert "imbalance factor 67.00" in capsys.readouterr().out
+
+
+def test_what_does_nothing_or_counts_twice_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def made(*args: str) -> None:
+        CLI("fit", [*FIT[1:], *TINY, *args])
+
+    sampler = "--data.sampler=ClassBalancedSampler"
+    with pytest.warns(UserWarning, match="both favour rare classes, and compound"):
+        made(sampler)
+    with pytest.warns(UserWarning, match="drs_start is set, but the data have no sampler: nothing is deferred"):
+        made("--data.drs_start=0.5")
+    with pytest.warns(UserWarning, match="drw_start is set, but the loss has no weighting: nothing is deferred"):
+        made("--model.drw_start=0.5", "--model.loss.weighting=null")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*(compound|deferred).*")
+        made(sampler, "--model.loss.weighting=null", "--data.drs_start=0.5")
+        made("--model.drw_start=0.5")
+    constant = ["--model.lr_scheduler=torch.optim.lr_scheduler.ConstantLR", "--model.lr_scheduler.factor=1"]
+    for args in ([], [*constant, "--model.drw_start=0.5"], [*constant, sampler]):
+        sentence = refused(capsys, *FIT, *TINY, *args, "--trainer.max_epochs=-1")
+        assert sentence.endswith("it has no end: set --trainer.max_epochs.")
+
+
+def test_the_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit() == Path("runs/quickstart/version_0")
+    assert fit("--name=mine", "--trainer.default_root_dir=elsewhere") is not None
+    assert Path("elsewhere/mine/version_0/result.json").is_file()
+    fit("--folder=runs/g/a/seed_0", "--trainer.logger=lt_cb.loggers.TensorBoard")
+    assert {f.name for f in Path("runs/g/a/seed_0").iterdir()} >= {"config.yaml", "metrics.csv", "result.json"}
+    assert list(Path("runs/g/a/seed_0").glob("events.out.tfevents.*"))  # beside the folder's own files
+    sentence = refused(capsys, *FIT, *TINY, "--folder=runs/g/a/seed_0")
+    assert sentence.startswith("'runs/g/a/seed_0' has a run already: set --folder to another, or go on")
+    checkpoint = "runs/g/a/seed_0/checkpoints/last.ckpt"
+    main(["fit", f"--ckpt_path={checkpoint}", "--folder=runs/g/a/seed_0", "--trainer.max_epochs=2"])
+    with Path("runs/g/a/seed_0/metrics.csv").open() as stream:
+        assert [row["epoch"] for row in csv.DictReader(stream) if row["train/loss"]] == ["0", "1"]
+    main(["test", f"--ckpt_path={checkpoint}"])
+    assert Path("runs/g/a/version_0/result.json").is_file()  # a folder of its own
+
+
+def test_help_and_version_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from lt_cb.__main__ import main\n"
+        "main([]); main(['--help']); main(['--version']); print('torch' in sys.modules, 'yaml' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.endswith("\nFalse False\n")
+    for command in ("fit", "validate", "test", "predict", "inspect", "grid", "report"):
+        assert out.count(f"\n  {command} ") == 2
+    assert f"\nlt_cb {lt_cb.__version__}\n" in out
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "fti").startswith("there is no command 'fti': choose fit, validate")
+    assert refused(capsys, "fti").endswith(" Did you mean 'fit'?")
 
 
 def test_validate_uses_the_held_out_images(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,34 +284,51 @@ def test_validate_uses_the_held_out_images(capsys: pytest.CaptureFixture[str]) -
     assert "val/balanced_acc" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+WHOLE = [config for config in CONFIGS if config.parent.name not in ("loss", "sampler")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", WHOLE, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_every_config_trains(config: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Overlays an epoch of digits; configs of other data on images made for the test, where they need a download."""
-    if config.parent.name in ("loss", "sampler"):
-        fit("--config", str(config))
-    else:
-        base = ["--config", str(ROOT / "configs/image_folder.yaml")] if config.parent.name == "recipe" else []
-        made = ["--data.source=image_folder", f"--data.root={folder}", "--data.imbalance_factor=null"]
-        data = [] if "digits" in config.read_text() else made
-        if "crop: resized" in config.read_text():  # of images, and for machines, that are not here
-            data = [*made, "--data.global_batch_size=null", "--trainer.accumulate_grad_batches=1"]
-            data += ["--model.backbone=resnet10t", "--model.backbone_args=null"]
-        main(["fit", *base, "--config", str(config), *data, *TINY, "--data.image_size=12"])
+    base = ["--config", str(ROOT / "configs/image_folder.yaml")] if config.parent.name == "recipe" else []
+    made = ["--data.source=image_folder", f"--data.root={folder}", "--data.imbalance_factor=null"]
+    data = [] if "digits" in config.read_text() else made
+    if "crop: resized" in config.read_text():  # of images, and for machines, that are not here
+        data = [*made, "--data.global_batch_size=null"]
+        data += ["--model.backbone=resnet10t", "--model.backbone_args=null"]
+    main(["fit", *base, "--config", str(config), *data, *TINY, "--data.image_size=12"])
     assert "Test accuracy by class" in capsys.readouterr().out
 
 
 FIT = ["fit", "--config", str(ROOT / "configs/quickstart.yaml")]
+OVERLAYS = sorted([*(ROOT / "configs/loss").glob("*.yaml"), *(ROOT / "configs/sampler").glob("*.yaml")])
 
 
-@pytest.mark.parametrize("loss", sorted((ROOT / "configs/loss").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_loss_overlay_leaves_nothing_of_the_loss_before(loss: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main([*FIT, "--model.loss.gamma=7", f"--config={loss}", "--print_config"])
-    resolved = yaml.safe_load(capsys.readouterr().out)["model"]["loss"]
-    with pytest.raises(SystemExit, match="0"):  # where no loss is set before
-        main(["fit", f"--config={ROOT / 'configs/image_folder.yaml'}", f"--config={loss}", "--print_config"])
-    assert resolved == yaml.safe_load(capsys.readouterr().out)["model"]["loss"]
-    assert resolved["class_path"] == yaml.safe_load(loss.read_text())["model"]["loss"]["class_path"]
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_is_what_it_names(overlay: Path) -> None:
+    """It makes the loss or sampler of its file, with no option of the loss before, and a step can be taken with it."""
+    cli = CLI("fit", [*FIT[1:], "--model.loss.gamma=7", f"--config={overlay}", *TINY])
+    named = yaml.safe_load(overlay.read_text())
+    if "model" in named and "loss" in named["model"]:
+        asked = named["model"]["loss"]
+        assert f"lt_cb.losses.{type(cli.model.loss).__name__}" == asked["class_path"]
+        own = asked.get("init_args") or {}
+        defaults = type(cli.model.loss)(
+            cli.datamodule.class_counts, **{k: v for k, v in own.items() if k != "weighting"}
+        )
+        for option, value in vars(defaults).items():
+            if isinstance(value, float | int | str | None) and option not in ("training", "weighting"):
+                assert getattr(cli.model.loss, option) == value, option
+        weighting = (own.get("weighting") or {}).get("class_path")
+        assert weighting == (cli.model.loss.weighting and f"lt_cb.losses.{type(cli.model.loss.weighting).__name__}")
+    else:
+        sampler = named["data"]["sampler"]
+        path = sampler if isinstance(sampler, str) else sampler["class_path"]
+        assert path == f"lt_cb.data.{type(cli.datamodule.sampler).__name__}"
+    loss = cli.model.training_step(next(iter(cli.datamodule.train_dataloader())), 0)
+    loss.backward()
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize(
@@ -203,10 +345,7 @@ def test_a_loss_overlay_leaves_nothing_of_the_loss_before(loss: Path, capsys: py
         (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
         (
             ["--model.loss=FocalLos"],
-            "there is no loss 'FocalLos': choose AsymmetricLoss, BalancedSoftmaxLoss, ClassDependentTemperatureLoss, "
-            "EqualizationLoss, FocalLoss, GCLLoss, LADELoss, LDAMLoss, LabelAwareSmoothingLoss, LabelSmoothingLoss, "
-            "LogitAdjustedLoss, PolyLoss, PostHocLogitAdjustment, SeesawLoss, SigmoidLoss, SoftmaxLoss, "
-            "VectorScalingLoss, or give",
+            "there is no loss 'FocalLos': choose AsymmetricLoss, BalancedSoftmaxLoss, ",
         ),
         (
             ["--model.loss=no.such.Loss"],
@@ -219,7 +358,7 @@ def test_a_loss_overlay_leaves_nothing_of_the_loss_before(loss: Path, capsys: py
         (["--model.optimizer.lr=high"], "--model.optimizer.lr is high, but must be a number."),
         (["--data.batch_size=big"], "--data.batch_size is big, but must be a whole number."),
         (["--data.mean=[1,x]"], "--data.mean is x, but must be a number."),
-        (["--trainer.logger.nam=x"], "there is no option --trainer.logger.nam"),
+        (["--trainer.precison=x"], "there is no option --trainer.precison"),
         (["--model.los.gamma=1"], "there is no option --model.los.gamma"),
         (["--model.loss.gama=1"], "there is no option --model.loss.gama: see lt-cb fit --help."),
         (["--trainer.max_epoch=1"], "there is no option --trainer.max_epoch: see lt-cb fit --help. Did you mean"),
@@ -234,7 +373,7 @@ def test_wrong_input_gets_one_sentence(args: list[str], sentence: str, capsys: p
 
 def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    sentence = refused(capsys, *FIT, f"--trainer.logger.init_args.save_dir={tmp_path}/file")
+    sentence = refused(capsys, *FIT, f"--trainer.default_root_dir={tmp_path}/file")
     assert sentence.startswith(f"cannot use '{tmp_path}/file")
 
 

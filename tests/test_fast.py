@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lt_cb import hardware
-from lt_cb.commands.train import main
+from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.losses import EffectiveNumber, FocalLoss
 from lt_cb.module import LongTailedClassifier

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lt_cb.commands.train import main
+from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.sources.listing import list_annotations, list_lines, list_table, list_tree
 from lt_cb.losses import class_weights

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lt_cb.commands.train import main
+from lt_cb.__main__ import main
 from lt_cb.losses import SigmoidLoss, SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
 

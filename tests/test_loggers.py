@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from wandb_server import serve
 
-from lt_cb.commands.train import main
+from lt_cb.__main__ import main
 from lt_cb.loggers import RunFolder
 from lt_cb.report import read_run
 
@@ -196,7 +196,7 @@ def test_only_a_training_goes_on_in_its_run() -> None:
     main(["test", checkpoint])
     Path("new").mkdir()
     Image.new("L", (8, 8)).save("new/a.png")
-    main(["predict", checkpoint, "--data.predict_dir=new"])
+    main(["predict", checkpoint, "--images=new"])
     runs = [folder.name.rpartition("-")[2] for folder in Path("wandb").glob("offline-run-*")]
     assert len(runs) == len(set(runs)) == 2  # the test has one of its own, the prediction none
     results = [json.loads(Path(f"runs/quickstart/version_{i}/result.json").read_text()) for i in (0, 1)]

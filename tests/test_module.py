@@ -1,14 +1,15 @@
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from sklearn.metrics import f1_score
 from torch.nn import functional as F
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassF1Score
 from torchvision.transforms import v2
 
-from lt_cb.data import ClassBalancedSampler, LongTailedDataModule, ProgressivelyBalancedSampler
+from lt_cb.data import LongTailedDataModule, ProgressivelyBalancedSampler
 from lt_cb.losses import (
     EffectiveNumber,
     FocalLoss,
@@ -220,7 +221,7 @@ class WeightedEpochs(Callback):
 @pytest.mark.parametrize(("start", "epochs"), [(0.0, [0, 1, 2, 3, 4]), (0.6, [3, 4]), (1.0, [])])
 def test_deferred_weighting_sets_in_with_an_epoch(start: float, epochs: list[int], tmp_path: Path) -> None:
     seen = WeightedEpochs()
-    model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), defer_weighting=start)
+    model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=start)
     options = {"limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [seen]}
     trainer(tmp_path, max_epochs=5, enable_checkpointing=False, **options).fit(model, datamodule=digits())
     assert seen.epochs == epochs
@@ -229,7 +230,7 @@ def test_deferred_weighting_sets_in_with_an_epoch(start: float, epochs: list[int
 def test_deferred_weighting_survives_a_resume(tmp_path: Path) -> None:
     def make() -> LongTailedClassifier:
         seed_everything(0)
-        return classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), defer_weighting=0.5)
+        return classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=0.5)
 
     def fit(model: LongTailedClassifier, stop: int, **options) -> Trainer:
         class Stop(Callback):
@@ -250,8 +251,8 @@ def test_deferred_weighting_survives_a_resume(tmp_path: Path) -> None:
 
 
 def test_a_part_of_training_outside_0_to_1_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"defer_weighting is 160, but must be a part of the training in \[0, 1\]"):
-        classifier(defer_weighting=160)
+    with pytest.raises(ValueError, match=r"drw_start is 160, but must be a fraction of the training in \[0, 1\]"):
+        classifier(drw_start=160)
 
 
 def test_another_loss_tests_a_checkpoint(tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_deferred_sampling_sets_in_with_an_epoch_and_survives_a_resume(tmp_path:
     def fit(stop: int, ckpt_path: Path | None = None) -> tuple[LongTailedClassifier, Trainer, Callback]:
         seed_everything(0)
         data = LongTailedDataModule(
-            imbalance_factor=50, horizontal_flip=False, sampler=ProgressivelyBalancedSampler(), defer_sampling=0.5
+            imbalance_factor=50, horizontal_flip=False, sampler=ProgressivelyBalancedSampler(), drs_start=0.5
         )
         model = classifier()
 
@@ -313,23 +314,22 @@ def test_deferred_sampling_sets_in_with_an_epoch_and_survives_a_resume(tmp_path:
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
-def test_weighting_and_sampling_at_once_warn(tmp_path: Path) -> None:
-    data = LongTailedDataModule(imbalance_factor=50, sampler=ClassBalancedSampler())
-    options = {"max_steps": 1, "limit_val_batches": 0, "enable_checkpointing": False}
-    with pytest.warns(UserWarning, match="both favour rare classes, and compound"):
-        trainer(tmp_path, **options).fit(classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.9))), datamodule=data)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*compound.*")
-        trainer(tmp_path, **options).fit(classifier(), datamodule=data)
+def test_further_metrics_are_logged_for_validation_and_test(tmp_path: Path) -> None:
+    made = [lambda c: MulticlassF1Score(c, average="weighted"), MulticlassCalibrationError]
+    model, data = classifier(metrics=made), digits()
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=4, enable_checkpointing=False)
+    run.fit(model, datamodule=data)
+    assert {"val/MulticlassF1Score", "val/MulticlassCalibrationError"} <= run.callback_metrics.keys()
+    (tested,) = run.test(model, datamodule=data, verbose=False)
+    model.eval()
+    batches = [(model(images).detach(), targets) for images, targets in data.test_dataloader()]
+    predicted = torch.cat([logits.argmax(1) for logits, _ in batches])
+    expected = f1_score(torch.cat([targets for _, targets in batches]), predicted, average="weighted", zero_division=0)
+    assert tested["test/MulticlassF1Score"] == pytest.approx(expected)
 
-
-def test_what_is_deferred_but_not_there_warns(tmp_path: Path) -> None:
-    data = LongTailedDataModule(imbalance_factor=50, defer_sampling=0.5)
-    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False)
-    with pytest.warns(UserWarning, match="nothing is deferred") as warned:
-        run.fit(classifier(defer_weighting=0.5), datamodule=data)
-    found = [str(w.message) for w in warned if "nothing is deferred" in str(w.message)]
-    assert [text.split()[0] for text in found] == ["defer_weighting", "defer_sampling"]
+    model = classifier(metrics=[lambda c: MulticlassF1Score(c, average=None)])
+    with pytest.raises(ValueError, match="metric MulticlassF1Score has 10 values, but must have one: set its average"):
+        trainer(tmp_path).test(model, datamodule=data, verbose=False)
 
 
 @pytest.mark.parametrize("kind", [v2.MixUp, v2.CutMix])
@@ -364,14 +364,14 @@ def test_losses_that_cannot_be_trained_so_are_refused(tmp_path: Path) -> None:
         classifier(SoftmaxLoss(COUNTS, reduction="none"))
     endless = trainer(tmp_path, max_epochs=-1, enable_checkpointing=False)
     with pytest.raises(ValueError, match=r"has no end: set --trainer.max_epochs"):
-        endless.fit(classifier(defer_weighting=0.5), datamodule=digits())
+        endless.fit(classifier(drw_start=0.5), datamodule=digits())
     assert training_progress(trainer(tmp_path, max_epochs=8), 6) == pytest.approx(0.75)
 
 
 def test_progress_by_steps(tmp_path: Path) -> None:
     """371 images are 3 batches of 128: 12 steps are 4 epochs."""
     seen = WeightedEpochs()
-    model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), defer_weighting=0.5)
+    model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=0.5)
     options = {"max_epochs": -1, "max_steps": 12, "limit_val_batches": 0, "enable_checkpointing": False}
     trainer(tmp_path, callbacks=[seen], **options).fit(model, datamodule=digits())
     assert seen.epochs == [2, 3]

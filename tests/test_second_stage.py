@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import nn
 
-from lt_cb.commands.train import main
+from lt_cb.__main__ import main
 from lt_cb.losses import LDAMLoss, SigmoidLoss, SoftmaxLoss
 from lt_cb.models import ClassifierRetraining, LearnableWeightScaling, TauNormalization, last_linear
 from lt_cb.module import LongTailedClassifier

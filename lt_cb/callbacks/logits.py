@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lt_cb.module import LongTailedClassifier
+from lt_cb.run import RunDir
 
 
 class SaveLogits(Callback):
@@ -54,6 +55,6 @@ class SaveLogits(Callback):
                 whole[rank :: len(shares)] = share.cpu()
             arrays[name] = whole.numpy()
         if trainer.is_global_zero:
-            file = Path(folder or ".", "logits.npz")
+            file = RunDir(Path(folder or ".")).logits
             np.savez(file.with_suffix(".part.npz"), **arrays)
             file.with_suffix(".part.npz").replace(file)

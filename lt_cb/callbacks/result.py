@@ -1,6 +1,5 @@
 """The end of a run: a table of classes on the screen, and everything in ``result.json``."""
 
-import os
 import platform
 import time
 from pathlib import Path
@@ -16,15 +15,23 @@ import lt_cb
 from lt_cb.data import LongTailedDataModule
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import write_json
+from lt_cb.run import RunDir, write_json
 
 
 class ResultFile(Callback):
     """After ``test``, print a table of class, training images and accuracy, and write ``result.json``."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._started = 0.0
+        self._seconds: dict[str, float] = {}  # by stage, of all parts of a training that was resumed
+        self._started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the training has taken so far."""
+        return {"fit": self._seconds.get("fit", 0.0) + time.perf_counter() - self._started}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count the parts of the training before."""
+        self._seconds["fit"] = float(state_dict["fit"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of a stage."""
@@ -32,7 +39,7 @@ class ResultFile(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop the clock of a stage; after the test, print and write."""
-        self._seconds[stage] = time.perf_counter() - self._started
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - self._started
         if stage != "test" or not isinstance(pl_module, LongTailedClassifier):
             return
         folder = trainer.log_dir  # a broadcast, which all processes have to join
@@ -46,6 +53,7 @@ class ResultFile(Callback):
         if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
+        facts = data.facts() if data else {}
         wandb = wandb_logger(trainer)
         result: dict[str, Any] = {
             "metrics": metrics,
@@ -57,11 +65,8 @@ class ResultFile(Callback):
             "test_images": sum(tested),
             "epochs": trainer.current_epoch,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "seeds": {
-                "seed_everything": int(os.environ.get("PL_GLOBAL_SEED", 0)),
-                "subset_seed": data.subset_seed if data else None,
-            },
-            "subset_sha256": data.subset_hash if data else None,
+            "seeds": {name: facts.get(name) for name in ("seed_everything", "subset_seed")},
+            "subset_sha256": facts.get("subset_sha256"),
             "parameters": sum(p.numel() for p in pl_module.backbone.parameters()),
             "wall_time_s": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             "precision": str(trainer.precision),
@@ -74,7 +79,7 @@ class ResultFile(Callback):
                 "lightning": lightning.__version__,
             },
         }
-        write_json(Path(folder, "result.json"), result)
+        write_json(RunDir(Path(folder)).result, result)
         Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
 
 

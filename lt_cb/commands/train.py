@@ -1,57 +1,31 @@
-"""The command line: LightningCLI's fit, validate, test and predict for long-tailed classification, and inspect."""
+"""``lt-cb fit``, ``validate`` and ``test``: LightningCLI, wired for long-tailed classification."""
 
-import csv
-import logging
+import importlib
 import os
-import re
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from rich.console import Console
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import SGD
 
+from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
-from lt_cb.commands.inspect_data import weight_tables
-from lt_cb.data import LongTailedDataModule, Sampler
-from lt_cb.errors import InputError, did_you_mean
+from lt_cb.commands.messages import Parser, input_error, quiet, values
+from lt_cb.data import LongTailedDataModule
+from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
-from lt_cb.loggers import TensorBoard, WandB, check_loggers, finish, wandb_logger
-from lt_cb.losses import Loss, Weighting, suggest_beta
-from lt_cb.models import SecondStage
+from lt_cb.loggers import RunFolder, TensorBoard, WandB, check_loggers, finish, wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import read_yaml
-
-CONFIG_KEY = "lt_cb_config"  # in a checkpoint: the resolved config of its run, as YAML
-WANDB_KEY = "lt_cb_wandb_id"
-EXAMPLES = {
-    "optimizer": "torch.optim.SGD",
-    "lr_scheduler": "torch.optim.lr_scheduler.CosineAnnealingLR",
-    "mix": "torchvision.transforms.v2.MixUp",
-    "augment": "torchvision.transforms.v2.RandAugment",
-}
-
-
-class ParseError(ValueError):
-    """What jsonargparse says is wrong, over several lines, and the parser that says it."""
-
-    def __init__(self, message: str, parser: LightningArgumentParser) -> None:
-        super().__init__(message)
-        self.parser = parser
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are exceptions, for `main` to show: parsers are nested, and the outermost knows all."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong with the arguments."""
-        raise ParseError(message, self) from ex
+from lt_cb.run import RunDir, read_yaml
+from lt_cb.schedule import StepwiseSchedule, training_progress
 
 
 class SaveConfig(SaveConfigCallback):
@@ -59,9 +33,9 @@ class SaveConfig(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config to a checkpoint, so that ``test --ckpt_path`` needs nothing else, and the run at W&B."""
-        checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_none=False)
+        checkpoint[checkpoints.CONFIG] = self.parser.dump(self.config, skip_none=False)
         if (logger := wandb_logger(trainer)) is not None:
-            checkpoint[WANDB_KEY] = logger.version
+            checkpoint[checkpoints.WANDB] = logger.version
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the config in the loggers beside the CSV files."""
@@ -76,318 +50,281 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
-class InspectingTrainer(Trainer):
-    """A Trainer with the subcommands that are not of Lightning: LightningCLI takes them from its class."""
-
-    def inspect(
-        self,
-        model: LongTailedClassifier,
-        datamodule: LongTailedDataModule,
-        betas: tuple[float, ...] = (0.9, 0.99, 0.999, 0.9999),
-        ckpt_path: str | None = None,
-        weights_only: bool | None = None,
-    ) -> None:
-        """Show class counts, effective numbers and class weights for several beta, without training.
-
-        Args:
-            model: is not looked at.
-            datamodule: has the class counts.
-            betas: each in [0, 1); the suggested one is added.
-            ckpt_path: a run, to look at its data.
-            weights_only: is not looked at, but is in the config of a run.
-        """
-        suggested = suggest_beta(datamodule.class_counts)
-        console = Console()
-        for table in weight_tables(datamodule.class_names, datamodule.class_counts, sorted({*betas, suggested})):
-            console.print(table)
-        counts = datamodule.class_counts
-        least = min(count for count in counts if count)
-        console.print(
-            f"{len(counts)} classes, {sum(counts)} training images, imbalance factor {max(counts) / least:.2f} "
-            f"({max(counts)} to {least} images).",
-            soft_wrap=True,
-            highlight=False,
-        )
-        console.print(
-            f"A start for the search: --model.loss.weighting.beta {suggested:.6g} (1 - 1 / largest class count).",
-            soft_wrap=True,
-            highlight=False,
-        )
-
-
 class CLI(LightningCLI):
-    """LightningCLI for `LongTailedClassifier` and `LongTailedDataModule`.
+    """LightningCLI for one command of `LongTailedClassifier` and `LongTailedDataModule`.
 
     Given ``--ckpt_path``, a command starts from the config of the run that wrote it; files and flags on the command
     line go over that. ``fit`` ends with a test of its last checkpoint.
+
+    Args:
+        command: fit, validate or test; another one overrides `instantiate_classes`.
+        args: the words behind it.
+        model_class: `LongTailedClassifier`, or a class of one's own that derives from it.
+        data_class: `LongTailedDataModule`, likewise.
     """
 
-    checkpoint: dict[str, Any] | None = None
-    trained_stage: str | None = None  # class path of the checkpoint's second stage
-    new_stage = False  # whether the second stage asked for is another
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return Lightning's subcommands and ours, with the arguments that are not options."""
-        return {**LightningCLI.subcommands(), "inspect": {"model", "datamodule"}}
+    def __init__(
+        self,
+        command: str,
+        args: list[str],
+        model_class: type[LongTailedClassifier] = LongTailedClassifier,
+        data_class: type[LongTailedDataModule] | None = LongTailedDataModule,
+    ) -> None:
+        self.command = command
+        self.checkpoint = _read_checkpoint(args)
+        self.trained_stage: str | None = None  # class path of the checkpoint's second stage
+        self.new_stage = False  # whether the second stage asked for is another
+        self.change_loss = False
+        super().__init__(
+            model_class,
+            data_class,
+            args=args,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},  # `RunFolder` has looked whether there is a run
+            seed_everything_default=0,
+            parser_kwargs={"allow_abbrev": False, "prog": f"lt-cb {command}"},
+            auto_configure_optimizers=False,
+            trainer_defaults={"callbacks": [ResultFile(), LastCheckpoint()], "default_root_dir": "runs"},
+            run=False,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what the model has to know of the data, and set defaults."""
-        parser.link_arguments("data.class_counts", "model.loss.init_args.class_counts", apply_on="instantiate")
-        for name in ("class_names", "image_size", "in_channels", "mean", "std"):
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        """Add what is ours, link what the model has to know of the data, and set defaults."""
+        parser.add_argument("--name", default="run", help="Runs go to trainer.default_root_dir/NAME/version_N.")
+        parser.add_argument("--folder", type=str | None, help="Where this run goes instead; it must have no run yet.")
+        for which in ("model", "data"):
+            parser.add_argument(f"--{which}_class", type=str | None, help=f"Class path of your own, as --{which} PATH.")
+        if self.command in ("fit", "validate", "test"):
+            skip = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+            parser.add_method_arguments(Trainer, self.command, skip=skip)
+        if self.command == "fit":
+            parser.add_argument("--change_loss", type=bool, default=False, help="Go on with another loss than before.")
+        if self.datamodule_class is not None:
+            parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed, apply_on="parse")
+            parser.link_arguments("data.class_counts", "model.loss.init_args.class_counts", apply_on="instantiate")
+            for name in checkpoints.DATA_FACTS:
+                parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.set_defaults({"model.loss": {"class_path": "lt_cb.losses.SoftmaxLoss"}})
+
+    def before_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the part of a checkpoint's config that the command starts from."""
+        config.pop("ckpt_path", None)
+        if folder := config.pop("folder", None):  # of that run; this one goes beside it
+            place = Path(folder).parent
+            config["trainer"]["default_root_dir"], config["name"] = str(place.parent), place.name
+        self.trained_stage = (config["model"].get("second_stage") or {}).get("class_path")
+        return config
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments, on top of the config in the checkpoint."""
-        if args is None:
-            args = sys.argv[1:]
-        if isinstance(args, list):
-            self.checkpoint = _read_checkpoint(args)
-            if self.checkpoint is not None and CONFIG_KEY in self.checkpoint:
-                config = yaml.safe_load(self.checkpoint[CONFIG_KEY])
-                config.pop("ckpt_path", None)
-                _with_folder_of_its_own(config["trainer"])
-                self.trained_stage = (config["model"].get("second_stage") or {}).get("class_path")
-                args = [args[0], "--config", yaml.safe_dump(config), *args[1:]]
-            try:
-                self.config = parser.parse_args(args)
-            except (ParseError, UnicodeDecodeError):
-                _check_yaml(args)
-                raise
-        else:
-            self.config = parser.parse_object(args)
-
-    def _parse_ckpt_path(self) -> None:
-        # Lightning lets the hyper-parameters in a checkpoint win over the command line, without a word
-        if self.checkpoint is None or CONFIG_KEY not in self.checkpoint:
-            super()._parse_ckpt_path()
+        assert isinstance(args, list)
+        before = None if self.checkpoint is None else checkpoints.config(self.checkpoint)
+        if before is not None:
+            args = ["--config", yaml.safe_dump(self.before_checkpoint(before)), *args]
+        self.config = parser.parse_args(args)
+        self.change_loss = bool(self.config.pop("change_loss", False))
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to evaluate an untrained model; let ``predict`` take the classes from the checkpoint."""
-        if self.subcommand == "inspect":
-            return
-        config = self.config[self.subcommand]
+        """Choose the precision, and refuse what cannot be, before anything is made."""
+        config = self.config
         check_loggers(config.trainer.logger)
         if config.trainer.precision is None and config.model.fast == "auto":
             config.trainer.precision = mixed_precision(config.trainer.accelerator)
         for key in ("logger", "callbacks"):  # an overlay added to a checkpoint's config that has it already
             if isinstance(config.trainer[key], list):
                 config.trainer[key] = [v for i, v in enumerate(config.trainer[key]) if v not in config.trainer[key][:i]]
-        if self.subcommand != "fit" and config.ckpt_path is None:
-            raise InputError(f"{self.subcommand} needs a trained model: set --ckpt_path to the checkpoint of a run.")
-        if config.ckpt_path is None and self._stage() is not None:
+        if self.command != "fit" and config.get("ckpt_path") is None:
+            raise InputError(f"{self.command} needs a trained model: set --ckpt_path to the checkpoint of a run.")
+        if config.get("ckpt_path") is None and self._stage() is not None:
             raise InputError(
                 "a second stage starts from a trained network: set --ckpt_path to the checkpoint of a run."
             )
-        if self.subcommand == "predict" and self.checkpoint is not None:
-            config.data.source, config.data.root = "lt_cb.data.sources.Checkpoint", str(config.ckpt_path)
-            config.data.imbalance_factor = config.data.n_max = config.data.subset_counts = config.data.image_size = None
-            config.data.val_fraction, config.data.sampler = 0.0, None
-            if isinstance(config.trainer.logger, list):  # others have nothing to log
-                config.trainer.logger = config.trainer.logger[:1]
-            hparams = self.checkpoint["hyper_parameters"]
-            config.data.mean, config.data.std = hparams["mean"], hparams["std"]
+        if self.checkpoint is not None:
+            checkpoints.without_pretrained(config.model)
+        self.new_stage = self.checkpoint is not None and self._stage() not in (None, self.trained_stage)
+        before = None if self.checkpoint is None else checkpoints.config(self.checkpoint)
+        if self.command == "fit" and before is not None and not self.new_stage and not self.change_loss:
+            now = yaml.safe_load(self.parser.dump(config, skip_none=False))
+            checkpoints.check_loss(before["model"]["loss"], now["model"]["loss"])
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - of the Trainer
+        """Make the Trainer, whose first logger is the run's folder."""
+        config = self.config_init["trainer"]
+        asked = config["logger"]
+        if asked is not False:
+            further: list[Logger] = asked if isinstance(asked, list) else [] if asked in (None, True) else [asked]
+            epochs = None if self.checkpoint is None else self.checkpoint.get("epoch", -1) + 1
+            folder = RunFolder.of(self.config.folder, config["default_root_dir"], self.config.name)
+            kwargs["logger"] = [folder, *further]
+            if self.config.folder is not None:
+                folder.claim(goes_on=_same_run(self.config), epochs=epochs or 0)
+            for logger in further:
+                if isinstance(logger, WandB | TensorBoard):
+                    logger.beside = folder
+                if isinstance(logger, WandB) and self.checkpoint and self.command == "fit" and not self.new_stage:
+                    logger.go_on(self.checkpoint.get(checkpoints.WANDB))
+        return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint that does not fit before anything is written; begin a second stage from its weights."""
-        if self.subcommand == "inspect":
-            return
-        self.new_stage = self.checkpoint is not None and self._stage() not in (None, self.trained_stage)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, WandB | TensorBoard):
-                logger.beside = self.trainer.loggers[0]
-            if isinstance(logger, WandB) and self.checkpoint and self.subcommand == "fit" and not self.new_stage:
-                logger.go_on(self.checkpoint.get(WANDB_KEY))
+        """Refuse, before anything is written, what does not fit; begin a second stage from the checkpoint's weights."""
+        training = self.command == "fit"
+        if training:
+            _set_accumulation(self)
+            _check_training(self.model, self.datamodule, self.trainer)
         if self.checkpoint is None:
             return
-        stage, training = self.model.second_stage, self.subcommand == "fit"
+        stage = self.model.second_stage
         if self.new_stage and stage.trains != training:
             command = "fit" if stage.trains else "test"
             raise InputError(f"{type(stage).__name__} goes with this checkpoint by lt-cb {command} alone.")
         if self.new_stage and training:
             self.model.start_from(self.checkpoint)
             return
-        self.model.check_checkpoint(self.checkpoint, training)
+        self.model.on_load_checkpoint(dict(self.checkpoint))
+        if training:
+            checkpoints.check_optimizer(self.checkpoint, self.model.make_optimizer(self.model.parameter_groups()))
         done, asked = self.checkpoint.get("epoch", -1) + 1, self.trainer.max_epochs
         if training and asked is not None and 0 <= asked < done:
             raise InputError(
                 f"the checkpoint has {done} epochs behind it, but --trainer.max_epochs is {asked}: to go on, give more."
             )
 
-    def fit(self, model: LongTailedClassifier, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
-        """Train, or go on; a new second stage has its weights already, and starts at epoch 0."""
-        if self.new_stage:
-            kwargs["ckpt_path"] = None
-        self.trainer.fit(model, **kwargs)
+    def run(self) -> None:
+        """Run the command."""
+        options = {"datamodule": self.datamodule, "ckpt_path": self.config.ckpt_path}
+        options["weights_only"] = self.config.weights_only
+        if self.command == "validate":
+            self.trainer.validate(self.model, verbose=self.config.verbose, **options)
+        elif self.command == "test":  # without Lightning's table; `ResultFile` prints a fuller one
+            self.trainer.test(self.model, verbose=False, **options)
+        else:
+            if self.new_stage:  # it has its weights already, and starts at epoch 0
+                options["ckpt_path"] = None
+            self.trainer.fit(self.model, **options)
+            written = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+            options["ckpt_path"] = written[0] or None  # fast_dev_run writes none
+            self.trainer.test(self.model, verbose=False, **options)
 
     def _stage(self) -> str | None:
-        stage = self.config[self.subcommand].model.second_stage
+        stage = self.config.model.second_stage
         return None if stage is None else str(stage.class_path)
 
-    def after_fit(self) -> None:
-        """Test the last checkpoint."""
-        written = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
-        path = written[0] or None  # fast_dev_run writes none
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=path, verbose=False)
 
-    def test(self, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
-        """Test without Lightning's table; `ResultFile` prints a fuller one."""
-        self.trainer.test(**{**kwargs, "verbose": False})
-
-    def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
-        """Predict, and write file, class and probability to ``predictions.csv`` in the run folder."""
-        batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
-        folder = self.trainer.log_dir  # a broadcast, which all processes have to join
-        if not self.trainer.is_global_zero or not batches:
-            return
-        file = Path(folder or ".", "predictions.csv")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pairs = [pair for classes, probabilities in batches for pair in zip(classes, probabilities, strict=True)]
-        with file.open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["file", "class", "probability"])
-            for path, (label, probability) in zip(self.datamodule.predict_files, pairs, strict=False):
-                writer.writerow([path, self.model.class_names[int(label)], f"{float(probability):.6f}"])
-        sys.stdout.write(f"Predictions of {len(pairs)} images: {file}\n")
+def _seed(seed: bool | int) -> int:
+    return int(seed)
 
 
-def _values(args: Sequence[str], option: str) -> Iterator[str]:
-    """Yield what ``option`` is set to, as ``--option value`` or ``--option=value``."""
-    for flag, following in zip(args, [*args[1:], ""], strict=True):
-        name, equals, value = flag.partition("=")
-        if name == option:
-            yield value if equals else following
+def _same_run(config: Any) -> bool:  # noqa: ANN401 - as parsed
+    """Return whether the checkpoint to start from is that of the folder to write to."""
+    path, own = config.get("ckpt_path"), RunDir(Path(config.folder)).checkpoint
+    return path is not None and own.is_file() and Path(path).resolve() == own.resolve()
 
 
-def _with_folder_of_its_own(trainer: dict[str, Any]) -> None:
-    """Let a command that starts from a checkpoint write beside the checkpoint's run, whose folder may have a name."""
-    loggers = trainer["logger"] if isinstance(trainer["logger"], list) else [trainer["logger"]]
-    for logger in loggers:
-        if isinstance(logger, dict) and "version" in logger.get("init_args", {}):
-            logger["init_args"]["version"] = None
+def _set_accumulation(cli: CLI) -> None:
+    """Accumulate as many batches as the data's global batch size takes on these devices."""
+    batches = cli.datamodule.accumulation(cli.trainer.world_size)
+    if batches is not None:
+        cli.trainer.accumulate_grad_batches = cli.config.trainer.accumulate_grad_batches = batches
+
+
+def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, trainer: Trainer) -> None:
+    """Refuse a training without an end where fractions of it are asked for; warn of what does nothing, or twice."""
+    scheduler = model.make_scheduler(SGD([nn.Parameter()], lr=1.0))
+    in_fractions = isinstance(scheduler, StepwiseSchedule) and scheduler.total_steps is None
+    if in_fractions or model.drw_start > 0.0 or data.sampler is not None:
+        training_progress(trainer, 0)
+    weighting = model.loss.weighting
+    if model.drw_start > 0.0 and weighting is None:
+        rank_zero_warn("drw_start is set, but the loss has no weighting: nothing is deferred.", stacklevel=1)
+    if data.drs_start > 0.0 and data.sampler is None:
+        rank_zero_warn("drs_start is set, but the data have no sampler: nothing is deferred.", stacklevel=1)
+    if weighting is not None and data.sampler is not None:
+        rank_zero_warn(
+            "The class weights and the sampler both favour rare classes, and compound: unless that is meant, set "
+            "--model.loss.weighting null or --data.sampler null.",
+            stacklevel=1,
+        )
 
 
 def _read_checkpoint(args: Sequence[str]) -> dict[str, Any] | None:
     """Return the checkpoint that ``--ckpt_path`` names, None without one."""
-    path = next(_values(args, "--ckpt_path"), "null")
-    return None if path in ("last", "best", "hpc", "registry", "null") else load_checkpoint(path)
+    path = next(values(args, "--ckpt_path"), "null")
+    return None if path in ("last", "best", "hpc", "registry", "null") else checkpoints.read(path)
 
 
-def load_checkpoint(path: str) -> dict[str, Any]:
-    """Return a run's checkpoint, on the CPU.
+def _own_class(
+    args: list[str], which: str, default: type[Any], checkpoint: dict[str, Any] | None
+) -> tuple[type[Any], list[str]]:
+    """Return the class that ``--model PATH`` or ``--data PATH`` names, and the arguments with it by its config key.
 
-    Raises:
-        InputError: (a ValueError) if there is none, or it is damaged.
+    A config file, or the config of a checkpoint, names it by the key ``model_class`` or ``data_class``.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
+    key, words = f"{which}_class", list(args)
+    for i, word in enumerate(words):
+        if word == f"--{which}" and words[i + 1 : i + 2]:
+            words[i : i + 2] = [f"--{key}={words[i + 1]}"]
+        elif word.startswith(f"--{which}="):
+            words[i] = word.replace(f"--{which}", f"--{key}", 1)
+    before = None if checkpoint is None else checkpoints.config(checkpoint)
+    configs = [before or {}]
+    for file in values(words, "--config"):
+        content = read_yaml(Path(file)) if os.path.isfile(file) else None  # the parser says what is missing
+        configs.append(content if isinstance(content, dict) else {})
+    named = [config[key] for config in configs if config.get(key)] + list(values(words, f"--{key}"))
+    if not named:
+        return default, words
+    module, _, name = str(named[-1]).rpartition(".")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what pickle, zip and its own reader do
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).") from error
-    return checkpoint
+        own = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"--{which} is '{named[-1]}', which cannot be imported ({error}): give a class path."
+        ) from error
+    if not isinstance(own, type) or not issubclass(own, default):
+        raise InputError(f"--{which} is '{named[-1]}', but must be a class that derives from {default.__name__}.")
+    return own, words
 
 
-def _check_yaml(args: Sequence[str]) -> None:
-    """Name the config file that is no YAML, which jsonargparse does not."""
-    for path in _values(args, "--config"):
-        if os.path.isfile(path):  # else it may be the text of a config, which is too long a name for Path.is_file
-            read_yaml(Path(path))
-
-
-def _sentence(message: str, parser: LightningArgumentParser) -> str:
-    """Boil jsonargparse's tree of attempts down to what was given and what is allowed."""
-    key = ".".join(re.findall(r'Parser key "([^"]+)":', message))
-    if number := re.search(r"Expected a <class '(float|int)'>(?:\. Got|[^$]*Given) value: (.*)", message):
-        kind, given = number[1], number[2]
-        return f"--{key} is {given}, but must be a {'whole number' if kind == 'int' else 'number'}."
-    if match := re.search(r"dot import path string: (\S+)", message):
-        name, kind = match[1], key.rpartition(".")[2]
-        bases = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
-        base: type[Any] | None = bases.get(kind)
-        if base is not None:
-            known = sorted(cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb."))
-            choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)
-            return f"there is no {kind} '{name}': {choice}"
-        return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
-    if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
-        option = f"--{match[1] or match[2]}"
-        commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
-        parsers = [parser, *(command for choices in commands for command in choices.values())]
-        known = [name for p in parsers for action in p._actions for name in action.option_strings]
-        return f"there is no option {option}: see lt-cb fit --help." + did_you_mean(option, known)
-    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return f"there is no option --{key}.{match[1]}: see lt-cb fit --help."
-    noise = (
-        r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
-    )
-    lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
-    kept = [line.removeprefix("- ") for line in lines if not re.match(noise, line)]
-    return f"--{key}: {' '.join(kept)}" if key else " ".join(kept)
-
-
-def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _subclasses(cls)
-
-
-def _input_error(error: BaseException | None) -> str | None:
-    """Return the sentence for an error that the input has caused, None for any other."""
-    if isinstance(error, ParseError):
-        return _sentence(str(error), error.parser)
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-        return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
-    while error is not None and not isinstance(error, InputError):  # jsonargparse wraps what a constructor raises
-        error = error.__cause__ or error.__context__
-    return None if error is None else str(error)
-
-
-def _quiet() -> None:
-    """Silence what a user cannot act upon."""
-    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # all is logged by epoch
-    warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has a run folder of its own
-    warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
-
-
-def main(args: ArgsType = None) -> None:
-    """Run ``lt-cb``.
-
-    Args:
-        args: the command line as a list of words; None takes that of the process.
-
-    Raises:
-        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
-    """
-    _quiet()
-    logger = {"class_path": "lt_cb.loggers.RunFolder", "init_args": {"save_dir": "runs", "name": "run"}}
+def run(
+    make: type[CLI],
+    command: str,
+    args: Sequence[str],
+    model_class: type[LongTailedClassifier],
+    data_class: type[LongTailedDataModule] | None,
+) -> None:
+    """Run a command whose parser is LightningCLI's, and show what is wrong with its input as one sentence."""
+    quiet()
     try:
-        CLI(
-            LongTailedClassifier,
-            LongTailedDataModule,
-            trainer_class=InspectingTrainer,
-            args=args,
-            parser_class=Parser,
-            save_config_callback=SaveConfig,
-            seed_everything_default=0,
-            parser_kwargs={
-                "allow_abbrev": False,
-                "description": "Train and test classifiers for long-tailed data.",
-                "epilog": "And lt-cb grid FILE for many runs, and lt-cb report FOLDER for what they come to.",
-            },
-            auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [ResultFile(), LastCheckpoint()], "logger": logger},
-        )
+        words = list(args)
+        checkpoint = _read_checkpoint(words)
+        model_class, words = _own_class(words, "model", model_class, checkpoint)
+        data_class, words = _own_class(words, "data", data_class or LongTailedDataModule, checkpoint)
+        make(command, words, model_class, data_class).run()
         finish(succeeded=True)
     except Exception as error:
         finish(succeeded=False)
-        wrong = _input_error(error)
+        wrong = input_error(error)
         if wrong is None:
             raise
         sys.stderr.write(f"lt-cb: error: {wrong}\n")
         raise SystemExit(2) from None
+
+
+def main(
+    args: Sequence[str] | None = None,
+    model_class: type[LongTailedClassifier] = LongTailedClassifier,
+    data_class: type[LongTailedDataModule] = LongTailedDataModule,
+) -> None:
+    """Run ``lt-cb fit``, ``validate`` or ``test``.
+
+    Args:
+        args: the command line as a list of words, of which the first is the command; None takes that of the process.
+        model_class: that the options of ``--model`` are of, where the command line names none.
+        data_class: that the options of ``--data`` are of, likewise.
+
+    Raises:
+        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
+    """
+    command, *words = sys.argv[1:] if args is None else args
+    run(CLI, command, words, model_class, data_class)

@@ -1,0 +1,192 @@
+"""A run's checkpoint: what is in it, what it was trained on, and whether it fits what is to be done with it."""
+
+import functools
+import inspect
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from lt_cb.errors import InputError
+
+CONFIG = "lt_cb_config"  # the resolved configuration of the run, as YAML
+WANDB = "lt_cb_wandb_id"
+BACKBONE, LOSS = "backbone.", "loss."  # in the state dict
+DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std")  # what the model knows of its data
+
+Content = MutableMapping[str, Any]  # of a checkpoint, as torch.load returns it
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Return a checkpoint, on the CPU.
+
+    Raises:
+        InputError: if there is none, or it is damaged.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what pickle, zip and its own reader do
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).") from error
+    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+        raise InputError(f"'{path}' is not a checkpoint of a run: set --ckpt_path to a run's checkpoints/last.ckpt.")
+    return content
+
+
+def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of the run, or of a checkpoint made in Python that of its model; None without either."""
+    hparams = content.get("hyper_parameters", {})
+    if CONFIG in content:
+        found = yaml.safe_load(content[CONFIG])
+    elif isinstance(hparams.get("loss"), dict):
+        model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
+        options = {key: value for key, value in hparams["loss"]["init_args"].items() if key != "class_counts"}
+        found = {"model": {**model, "loss": {**hparams["loss"], "init_args": options}}}
+    else:
+        return None
+    return without_pretrained(found, "model")
+
+
+def without_pretrained(hparams: dict[str, Any], *path: str) -> dict[str, Any]:
+    """Return the options with ``backbone_args.pretrained`` switched off: the weights are in the checkpoint."""
+    model = functools.reduce(lambda options, key: options.get(key) or {}, path, hparams)
+    if (model.get("backbone_args") or {}).get("pretrained"):
+        model["backbone_args"] = {**model["backbone_args"], "pretrained": False}
+    return hparams
+
+
+def class_facts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return class counts and names, image size, channels, mean and deviation that the model was trained on.
+
+    Raises:
+        InputError: if they are not in the checkpoint.
+    """
+    hparams = content.get("hyper_parameters", {})
+    try:
+        facts = {name: hparams[name] for name in DATA_FACTS}
+        return {"class_counts": hparams["loss"]["init_args"]["class_counts"], **facts}
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            "the checkpoint does not say what classes and images it was trained on: take one that lt-cb fit has made."
+        ) from error
+
+
+def check_classes(content: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Compare the classes with those of a checkpoint.
+
+    Raises:
+        InputError: if they differ.
+    """
+    hparams = content.get("hyper_parameters", {})
+    loss = hparams.get("loss")
+    counts = loss["init_args"]["class_counts"] if isinstance(loss, dict) else None
+    names = hparams.get("class_names") or class_names
+    trained = len(names) if counts is None else len(counts)
+    if trained != len(class_names):
+        raise InputError(
+            f"the checkpoint has {trained} classes, but the data have {len(class_names)}: use the data it was trained "
+            "on, or train anew."
+        )
+    for before, now in zip(names, class_names, strict=False):
+        if before != now:
+            raise InputError(f"the checkpoint's classes are not those of the data: '{before}' there is '{now}' here.")
+
+
+def check_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> None:
+    """Compare names and shapes of the weights with those of a checkpoint's backbone.
+
+    Raises:
+        InputError: if they differ.
+    """
+    theirs, ours = _shapes(state), _shapes(backbone.state_dict())
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"the checkpoint is of another network: '{name}' is {theirs.get(name, 'missing')} there and "
+                f"{ours.get(name, 'missing')} here. Use the backbone, loss and second stage it was trained with."
+            )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}
+
+
+def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of the backbone."""
+    state = content["state_dict"]
+    return {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
+
+
+def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Compare what is optimised with the optimiser in a checkpoint, for a training that is to go on.
+
+    Raises:
+        InputError: if there is none, or it is of other parameters.
+    """
+    missing = [key for key in ("optimizer_states", "lr_schedulers", "loops") if key not in content]
+    if missing:
+        raise InputError(
+            f"the checkpoint has weights, but no {missing[0]} to go on training with: test it, or train anew."
+        )
+    states = content["optimizer_states"]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if states and sizes != [len(group["params"]) for group in states[0]["param_groups"]]:
+        raise InputError(
+            "the checkpoint was trained with another loss, second stage or weight decay: go on with those, or train "
+            "anew."
+        )
+
+
+def check_loss(before: Any, now: Any, key: str = "model.loss") -> None:  # noqa: ANN401 - YAML
+    """Compare the configuration of the loss with that in a checkpoint, whose training is to go on.
+
+    Raises:
+        InputError: if they differ in an option, with both values.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name, value in before.items():
+            if name in now:
+                check_loss(value, now[name], key if name in ("class_path", "init_args") else f"{key}.{name}")
+    elif before != now:
+        raise InputError(
+            f"the checkpoint was trained with --{key} {_short(before)}, but it is {_short(now)} now: go on with the "
+            "loss it was trained with, or set --change_loss true."
+        )
+
+
+def _short(value: Any) -> str:  # noqa: ANN401 - YAML
+    return str(value.get("class_path")) if isinstance(value, dict) else "null" if value is None else str(value)
+
+
+def describe(hparams: MutableMapping[str, Any]) -> None:
+    """Replace objects among the hyper-parameters by plain values, as LightningCLI has them.
+
+    So that ``load_from_checkpoint`` rebuilds the loss with ``weights_only=True``. A loss that does not keep its
+    arguments as attributes cannot be described, and is then an argument of ``load_from_checkpoint``.
+    """
+    loss = hparams.pop("loss")
+    hparams.pop("optimizer", None)
+    hparams.pop("lr_scheduler", None)
+    hparams.pop("mix", None)
+    hparams.pop("metrics", None)
+    try:
+        hparams["second_stage"] = _plain(hparams.get("second_stage"))
+        hparams["loss"] = _plain(loss)
+    except AttributeError:
+        return
+    hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any argument of a loss
+    if value is None or isinstance(value, bool | int | float | str | list | tuple | dict):
+        return value
+    arguments = list(inspect.signature(type(value)).parameters)
+    return {
+        "class_path": f"{type(value).__module__}.{type(value).__qualname__}",
+        "init_args": {name: _plain(getattr(value, name)) for name in arguments},
+    }

@@ -1,0 +1,119 @@
+"""What the command line says: all that turns the prose of a parser, or an error, into one sentence."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import jsonargparse._typehints as jsonargparse_types
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lt_cb.data import Sampler
+from lt_cb.errors import InputError, did_you_mean
+from lt_cb.losses import Loss, Weighting
+from lt_cb.models import SecondStage
+
+EXAMPLES = {
+    "optimizer": "torch.optim.SGD",
+    "lr_scheduler": "torch.optim.lr_scheduler.CosineAnnealingLR",
+    "mix": "torchvision.transforms.v2.MixUp",
+    "augment": "torchvision.transforms.v2.RandAugment",
+}
+
+
+class ParseError(ValueError):
+    """What jsonargparse says is wrong, over several lines, and the parser that says it."""
+
+    def __init__(self, message: str, parser: LightningArgumentParser) -> None:
+        super().__init__(message)
+        self.parser = parser
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are exceptions, for `main` to show: parsers are nested, and the outermost knows all."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong with the arguments."""
+        raise ParseError(message, self) from ex
+
+
+def _start_from_defaults(parser: Any, before: Any, now: Any) -> None:  # noqa: ANN401 - as jsonargparse has them
+    """Forget all options of the class before: jsonargparse would keep those that the new one also has.
+
+    "softmax" over a configuration of class-balanced focal loss would then be class-balanced softmax.
+    """
+    if before and before.get("init_args") and before["class_path"] != now["class_path"]:
+        for option in list(vars(before["init_args"])):
+            del before["init_args"][option]
+
+
+# there is no switch for it; a version without the function would train other models, so that it must not start
+assert callable(jsonargparse_types.discard_init_args_on_class_path_change)
+jsonargparse_types.discard_init_args_on_class_path_change = _start_from_defaults
+
+
+def sentence(message: str, parser: LightningArgumentParser) -> str:
+    """Boil jsonargparse's tree of attempts down to what was given and what is allowed."""
+    key = ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    if number := re.search(r"Expected a <class '(float|int)'>(?:\. Got|[^$]*Given) value: (.*)", message):
+        kind, given = number[1], number[2]
+        return f"--{key} is {given}, but must be a {'whole number' if kind == 'int' else 'number'}."
+    if match := re.search(r"dot import path string: (\S+)", message):
+        name, kind = match[1], key.rpartition(".")[2]
+        bases = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
+        base: type[Any] | None = bases.get(kind)
+        if base is not None:
+            known = sorted(cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb."))
+            choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)
+            return f"there is no {kind} '{name}': {choice}"
+        return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
+    if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
+        option = f"--{match[1] or match[2]}"
+        commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+        parsers = [parser, *(command for choices in commands for command in choices.values())]
+        known = [name for p in parsers for action in p._actions for name in action.option_strings]
+        return f"there is no option {option}: see lt-cb fit --help." + did_you_mean(option, known)
+    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"there is no option --{key}.{match[1]}: see lt-cb fit --help."
+    noise = (
+        r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
+    )
+    lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if not re.match(noise, line)]
+    return f"--{key}: {' '.join(kept)}" if key else " ".join(kept)
+
+
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
+
+
+def input_error(error: BaseException | None) -> str | None:
+    """Return the sentence for an error that the input has caused, None for any other."""
+    if isinstance(error, ParseError):
+        return sentence(str(error), error.parser)
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
+    while error is not None and not isinstance(error, InputError):  # jsonargparse wraps what a constructor raises
+        error = error.__cause__ or error.__context__
+    return None if error is None else str(error)
+
+
+def quiet() -> None:
+    """Silence what a user cannot act upon."""
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # all is logged by epoch
+    warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has a run folder of its own
+    warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+
+
+def values(args: Sequence[str], option: str) -> Iterator[str]:
+    """Yield what ``option`` is set to, as ``--option value`` or ``--option=value``."""
+    for flag, following in zip(args, [*args[1:], ""], strict=False):
+        name, equals, value = flag.partition("=")
+        if name == option:
+            yield value if equals else following

@@ -1,0 +1,92 @@
+"""``lt-cb predict``: a checkpoint and a folder of images -> ``predictions.csv``."""
+
+import csv
+import operator
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lt_cb import checkpoint as checkpoints
+from lt_cb.commands.train import CLI, run
+from lt_cb.data.loaders import folder_loader
+from lt_cb.data.loaders.streaming import Crop
+from lt_cb.errors import InputError
+from lt_cb.module import LongTailedClassifier
+from lt_cb.run import RunDir
+
+
+class Predict(CLI):
+    """The command line of a training without its data: what the model has to know of them is in the checkpoint."""
+
+    crop: Crop = "padded"
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add Trainer and model, but no data."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
+        parser.add_lightning_class_args(self._model_class, "model")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the images, and what the model has to know of its training data."""
+        self.datamodule_class = None
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--ckpt_path", type=str | None, help="Of a run.")
+        parser.add_argument("--images", type=str | None, help="Folder of images, which is searched below too.")
+        parser.add_argument("--batch_size", type=int, default=128)
+        parser.add_argument("--num_workers", type=int | None, help="Processes that decode; default one a core.")
+        parser.add_argument("--weights_only", type=bool | None, help="Is not looked at, but is in the config of a run.")
+        none = {"class_counts": [1, 1], **dict.fromkeys(checkpoints.DATA_FACTS)}  # to be able to show the help
+        facts = none if self.checkpoint is None else checkpoints.class_facts(self.checkpoint)
+        parser.add_argument("--trained_on", type=dict, default=facts, help="Is taken from the checkpoint.")
+        targets = {name: f"model.{name}" for name in checkpoints.DATA_FACTS}
+        for name, target in {**targets, "class_counts": "model.loss.init_args.class_counts"}.items():
+            parser.link_arguments("trained_on", target, compute_fn=operator.itemgetter(name))
+
+    def before_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Keep the model and where runs go; images, callbacks and further loggers are of the training."""
+        config = super().before_checkpoint(config)
+        self.crop = config.pop("data", {}).get("crop", "padded")
+        trainer = config.get("trainer", {})
+        kept = {key: trainer[key] for key in ("accelerator", "precision", "default_root_dir") if key in trainer}
+        return {"trainer": kept, "model": config["model"], **({"name": config["name"]} if "name" in config else {})}
+
+    def instantiate_classes(self) -> None:
+        """Find the images, then make model and Trainer."""
+        if self.config.images is None:
+            raise InputError("predict needs images: set --images to a folder of images.")
+        super().instantiate_classes()
+        hparams, config = self.model.hparams, self.config
+        self.files, self.loader = folder_loader(
+            config.images, hparams.image_size, hparams.in_channels, self.crop, config.batch_size, config.num_workers
+        )
+
+    def run(self) -> None:
+        """Predict, and write file, class and probability."""
+        batches = self.trainer.predict(self.model, self.loader, ckpt_path=self.config.ckpt_path)
+        folder = self.trainer.log_dir  # a broadcast, which all processes have to join
+        if not self.trainer.is_global_zero or not batches:
+            return
+        file = RunDir(Path(folder or ".")).predictions
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pairs = [pair for classes, probabilities in batches for pair in zip(classes, probabilities, strict=True)]
+        with file.open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["file", "class", "probability"])
+            for path, (label, probability) in zip(self.files, pairs, strict=True):
+                writer.writerow([path, self.model.class_names[int(label)], f"{float(probability):.6f}"])
+        sys.stdout.write(f"Predictions of {len(pairs)} images: {file}\n")
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``lt-cb predict``.
+
+    Args:
+        args: the words behind ``predict``.
+
+    Raises:
+        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
+    """
+    run(Predict, "predict", args, LongTailedClassifier, None)
