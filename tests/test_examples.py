@@ -1,0 +1,98 @@
+"""What one adds of one's own, in a file of one's own: the examples, each by the command in its docstring."""
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lt_cb.__main__ import main
+from lt_cb.commands.train import main as train
+from lt_cb.losses import BalancedSoftmaxLoss
+from lt_cb.module import LongTailedClassifier
+
+ROOT = Path(__file__).parents[1]
+CONFIGURED = {
+    "own_loss.py": "tau: 0.5",
+    "own_backbone.py": "width: 16",
+    "own_source.py": "noise: 40.0",
+    "own_metric.py": "class_path: own_metric.GeometricMean",
+    "own_recipe.py": "rho: 0.1",
+}
+TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(autouse=True)
+def beside_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+
+
+def run(example: str) -> Path:
+    """Run the command of an example and return the run's folder."""
+    text = (ROOT / "examples" / example).read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^PYTHONPATH=examples uv run lt-cb (.*)$", text, re.MULTILINE)
+    main([*shlex.split(command), *TINY])
+    return Path("runs/quickstart/version_0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", sorted(file.name for file in (ROOT / "examples").glob("*.py")))
+def test_the_command_trains_tests_and_loads_again(example: str) -> None:
+    folder = run(example)
+    result = json.loads((folder / "result.json").read_text())
+    assert CONFIGURED[example] in (folder / "config.yaml").read_text()
+    checkpoint = str(folder / "checkpoints/last.ckpt")
+    main(["test", f"--ckpt_path={checkpoint}"])
+    again = json.loads(Path("runs/quickstart/version_1/result.json").read_text())
+    assert again["metrics"] == pytest.approx(result["metrics"])
+    if example == "own_metric.py":
+        accuracy = torch.tensor(result["per_class_accuracy"]).clamp(min=0.001)
+        assert result["metrics"]["test/GeometricMean"] == pytest.approx(accuracy.log().mean().exp().item())
+    if example == "own_source.py":
+        assert result["class_names"][1] == "22°"
+
+
+def test_the_loss_is_what_it_says() -> None:
+    from own_loss import ShiftedSoftmax
+
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 0])
+    expected = BalancedSoftmaxLoss([100, 10, 1])(logits, targets)
+    torch.testing.assert_close(ShiftedSoftmax([100, 10, 1])(logits, targets), expected)
+
+
+@pytest.mark.slow
+def test_sam_of_radius_0_is_plain_sgd() -> None:
+    losses = {}
+    for name in ("plain", "own_recipe.SAM"):
+        options = [] if name == "plain" else ["--model", name, "--model.rho=1e-12"]
+        main(["fit", "--config=configs/quickstart.yaml", f"--folder={name}/a/b", *options, *TINY])
+        with Path(name, "a/b/metrics.csv").open() as stream:
+            losses[name] = [float(row["train/loss"]) for row in csv.DictReader(stream) if row["train/loss"]]
+    assert losses["own_recipe.SAM"] == pytest.approx(losses["plain"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_recipe_is_named_by_a_config_or_in_python_and_stays_with_the_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from own_recipe import SAM
+
+    Path("sam.yaml").write_text("model_class: own_recipe.SAM\nmodel: {rho: 0.2}\n")
+    main(["fit", "--config=configs/quickstart.yaml", "--config=sam.yaml", *TINY])
+    assert isinstance(SAM.load_from_checkpoint("runs/quickstart/version_0/checkpoints/last.ckpt"), LongTailedClassifier)
+    main(["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=2"])
+    config = yaml.safe_load(Path("runs/quickstart/version_1/config.yaml").read_text())
+    assert config["model_class"] == "own_recipe.SAM"
+    assert config["model"]["rho"] == 0.2
+    train(["fit", "--config=configs/quickstart.yaml", "--model.rho=0.3", *TINY], model_class=SAM)
+    assert yaml.safe_load(Path("runs/quickstart/version_2/config.yaml").read_text())["model"]["rho"] == 0.3
+    for path, reason in (("no.such.Model", "which cannot be imported"), ("torch.nn.Linear", "must be a class that")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["fit", "--config=configs/quickstart.yaml", "--model", path])
+        assert reason in capsys.readouterr().err
