@@ -17,7 +17,7 @@ from rich.table import Table
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.grid.estimate import seconds, time_left
 from lt_cb.grid.plan import Plan, Run, read_plan
-from lt_cb.grid.work import check_folder, failed_since, is_done, work
+from lt_cb.grid.work import check_folder, failed_since, work
 from lt_cb.hardware import available_cores, available_memory
 
 RUN_BYTES = 2 * 10**9  # of main memory that a training on small images takes at most, with what it imports
@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> int:
         0 if all runs are done, 1 if some have failed.
 
     Raises:
-        InputError: (a ValueError) if the grid file or an option is wrong.
+        InputError: if the grid file or an option is wrong.
     """
     parser = ArgumentParser("lt-cb grid", description="Train the runs of a grid file, each distinct one once.")
     parser.add_argument("file", type=Path, help="the grid, as configs/grids/digits.yaml")
@@ -43,22 +43,21 @@ def main(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     plan = read_plan(options.file)
     runs = _shard(plan.runs, options.shard)
-    devices = _devices(options.devices, sum(not is_done(run) for run in runs))
+    devices = _devices(options.devices, sum(not run.dir.is_done for run in runs))
     console = Console()
     _print_plan(console, plan, runs, len(devices), every=options.dry_run)
     if options.dry_run:
         return 0
     for run in runs:
-        run.folder.mkdir(parents=True, exist_ok=True)
         check_folder(run)
     return _train(console, runs, devices)
 
 
 def _shard(runs: list[Run], shard: str) -> list[Run]:
-    part, _, parts = shard.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise InputError(f"--shard is '{shard}', but must be i/n with i from 1 to n.")
-    return runs[int(part) - 1 :: int(parts)]
+    return runs[int(index) - 1 :: int(count)]
 
 
 def _devices(asked: str | None, to_do: int) -> list[str | None]:
@@ -76,7 +75,7 @@ def _devices(asked: str | None, to_do: int) -> list[str | None]:
 
 
 def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, every: bool) -> None:
-    done = [run for run in runs if is_done(run)]
+    done = [run for run in runs if run.dir.is_done]
     console.print(f"{plan.named} named, {len(plan.runs)} distinct runs in {plan.folder}", highlight=False)
     if len(runs) < len(plan.runs):
         console.print(f"{len(runs)} of them in this shard", highlight=False)
@@ -84,10 +83,9 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, eve
     if len(done) < len(runs):
         left, unknown = time_left(plan.runs, runs, plan.folder)
         rate = f"{_time(statistics.mean(map(seconds, done)))} a run so far: " if done else ""
-        for_some = (
-            f" for {len(runs) - len(done) - unknown} runs; the others are like none that is done" if unknown else ""
-        )
-        if unknown < len(runs) - len(done):
+        known = len(runs) - len(done) - unknown
+        for_some = f" for {known} runs; nothing comparable to the others is done" if unknown else ""
+        if known:
             text = f"{rate}about {_time(left / workers)} left on {workers} at a time{for_some}"
         else:
             where = plan.folder.parent
@@ -96,7 +94,9 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, eve
     if every:
         for run in runs:
             also = f" (also {', '.join(run.aliases)})" if run.aliases else ""
-            console.print(f"{'done ' if is_done(run) else 'to do'} {run.title}{also}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{'done ' if run.dir.is_done else 'to do'} {run.title}{also}", highlight=False, soft_wrap=True
+            )
 
 
 def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
@@ -125,7 +125,7 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                             title, _ = under_way.pop(worker.pid, ("", 0.0))
                             if title in by_title:
                                 error = f"its process ended with exit code {worker.exitcode}"
-                                (by_title[title].folder / "error.txt").write_text(error + "\n")
+                                by_title[title].dir.error.write_text(error + "\n")
                             workers[i] = employ(devices[i])
                 else:
                     if event == "start":
@@ -142,18 +142,18 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
             for worker in workers:
                 worker.kill()
     failed = [run for run in runs if failed_since(run, start)]
-    done = sum(map(is_done, runs))
+    done = sum(run.dir.is_done for run in runs)
     console.print(f"{done} of {len(runs)} runs done, {len(failed)} failed.", highlight=False)
     for run in failed:
-        last = (run.folder / "error.txt").read_text().strip().splitlines()[-1]
-        console.print(f"{run.title}: {last} (see {run.folder / 'log.txt'})", highlight=False, soft_wrap=True)
+        last = run.dir.error.read_text().strip().splitlines()[-1]
+        console.print(f"{run.title}: {last} (see {run.dir.log})", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
 def _table(
     runs: list[Run], under_way: dict[int | None, tuple[str, float]], finished: list[float], start: float, workers: int
 ) -> Table:
-    done = sum(map(is_done, runs))
+    done = sum(run.dir.is_done for run in runs)
     table = Table(title=f"{done} of {len(runs)} runs done")
     table.add_column("under way")
     table.add_column("for", justify="right")

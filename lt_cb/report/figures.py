@@ -91,11 +91,9 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tup
     places: list[float | None] = [None, *betas]
     for axis, data in zip(axes, runs.columns(), strict=True):
         for name, points in lines[data].items():
-            there = [i for i, beta in enumerate(places) if beta in points]
-            values = [points[places[i]] for i in there]
-            axis.errorbar(
-                there, [c.mean for c in values], [c.deviation or 0 for c in values], marker=".", capsize=2, label=name
-            )
+            x = [i for i, beta in enumerate(places) if beta in points]
+            y = [points[places[i]] for i in x]
+            axis.errorbar(x, [c.mean for c in y], [c.deviation or 0 for c in y], marker=".", capsize=2, label=name)
         axis.set_xticks(range(len(places)), ["none", *[f"{beta:g}" for beta in betas]])
         axis.set(title=data, xlabel="β", ylabel=f"{metric.lower()} in %")
     _lay_out(figure, axes)
@@ -111,8 +109,7 @@ def _accuracy_by_class(runs: Runs) -> tuple[str, str] | None:
     figure, axes = _axes(len(runs.columns()))
     by_cell = runs.cells()
     for axis, data in zip(axes, runs.columns(), strict=True):
-        there = [method for method in runs.methods() if (method, data) in by_cell]
-        for method in there[:SHOWN]:
+        for method in [method for method in runs.methods() if (method, data) in by_cell][:SHOWN]:
             results = by_cell[method, data]
             accuracy = [100 * a for a in _mean_per_class(results)]
             axis.plot(results[0].class_counts, accuracy, ".", ms=5, alpha=0.8, label=method)

@@ -49,8 +49,8 @@ def shifted_prior(class_counts: Sequence[int], imbalance_factor: float) -> Array
 
 def accuracy_under(prior: Array, per_class: Array) -> float:
     """Return the accuracy expected on test images of this prior, from that of each class."""
-    there = ~np.isnan(per_class)
-    return float(prior[there] @ per_class[there] / prior[there].sum())
+    tested = ~np.isnan(per_class)
+    return float(prior[tested] @ per_class[tested] / prior[tested].sum())
 
 
 def calibration_error(confidence: Array, correct: Array) -> float:
