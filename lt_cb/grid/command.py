@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lt_cb.errors import ArgumentParser, InputError
-from lt_cb.grid.estimate import seconds, time_left
+from lt_cb.grid.estimate import time_left
 from lt_cb.grid.plan import Plan, Run, read_plan
 from lt_cb.grid.work import check_folder, failed_since, work
 from lt_cb.hardware import available_cores, available_memory
@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     plan = read_plan(options.file)
     runs = _shard(plan.runs, options.shard)
     devices = _devices(options.devices, sum(not run.dir.is_done for run in runs))
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     _print_plan(console, plan, runs, len(devices), every=options.dry_run)
     if options.dry_run:
         return 0
@@ -76,21 +76,19 @@ def _devices(asked: str | None, to_do: int) -> list[str | None]:
 
 def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, every: bool) -> None:
     done = [run for run in runs if run.dir.is_done]
-    console.print(f"{plan.named} named, {len(plan.runs)} distinct runs in {plan.folder}", highlight=False)
+    console.print(f"{plan.named} named, {len(plan.runs)} distinct runs in {plan.folder}")
     if len(runs) < len(plan.runs):
-        console.print(f"{len(runs)} of them in this shard", highlight=False)
-    console.print(f"{len(done)} done, {len(runs) - len(done)} to do", highlight=False)
+        console.print(f"{len(runs)} of them in this shard")
+    console.print(f"{len(done)} done, {len(runs) - len(done)} to do")
     if len(done) < len(runs):
-        left, unknown = time_left(plan.runs, runs, plan.folder)
-        rate = f"{_time(statistics.mean(map(seconds, done)))} a run so far: " if done else ""
-        known = len(runs) - len(done) - unknown
-        for_some = f" for {known} runs; nothing comparable to the others is done" if unknown else ""
-        if known:
-            text = f"{rate}about {_time(left / workers)} left on {workers} at a time{for_some}"
-        else:
-            where = plan.folder.parent
-            text = f"no estimate of the time: no run on these data, and of this network, is done in {where} yet"
-        console.print(text, highlight=False, soft_wrap=True)
+        seconds, left, unknown = time_left(plan.runs, runs, plan.folder)
+        place = plan.folder.parent
+        text = f"no estimate of the time: no run on these data, and of this network, is done in {place} yet"
+        if known := len(runs) - len(done) - unknown:
+            text = f"about {_time(left / workers)} left on {workers} at a time"
+            text = text if seconds is None else f"{_time(seconds)} a run so far: {text}"
+            text += f" for {known} runs; nothing comparable to the others is done" if unknown else ""
+        console.print(text)
     if every:
         for run in runs:
             also = f" (also {', '.join(run.aliases)})" if run.aliases else ""
@@ -131,22 +129,21 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                     if event == "start":
                         under_way[pid] = title, time.time()
                     else:
-                        took = time.time() - under_way.pop(pid)[1]
-                        finished.append(took)
-                        live.console.print(f"{event} {title} ({_time(took)})", highlight=False)
+                        finished.append(time.time() - under_way.pop(pid)[1])
+                        live.console.print(f"{event} {title} ({_time(finished[-1])})")
                 live.update(_table(runs, under_way, finished, start, len(devices)), refresh=True)
         except KeyboardInterrupt:
-            console.print("Interrupted: the same command goes on from the last checkpoints.", highlight=False)
+            console.print("Interrupted: the same command goes on from the last checkpoints.")
             return 1
         finally:
             for worker in workers:
                 worker.kill()
     failed = [run for run in runs if failed_since(run, start)]
     done = sum(run.dir.is_done for run in runs)
-    console.print(f"{done} of {len(runs)} runs done, {len(failed)} failed.", highlight=False)
+    console.print(f"{done} of {len(runs)} runs done, {len(failed)} failed.")
     for run in failed:
         last = run.dir.error.read_text().strip().splitlines()[-1]
-        console.print(f"{run.title}: {last} (see {run.dir.log})", highlight=False, soft_wrap=True)
+        console.print(f"{run.title}: {last} (see {run.dir.log})")
     return 1 if failed else 0
 
 

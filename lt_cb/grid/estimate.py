@@ -13,6 +13,7 @@ from lt_cb.grid.plan import Run
 from lt_cb.run import RunDir, flatten
 
 NEWEST = 20  # runs outside of a grid that are looked at
+NETWORK = {"data.source": "digits", "data.image_size": None, "model.backbone": "resnet32"}  # with their defaults
 
 
 @dataclass
@@ -22,16 +23,7 @@ class _Finished:
     seconds: float
 
 
-def seconds(run: Run) -> float:
-    """Return how long a finished run took.
-
-    Raises:
-        InputError: if its result is damaged.
-    """
-    return _finished(run.dir, {}).seconds
-
-
-def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tuple[float, int]:
+def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tuple[float | None, float, int]:
     """Estimate the time of what is to do, one run after the other.
 
     A run takes as long as those on its data, by epoch; or else as those of the same network on the same source, by
@@ -43,7 +35,11 @@ def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tup
         folder: of the grid.
 
     Returns:
-        Seconds, and the number of runs without a comparable finished run.
+        Seconds of a finished run of the grid, None without one; seconds of all that is to do; and the number of runs
+        without a comparable finished run, which are not in it.
+
+    Raises:
+        InputError: if the result of a run of the grid is damaged.
     """
     finished = [_finished(run.dir, run.settings()) for run in all_runs if run.dir.is_done]
     by_kind: dict[str, list[_Finished]] = defaultdict(list)
@@ -58,7 +54,7 @@ def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tup
         else:
             rate = statistics.mean(run.seconds / sum(run.counts) / _epochs(run.settings) for run in comparable)
             total += rate * _images(settings, comparable[0]) * _epochs(settings)
-    return total, unknown
+    return statistics.mean(run.seconds for run in finished) if finished else None, total, unknown
 
 
 def _finished(run: RunDir, settings: dict[str, Any]) -> _Finished:
@@ -82,11 +78,7 @@ def _beside(folder: Path) -> Iterator[_Finished]:
 def _kinds(settings: dict[str, Any]) -> tuple[str, str]:
     """Return what runs of the same length have in common: the data, or source, image size and network."""
     data = {key: value for key, value in settings.items() if key.startswith("data.")}
-    network = [
-        settings.get("data.source", "digits"),
-        settings.get("data.image_size"),
-        settings.get("model.backbone", "resnet32"),
-    ]
+    network = [settings.get(key, default) for key, default in NETWORK.items()]
     return json.dumps(data, sort_keys=True, default=str), json.dumps(network, default=str)
 
 

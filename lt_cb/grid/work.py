@@ -66,7 +66,7 @@ def work(
                 with FileLock(run.dir.lock, timeout=0):  # the system releases what a killed process held
                     if not run.dir.is_done and not failed_since(run, start):
                         events.put(("start", run.title, os.getpid()))
-                        events.put(("failed" if _train(run, readers) else "done", run.title, os.getpid()))
+                        events.put(("done" if _train(run, readers) else "failed", run.title, os.getpid()))
             except Timeout:
                 held = True
         if not held:
@@ -80,30 +80,31 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _train(run: Run, readers: int) -> str | None:
-    """Train, or go on, and return what went wrong; all that is printed goes to the log."""
+def _train(run: Run, readers: int) -> bool:
+    """Train, or go on, and return whether it came to its end; all that is printed goes to the log."""
     run.dir.error.unlink(missing_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    error = None
     with run.dir.log.open("a") as log:
+        _flush()
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
             _fit(run, readers)
-        except SystemExit as stop:  # main has written a sentence
-            if not stop.code:
-                return None
-            sys.stderr.flush()
-            error = run.dir.log.read_text().strip().splitlines()[-1]
+        except SystemExit as stop:
+            if stop.code:  # main has written a sentence
+                _flush()
+                error = run.dir.log.read_text().strip().splitlines()[-1] + "\n"
         except Exception:  # whatever it was, the other runs go on
             error = traceback.format_exc()
-        else:
-            return None
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-    run.dir.error.write_text(error + "\n")
-    return error
+        _flush()
+    if error is not None:
+        run.dir.error.write_text(error)
+    return error is None
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _fit(run: Run, readers: int) -> None:

@@ -146,7 +146,7 @@ def _download(name: str) -> Path:
 
     run = RunDir(Path(tempfile.mkdtemp(prefix="lt_cb_"), "run"))
     for file in (run.config, run.result):
-        wandb.Api().run(name).file(f"run/{file.name}").download(root=run.path.parent)
+        wandb.Api().run(name).file(f"run/{file.name}").download(root=str(run.path.parent))
     return run.path
 
 

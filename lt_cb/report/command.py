@@ -10,7 +10,7 @@ from pathlib import Path
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.report.collect import Runs, collect
 from lt_cb.report.figures import figures
-from lt_cb.report.posthoc import class_means
+from lt_cb.report.posthoc import MEANS, class_means
 from lt_cb.report.sections import METRICS, Section, sections
 from lt_cb.report.tables import cells_of
 
@@ -64,13 +64,10 @@ def _csv(runs: Runs) -> str:
     stream = io.StringIO()
     names = sorted({name for result in runs.results for name in result.metrics})
     writer = csv.writer(stream)
-    spread = ("worst", "geometric", "harmonic")
-    writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *spread])
+    writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *MEANS])
     for r in runs.results:
-        metrics = [r.metrics.get(name, "") for name in names]
-        means = class_means(r.per_class)
-        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error"), 4), *metrics]
-        writer.writerow([*row, *[means[name] for name in spread]])
+        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error"), 4)]
+        writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.per_class).values()])
     return stream.getvalue()
 
 

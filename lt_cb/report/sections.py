@@ -10,6 +10,7 @@ import numpy as np
 from lt_cb.errors import InputError
 from lt_cb.report.collect import Result, Runs
 from lt_cb.report.posthoc import (
+    MEANS,
     Array,
     accuracy_under,
     adjust,
@@ -112,7 +113,7 @@ def _groups(runs: Runs) -> Section:
     for (method, data), results in _ordered(runs):
         groups = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
         means = [class_means(r.per_class) for r in results]
-        spread = [_percent(m[n] for m in means) for n in ("worst", "geometric", "harmonic")]
+        spread = [_percent(m[n] for m in means) for n in MEANS]
         rows.append([method, data, *groups, *spread, str(len(results))])
     words = (
         "Means over seeds in percent: over classes, over those of many, medium and few training images; and of the "
