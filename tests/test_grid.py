@@ -334,6 +334,7 @@ Path("calls.json").write_text(json.dumps([calls, [events.get() for _ in range(ev
 def test_a_worker_gives_fit_its_arguments_and_goes_on_from_a_checkpoint() -> None:
     for name in "abc":
         Path(f"{name}.yaml").write_text("{data: {root: x}}")
+    Path("c.yaml").write_text("{data: {root: y}}")
     new = {"config": "a.yaml"}
     half = {"config": "b.yaml", "ckpt_path": "first_stage.ckpt", "data.num_workers": 3}
     axes = {"run": {"new": new, "half": half, "torn": {}, "changed": {"config": "c.yaml"}}}
