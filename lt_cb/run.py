@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,34 @@ class RunDir:
         if not isinstance(raw, dict) or not {"metrics", "class_counts", "per_class_accuracy", "seeds"} <= raw.keys():
             raise InputError(f"'{self.result}' is not the result of a run: remove it.")
         return raw
+
+    def read_grid(self) -> dict[str, Any]:
+        """Return name, aliases, digest and arguments of the run, as its grid has written them.
+
+        Raises:
+            InputError: if they are damaged.
+        """
+        try:
+            raw = json.loads(self.grid.read_text())
+        except ValueError as error:
+            raise InputError(f"'{self.grid}' is damaged ({error}): remove it.") from error
+        if not isinstance(raw, dict) or "digest" not in raw:
+            raise InputError(f"'{self.grid}' is not of a run of a grid: remove it.")
+        return raw
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration by dotted keys, as the command line has them; a class is the name behind its path."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = prefix + ("" if key == "init_args" else f"{key}.")
+        if isinstance(value, dict):
+            flat |= flatten(value, name)
+        elif key == "class_path":
+            flat[prefix.rstrip(".")] = str(value).rpartition(".")[2]
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML

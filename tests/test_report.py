@@ -6,7 +6,6 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -332,9 +331,8 @@ def test_wrong_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_runs_that_are_no_training_are_not_missed(tmp_path: Path) -> None:
     write(tmp_path / "a", 30.0)
-    for name, command in (("predict", "return_predictions"), ("validate", "verbose")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({command: True}))
+    (tmp_path / "validate").mkdir()
+    (tmp_path / "validate/config.yaml").write_text(yaml.safe_dump({"verbose": True}))
     write(tmp_path / "b", 31.0, seed=1)
     (tmp_path / "b/config.yaml").unlink()
     with pytest.raises(SystemExit, match="0"):
@@ -374,15 +372,14 @@ def test_nothing_to_report_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith(f"lt-cb: error: there is no run with a result.json in '{tmp_path}'")
 
 
-def test_no_torch_for_a_report_of_many_runs(tmp_path: Path) -> None:
-    for i in range(300):
-        write(tmp_path / f"{i}", 20 + i / 10, beta=1 - 10.0 ** -(i % 5), factor=(i // 5) % 6 + 2, seed=i // 30)
+@pytest.mark.slow
+def test_no_torch_for_a_report(tmp_path: Path) -> None:
+    for seed in range(3):
+        write(tmp_path / f"{seed}", 20.0, seed=seed)
     code = (
         "import sys; from lt_cb.__main__ import main\n"
         f"try: main(['report', '{tmp_path}'])\n"
         "except SystemExit: print('torch' in sys.modules)"
     )
-    start = time.perf_counter()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    print(f"{time.perf_counter() - start:.1f} s for 300 runs")
     assert out.endswith("\nFalse\n")

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 
 from lt_cb.errors import ArgumentParser, InputError
-from lt_cb.grid.estimate import seconds, time_left
+from lt_cb.grid.estimate import time_left
 from lt_cb.grid.plan import Plan, Run, read_plan
-from lt_cb.grid.work import check_folder, failed_since, is_done, work
+from lt_cb.grid.work import check_folder, failed_since, work
 from lt_cb.hardware import available_cores, available_memory
 
 RUN_BYTES = 2 * 10**9  # of main memory that a training on small images takes at most, with what it imports
@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> int:
         0 if all runs are done, 1 if some have failed.
 
     Raises:
-        InputError: (a ValueError) if the grid file or an option is wrong.
+        InputError: if the grid file or an option is wrong.
     """
     parser = ArgumentParser("lt-cb grid", description="Train the runs of a grid file, each distinct one once.")
     parser.add_argument("file", type=Path, help="the grid, as configs/grids/digits.yaml")
@@ -43,22 +43,21 @@ def main(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     plan = read_plan(options.file)
     runs = _shard(plan.runs, options.shard)
-    devices = _devices(options.devices, sum(not is_done(run) for run in runs))
-    console = Console()
+    devices = _devices(options.devices, sum(not run.dir.is_done for run in runs))
+    console = Console(highlight=False, soft_wrap=True)
     _print_plan(console, plan, runs, len(devices), every=options.dry_run)
     if options.dry_run:
         return 0
     for run in runs:
-        run.folder.mkdir(parents=True, exist_ok=True)
         check_folder(run)
     return _train(console, runs, devices)
 
 
 def _shard(runs: list[Run], shard: str) -> list[Run]:
-    part, _, parts = shard.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise InputError(f"--shard is '{shard}', but must be i/n with i from 1 to n.")
-    return runs[int(part) - 1 :: int(parts)]
+    return runs[int(index) - 1 :: int(count)]
 
 
 def _devices(asked: str | None, to_do: int) -> list[str | None]:
@@ -76,27 +75,26 @@ def _devices(asked: str | None, to_do: int) -> list[str | None]:
 
 
 def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, every: bool) -> None:
-    done = [run for run in runs if is_done(run)]
-    console.print(f"{plan.named} named, {len(plan.runs)} distinct runs in {plan.folder}", highlight=False)
+    done = [run for run in runs if run.dir.is_done]
+    console.print(f"{plan.named} named, {len(plan.runs)} distinct runs in {plan.folder}")
     if len(runs) < len(plan.runs):
-        console.print(f"{len(runs)} of them in this shard", highlight=False)
-    console.print(f"{len(done)} done, {len(runs) - len(done)} to do", highlight=False)
+        console.print(f"{len(runs)} of them in this shard")
+    console.print(f"{len(done)} done, {len(runs) - len(done)} to do")
     if len(done) < len(runs):
-        left, unknown = time_left(plan.runs, runs, plan.folder)
-        rate = f"{_time(statistics.mean(map(seconds, done)))} a run so far: " if done else ""
-        for_some = (
-            f" for {len(runs) - len(done) - unknown} runs; the others are like none that is done" if unknown else ""
-        )
-        if unknown < len(runs) - len(done):
-            text = f"{rate}about {_time(left / workers)} left on {workers} at a time{for_some}"
-        else:
-            where = plan.folder.parent
-            text = f"no estimate of the time: no run on these data, and of this network, is done in {where} yet"
-        console.print(text, highlight=False, soft_wrap=True)
+        seconds, left, unknown = time_left(plan.runs, runs, plan.folder)
+        place = plan.folder.parent
+        text = f"no estimate of the time: no run on these data, and of this network, is done in {place} yet"
+        if known := len(runs) - len(done) - unknown:
+            text = f"about {_time(left / workers)} left on {workers} at a time"
+            text = text if seconds is None else f"{_time(seconds)} a run so far: {text}"
+            text += f" for {known} runs; nothing comparable to the others is done" if unknown else ""
+        console.print(text)
     if every:
         for run in runs:
             also = f" (also {', '.join(run.aliases)})" if run.aliases else ""
-            console.print(f"{'done ' if is_done(run) else 'to do'} {run.title}{also}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{'done ' if run.dir.is_done else 'to do'} {run.title}{also}", highlight=False, soft_wrap=True
+            )
 
 
 def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
@@ -125,35 +123,34 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                             title, _ = under_way.pop(worker.pid, ("", 0.0))
                             if title in by_title:
                                 error = f"its process ended with exit code {worker.exitcode}"
-                                (by_title[title].folder / "error.txt").write_text(error + "\n")
+                                by_title[title].dir.error.write_text(error + "\n")
                             workers[i] = employ(devices[i])
                 else:
                     if event == "start":
                         under_way[pid] = title, time.time()
                     else:
-                        took = time.time() - under_way.pop(pid)[1]
-                        finished.append(took)
-                        live.console.print(f"{event} {title} ({_time(took)})", highlight=False)
+                        finished.append(time.time() - under_way.pop(pid)[1])
+                        live.console.print(f"{event} {title} ({_time(finished[-1])})")
                 live.update(_table(runs, under_way, finished, start, len(devices)), refresh=True)
         except KeyboardInterrupt:
-            console.print("Interrupted: the same command goes on from the last checkpoints.", highlight=False)
+            console.print("Interrupted: the same command goes on from the last checkpoints.")
             return 1
         finally:
             for worker in workers:
                 worker.kill()
     failed = [run for run in runs if failed_since(run, start)]
-    done = sum(map(is_done, runs))
-    console.print(f"{done} of {len(runs)} runs done, {len(failed)} failed.", highlight=False)
+    done = sum(run.dir.is_done for run in runs)
+    console.print(f"{done} of {len(runs)} runs done, {len(failed)} failed.")
     for run in failed:
-        last = (run.folder / "error.txt").read_text().strip().splitlines()[-1]
-        console.print(f"{run.title}: {last} (see {run.folder / 'log.txt'})", highlight=False, soft_wrap=True)
+        last = run.dir.error.read_text().strip().splitlines()[-1]
+        console.print(f"{run.title}: {last} (see {run.dir.log})")
     return 1 if failed else 0
 
 
 def _table(
     runs: list[Run], under_way: dict[int | None, tuple[str, float]], finished: list[float], start: float, workers: int
 ) -> Table:
-    done = sum(map(is_done, runs))
+    done = sum(run.dir.is_done for run in runs)
     table = Table(title=f"{done} of {len(runs)} runs done")
     table.add_column("under way")
     table.add_column("for", justify="right")

@@ -1,39 +1,29 @@
-"""How long runs will take, from those that are done. Imports no torch."""
+"""How long runs will take, from finished ones. Imports no torch."""
 
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError
 from lt_cb.grid.plan import Run
-from lt_cb.grid.work import is_done
-from lt_cb.run import read_yaml
+from lt_cb.run import RunDir, flatten
 
 NEWEST = 20  # runs outside of a grid that are looked at
+NETWORK = {"data.source": "digits", "data.image_size": None, "model.backbone": "resnet32"}  # with their defaults
 
 
 @dataclass
-class _Done:
-    config: dict[str, Any]
+class _Finished:
+    settings: dict[str, Any]
     counts: list[int]
     seconds: float
 
-    @property
-    def rate(self) -> float:
-        """Seconds an image and epoch."""
-        return self.seconds / sum(self.counts) / _epochs(self.config)
 
-
-def seconds(run: Run) -> float:
-    """Return how long a finished run took."""
-    return _read(run.folder, run.config).seconds
-
-
-def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tuple[float, int]:
+def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tuple[float | None, float, int]:
     """Estimate the time of what is to do, one run after the other.
 
     A run takes as long as those on its data, by epoch; or else as those of the same network on the same source, by
@@ -45,63 +35,65 @@ def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tup
         folder: of the grid.
 
     Returns:
-        Seconds, and the number of runs that nothing done is like.
+        Seconds of a finished run of the grid, None without one; seconds of all that is to do; and the number of runs
+        without a comparable finished run, which are not in it.
+
+    Raises:
+        InputError: if the result of a run of the grid is damaged.
     """
-    done = [_read(run.folder, run.config) for run in all_runs if is_done(run)]
-    done += _beside(folder)
-    alike: dict[str, list[_Done]] = defaultdict(list)
-    for one in done:
-        for key in {_data(one.config), _kind(one.config)}:
-            alike[key].append(one)
+    finished = [_finished(run.dir, run.settings()) for run in all_runs if run.dir.is_done]
+    by_kind: dict[str, list[_Finished]] = defaultdict(list)
+    for run in [*finished, *_beside(folder)]:
+        for kind in _kinds(run.settings):
+            by_kind[kind].append(run)
     total, unknown = 0.0, 0
-    for run in runs:
-        if is_done(run):
-            continue
-        likest = alike.get(_data(run.config)) or alike.get(_kind(run.config))
-        if likest is None:
+    for settings in [run.settings() for run in runs if not run.dir.is_done]:
+        comparable = next((by_kind[kind] for kind in _kinds(settings) if kind in by_kind), None)
+        if comparable is None:
             unknown += 1
         else:
-            rate = statistics.mean(one.rate for one in likest)
-            total += rate * _images(run.config, likest[0]) * _epochs(run.config)
-    return total, unknown
+            rate = statistics.mean(run.seconds / sum(run.counts) / _epochs(run.settings) for run in comparable)
+            total += rate * _images(settings, comparable[0]) * _epochs(settings)
+    return statistics.mean(run.seconds for run in finished) if finished else None, total, unknown
 
 
-def _beside(folder: Path) -> Iterable[_Done]:
-    files = [file for file in folder.parent.glob("**/result.json") if folder not in file.parents]
+def _finished(run: RunDir, settings: dict[str, Any]) -> _Finished:
+    result = run.read_result()
+    try:
+        return _Finished(settings, [int(n) for n in result["class_counts"]], float(sum(result["wall_time_s"].values())))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"'{run.result}' is damaged: remove it.") from error
+
+
+def _beside(folder: Path) -> Iterator[_Finished]:
+    files = [file for file in folder.parent.rglob(RunDir(folder).result.name) if folder not in file.parents]
     for file in sorted(files, key=lambda file: -file.stat().st_mtime_ns)[:NEWEST]:
+        run = RunDir(file.parent)
         try:
-            yield _read(file.parent, read_yaml(file.with_name("config.yaml")))
-        except (InputError, ValueError, KeyError, TypeError):  # no run, or damaged: it is the report that says so
+            yield _finished(run, flatten(run.read_config()))
+        except InputError:  # no run, or damaged: it is the report that says so
             continue
 
 
-def _read(folder: Path, config: dict[str, Any]) -> _Done:
-    result = json.loads((folder / "result.json").read_text())
-    return _Done(config, [int(n) for n in result["class_counts"]], float(sum(result["wall_time_s"].values())))
+def _kinds(settings: dict[str, Any]) -> tuple[str, str]:
+    """Return what runs of the same length have in common: the data, or source, image size and network."""
+    data = {key: value for key, value in settings.items() if key.startswith("data.")}
+    network = [settings.get(key, default) for key, default in NETWORK.items()]
+    return json.dumps(data, sort_keys=True, default=str), json.dumps(network, default=str)
 
 
-def _data(config: dict[str, Any]) -> str:
-    return json.dumps(config.get("data"), sort_keys=True, default=str)
+def _epochs(settings: dict[str, Any]) -> float:
+    return max(float(settings.get("trainer.max_epochs") or 1), 1.0)
 
 
-def _kind(config: dict[str, Any]) -> str:
-    data, model = config.get("data") or {}, config.get("model") or {}
-    return json.dumps([data.get("source", "digits"), data.get("image_size"), model.get("backbone", "resnet32")])
+def _images(settings: dict[str, Any], run: _Finished) -> float:
+    """Return the training images of a run on the source of a finished one."""
+    from lt_cb.data.profile import class_counts_exponential, class_counts_step
 
-
-def _epochs(config: dict[str, Any]) -> float:
-    return max(float((config.get("trainer") or {}).get("max_epochs") or 1), 1.0)
-
-
-def _images(config: dict[str, Any], like: _Done) -> float:
-    """Return the training images of a run whose source is that of another."""
-    data = config.get("data") or {}
-    if data == like.config.get("data"):
-        return sum(like.counts)
-    if data.get("subset_counts"):
-        return float(sum(data["subset_counts"]))
-    n_max, classes = data.get("n_max") or max(like.counts), len(like.counts)
-    factor = float(data.get("imbalance_factor") or 1)
-    if data.get("imbalance_type") == "step":
-        return float(n_max * classes * (1 + 1 / factor) / 2)
-    return float(sum(n_max * factor ** (-c / max(classes - 1, 1)) for c in range(classes)))
+    if _kinds(settings)[0] == _kinds(run.settings)[0]:
+        return sum(run.counts)
+    if settings.get("data.subset_counts"):
+        return float(sum(settings["data.subset_counts"]))
+    profile = class_counts_step if settings.get("data.imbalance_type") == "step" else class_counts_exponential
+    n_max = settings.get("data.n_max") or max(run.counts)
+    return float(sum(profile(n_max, len(run.counts), float(settings.get("data.imbalance_factor") or 1))))

@@ -1,69 +1,41 @@
 """A process that trains the runs of a grid, one after the other, beside others that do the same."""
 
-import csv
-import fcntl
-import hashlib
-import json
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.queues import Queue
-from pathlib import Path
 
-import yaml
+from filelock import FileLock, Timeout
 
 from lt_cb.errors import InputError
-from lt_cb.grid.plan import Run
+from lt_cb.grid.plan import Run, digest
 from lt_cb.hardware import available_cores
 from lt_cb.run import write_json
 
-CHECKPOINT = "checkpoints/last.ckpt"
 WAIT_S = 2.0  # between looks at runs that other processes hold
-
-
-def is_done(run: Run) -> bool:
-    """Return whether a run has its result."""
-    return (run.folder / "result.json").is_file()
 
 
 def failed_since(run: Run, start: float) -> bool:
     """Return whether a run has failed since ``start``, a time in seconds; an older failure is tried again."""
-    file = run.folder / "error.txt"
+    file = run.dir.error
     return file.is_file() and file.stat().st_mtime >= start
-
-
-@contextmanager
-def claim(run: Run) -> Iterator[bool]:
-    """Hold a run, if no other process does. The system releases what a killed process held."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def check_folder(run: Run) -> None:
     """Remember which configuration a folder is of.
 
     Raises:
-        InputError: (a ValueError) if it has a result or a checkpoint of another.
+        InputError: if it has a result or a checkpoint of another, or its file is damaged.
     """
-    digest = hashlib.sha256(json.dumps(run.config, sort_keys=True, default=str).encode()).hexdigest()
-    file = run.folder / "grid.json"
-    begun = is_done(run) or (run.folder / CHECKPOINT).is_file()
-    if begun and file.is_file() and json.loads(file.read_text())["config_sha256"] != digest:
+    begun = run.dir.is_done or run.dir.checkpoint.is_file()
+    if begun and run.dir.grid.is_file() and run.dir.read_grid()["digest"] != run.digest:
         raise InputError(
             f"'{run.folder}' holds a run of another configuration: give the grid another folder, or delete that one."
         )
-    write_json(file, {"name": run.name, "aliases": run.aliases, "config_sha256": digest})
+    write_json(run.dir.grid, {"name": run.name, "aliases": run.aliases, "digest": run.digest, "args": run.args})
 
 
 def work(
@@ -88,14 +60,15 @@ def work(
     while True:
         held = False
         for run in runs:
-            if is_done(run) or failed_since(run, start):
+            if run.dir.is_done or failed_since(run, start):
                 continue
-            with claim(run) as ours:
-                if not ours:
-                    held = True
-                elif not is_done(run) and not failed_since(run, start):
-                    events.put(("start", run.title, os.getpid()))
-                    events.put(("failed" if _train(run, readers) else "done", run.title, os.getpid()))
+            try:
+                with FileLock(run.dir.lock, timeout=0):  # the system releases what a killed process held
+                    if not run.dir.is_done and not failed_since(run, start):
+                        events.put(("start", run.title, os.getpid()))
+                        events.put(("done" if _train(run, readers) else "failed", run.title, os.getpid()))
+            except Timeout:
+                held = True
         if not held:
             return
         time.sleep(WAIT_S)
@@ -107,75 +80,46 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _train(run: Run, readers: int) -> str | None:
-    """Train, or go on, and return what went wrong; all that is printed goes to ``log.txt``."""
-    error_file = run.folder / "error.txt"
-    error_file.unlink(missing_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with (run.folder / "log.txt").open("a") as log:
+def _train(run: Run, readers: int) -> bool:
+    """Train, or go on, and return whether it came to its end; all that is printed goes to the log."""
+    run.dir.error.unlink(missing_ok=True)
+    error = None
+    with run.dir.log.open("a") as log:
+        _flush()
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
             _fit(run, readers)
-        except SystemExit as stop:  # main has written a sentence
-            if not stop.code:
-                return None
-            sys.stderr.flush()
-            error = (run.folder / "log.txt").read_text().strip().splitlines()[-1]
+        except SystemExit as stop:
+            if stop.code:  # main has written a sentence
+                _flush()
+                error = run.dir.log.read_text().strip().splitlines()[-1] + "\n"
         except Exception:  # whatever it was, the other runs go on
             error = traceback.format_exc()
-        else:
-            return None
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-    error_file.write_text(error + "\n")
-    return error
+        _flush()
+    if error is not None:
+        run.dir.error.write_text(error)
+    return error is None
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _fit(run: Run, readers: int) -> None:
     from lt_cb.commands.train import load_checkpoint, main  # takes seconds, and only a worker needs it
 
-    checkpoint = run.folder / CHECKPOINT
-    trainer = dict(run.config.get("trainer", {}))
-    csv_files = {
-        "class_path": "lt_cb.loggers.RunFolder",
-        "init_args": {"save_dir": str(run.folder.parent.parent), "name": run.name, "version": run.folder.name},
-    }
-    trainer["logger"] = [csv_files, *trainer.pop("logger+", [])]
-    config = {**run.config, "trainer": {**trainer, "enable_progress_bar": False}}
-    args = ["fit", "--config", yaml.safe_dump(config)]
-    if run.config.get("data", {}).get("num_workers") is None:
-        args.append(f"--data.num_workers={readers}")
-    earlier: list[dict[str, str]] = []
+    if digest(run.args) != run.digest:
+        raise InputError("a config file has changed since the grid was started: start it again.")
+    args = run.args
     try:
-        load_checkpoint(str(checkpoint))
+        load_checkpoint(str(run.dir.checkpoint))
     except InputError:  # there is none, or a kill came while it was written
-        pass
+        resume = []
     else:
-        args += ["--ckpt_path", str(checkpoint)]
-        earlier = _rows(run.folder / "metrics.csv")
-    (run.folder / "config.yaml").unlink(missing_ok=True)  # of an interrupted try; Lightning overwrites none
-    main(args)
-    if earlier:
-        _put_before(run.folder / "metrics.csv", earlier)
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
-        return []
-    with file.open() as stream:
-        return list(csv.DictReader(stream))
-
-
-def _put_before(file: Path, earlier: list[dict[str, str]]) -> None:
-    """Write the epochs from before a resume back to the metrics, which the logger begins anew."""
-    later = _rows(file)
-    first = min((int(row["epoch"]) for row in later), default=0)
-    rows = [row for row in earlier if int(row["epoch"]) < first] + later
-    fields = list(dict.fromkeys(name for row in rows for name in row))
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fields)
-        writer.writeheader()
-        writer.writerows(rows)
+        args = [arg for arg in args if not arg.startswith("--ckpt_path=")]  # what a second stage started from
+        resume = ["--ckpt_path", str(run.dir.checkpoint)]
+    if "data.num_workers" not in run.settings():
+        args = [*args, f"--data.num_workers={readers}"]
+    main(["fit", *args, "--folder", str(run.folder), *resume, "--trainer.enable_progress_bar=false"])

@@ -4,18 +4,18 @@ import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError
-from lt_cb.run import read_yaml
+from lt_cb.run import RunDir, flatten
 
-# where and by whom a run is fed, kept and watched, not what it trains
+# keys that do not change what is trained: paths, workers, loggers, callbacks
 IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger")
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
-SHOWN_APART = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
+NAMED = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
 NETWORK: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None}  # with their defaults
 NOT_OF_THE_PAPER = (
     "data.val_fraction",
@@ -59,7 +59,7 @@ class Result:
         """Return ``error`` (top-1), ``error_top5``, ``acc`` or another of the metrics, in percent.
 
         Raises:
-            InputError: (a ValueError) if the run has no such metric.
+            InputError: if the run has no such metric.
         """
         name = ERRORS.get(metric, metric)
         if name not in self.metrics:
@@ -69,7 +69,7 @@ class Result:
 
 @dataclass
 class Runs:
-    """All that was found below a folder."""
+    """The runs below a folder."""
 
     results: list[Result]
     missing: list[tuple[Path, str]]  # folder, and why it is not in the tables
@@ -84,15 +84,8 @@ class Runs:
     def methods(self) -> list[str]:
         """Return the rows: losses without weights first."""
         first = {result.method: result for result in reversed(self.results)}
-        order = ("SoftmaxLoss", "SigmoidLoss", "FocalLoss")
-        return sorted(
-            first,
-            key=lambda m: (
-                first[m].beta is not None,
-                order.index(first[m].loss) if first[m].loss in order else len(order),
-                m,
-            ),
-        )
+        order = {"SoftmaxLoss": 0, "SigmoidLoss": 1, "FocalLoss": 2}
+        return sorted(first, key=lambda m: (first[m].beta is not None, order.get(first[m].loss, 3), m))
 
     def columns(self) -> list[str]:
         """Return the data sets, each from the highest imbalance factor to the lowest."""
@@ -104,33 +97,33 @@ def collect(folder: Path) -> Runs:
     """Read all runs below a folder.
 
     Raises:
-        InputError: (a ValueError) if there are none.
+        InputError: if there are none.
     """
-    files = sorted(folder.rglob("result.json"))
-    alone = [file.parent for file in files if not file.with_name("config.yaml").is_file()]
-    files = [file for file in files if file.parent not in alone]
-    if not files:
-        raise InputError(f"there is no run with a result.json in '{folder}': give the folder of finished runs.")
-    configs = [_flat(read_yaml(file.with_name("config.yaml"))) for file in files]
-    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    existing = RunDir.below(folder)
+    done = [run for run in existing if run.is_done and run.config.is_file()]
+    if not done:
+        name = RunDir(folder).result.name
+        raise InputError(f"there is no run with a {name} in '{folder}': give the folder of finished runs.")
+    raws, configs = [run.read_result() for run in done], [flatten(run.read_config()) for run in done]
+    by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for config in configs:
-        named = {k: v for k, v in config.items() if k in SHOWN_APART or k.startswith("model.loss")}
-        alike[json.dumps(named, sort_keys=True, default=str)].append(config)
+        named = {k: v for k, v in config.items() if k in NAMED or k.startswith("model.loss")}
+        by_method[json.dumps(named, sort_keys=True, default=str)].append(config)
     # what goes with a loss or a data set, as a rate or a schedule may, is no method of its own
-    varied = {key for group in alike.values() for key in _varied(group)}
+    varied = {key for group in by_method.values() for key in _varied(group)}
     network = _varied(configs) & NETWORK.keys()
-    extras = [varied | {key for key in network if c.get(key) != NETWORK[key]} for c in configs]
-    tested = {_checkpoint(_read(file)) for file in files}
-    found = [_result(*one, len(tested) > 1) for one in zip(files, configs, map(sorted, extras), strict=True)]
-    newest: dict[tuple[str, str, tuple[int, int | None]], Result] = {}
-    for result in sorted(found, key=lambda r: (r.folder / "result.json").stat().st_mtime_ns):
-        newest[result.method, result.data, result.seed] = result
-    results = [result for result in found if newest[result.method, result.data, result.seed] is result]
-    missing = [(result.folder, "repeated later") for result in found if result not in results]
-    missing += [(path, "without its config.yaml") for path in alone]
-    begun = {file.parent for name in ("grid.json", "config.yaml") for file in folder.rglob(name)}
-    states = {path: _state(path) for path in sorted(begun - {file.parent for file in files})}
-    return Runs(results, missing + [(path, state) for path, state in states.items() if state])
+    extras = [sorted(varied | {key for key in network if c.get(key) != NETWORK[key]}) for c in configs]
+    several = len({_checkpoint(raw) for raw in raws}) > 1
+    results = [_result(*each, several) for each in zip(done, raws, configs, extras, strict=True)]
+    newest = {
+        (result.method, result.data, result.seed): result.folder
+        for result in sorted(results, key=lambda r: RunDir(r.folder).result.stat().st_mtime_ns)
+    }
+    kept = [result for result in results if newest[result.method, result.data, result.seed] == result.folder]
+    missing = {result.folder: "repeated later" for result in results if result not in kept}
+    missing |= {run.path: f"without its {run.config.name}" for run in existing if run.is_done and run not in done}
+    missing |= {run.path: state for run in existing if not run.is_done and (state := run.state)}
+    return Runs(kept, list(missing.items()))
 
 
 def read_run(where: str | Path) -> Result:
@@ -140,42 +133,21 @@ def read_run(where: str | Path) -> Result:
         where: its folder, or at W&B ``entity/project/run`` if it was logged by `lt_cb.loggers.WandB`.
 
     Raises:
-        InputError: (a ValueError) if there is no finished run.
+        InputError: if there is no finished run.
     """
     if not Path(where).is_dir() and re.fullmatch(r"[^/.]+/[^/]+/[^/]+", str(where)):
         return read_run(_download(str(where)))
-    file = Path(where, "result.json")
-    if not file.is_file():
-        raise InputError(f"'{where}' has no result.json: give a finished run's folder, or entity/project/run of W&B.")
-    return _result(file, _flat(read_yaml(file.with_name("config.yaml"))), [], name_checkpoint=False)
+    run = RunDir(Path(where))
+    return _result(run, run.read_result(), flatten(run.read_config()))
 
 
-def _download(run: str) -> Path:
+def _download(name: str) -> Path:
     import wandb
 
-    folder = tempfile.mkdtemp(prefix="lt_cb_")
-    for name in ("config.yaml", "result.json"):
-        wandb.Api().run(run).file(f"run/{name}").download(root=folder)
-    return Path(folder, "run")
-
-
-def _state(folder: Path) -> str | None:
-    if (folder / "error.txt").exists():
-        return "failed"
-    if not (folder / "config.yaml").exists():
-        return "not begun"
-    command = read_yaml(folder / "config.yaml")
-    return None if "verbose" in command or "return_predictions" in command else "unfinished"  # not of a training
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"'{file}' is damaged ({error}): remove it.") from error
-    if not isinstance(raw, dict) or not {"metrics", "class_counts", "per_class_accuracy", "seeds"} <= raw.keys():
-        raise InputError(f"'{file}' is not the result of a run: remove it.")
-    return raw
+    run = RunDir(Path(tempfile.mkdtemp(prefix="lt_cb_"), "run"))
+    for file in (run.config, run.result):
+        wandb.Api().run(name).file(f"run/{file.name}").download(root=str(run.path.parent))
+    return run.path
 
 
 def _checkpoint(raw: Mapping[str, Any]) -> str:
@@ -186,14 +158,10 @@ def _checkpoint(raw: Mapping[str, Any]) -> str:
 
 def _varied(configs: list[dict[str, Any]]) -> set[str]:
     """Return the keys by which the configurations train differently, but those of the loss and of the subset."""
-    told, apart = ("model.", "data.", "trainer."), ("model.loss", *IGNORED_PREFIXES)
-    keys = {key for config in configs for key in config if key.startswith(told) and not key.startswith(apart)}
-    keys -= {*IGNORED, *SHOWN_APART}
+    groups, ignored = ("model.", "data.", "trainer."), ("model.loss", *IGNORED_PREFIXES)
+    keys = {key for config in configs for key in config if key.startswith(groups) and not key.startswith(ignored)}
+    keys -= {*IGNORED, *NAMED}
     return {key for key in keys if len({json.dumps(c.get(key), default=str) for c in configs}) > 1}
-
-
-def _source(config: Mapping[str, Any]) -> str:
-    return str(config.get("data.source", "?")).rpartition(".")[2]
 
 
 def _subset(config: Mapping[str, Any], factor: float) -> str:
@@ -206,51 +174,34 @@ def _subset(config: Mapping[str, Any], factor: float) -> str:
     return f"IF {factor:g}{step}" + (f", n_max {n_max}" if n_max else "")
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = prefix + ("" if key == "init_args" else f"{key}.")
-        if isinstance(value, dict):
-            flat |= _flat(value, name)
-        elif key == "class_path":
-            flat[prefix.rstrip(".")] = str(value).rpartition(".")[2]
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _result(file: Path, config: dict[str, Any], extra: list[str], name_checkpoint: bool) -> Result:
-    raw = _read(file)
+def _result(
+    run: RunDir, raw: dict[str, Any], config: dict[str, Any], extra: Sequence[str] = (), name_checkpoint: bool = False
+) -> Result:
     counts = [int(n) for n in raw["class_counts"]]
     factor = config.get("data.imbalance_factor") or max(counts) / max(min(counts), 1)
-    source, subset = _source(config), _subset(config, factor)
-    loss = str(config.get("model.loss", "?"))
-    weighting = config.get("model.loss.weighting")
-    weighted = isinstance(weighting, str)
-    options = {
-        key.removeprefix("model.loss."): value
-        for key, value in config.items()
-        if key.startswith("model.loss.") and not key.startswith("model.loss.weighting")
-    }
-    named = [f"{k} {v:g}" for k, v in options.items() if isinstance(v, float | int) and not isinstance(v, bool)]
+    source, subset = str(config.get("data.source", "?")).rpartition(".")[2], _subset(config, factor)
+    loss, weighting = str(config.get("model.loss", "?")), config.get("model.loss.weighting")
+    options = {key.removeprefix("model.loss."): v for key, v in config.items() if key.startswith("model.loss.")}
+    named = [
+        f"{key} {v:g}"
+        for key, v in options.items()
+        if isinstance(v, float | int) and not isinstance(v, bool) and not key.startswith("weighting")
+    ]
     if options.get("reduction") not in (None, "mean"):
         named.append(str(options["reduction"]))
-    beta = config.get("model.loss.weighting.beta") if weighted else None
-    parts = [" ".join([loss.removesuffix("Loss"), *named])]
-    if weighted:
-        normalization = config.get("model.loss.weighting.normalization")
-        parts.append(f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else str(weighting))
-        parts[-1] += f" normalization {normalization}" if normalization not in (None, "classes") else ""
-    weights = parts[1:]
-    parts += [f"{key.partition('.')[2]} {config[key]}" for key in extra if config.get(key) is not None]
-    parts += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
+    beta, weights = None, []
+    if isinstance(weighting, str):
+        beta, normalization = options.get("weighting.beta"), options.get("weighting.normalization")
+        text = f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else weighting
+        weights = [text + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
+    others = [f"{key.partition('.')[2]} {config[key]}" for key in extra if config.get(key) is not None]
+    others += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
+    name = " ".join([loss.removesuffix("Loss"), *named])
     return Result(
-        folder=file.parent,
+        folder=run.path,
         data=f"{source} {subset}" + (f", IF {factor:g}" if subset == WHOLE else ""),
-        method=", ".join(parts),
-        family=", ".join(part for part in parts if part not in weights)
-        if weighting in (None, "EffectiveNumber")
-        else None,
+        method=", ".join([name, *weights, *others]),
+        family=", ".join([name, *others]) if weighting in (None, "EffectiveNumber") else None,
         source=source,
         imbalance_factor=float(factor),
         subset=subset,

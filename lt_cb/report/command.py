@@ -10,7 +10,7 @@ from pathlib import Path
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.report.collect import Runs, collect
 from lt_cb.report.figures import figures
-from lt_cb.report.posthoc import class_means
+from lt_cb.report.posthoc import MEANS, class_means
 from lt_cb.report.sections import METRICS, Section, sections
 from lt_cb.report.tables import cells_of
 
@@ -27,7 +27,7 @@ def main(args: Sequence[str]) -> int:
         args: the words behind ``report``.
 
     Raises:
-        InputError: (a ValueError) if there are no runs.
+        InputError: if there are no runs.
     """
     parser = ArgumentParser("lt-cb report", description="Tables and pictures of a folder of runs.")
     parser.add_argument("folder", type=Path, help="of runs, as runs/digits")
@@ -39,20 +39,20 @@ def main(args: Sequence[str]) -> int:
     out = options.out or options.folder
     if out.exists() and not out.is_dir():
         raise InputError(f"--out is '{out}', which is a file: name a folder.")
-    found = sections(runs, cells, options.metric)
-    web = _html(found, figures(runs, cells, METRICS[options.metric]))
+    tables = sections(runs, cells, options.metric)
+    web = _html(tables, figures(runs, cells, METRICS[options.metric]))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(_markdown(found))
+    (out / "report.md").write_text(_markdown(tables))
     (out / "report.csv").write_text(_csv(runs))
     (out / "report.html").write_text(web)
-    print(_markdown(found[:1]))
+    print(_markdown(tables[:1]))
     print(f"{out / 'report.md'}, {out / 'report.csv'}, {out / 'report.html'}")
     return 0
 
 
-def _markdown(found: list[Section]) -> str:
+def _markdown(tables: list[Section]) -> str:
     parts = []
-    for section in found:
+    for section in tables:
         lines = [section.header, ["---"] * len(section.header), *section.rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"## {section.title}\n\n{section.words}\n\n{table}\n")
@@ -64,23 +64,20 @@ def _csv(runs: Runs) -> str:
     stream = io.StringIO()
     names = sorted({name for result in runs.results for name in result.metrics})
     writer = csv.writer(stream)
-    spread = ("worst", "geometric", "harmonic")
-    writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *spread])
+    writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *MEANS])
     for r in runs.results:
-        metrics = [r.metrics.get(name, "") for name in names]
-        means = class_means(r.per_class)
-        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error"), 4), *metrics]
-        writer.writerow([*row, *[means[name] for name in spread]])
+        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error"), 4)]
+        writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.per_class).values()])
     return stream.getvalue()
 
 
-def _html(found: list[Section], pictures: list[tuple[str, str]]) -> str:
+def _html(tables: list[Section], pictures: list[tuple[str, str]]) -> str:
     def cell(text: str, tag: str) -> str:
         inner = re.sub(r"[*]{2}(.*?)[*]{2}", r"<b>\1</b>", html.escape(text))
         return f"<{tag}>{inner}</{tag}>"
 
     parts = []
-    for section in found:
+    for section in tables:
         head = "".join(cell(text, "th") for text in section.header)
         body = "\n".join("<tr>" + "".join(cell(text, "td") for text in row) + "</tr>" for row in section.rows)
         table = f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'

@@ -35,8 +35,8 @@ def _axes(count: int) -> tuple[Any, list[Any]]:
     return figure, axes[:count]
 
 
-def _lay_out(figure: Any, axes: list[Any]) -> None:  # noqa: ANN401 - matplotlib is not typed
-    """Name what is drawn, once for all axes and below them, as names may be long; and give everything its place.
+def _svg(figure: Any, axes: list[Any], title: str = "") -> str:  # noqa: ANN401 - matplotlib is not typed
+    """Return a figure as SVG, with one legend for all axes, below them, as names may be long.
 
     matplotlib's own layouts take longer than the drawing.
     """
@@ -56,16 +56,14 @@ def _lay_out(figure: Any, axes: list[Any]) -> None:  # noqa: ANN401 - matplotlib
         hspace=gap * rows / (height - top - bottom - gap * (rows - 1)),
     )
     figure.legend(named.values(), names, loc="lower left", fontsize=7, bbox_to_anchor=(0.1 / width, 0.05 / height))
+    figure.suptitle(_wrapped(title), fontsize=8, y=1 - 0.05 / height)
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    return re.sub(r"<\?xml.*?<svg", "<svg", stream.getvalue(), flags=re.DOTALL)
 
 
 def _wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 90))
-
-
-def _svg(figure: Any) -> str:  # noqa: ANN401 - matplotlib is not typed
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    return re.sub(r"<\?xml.*?<svg", "<svg", stream.getvalue(), flags=re.DOTALL)
 
 
 def _class_counts(runs: Runs) -> tuple[str, str] | None:
@@ -74,8 +72,7 @@ def _class_counts(runs: Runs) -> tuple[str, str] | None:
         counts = next(result.class_counts for result in runs.results if result.data == data)
         axis.plot(range(len(counts)), counts, marker="." if len(counts) <= 30 else None, label=data)
     axis.set(xlabel="class", ylabel="training images", yscale="log")
-    _lay_out(figure, [axis])
-    return "Training images of each class", _svg(figure)
+    return "Training images of each class", _svg(figure, [axis])
 
 
 def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tuple[str, str] | None:
@@ -91,15 +88,12 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tup
     places: list[float | None] = [None, *betas]
     for axis, data in zip(axes, runs.columns(), strict=True):
         for name, points in lines[data].items():
-            there = [i for i, beta in enumerate(places) if beta in points]
-            values = [points[places[i]] for i in there]
-            axis.errorbar(
-                there, [c.mean for c in values], [c.deviation or 0 for c in values], marker=".", capsize=2, label=name
-            )
+            x = [i for i, beta in enumerate(places) if beta in points]
+            y = [points[places[i]] for i in x]
+            axis.errorbar(x, [c.mean for c in y], [c.deviation or 0 for c in y], marker=".", capsize=2, label=name)
         axis.set_xticks(range(len(places)), ["none", *[f"{beta:g}" for beta in betas]])
         axis.set(title=data, xlabel="β", ylabel=f"{metric.lower()} in %")
-    _lay_out(figure, axes)
-    return f"{metric} by β", _svg(figure)
+    return f"{metric} by β", _svg(figure, axes)
 
 
 def _mean_per_class(results: list[Result]) -> list[float]:
@@ -111,16 +105,14 @@ def _accuracy_by_class(runs: Runs) -> tuple[str, str] | None:
     figure, axes = _axes(len(runs.columns()))
     by_cell = runs.cells()
     for axis, data in zip(axes, runs.columns(), strict=True):
-        there = [method for method in runs.methods() if (method, data) in by_cell]
-        for method in there[:SHOWN]:
+        for method in [method for method in runs.methods() if (method, data) in by_cell][:SHOWN]:
             results = by_cell[method, data]
             accuracy = [100 * a for a in _mean_per_class(results)]
             axis.plot(results[0].class_counts, accuracy, ".", ms=5, alpha=0.8, label=method)
         axis.set(title=data, xlabel="training images of the class", ylabel="accuracy in %", xscale="log")
         axis.minorticks_off()
-    _lay_out(figure, axes)
     note = f" (the first {SHOWN} methods)" if len(runs.methods()) > SHOWN else ""
-    return f"Accuracy of each class by its training images{note}", _svg(figure)
+    return f"Accuracy of each class by its training images{note}", _svg(figure, axes)
 
 
 def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
@@ -143,6 +135,4 @@ def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
         axis.axhline(0, color="black", lw=0.6)
         axis.set_xticks([k + 0.4 - width / 2 for k in range(len(groups))], groups)
         axis.set(title=data, ylabel="gain in accuracy, points")
-    _lay_out(figure, axes)
-    figure.suptitle(_wrapped(f"over {baseline}"), fontsize=8, y=1 - 0.05 / figure.get_figheight())
-    return "Gain by shot group", _svg(figure)
+    return "Gain by shot group", _svg(figure, axes, f"over {baseline}")

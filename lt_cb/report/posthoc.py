@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15
+MEANS = ("worst", "geometric", "harmonic")
 Array = NDArray[Any]
 
 
@@ -49,8 +50,8 @@ def shifted_prior(class_counts: Sequence[int], imbalance_factor: float) -> Array
 
 def accuracy_under(prior: Array, per_class: Array) -> float:
     """Return the accuracy expected on test images of this prior, from that of each class."""
-    there = ~np.isnan(per_class)
-    return float(prior[there] @ per_class[there] / prior[there].sum())
+    tested = ~np.isnan(per_class)
+    return float(prior[tested] @ per_class[tested] / prior[tested].sum())
 
 
 def calibration_error(confidence: Array, correct: Array) -> float:
@@ -69,9 +70,6 @@ def class_means(per_class: Sequence[float | None]) -> dict[str, float]:
     """Return worst, geometric and harmonic mean of class accuracies; a class of accuracy 0 makes all of them 0."""
     values = np.array([value for value in per_class if value is not None])
     if values.min() == 0.0:
-        return dict.fromkeys(("worst", "geometric", "harmonic"), 0.0)
-    return {
-        "worst": float(values.min()),
-        "geometric": float(np.exp(np.log(values).mean())),
-        "harmonic": float(1.0 / (1.0 / values).mean()),
-    }
+        return dict.fromkeys(MEANS, 0.0)
+    means = values.min(), np.exp(np.log(values).mean()), 1.0 / (1.0 / values).mean()
+    return dict(zip(MEANS, map(float, means), strict=True))

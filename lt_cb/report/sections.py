@@ -2,7 +2,7 @@
 
 import statistics
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from lt_cb.errors import InputError
 from lt_cb.report.collect import Result, Runs
 from lt_cb.report.posthoc import (
+    MEANS,
     Array,
     accuracy_under,
     adjust,
@@ -20,6 +21,7 @@ from lt_cb.report.posthoc import (
     shifted_prior,
 )
 from lt_cb.report.tables import Cell, cells_of, paired_differences
+from lt_cb.run import RunDir
 
 METRICS = {"error": "Error", "acc": "Accuracy", "balanced_acc": "Balanced accuracy"}
 TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -91,8 +93,10 @@ def _papers(cells: dict[tuple[str, str], Cell], title: str, what: str) -> Sectio
 
 
 def _differences(runs: Runs, metric: str) -> Section:
-    found = paired_differences(runs, metric)
-    rows = [[d.method, d.data, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", str(d.seeds)] for d in found]
+    rows = [
+        [d.method, d.data, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", str(d.seeds)]
+        for d in paired_differences(runs, metric)
+    ]
     better = "lower" if metric == "error" else "higher"
     words = (
         f"How much {better} the {METRICS[metric].lower()} is than that of {runs.methods()[0]}, in points, on the same "
@@ -109,7 +113,7 @@ def _groups(runs: Runs) -> Section:
     for (method, data), results in _ordered(runs):
         groups = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
         means = [class_means(r.per_class) for r in results]
-        spread = [_percent(m[n] for m in means) for n in ("worst", "geometric", "harmonic")]
+        spread = [_percent(m[n] for m in means) for n in MEANS]
         rows.append([method, data, *groups, *spread, str(len(results))])
     words = (
         "Means over seeds in percent: over classes, over those of many, medium and few training images; and of the "
@@ -125,21 +129,20 @@ def _from_logits(runs: Runs) -> list[Section]:
     by_prior: list[list[str]] = []
     calibrated: list[list[str]] = []
     for (method, data), results in _ordered(runs):
-        saved = [result for result in results if (result.folder / "logits.npz").is_file()]
-        if saved:
-            looks = [_look(result) for result in saved]
-            row, seeds = [method, data], str(len(saved))
-            swept = np.mean([look.by_tau for look in looks], 0)
+        posthoc = [_posthoc(result) for result in results if RunDir(result.folder).logits.is_file()]
+        if posthoc:
+            row, seeds = [method, data], str(len(posthoc))
+            swept = np.mean([p.by_tau for p in posthoc], 0)
             texts = [f"**{100 * v:.2f}**" if v == swept.max() else f"{100 * v:.2f}" for v in swept]
             by_tau.append([*row, *texts, seeds])
             for name, shifted in (
-                ("as it is", np.mean([look.by_prior for look in looks], 0)),
-                ("prior known", np.mean([look.by_known_prior for look in looks], 0)),
+                ("as it is", np.mean([p.by_prior for p in posthoc], 0)),
+                ("prior known", np.mean([p.by_known_prior for p in posthoc], 0)),
             ):
                 by_prior.append([*row, name, *[f"{100 * v:.2f}" for v in shifted], seeds])
             groups = ("all", "many", "medium", "few")
-            errors = [_percent(look.calibration[g] for look in looks if g in look.calibration) for g in groups]
-            calibrated.append([*row, *errors, _percent(look.overconfidence for look in looks), seeds])
+            errors = [_percent(p.calibration[g] for p in posthoc if g in p.calibration) for g in groups]
+            calibrated.append([*row, *errors, _percent(p.overconfidence for p in posthoc), seeds])
     return [
         Section(
             "Post-hoc logit adjustment",
@@ -170,7 +173,7 @@ def _from_logits(runs: Runs) -> list[Section]:
 
 
 @dataclass
-class Look:
+class Posthoc:
     """What the logits of one run tell, all in [0, 1]."""
 
     by_tau: list[float]  # balanced accuracy
@@ -180,8 +183,8 @@ class Look:
     overconfidence: float
 
 
-def _look(result: Result) -> Look:
-    file = result.folder / "logits.npz"
+def _posthoc(result: Result) -> Posthoc:
+    file = RunDir(result.folder).logits
     try:
         with np.load(file) as saved:
             logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
@@ -198,7 +201,7 @@ def _look(result: Result) -> Look:
     moves = [(np.log(prior) - log_prior(counts)).astype(logits.dtype) for prior in priors]
     parts = {name: np.isin(targets, members) for name, members in result.shot_groups.items()}
     parts["all"] = np.ones(len(targets), dtype=bool)
-    return Look(
+    return Posthoc(
         by_tau=[float(np.nanmean(per_class(adjust(logits, counts, tau)))) for tau in TAUS],
         by_prior=[accuracy_under(prior, plain) for prior in priors],
         by_known_prior=[
@@ -223,5 +226,5 @@ def _ordered(runs: Runs) -> list[tuple[tuple[str, str], list[Result]]]:
 
 
 def _percent(values: Iterable[float]) -> str:
-    there: Sequence[float] = list(values)
-    return f"{100 * statistics.mean(there):.2f}" if there else "–"
+    known = list(values)
+    return f"{100 * statistics.mean(known):.2f}" if known else "–"

@@ -61,11 +61,11 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
     for (method, data), results in runs.cells().items():
         values = [result.score(metric) for result in sorted(results, key=lambda r: str(r.seed))]
         cells[method, data] = cell = Cell(method, data, values)
-        one = results[0]  # what they could differ in is in the names of method and data
-        if (key := _key(one)) in published:
+        first = results[0]  # what they could differ in is in the names of method and data
+        if (key := _key(first)) in published:
             cell.paper, epochs = published[key]
-            length = [] if one.epochs in (None, epochs) else [f"{one.epochs} epochs in place of {epochs}"]
-            cell.unlike_paper = ", ".join([*length, *one.unlike_paper])
+            length = [] if first.epochs in (None, epochs) else [f"{first.epochs} epochs in place of {epochs}"]
+            cell.unlike_paper = ", ".join([*length, *first.unlike_paper])
     for data in runs.columns():
         column = [cell for cell in cells.values() if cell.data == data]
         best = (min if metric in ERRORS else max)(cell.mean for cell in column)
@@ -86,7 +86,7 @@ def _key(result: Result) -> Key | None:
 
 def _published(metric: str) -> dict[Key, tuple[float, int]]:
     """Return figures and epochs of Cui et al. 2019; Table 2's class-balanced row has the best beta and gamma only."""
-    found: dict[Key, tuple[float, int]] = {}
+    published: dict[Key, tuple[float, int]] = {}
     for file, (epochs, columns) in PUBLISHED.items():
         if metric not in columns:
             continue
@@ -99,8 +99,8 @@ def _published(metric: str) -> dict[Key, tuple[float, int]]:
             subset = f"IF {row['imbalance_factor']}" if "imbalance_factor" in row else WHOLE
             network = row.get("backbone", "resnet32"), int(row.get("input_size", 32))
             key = row["dataset"], subset, *network, row["loss"].removeprefix("cb_"), gamma, beta
-            found[key] = float(row[columns[metric]]), epochs
-    return found
+            published[key] = float(row[columns[metric]]), epochs
+    return published
 
 
 @dataclass
@@ -108,7 +108,6 @@ class Difference:
     """How much better a method is than the baseline, on the same seeds, in percentage points."""
 
     method: str
-    baseline: str
     data: str
     mean: float
     low: float  # of the 95 % bootstrap interval over seeds
@@ -126,12 +125,12 @@ def paired_differences(runs: Runs, metric: str = "error", seed: int = 0) -> list
     for data in runs.columns():
         reference = {result.seed: result.score(metric) for result in cells.get((baseline, data), [])}
         for method in others:
-            here = {result.seed: result.score(metric) for result in cells.get((method, data), [])}
-            gains = np.array([sign * (here[s] - reference[s]) for s in sorted(reference.keys() & here.keys(), key=str)])
+            scores = {result.seed: result.score(metric) for result in cells.get((method, data), [])}
+            gains = np.array(
+                [sign * (scores[s] - reference[s]) for s in sorted(reference.keys() & scores.keys(), key=str)]
+            )
             if len(gains) > 1:
                 means = rng.choice(gains, (RESAMPLES, len(gains))).mean(1)
                 low, high = np.quantile(means, [0.025, 0.975])
-                differences.append(
-                    Difference(method, baseline, data, float(gains.mean()), float(low), float(high), len(gains))
-                )
+                differences.append(Difference(method, data, float(gains.mean()), float(low), float(high), len(gains)))
     return differences
