@@ -16,7 +16,7 @@ def training_progress(trainer: Trainer, epoch: int) -> float:
     """Return the part of the training that is done before an epoch, from the epoch alone, so that a resume agrees.
 
     Raises:
-        InputError: (a ValueError) if the training has no end.
+        InputError: if the training has no end.
     """
     epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
     if epochs == math.inf and trainer.max_steps < 0:

@@ -136,6 +136,7 @@ class CLI(LightningCLI):
         parser.link_arguments("data.class_counts", "model.loss.init_args.class_counts", apply_on="instantiate")
         for name in ("class_names", "image_size", "in_channels", "mean", "std"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults({"model.loss": {"class_path": "lt_cb.losses.SoftmaxLoss"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -193,6 +194,9 @@ class CLI(LightningCLI):
         """Refuse a checkpoint that does not fit before anything is written; begin a second stage from its weights."""
         if self.subcommand == "inspect":
             return
+        self.trainer.accumulate_grad_batches = (
+            self.datamodule.accumulation(self.trainer.world_size) or self.trainer.accumulate_grad_batches
+        )
         self.new_stage = self.checkpoint is not None and self._stage() not in (None, self.trained_stage)
         for logger in self.trainer.loggers:
             if isinstance(logger, WandB | TensorBoard):
