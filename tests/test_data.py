@@ -1,7 +1,11 @@
 import gzip
+import hashlib
 import os
 import shutil
 import struct
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +13,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision.transforms.v2 import RandomErasing
 from torchvision.transforms.v2 import functional as tv
 
-from lt_cb.data import LongTailedDataModule, Source
+from lt_cb.data import LongTailedDataModule, Source, SquareRootSampler
 from lt_cb.data import images as images_module
+from lt_cb.data.loaders import folder_loader
+from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.sources import Digits, FashionMNIST
 from lt_cb.data.sources.files import ImageFolder
@@ -64,11 +72,14 @@ class TestDataModule:
         assert val.min() == 1
 
     def test_digits_are_all_of_scikit_learns(self) -> None:
-        parts = [Digits("").load(split) for split in ("train", "test")]
-        assert np.bincount(parts[0][1]).tolist() == Digits.counts
-        assert sum(len(labels) for _, labels in parts) == 1797
-        assert parts[0][0].dtype == np.uint8
-        assert parts[0][0].max() == 255
+        theirs = load_digits()
+        pixels = np.round(theirs.images * (255 / 16)).astype(np.uint8)[..., None]
+        last = np.concatenate([np.flatnonzero(theirs.target == label)[-40:] for label in range(10)])
+        for split, chosen in (("test", np.sort(last)), ("train", np.setdiff1d(np.arange(1797), last))):
+            images, labels = Digits("").load(split)
+            np.testing.assert_array_equal(images, pixels[chosen], strict=True)
+            np.testing.assert_array_equal(labels, theirs.target[chosen])
+        assert np.bincount(labels).tolist() == Digits.counts
 
     def test_step_and_explicit_counts(self) -> None:
         assert (
@@ -95,6 +106,7 @@ class TestDataModule:
             ({"subset_counts": [1] * 10, "imbalance_factor": 2}, "exclude each other"),
             ({"val_fraction": 1.0}, r"val_fraction is 1.0, but must be in \[0, 1\)"),
             ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+            ({"seed": -1}, "seed is -1, but must be at least 0"),
             ({"std": [0.0]}, "above 0"),
             ({"mean": [0.1, 0.2, 0.3]}, "images of 1 channels take 1"),
             ({"source": "cifar01"}, "there is no data source 'cifar01'.* Did you mean 'cifar10'?"),
@@ -111,20 +123,130 @@ class TestDataModule:
         with pytest.raises(ValueError, match=r"labels go from 0 to 10, but 10 classes allow 0 to 9"):
             LongTailedDataModule().prepare_data()
 
-    def test_a_source_of_ones_own_by_class_path(self) -> None:
-        data = LongTailedDataModule(f"{__name__}.Checkers", root="x", imbalance_factor=5)
-        assert data.class_counts == [10, 2]
-        assert data.class_names == ["black", "white"]
+    def test_what_a_run_records(self) -> None:
+        first, other = (LongTailedDataModule(imbalance_factor=50, subset_seed=s, seed=7) for s in (1, 2))
+        assert first.facts() == {"seed_everything": 7, "subset_seed": 1, "subset_sha256": None}
+        for data in (first, other):
+            data.prepare_data()
+        assert len(first.facts()["subset_sha256"]) == 64
+        assert first.facts()["subset_sha256"] != other.facts()["subset_sha256"]
+
+    @pytest.mark.parametrize(
+        ("options", "recorded"),
+        [
+            (
+                {"imbalance_factor": 50, "val_fraction": 0.1, "batch_size": 64, "crop_padding": 2, "subset_seed": 3},
+                "5836fd9df0c5250d1b3ee553f5b9a7d2198f4c45e11e9c868c7d06a7d639ee85",
+            ),
+            ({}, "da02b55596875987e404fb2a88e7f3b5749b88ccd563a26aa488f4091b1046ed"),
+        ],
+    )
+    def test_batches_stay_what_they_were(self, options: dict, recorded: str) -> None:
+        sampler = SquareRootSampler() if options else None
+        data = LongTailedDataModule(seed=7, sampler=sampler, **options)
+        digest = hashlib.sha256()
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+            for epoch in (0, 1):
+                loader.set_epoch(epoch)
+                for images, targets in loader:
+                    digest.update(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+                    digest.update(targets.numpy().tobytes())
+        assert digest.hexdigest() == recorded
 
 
 class Checkers(Source):
     class_names = ["black", "white"]
-    counts = [10, 10]
     image_size = 4
 
+    def __init__(self, root: str, images: int = 10) -> None:
+        super().__init__(root)
+        self.counts = [images, images]
+
     def load(self, split):
-        labels = np.repeat([0, 1], 10)
+        labels = np.repeat([0, 1], self.counts)
         return np.tile(labels[:, None, None, None] * 255, (1, 4, 4, 3)).astype(np.uint8), labels
+
+
+class TestSourceOfOnesOwn:
+    name = f"{__name__}.Checkers"
+
+    @pytest.mark.parametrize(
+        ("given", "images"),
+        [
+            (["--data.source", name], 10),
+            (["--data.source", name, "--data.source.images", "20"], 20),
+            ([f"--data.source={{class_path: {name}, init_args: {{images: 30}}}}"], 30),
+            ([f"--data.source={{class_path: {name}, init_args: {{images: 30}}}}", "--data.source.images=40"], 40),
+        ],
+    )
+    def test_on_the_command_line(self, given: list[str], images: int) -> None:
+        parser = LightningArgumentParser(exit_on_error=False)
+        parser.add_lightning_class_args(LongTailedDataModule, "data")
+        config = parser.parse_args([*given, "--data.root=x", "--data.imbalance_factor=5"])
+        again = parser.parse_string(parser.dump(config))  # a run's config.yaml repeats it
+        for read in (config, again):
+            data = parser.instantiate_classes(read).data
+            assert (data.class_counts, data.class_names) == ([images, images // 5], ["black", "white"])
+            assert str(data.source.root) == "x"
+
+    def test_short_names_stay_short(self) -> None:
+        parser = LightningArgumentParser(exit_on_error=False)
+        parser.add_lightning_class_args(LongTailedDataModule, "data")
+        for name in ("digits", "cifar10", self.name):
+            assert parser.parse_args(["--data.source", name]).data.source == name
+        wrong = parser.parse_args(["--data.source", "digit"])
+        with pytest.raises(
+            ValueError, match=r"there is no data source 'digit': choose digits, .* Did you mean 'digits'"
+        ):
+            parser.instantiate_classes(wrong)
+
+    @pytest.mark.parametrize("source", [name, Checkers, partial(Checkers, images=10)])
+    def test_in_python(self, source) -> None:
+        assert LongTailedDataModule(source, root="x", imbalance_factor=5).class_counts == [10, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statement", ["import lt_cb.data.profile", "from lt_cb.data import class_counts_exponential"])
+def test_profiles_need_no_torch(statement: str) -> None:
+    check = f"import sys; {statement}; assert not {{'torch', 'lightning', 'numpy'}} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+
+def test_public_names() -> None:
+    import lt_cb.data
+
+    for name in lt_cb.data.__all__:
+        assert getattr(lt_cb.data, name) is not None
+    with pytest.raises(AttributeError, match=r"module 'lt_cb\.data' has no attribute 'Samplre'"):
+        lt_cb.data.Samplre  # noqa: B018
+
+
+class TestFolder:
+    @staticmethod
+    def images(loader: EpochLoader) -> torch.Tensor:
+        return torch.cat([images for images, _ in loader])
+
+    @pytest.mark.parametrize("crop", ["padded", "resized"])
+    def test_images_are_those_of_a_test(self, folder: Path, crop: str) -> None:
+        test = LongTailedDataModule("image_folder", str(folder), image_size=9, crop=crop, num_workers=0)
+        files, loader = folder_loader(str(folder / "test"), 9, 3, crop, batch_size=5, num_workers=0)
+        assert [file.parent.name for file in files] == ["cat"] * 4 + ["dog"] * 4 + ["eel"] * 4
+        assert [(len(images), targets.tolist()) for images, targets in loader] == [(n, [0] * n) for n in (5, 5, 2)]
+        assert torch.equal(self.images(loader), self.images(test.test_dataloader()))
+
+    def test_more_than_memory_holds_is_streamed(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        _, resident = folder_loader(str(folder), 9, 3)
+        monkeypatch.setattr("lt_cb.data.loaders.placement.available_memory", lambda: 0)
+        _, streamed = folder_loader(str(folder), 9, 3, num_workers=0)
+        assert (type(resident).__name__, type(streamed).__name__) == ("ResidentLoader", "StreamingLoader")
+        assert torch.equal(self.images(resident), self.images(streamed))
+
+    def test_no_images_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="predict needs images: set --images to a folder of images"):
+            folder_loader("", 9, 3)
+        for path in (tmp_path, tmp_path / "none"):
+            with pytest.raises(ValueError, match=f"there are no images in '{path}': set --images to a folder"):
+                folder_loader(str(path), 9, 3)
 
 
 class TestLoader:
@@ -137,21 +259,18 @@ class TestLoader:
     def test_every_crop_is_torchvisions_crop_and_flip(self) -> None:
         padding = 2
         loader = self.loader(train=True, crop_padding=padding, horizontal_flip=True, seed=3)
-        seen = set()
+        padded = tv.pad(self.images.permute(0, 3, 1, 2), padding)
+        crops = [tv.crop(padded, y, x, 8, 6) for y in range(5) for x in range(5)]
+        allowed = torch.stack([*crops, *map(tv.hflip, crops)], 1)  # (N, 50, C, H, W)
+        seen = torch.zeros(5 * 5 * 2, dtype=torch.bool)
         for epoch in range(40):
             loader.set_epoch(epoch)
             for batch, targets in loader:
                 assert batch.dtype == torch.uint8
-                for image, target in zip(batch, targets, strict=True):
-                    padded = tv.pad(self.images[target].permute(2, 0, 1), padding)
-                    crops = {
-                        (y, x, flip): tv.hflip(tv.crop(padded, y, x, 8, 6)) if flip else tv.crop(padded, y, x, 8, 6)
-                        for y in range(5) for x in range(5) for flip in (False, True)
-                    }  # fmt: skip
-                    matches = [key for key, crop in crops.items() if torch.equal(crop, image)]
-                    assert matches
-                    seen.update(matches)
-        assert len(seen) == 5 * 5 * 2
+                matches = (allowed[targets] == batch[:, None]).flatten(2).all(2)  # (B, 50)
+                assert matches.any(1).all()
+                seen |= matches.any(0)
+        assert seen.all()
 
     def test_an_epoch_depends_on_seed_and_epoch_alone(self) -> None:
         def draw(seed: int, epoch: int) -> torch.Tensor:
@@ -200,11 +319,11 @@ class TestLoader:
     def test_processes_share_an_epoch(self, world_size: int) -> None:
         for train in (True, False):
             loaders = [self.loader(train=train, rank=rank, world_size=world_size) for rank in range(world_size)]
-            parts = [torch.cat([targets for _, targets in loader]) for loader in loaders]
+            shares = [torch.cat([targets for _, targets in loader]) for loader in loaders]
             assert [len(list(loader)) for loader in loaders] == [len(loader) for loader in loaders]
-            seen = torch.cat(parts).bincount(minlength=23)
+            seen = torch.cat(shares).bincount(minlength=23)
             if train:  # equally many, so that no process waits for another
-                assert len({len(part) for part in parts}) == 1
+                assert len({len(share) for share in shares}) == 1
                 assert seen.min() == 1
             else:
                 assert seen.tolist() == [1] * 23
@@ -225,7 +344,9 @@ class TestImageFolder:
         exif = Image.Exif()
         exif[0x0112] = 3  # upside down
         left_half_white.save(folder / "train/cat/00.png", exif=exif)
-        images, _ = ImageFolder(str(folder), image_size=8).load("train")
+        source = ImageFolder(str(folder))
+        source.requested_size = 8
+        images, _ = source.load("train")
         assert images.shape == (21, 8, 8, 3)
         assert images[0, :, :4].max() < 50
         assert images[0, :, 4:].min() > 200
@@ -303,7 +424,8 @@ class TestImageFolder:
             ImageFolder(str(folder)).load("train")
         Image.new("RGB", (20, 10)).save(folder / "train/cat/00.png")
         with pytest.raises(ValueError, match="is 20x10 pixels, not square"):
-            ImageFolder(str(folder))
+            LongTailedDataModule("image_folder", str(folder))
+        assert LongTailedDataModule("image_folder", str(folder), image_size=8).image_size == 8
 
 
 class TestOtherSources:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lt_cb.data import class_counts_exponential, class_counts_step
+from lt_cb.data.profile import counts_of_subset
 
 # The class counts of the long-tailed CIFARs, as the code of Cui et al. 2019 makes them, and of its large data sets
 PUBLISHED = json.loads(Path(__file__).with_name("class_counts.json").read_text())
@@ -51,3 +52,11 @@ def test_impossible_profiles_are_refused(profile) -> None:
         profile(0, 10, 10)
     with pytest.raises(ValueError, match="num_classes is 1"):
         profile(10, 1, 10)
+
+
+def test_counts_of_a_subset() -> None:
+    available, names = [50, 30, 40], ["a", "b", "c"]
+    assert counts_of_subset(available, names) == available
+    assert counts_of_subset(available, names, 10) == class_counts_exponential(30, 3, 10)  # all have 30
+    assert counts_of_subset(available, names, 2, "step", n_max=40) == [40, 20, 20]
+    assert counts_of_subset(available, names, explicit=[1, 0, 40]) == [1, 0, 40]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import CenterCrop, RandAugment, RandomResizedCrop, Resize
@@ -35,7 +35,7 @@ def batches(loader: EpochLoader, epoch: int) -> list[tuple[torch.Tensor, torch.T
 
 
 class TestPadded:
-    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
     @pytest.mark.parametrize(("image_size", "padding", "flip"), [(None, 4, True), (9, 12, False)])
     def test_batches_are_those_of_images_in_memory(
         self,
@@ -47,7 +47,7 @@ class TestPadded:
         flip: bool,
     ) -> None:
         def data(free: int) -> LongTailedDataModule:
-            monkeypatch.setattr("lt_cb.data.datamodule.available_memory", lambda: free)
+            monkeypatch.setattr("lt_cb.data.loaders.placement.available_memory", lambda: free)
             return LongTailedDataModule(
                 "image_folder", str(folder), imbalance_factor=3, batch_size=5, image_size=image_size,
                 num_workers=workers,
@@ -61,7 +61,9 @@ class TestPadded:
             assert isinstance(loaders[1], StreamingLoader)
             assert len(loaders[0]) == len(loaders[1])
             for epoch in (0, 1, 1):
-                for (images, targets), (others, same) in zip(*(batches(part, epoch) for part in loaders), strict=True):
+                for (images, targets), (others, same) in zip(
+                    *(batches(loader, epoch) for loader in loaders), strict=True
+                ):
                     assert torch.equal(images, others)
                     assert torch.equal(targets, same)
                     assert others.is_contiguous(memory_format=torch.channels_last)
@@ -69,9 +71,9 @@ class TestPadded:
 
     def test_the_limit_is_said(self, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
         said: list[str] = []
-        monkeypatch.setattr("lt_cb.data.datamodule.rank_zero_info", said.append)
+        monkeypatch.setattr("lt_cb.data.loaders.placement.rank_zero_info", said.append)
         for free, streams in ((2 * 33 * 12 * 12 * 3, False), (2 * 33 * 12 * 12 * 3 - 1, True)):
-            monkeypatch.setattr("lt_cb.data.datamodule.available_memory", lambda free=free: free)
+            monkeypatch.setattr("lt_cb.data.loaders.placement.available_memory", lambda free=free: free)
             assert (
                 isinstance(LongTailedDataModule("image_folder", str(folder)).test_dataloader(), StreamingLoader)
                 == streams
@@ -79,10 +81,10 @@ class TestPadded:
         free = "33 images take 0.0 GiB, more than half of the 0.0 GiB of memory that are free"
         assert said == [f"{free}: they are decoded as they are asked for."]
 
-    @pytest.mark.parametrize("workers", [0, 1])
+    @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
     def test_a_damaged_image_is_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
         (folder / "test/dog/02.jpg").write_bytes(b"not an image")
-        monkeypatch.setattr("lt_cb.data.datamodule.available_memory", lambda: 0)
+        monkeypatch.setattr("lt_cb.data.loaders.placement.available_memory", lambda: 0)
         data = LongTailedDataModule("image_folder", str(folder), num_workers=workers)
         with pytest.raises(ValueError, match=r"^'\S+dog/02\.jpg' cannot be read as an image .*replace or remove it\.$"):
             list(data.test_dataloader())
@@ -112,6 +114,7 @@ class TestResized:
             assert difference.max() < 12
 
     @given(st.integers(1, 2000), st.integers(1, 2000), st.integers(0, 2**32))
+    @settings(deadline=None)
     def test_regions_lie_within(self, width: int, height: int, seed: int) -> None:
         left, top, right, bottom = random_region(np.random.default_rng(seed), width, height)
         assert 0 <= left < right <= width
@@ -195,21 +198,13 @@ class TestResized:
             LongTailedDataModule("digits", crop="resized").prepare_data()
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (
-            {"batch_size": 128},
-            r"2 x 128 x 1 \(devices x batch_size x accumulated batches\) are 256: set --trainer.acc\S+ 4\.$",
-        ),
-        ({"batch_size": 100}, "are 200: set --data.batch_size"),
-        ({"batch_size": 512}, None),
-    ],
-)
-def test_the_global_batch_is_checked(options: dict, sentence: str | None) -> None:
-    data = LongTailedDataModule(global_batch_size=1024, **options)
-    if sentence is None:
-        data._check_global_batch(1024, 2, 1)
-    else:
+def test_batches_are_accumulated_to_the_global_batch() -> None:
+    assert LongTailedDataModule(batch_size=128).accumulation(8) is None
+    data = LongTailedDataModule(batch_size=128, global_batch_size=1024)
+    assert [data.accumulation(devices) for devices in (1, 2, 8)] == [8, 4, 1]
+    for devices in (3, 16):  # no whole number of batches, and none
+        sentence = (
+            rf"global_batch_size is 1024, but must be a multiple of the {devices * 128} images that {devices} x 128"
+        )
         with pytest.raises(ValueError, match=sentence):
-            data._check_global_batch(1024, 2, 1)
+            data.accumulation(devices)

@@ -1,15 +1,22 @@
-"""Long-tailed data: count profiles, sources of images, subsets, samplers and the data module."""
+"""Long-tailed data: count profiles, sources of images, subsets, samplers and the data module.
 
-from lt_cb.data.datamodule import LongTailedDataModule
-from lt_cb.data.profile import class_counts_exponential, class_counts_step
-from lt_cb.data.sampler import (
-    ClassBalancedSampler,
-    EffectiveNumberSampler,
-    ProgressivelyBalancedSampler,
-    Sampler,
-    SquareRootSampler,
-)
-from lt_cb.data.sources.base import FileSource, Source
+The names are imported when they are asked for: `lt_cb.data.profile` alone needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lt_cb.data.datamodule import LongTailedDataModule
+    from lt_cb.data.profile import class_counts_exponential, class_counts_step
+    from lt_cb.data.sampler import (
+        ClassBalancedSampler,
+        EffectiveNumberSampler,
+        ProgressivelyBalancedSampler,
+        Sampler,
+        SquareRootSampler,
+    )
+    from lt_cb.data.sources.base import FileSource, Source, SourceFactory
 
 __all__ = [
     "ClassBalancedSampler",
@@ -19,7 +26,17 @@ __all__ = [
     "ProgressivelyBalancedSampler",
     "Sampler",
     "Source",
+    "SourceFactory",
     "SquareRootSampler",
     "class_counts_exponential",
     "class_counts_step",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+    """Import a public name."""
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    files = {"Module": "datamodule", "exponential": "profile", "step": "profile", "Sampler": "sampler"}
+    file = next((file for end, file in files.items() if name.endswith(end)), "sources.base")
+    return getattr(importlib.import_module(f"{__name__}.{file}"), name)

@@ -1,4 +1,4 @@
-"""Image files as one uint8 array: found, decoded with a progress bar, and cached on disk."""
+"""Image files as one uint8 array: listed, decoded with a progress bar, and cached on disk."""
 
 import os
 import sys
@@ -41,7 +41,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def load_images(files: Sequence[Path], image_size: int | None, channels: int, label: str) -> Images:
-    """Decode image files, or take them from the cache of an earlier call.
+    """Decode image files to shape (N, H, W, channels), or take them from the cache of an earlier call.
 
     An image of another size is scaled (bilinear, aspect kept) and cropped at its centre; its EXIF orientation is
     applied. The cache is one file a set of images under ``$LT_CB_CACHE`` (else the user's cache directory). Its name
@@ -54,17 +54,23 @@ def load_images(files: Sequence[Path], image_size: int | None, channels: int, la
         channels: 3 for RGB, 1 for grey.
         label: what the progress bar says.
 
-    Returns:
-        uint8 array of shape (N, H, W, channels).
-
     Raises:
-        InputError: (a ValueError) if a file cannot be read as an image, or sizes differ and image_size is None.
+        InputError: if a file cannot be read as an image, or sizes differ and image_size is None.
     """
     cache = cache_file(f"1 {image_size} {channels}", *map(stamp, files))
     cached = read_cache(cache)
     if cached is not None and "images" in cached:
         return cached["images"]
-    images = _decode_all(files, image_size or square_size(files[0]), image_size is None, channels, label)
+    side, strict = image_size or square_size(files[0]), image_size is None
+    images = np.empty((len(files), side, side, channels), np.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = pool.map(lambda file: decode(file, side, strict, channels), files, chunksize=64)
+        try:
+            for i, image in enumerate(progress(decoded, label, len(files))):
+                images[i] = image
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     write_cache(cache, "decodes the images", {"images": images})
     return images
 
@@ -81,22 +87,12 @@ def square_size(file: Path) -> int:
 
 
 def decode(file: Path, side: int, strict: bool, channels: int) -> Images:
-    """Decode an image file, scaled and cropped at its centre to a square.
-
-    Args:
-        file: what to decode.
-        side: height and width in pixels.
-        strict: refuse an image of another size.
-        channels: 3 for RGB, 1 for grey.
-
-    Returns:
-        uint8 array of shape (side, side, channels).
+    """Decode an image file to shape (side, side, channels), scaled and cropped at its centre.
 
     Raises:
-        InputError: (a ValueError) if the file cannot be read as an image, or its size is another and must not be.
+        InputError: if the file cannot be read as an image, or ``strict`` refuses its size.
     """
     with _reading(file) as opened:
-        # a second read of the mode and the palette is what convert() does; it also loads the pixels
         image = _converted(ImageOps.exif_transpose(opened), channels)
     if image.size != (side, side):
         if strict:
@@ -109,22 +105,10 @@ def decode(file: Path, side: int, strict: bool, channels: int) -> Images:
 
 
 def decode_region(file: Path, region: Callable[[int, int], Box], side: int, channels: int) -> Images:
-    """Decode a part of an image file, scaled to a square (bilinear, antialiased).
+    """Decode a region of an image file to shape (side, side, channels), scaled bilinearly with antialiasing.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the part still has ``side`` pixels then, which takes less
-    time than decoding all of it.
-
-    Args:
-        file: what to decode.
-        region: given width and height of the image in pixels, returns the part.
-        side: height and width of the result in pixels.
-        channels: 3 for RGB, 1 for grey.
-
-    Returns:
-        uint8 array of shape (side, side, channels).
-
-    Raises:
-        InputError: (a ValueError) if the file cannot be read as an image.
+    ``region`` returns it, given width and height of the image in pixels. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
+    size where the region still has ``side`` pixels then, which takes less time than decoding all of it.
     """
     with _reading(file) as opened:
         upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -158,26 +142,13 @@ def _reading(file: Path) -> Iterator[Image.Image]:
         raise InputError(f"'{file}' cannot be read as an image ({error}): replace or remove it.") from error
 
 
-def _decode_all(files: Sequence[Path], side: int, strict: bool, channels: int, label: str) -> Images:
-    images = np.empty((len(files), side, side, channels), np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda file: decode(file, side, strict, channels), files, chunksize=64)
-        try:
-            for i, image in enumerate(progress(decoded, label, len(files))):
-                images[i] = image
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return images
-
-
 def resize(images: Images, image_size: int) -> Images:
     """Scale square images of shape (N, H, W, C) to (N, image_size, image_size, C), bilinear with antialiasing."""
     if images.shape[1] == image_size:
         return images
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    parts = [
-        F.interpolate(part, (image_size, image_size), mode="bilinear", antialias=True)
-        for part in torch.split(batch, 1024)
+    scaled = [
+        F.interpolate(chunk, (image_size, image_size), mode="bilinear", antialias=True)
+        for chunk in torch.split(batch, 1024)
     ]
-    return torch.cat(parts).permute(0, 2, 3, 1).contiguous().numpy()
+    return torch.cat(scaled).permute(0, 2, 3, 1).contiguous().numpy()

@@ -16,7 +16,7 @@ def long_tailed_subset(labels: Indices, class_counts: Sequence[int], seed: int) 
 
     Args:
         labels: class of each sample, int64 of shape (N,).
-        class_counts: samples to keep of each class, none larger than there are.
+        class_counts: samples to keep of each class, at most all.
         seed: of the permutations.
 
     Returns:
@@ -35,7 +35,7 @@ def hold_out(chosen: list[Indices], fraction: float) -> tuple[Indices, Indices]:
     """Split a subset into training and validation samples, class by class.
 
     The second sample of a class and every 1 / fraction-th after it go to validation: a class of at least two samples
-    has one there, each keeps one for training, and both parts stay nested across imbalance factors.
+    has one there, each keeps one for training, and both stay nested across imbalance factors.
 
     Args:
         chosen: what `long_tailed_subset` returns.

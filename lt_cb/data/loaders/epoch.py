@@ -1,4 +1,4 @@
-"""What an epoch shows: which images, in which order, cropped and flipped how."""
+"""Order, crops and flips of an epoch, drawn from (seed, epoch)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lt_cb.data.loaders.epoch import EpochLoader, augmented
@@ -40,16 +39,16 @@ class ResidentLoader(EpochLoader):
         positions, *drawn = self._draw()
         rows, offsets, flips = (values.to(self.device) for values in drawn)
         for start in range(0, len(positions), self.batch_size):
-            part = slice(start, start + self.batch_size)
+            batch = slice(start, start + self.batch_size)
             if not self.train:
-                images = self.images[rows[part]].permute(0, 3, 1, 2)
+                images = self.images[rows[batch]].permute(0, 3, 1, 2)
             else:
-                images = self._crop(rows[part], offsets[part], flips[part])
+                images = self._crop(rows[batch], offsets[batch], flips[batch])
             if self.augment is not None:
-                places = zip(images, positions[part].tolist(), strict=True)
+                places = zip(images, positions[batch].tolist(), strict=True)
                 changed = [augmented(image, self.augment, self.seed, self.epoch, place) for image, place in places]
                 images = torch.stack(changed).contiguous(memory_format=torch.channels_last)
-            yield images, self.targets[rows[part]]
+            yield images, self.targets[rows[batch]]
 
     def _pad(self, images: Tensor) -> Tensor:
         """Lay the images out so that any crop is one gather, and return a view of them.
@@ -76,20 +75,3 @@ class ResidentLoader(EpochLoader):
         pixel = (line * (width + self.crop_padding))[:, :, None] + x[:, None, :]  # (B, H, W)
         crops = self._pixels.index_select(0, pixel.flatten())
         return crops.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
-
-
-def home(images: Tensor, device: torch.device) -> torch.device:
-    """Return the device if the images take at most half of its free memory, else the CPU, and say so."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif device.type == "mps":
-        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    else:
-        return device if device.type == "cpu" else torch.device("cpu")
-    if images.device == device or images.nbytes <= free / 2:
-        return device
-    rank_zero_info(
-        f"{len(images)} images take {images.nbytes / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB that "
-        f"are free on {device}: they stay in main memory, and each batch is copied."
-    )
-    return torch.device("cpu")

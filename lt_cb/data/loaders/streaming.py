@@ -37,7 +37,7 @@ class StreamingLoader(EpochLoader):
         image_size: height and width of the images it yields, in pixels.
         channels: 3 for RGB, 1 for grey.
         crop: ``padded`` scales an image to image_size and, when training, crops it with a border of zeros;
-            ``resized`` takes a random part of it when training, of 8 to 100 % of its area and a ratio of width to
+            ``resized`` takes a random region of it when training, of 8 to 100 % of its area and a ratio of width to
             height of 3/4 to 4/3, and else the square at its centre without a margin (224 pixels of 256), and scales
             that.
         strict: with ``padded``, refuse images that are not of image_size already.
@@ -134,19 +134,13 @@ class _Decoder(Dataset["Tensor | InputError"]):
 
 def shifted(image: Images, down: int, right: int) -> Images:
     """Return an image of shape (H, W, C) seen from ``down`` and ``right`` pixels further, zeros around it."""
-    shown = np.zeros_like(image)
-    (rows, from_rows), (columns, from_columns) = map(_overlap, image.shape, (down, right))
-    shown[rows, columns] = image[from_rows, from_columns]
-    return shown
-
-
-def _overlap(length: int, by: int) -> tuple[slice, slice]:
-    there = max(length - abs(by), 0)
-    return slice(max(-by, 0), max(-by, 0) + there), slice(max(by, 0), max(by, 0) + there)
+    (height, width, _), border = image.shape, max(abs(down), abs(right))
+    padded = np.pad(image, ((border, border), (border, border), (0, 0)))
+    return padded[border + down :, border + right :][:height, :width]
 
 
 def random_region(rng: np.random.Generator, width: int, height: int) -> Box:
-    """Draw a part of an image as Szegedy et al. 2015 do, and torchvision's RandomResizedCrop after them."""
+    """Draw a region of an image as Szegedy et al. 2015 do, and torchvision's RandomResizedCrop after them."""
     for _ in range(10):
         area = width * height * rng.uniform(MIN_AREA, 1)
         ratio = math.exp(rng.uniform(-math.log(MAX_RATIO), math.log(MAX_RATIO)))

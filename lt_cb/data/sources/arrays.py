@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lt_cb.data.images import Images
 from lt_cb.data.sources.base import Source, Split
@@ -16,9 +15,11 @@ from lt_cb.errors import InputError
 
 
 class Digits(Source):
-    """1,797 scans of handwritten digits, 8 x 8 grey, which come with scikit-learn (UCI, 1998).
+    """1,797 scans of handwritten digits, 8 x 8 grey, grey values 0 ... 16 stretched to 0 ... 255.
 
-    The last 40 of each class are the test part. They were written by other people than the first.
+    The test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning
+    Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0), in the order of scikit-learn's ``load_digits``.
+    The last 40 of each class are the test split here. They were written by other people than the first.
     """
 
     class_names = [str(digit) for digit in range(10)]
@@ -27,18 +28,12 @@ class Digits(Source):
     channels = 1
 
     def load(self, split: Split) -> tuple[Images, Indices]:
-        """Return one part, grey values 0 ... 16 stretched to 0 ... 255."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        labels = digits.target.astype(np.int64)
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-        from_end = np.empty_like(labels)  # 0 for the last image of a class, 1 for the one before, ...
-        for label in range(10):
-            members = np.flatnonzero(labels == label)
-            from_end[members] = np.arange(len(members))[::-1]
-        part = from_end < 40 if split == "test" else from_end >= 40
-        return images[part], labels[part]
+        """Return one split."""
+        with np.load(Path(__file__).with_name("digits.npz")) as archive:
+            images, labels = archive["images"], archive["labels"].astype(np.int64)
+        from_end = np.array([np.count_nonzero(labels[i:] == label) for i, label in enumerate(labels)])
+        chosen = (from_end <= 40) == (split == "test")
+        return images[chosen], labels[chosen]
 
 
 class _CIFAR(Source):
@@ -50,23 +45,24 @@ class _CIFAR(Source):
     def __init__(self, root: str) -> None:
         super().__init__(root)
         folders = [folder for folder in (self.root, self.root / self.name.lower()) if (folder / "train").is_dir()]
-        self.folder = ImageFolder(str(folders[0]), self.image_size) if folders else None
+        self.image_folder = ImageFolder(str(folders[0])) if folders else None
         num_classes = int(self.name.removeprefix("CIFAR"))
-        if self.folder is None:
+        if self.image_folder is None:
             self.counts = [50_000 // num_classes] * num_classes
             self.class_names = _cifar10_classes if num_classes == 10 else [str(c) for c in range(num_classes)]
         else:
-            self.counts, self.class_names = self.folder.counts, self.folder.class_names
+            self.image_folder.requested_size = self.image_size
+            self.counts, self.class_names = self.image_folder.counts, self.image_folder.class_names
             if len(self.counts) != num_classes:
                 raise InputError(
-                    f"'{self.folder.root}' has {len(self.counts)} classes, but {self.name} has {num_classes}: "
+                    f"'{self.image_folder.root}' has {len(self.counts)} classes, but {self.name} has {num_classes}: "
                     "set --data.source image_folder, or another --data.root."
                 )
 
     def load(self, split: Split) -> tuple[Images, Indices]:
-        """Return one part, in the order of the archive or of the files."""
-        if self.folder is not None:
-            return self.folder.load(split)
+        """Return one split, in the order of the archive or of the files."""
+        if self.image_folder is not None:
+            return self.image_folder.load(split)
         from torchvision import datasets
 
         dataset: Any = _download(getattr(datasets, self.name), self.root, split)
@@ -100,7 +96,7 @@ class FashionMNIST(Source):
     channels = 1
 
     def load(self, split: Split) -> tuple[Images, Indices]:
-        """Return one part, in the order of the files."""
+        """Return one split, in the order of the files."""
         stem = "train" if split == "train" else "t10k"
         if self._find(f"{stem}-images-idx3-ubyte") is None:
             from torchvision.datasets import FashionMNIST as Archive
@@ -110,10 +106,9 @@ class FashionMNIST(Source):
         return images, self._read(f"{stem}-labels-idx1-ubyte", 8).astype(np.int64)
 
     def _find(self, name: str) -> Path | None:
-        candidates = [
-            folder / n for folder in (self.root, self.root / "FashionMNIST/raw") for n in (name, f"{name}.gz")
-        ]
-        return next((file for file in candidates if file.is_file()), None)
+        folders = self.root, self.root / "FashionMNIST/raw"
+        files = (folder / n for folder in folders for n in (name, f"{name}.gz"))
+        return next((file for file in files if file.is_file()), None)
 
     def _read(self, name: str, header: int) -> Images:
         file = self._find(name)
@@ -125,25 +120,6 @@ class FashionMNIST(Source):
             return np.frombuffer(content, np.uint8, int(np.prod(sizes)), header)
         except (OSError, EOFError, ValueError) as error:
             raise InputError(f"'{file}' is damaged ({error}): fetch it again.") from error
-
-
-class Checkpoint(Source):
-    """The classes and the image shape a checkpoint was trained on, without its images: what predicting needs.
-
-    Args:
-        root: path of a checkpoint of `LongTailedClassifier`.
-    """
-
-    def __init__(self, root: str) -> None:
-        super().__init__(root)
-        hparams = torch.load(self.root, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]
-        self.class_names = hparams["class_names"]
-        self.counts = hparams["loss"]["init_args"]["class_counts"]
-        self.image_size, self.channels = hparams["image_size"], hparams["in_channels"]
-
-    def load(self, split: Split) -> tuple[Images, Indices]:
-        """Refuse: there are no images."""
-        raise InputError(f"'{self.root}' is a checkpoint and has no {split} images: set --data.source and --data.root.")
 
 
 def _download(dataset: Callable[..., Any], root: Path, split: Split) -> Any:  # noqa: ANN401 - torchvision is untyped

@@ -1,7 +1,9 @@
-"""What a source of images is."""
+"""Base classes of data sources."""
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,19 +17,19 @@ Split = Literal["train", "val", "test"]
 
 
 class Source(ABC):
-    """A labelled data set with a training and a test part.
+    """A labelled data set with a training and a test split.
 
     Only `load` may be slow: the attributes are known once a source is made.
 
     Args:
-        root: folder of the data.
+        root: folder of the data. Further arguments of a source of your own are its ``init_args``.
 
     Attributes:
         class_names: C names, by class index.
-        counts: images of each class in the training part, C numbers.
+        counts: images of each class in the training split, C numbers.
         image_size: height and width of an image in pixels.
         channels: 3 for RGB, 1 for grey.
-        has_val: whether there is a validation part beside the other two.
+        has_val: whether there is a validation split beside the other two.
     """
 
     class_names: list[str]
@@ -44,46 +46,54 @@ class Source(ABC):
         """Return images, uint8 of shape (N, H, W, channels), and class indices, int64 of shape (N,)."""
 
 
+SourceFactory = Callable[[str], Source]  # makes a source of its root
+
+
 class FileSource(Source):
     """A data set of image files, which need not fit in memory.
 
     Args:
         root: folder of the data.
-        image_size: images are scaled and cropped to this size; None is ``default_size``.
 
     Attributes:
         default_size: height and width in pixels; None asks for square images of one size.
+        requested_size: in place of the default, if set before ``image_size`` is asked for.
         folder: what the paths of the listings are below.
     """
 
     default_size: int | None = None
+    requested_size: int | None = None
 
-    def __init__(self, root: str, image_size: int | None = None) -> None:
+    def __init__(self, root: str) -> None:
         super().__init__(root)
         self.folder = self.root.parent if self.root.is_file() else self.root
-        self.requested_size = image_size or self.default_size
         train = self.listing("train")
         self.class_names = train.class_names
         self.counts = np.bincount(train.labels, minlength=len(self.class_names)).tolist()
-        self.image_size = self.requested_size or square_size(self.folder / os.fsdecode(train.paths[0]))
+
+    @property
+    def fixed_size(self) -> int | None:
+        """Height and width that all images are scaled and cropped to; None if they have to be of one size already."""
+        return self.requested_size or self.default_size
+
+    @cached_property
+    def image_size(self) -> int:  # type: ignore[override]
+        """Height and width of an image in pixels."""
+        return self.fixed_size or square_size(self.folder / os.fsdecode(self.listing("train").paths[0]))
 
     @abstractmethod
     def listing(self, split: Split) -> Listing:
         """Return paths below the folder and classes, without looking for the images."""
 
     def files(self, split: Split) -> tuple[Paths, Indices]:
-        """Return whole paths and class indices, both of shape (N,).
-
-        Raises:
-            InputError: (a ValueError) if files are missing.
-        """
+        """Return whole paths and class indices, both of shape (N,), once all files are found."""
         listing = self.listing(split)
         check_files(self.folder, listing.paths)
         paths = [os.path.join(os.fsencode(self.folder), path) for path in listing.paths.tolist()]  # some may be whole
         return np.array(paths, bytes), listing.labels
 
     def load(self, split: Split) -> tuple[Images, Indices]:
-        """Return one part, decoded or from the cache."""
+        """Return one split, decoded or from the cache."""
         paths, labels = self.files(split)
         files = [Path(os.fsdecode(path)) for path in paths.tolist()]
-        return load_images(files, self.requested_size, self.channels, f"Decoding {split} images"), labels
+        return load_images(files, self.fixed_size, self.channels, f"Decoding {split} images"), labels

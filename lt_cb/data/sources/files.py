@@ -12,27 +12,26 @@ from lt_cb.errors import InputError, enumerate_names
 class ImageFolder(FileSource):
     """Image files in ``root/{train,test}/<class>/``, in any format PIL reads, and validation images in ``val``.
 
-    Classes are the folder names in alphabetical order. Without ``test``, ``val`` is the test part.
+    Classes are the folder names in alphabetical order. Without ``test``, ``val`` is the test split.
 
     Args:
         root: folder that has ``train`` and ``test``.
-        image_size: images are scaled and cropped to this size; None asks for square images of one size.
 
     Raises:
-        InputError: (a ValueError) if a folder is missing or empty, an image is in no class folder, or the classes of
-            the parts differ.
+        InputError: if a folder is missing or empty, an image is in no class folder, or the classes of the
+            splits differ.
     """
 
     test_folders: tuple[str, ...] = ("test", "val")
 
-    def __init__(self, root: str, image_size: int | None = None) -> None:
-        there = [name for name in self.test_folders if Path(root).expanduser().joinpath(name).is_dir()]
-        self._folders: dict[Split, str] = {"train": "train", "test": there[0] if there else self.test_folders[0]}
-        self.has_val = len(there) > 1
+    def __init__(self, root: str) -> None:
+        existing = [name for name in self.test_folders if Path(root).expanduser().joinpath(name).is_dir()]
+        self._folders: dict[Split, str] = {"train": "train", "test": [*existing, self.test_folders[0]][0]}
+        self.has_val = len(existing) > 1
         if self.has_val:
-            self._folders["val"] = there[1]
+            self._folders["val"] = existing[1]
         self._listings: dict[str, Listing] = {}
-        super().__init__(root, image_size)
+        super().__init__(root)
         for split, folder in self._folders.items():
             listing = self.listing(split)
             if listing.class_names != self.class_names:
@@ -43,28 +42,24 @@ class ImageFolder(FileSource):
                 )
 
     def listing(self, split: Split) -> Listing:
-        """Return what is in the folder of a part."""
+        """Return what is in the folder of a split."""
         name = self._folders[split]
         if split not in self._listings:
-            found = list_tree(self.root / name)
-            counts = np.bincount(found.labels, minlength=len(found.class_names))
-            if empty := [label for label, count in zip(found.class_names, counts, strict=True) if not count]:
+            listing = list_tree(self.root / name)
+            counts = np.bincount(listing.labels, minlength=len(listing.class_names))
+            if empty := [label for label, count in zip(listing.class_names, counts, strict=True) if not count]:
                 raise InputError(
                     f"no images in {enumerate_names(empty)} of '{self.root / name}': add images or remove the class "
                     "folder."
                 )
-            self._listings[split] = found._replace(paths=np.char.add(f"{name}/".encode(), found.paths))
+            self._listings[split] = listing._replace(paths=np.char.add(f"{name}/".encode(), listing.paths))
         return self._listings[split]
 
 
 class ILSVRC2012(ImageFolder):
     """ILSVRC 2012 in torchvision's layout: 1,000 classes, ``root/{train,val}/<wnid>/*.JPEG``.
 
-    ``val`` is the test part.
-
-    Args:
-        root: folder that has ``train`` and ``val``.
-        image_size: in pixels.
+    ``val`` is the test split.
     """
 
     default_size = 224
@@ -78,12 +73,12 @@ class _Listed(FileSource):
     lists: dict[Split, str] = {}
 
     def listing(self, split: Split) -> Listing:
-        """Return what the list file of a part names."""
+        """Return what the list file of a split names."""
         return list_lines(self._find(self.lists[split]))
 
     def _find(self, name: str) -> Path:
-        there = [file for file in (self.root / name, *sorted(self.root.glob(f"*/{name}"))) if file.is_file()]
-        return there[0] if there else self.root / name
+        places = (self.root / name, *sorted(self.root.glob(f"*/{name}")))
+        return next((file for file in places if file.is_file()), self.root / name)
 
 
 class INaturalist2018(_Listed):
@@ -91,21 +86,14 @@ class INaturalist2018(_Listed):
 
     The competition's annotations, ``train2018.json`` and ``val2018.json``, or the list files
     ``iNaturalist18_train.txt`` and ``iNaturalist18_val.txt``; images where these say, or in torchvision's folder
-    ``2018``. The validation images are the test part.
-
-    Args:
-        root: folder that has annotations and images.
-        image_size: in pixels.
-
-    Raises:
-        InputError: (a ValueError) if there are no annotations.
+    ``2018``. The validation images are the test split.
     """
 
     year = 2018
     lists = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
 
     def listing(self, split: Split) -> Listing:
-        """Return what the annotations of a part name."""
+        """Return what the annotations of a split name."""
         annotations = self._find(f"{'train' if split == 'train' else 'val'}{self.year}.json")
         by_list = not annotations.is_file() and split in self.lists and self._find(self.lists[split]).is_file()
         listing = super().listing(split) if by_list else list_annotations(annotations)
@@ -127,14 +115,7 @@ class INaturalist2017(INaturalist2018):
     """iNaturalist 2017: 5,089 classes, 579,184 training images, imbalance factor 435.44.
 
     The competition's annotations, ``train2017.json`` and ``val2017.json``; images where these say, or in torchvision's
-    folder ``2017``. The validation images are the test part.
-
-    Args:
-        root: folder that has annotations and images.
-        image_size: in pixels.
-
-    Raises:
-        InputError: (a ValueError) if there are no annotations.
+    folder ``2017``. The validation images are the test split.
     """
 
     year = 2017
@@ -144,11 +125,8 @@ class INaturalist2017(INaturalist2018):
 class ImageNetLT(_Listed):
     """ImageNet-LT (Liu et al. 2019): 1,000 classes, 115,846 training images, imbalance factor 256.
 
-    Their list files ``ImageNet_LT_{train,val,test}.txt``; images of ILSVRC 2012 as these say.
-
-    Args:
-        root: folder that has ``train`` and ``val``, and the list files or a folder of them.
-        image_size: in pixels.
+    Their list files ``ImageNet_LT_{train,val,test}.txt``, in root or a folder there; images of ILSVRC 2012 as these
+    say.
     """
 
     lists = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
@@ -158,11 +136,7 @@ class ImageNetLT(_Listed):
 class PlacesLT(_Listed):
     """Places-LT (Liu et al. 2019): 365 classes, 62,500 training images, imbalance factor 996.
 
-    Their list files ``Places_LT_{train,val,test}.txt``; images of Places365 as these say.
-
-    Args:
-        root: folder that has ``data_256``, and the list files or a folder of them.
-        image_size: in pixels.
+    Their list files ``Places_LT_{train,val,test}.txt``, in root or a folder there; images of Places365 as these say.
     """
 
     lists = {split: f"Places_LT_{split}.txt" for split in ("train", "val", "test")}
@@ -173,28 +147,27 @@ class Manifest(FileSource):
     """Image files that a table names: CSV with a header, or Parquet, with columns path, label and split.
 
     Paths are below the folder of the table. The split is train, val or test; without test images those of val are the
-    test part. Labels are class names, which are ordered by number if all are whole numbers, and else by the alphabet.
+    test split. Labels are class names, which are ordered by number if all are whole numbers, and else by the alphabet.
 
     Args:
         root: the table.
-        image_size: images are scaled and cropped to this size; None asks for square images of one size.
 
     Raises:
-        InputError: (a ValueError) if the table is missing or another.
+        InputError: if the table is missing or another.
     """
 
-    def __init__(self, root: str, image_size: int | None = None) -> None:
-        self._parts = list_table(Path(root).expanduser())
-        if unknown := self._parts.keys() - {"train", "val", "test"}:
+    def __init__(self, root: str) -> None:
+        self._splits = list_table(Path(root).expanduser())
+        if unknown := self._splits.keys() - {"train", "val", "test"}:
             raise InputError(f"'{root}' has split '{min(unknown)}', but allowed are train, val and test.")
-        if missing := {"train", "test"} - self._parts.keys():
-            if missing == {"test"} and "val" in self._parts:
-                self._parts["test"] = self._parts.pop("val")
+        if missing := {"train", "test"} - self._splits.keys():
+            if missing == {"test"} and "val" in self._splits:
+                self._splits["test"] = self._splits.pop("val")
             else:
                 raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
-        self.has_val = "val" in self._parts
-        super().__init__(root, image_size)
+        self.has_val = "val" in self._splits
+        super().__init__(root)
 
     def listing(self, split: Split) -> Listing:
         """Return the rows of a split."""
-        return self._parts[split]
+        return self._splits[split]

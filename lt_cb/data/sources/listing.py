@@ -1,4 +1,7 @@
-"""Lists of image files and their classes: from folders, annotations and tables, each read once and then cached."""
+"""Lists of image files and their classes: from folders, annotations and tables, each read once and then cached.
+
+What is missing, or has another format, raises an `InputError` that names it.
+"""
 
 import csv
 import json
@@ -18,11 +21,11 @@ from lt_cb.errors import InputError, enumerate_names
 
 Paths = npt.NDArray[np.bytes_]  # half a million of them are one object, which processes share
 ALL = ""  # the split of what has none
-WORTH_CACHING = 10_000  # files; fewer are found anew in less than a second
+WORTH_CACHING = 10_000  # files; fewer are listed anew in less than a second
 
 
 class Listing(NamedTuple):
-    """Image files of one part of a data set."""
+    """Image files of one split of a data set."""
 
     paths: Paths  # shape (N,), below a folder
     labels: Indices  # shape (N,)
@@ -32,11 +35,7 @@ class Listing(NamedTuple):
 def list_tree(folder: Path) -> Listing:
     """Return the images in the class folders of a folder, by class in alphabetical order, then by path.
 
-    What is found in a large tree is cached until the time of change of one of its folders differs.
-
-    Raises:
-        InputError: (a ValueError) if the folder is missing, it has fewer than two class folders, or images lie beside
-            them.
+    The list of a large tree is cached until the time of change of one of its folders differs.
     """
     if not folder.is_dir():
         raise InputError(
@@ -57,13 +56,13 @@ def list_tree(folder: Path) -> Listing:
     paths: list[str] = []
     counts, folders = [], [str(folder)]
     for name in progress(names, f"Finding images in {folder}", len(names)):
-        found = []
+        images: list[str] = []
         for place, _, files in os.walk(folder / name, followlinks=True):
             folders.append(place)
             below = os.path.relpath(place, folder)
-            found += [f"{below}/{file}" for file in files if is_image(file)]
-        paths += sorted(found)
-        counts.append(len(found))
+            images += [f"{below}/{file}" for file in files if is_image(file)]
+        paths += sorted(images)
+        counts.append(len(images))
     listing = Listing(_encode(paths), np.repeat(np.arange(len(names)), counts), names)
     if len(paths) >= WORTH_CACHING:
         changed = np.array([os.stat(place).st_mtime_ns for place in folders])
@@ -85,9 +84,6 @@ def list_annotations(file: Path) -> Listing:
     """Return the images of an annotation file as iNaturalist's competitions have it (that of COCO), in its order.
 
     The classes are its categories by id.
-
-    Raises:
-        InputError: (a ValueError) if the file is missing or another.
     """
     return _cached(file, _read_annotations)[ALL]
 
@@ -114,7 +110,7 @@ def category_names(file: Path, otherwise: list[str]) -> list[str]:
 
     Args:
         file: a JSON list of categories with id and name.
-        otherwise: the C names that are returned if the file has not as many others.
+        otherwise: C names, returned unchanged unless the file has C distinct names.
     """
     try:
         names = [name for _, name in sorted((entry["id"], entry["name"]) for entry in json.loads(file.read_bytes()))]
@@ -127,9 +123,6 @@ def list_lines(file: Path) -> Listing:
     """Return the images of a list file, which has a path and a class index a line, in its order.
 
     Classes have the names of their folders, or their numbers if they share folders.
-
-    Raises:
-        InputError: (a ValueError) if the file is missing, or a line is something else.
     """
     return _cached(file, _read_lines)[ALL]
 
@@ -172,9 +165,6 @@ def list_table(file: Path) -> dict[str, Listing]:
 
     Labels are names of the classes, which are in alphabetical order, or in that of the numbers if all are whole
     numbers.
-
-    Raises:
-        InputError: (a ValueError) if the file is missing or another, or has Parquet's format without a reader for it.
     """
     return _cached(file, _read_table)
 
@@ -183,16 +173,16 @@ def _read_table(file: Path) -> dict[str, Listing]:
     columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file)
     for name in ("path", "label", "split"):
         if name not in columns:
-            there = enumerate_names(list(columns)) or "none"
-            raise InputError(f"'{file}' has columns {there}, but must have path, label and split.")
+            given = enumerate_names(list(columns)) or "none"
+            raise InputError(f"'{file}' has columns {given}, but must have path, label and split.")
         for number, value in enumerate(columns[name], 1):
             if value is None or not str(value).strip():
                 raise InputError(f"row {number} of '{file}' has no {name}: give it one, or leave the row out.")
-    given = [str(label).strip() for label in columns["label"]]
-    whole = all(label.isdecimal() for label in given)
-    names = sorted(set(given), key=(lambda label: int(label)) if whole else None)
+    labels_of = [str(label).strip() for label in columns["label"]]
+    whole = all(label.isdecimal() for label in labels_of)
+    names = sorted(set(labels_of), key=(lambda label: int(label)) if whole else None)
     index = {name: label for label, name in enumerate(names)}
-    paths, labels = _encode(list(map(str, columns["path"]))), np.array([index[label] for label in given], np.int64)
+    paths, labels = _encode(list(map(str, columns["path"]))), np.array([index[label] for label in labels_of], np.int64)
     splits = np.array([str(split).strip().lower() for split in columns["split"]], str)
     return {
         str(split): Listing(paths[splits == split], labels[splits == split], names)
@@ -229,25 +219,21 @@ def _read_parquet(file: Path) -> dict[str, list[Any]]:
 
 
 def check_files(folder: Path, paths: Paths) -> None:
-    """Look for all files of a list at once, and remember that they are all there.
-
-    Raises:
-        InputError: (a ValueError) if some are missing, with the first ten.
-    """
-    cache = cache_file("there", str(folder.absolute()), paths.tobytes())
+    """Look for all files of a list at once, and remember that none is missing."""
+    cache = cache_file("existing", str(folder.absolute()), paths.tobytes())
     if read_cache(cache) is not None:
         return
-    there: dict[bytes, set[bytes]] = {}
+    existing: dict[bytes, set[bytes]] = {}  # names of the files in each folder
     missing = []
     base = os.fsencode(folder)
     for path in progress(paths.tolist(), f"Looking for the images in {folder}", len(paths)):
         place, _, name = path.rpartition(b"/")
-        if place not in there:
+        if place not in existing:
             try:
-                there[place] = set(os.listdir(os.path.join(base, place)))
+                existing[place] = set(os.listdir(os.path.join(base, place)))
             except OSError:
-                there[place] = set()
-        if name not in there[place]:
+                existing[place] = set()
+        if name not in existing[place]:
             missing.append(os.fsdecode(path))
     if missing:
         raise InputError(

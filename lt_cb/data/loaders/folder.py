@@ -1,0 +1,62 @@
+"""Batches of a folder of images without classes, to predict."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lt_cb.data.images import find_images, load_images
+from lt_cb.data.loaders.epoch import EpochLoader
+from lt_cb.data.loaders.placement import fits_in_memory, make_loader
+from lt_cb.data.loaders.streaming import Crop
+from lt_cb.data.sources.listing import Paths
+from lt_cb.errors import InputError
+
+
+def folder_loader(
+    folder: str,
+    image_size: int,
+    channels: int,
+    crop: Crop = "padded",
+    batch_size: int = 128,
+    num_workers: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[list[Path], EpochLoader]:
+    """Return the image files under a folder, sorted, and a loader of them in that order, cropped as for testing.
+
+    Args:
+        folder: is searched with all folders in it.
+        image_size: height and width that the network was trained at, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        crop: as of training: after ``resized``, the square at the centre without a margin is shown.
+        batch_size: images a batch.
+        num_workers: processes that decode what is not in memory; None is one for each core.
+        device: that predicts.
+
+    Returns:
+        N files, and a loader of (images, targets) whose targets are 0.
+
+    Raises:
+        InputError: if there are no images.
+    """
+    if not folder:
+        raise InputError("predict needs images: set --images to a folder of images.")
+    files = find_images(Path(folder)) if Path(folder).is_dir() else []
+    if not files:
+        raise InputError(f"there are no images in '{folder}': set --images to a folder of images.")
+    if crop == "padded" and fits_in_memory(len(files), image_size, channels):
+        images: Tensor | Paths = torch.from_numpy(load_images(files, image_size, channels, "Decoding images"))
+    else:
+        images = np.array([os.fsencode(file) for file in files], bytes)
+    return files, make_loader(
+        images,
+        torch.zeros(len(files), dtype=torch.int64),
+        batch_size,
+        device=torch.device(device),
+        image_size=image_size,
+        channels=channels,
+        crop=crop,
+        num_workers=num_workers,
+    )
