@@ -100,7 +100,7 @@ def seconds(work: Callable[[], object], device: torch.device, steps: int) -> flo
 
 def training_step(loss: Loss, device: torch.device, batch: int, steps: int) -> tuple[float, float]:
     """Return images a second of ResNet-50, and the part of the time that its loss takes."""
-    model = LongTailedClassifier(loss, "resnet50", decay_vectors=False).to(device)
+    model = LongTailedClassifier(loss, "resnet50", decay_1d=False).to(device)
     optimizer = torch.optim.SGD(model.parameter_groups(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
     if device.type == "cuda":
         model.backbone.compile()

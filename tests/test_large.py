@@ -114,7 +114,7 @@ def test_a_data_set_and_the_recipe_go_together_in_either_order(name: str, capsys
 
 def test_the_recipe_is_the_papers() -> None:
     """Weight decay neither on norms nor on the last bias, N(0, 0.01) weights and the prior in the last layer."""
-    model = LongTailedClassifier(SigmoidLoss([5] * 8142), "resnet50", decay_vectors=False, classifier_std=0.01)
+    model = LongTailedClassifier(SigmoidLoss([5] * 8142), "resnet50", decay_1d=False, head_init_std=0.01)
     optimizer = model.make_optimizer(model.parameter_groups())
     decayed, spared = optimizer.param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (2e-4, 0.0)

@@ -73,8 +73,8 @@ def test_rounding_is_fair() -> None:
 def test_impossible_beta_is_refused() -> None:
     with pytest.raises(ValueError, match=r"beta is 1.0, but must be in \[0, 1\)"):
         EffectiveNumberSampler(1.0)
-    with pytest.raises(ValueError, match=r"defer_sampling is 160, but must be a part of the training in \[0, 1\]"):
-        LongTailedDataModule(defer_sampling=160)
+    with pytest.raises(ValueError, match=r"drs_start is 160, but must be a part of the training in \[0, 1\]"):
+        LongTailedDataModule(drs_start=160)
 
 
 @pytest.mark.parametrize("shares", [[1.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, math.nan, 1.0]])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         Sampler,
         SquareRootSampler,
     )
-    from lt_cb.data.sources.base import FileSource, Source, SourceFactory
+    from lt_cb.data.sources.base import FileSource, Source, SourceFactory, Split
 
 __all__ = [
     "ClassBalancedSampler",
@@ -27,6 +27,7 @@ __all__ = [
     "Sampler",
     "Source",
     "SourceFactory",
+    "Split",
     "SquareRootSampler",
     "class_counts_exponential",
     "class_counts_step",

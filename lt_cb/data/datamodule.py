@@ -22,7 +22,7 @@ from lt_cb.data.sources.base import FileSource, SourceFactory, Split
 from lt_cb.data.sources.listing import Paths
 from lt_cb.data.subset import Indices, hold_out, long_tailed_subset
 from lt_cb.errors import InputError
-from lt_cb.schedule import check_part_of_training, training_progress
+from lt_cb.schedule import check_fraction, training_progress
 
 
 class LongTailedDataModule(LightningDataModule):
@@ -48,7 +48,7 @@ class LongTailedDataModule(LightningDataModule):
             images or more has at least one there. Nothing is held out of data that have a validation split.
         sampler: how often an epoch shows each class; None shows each image once (instance-balanced). It depends on
             the seed and the epoch alone, so that processes share it and a resumed training repeats it.
-        defer_sampling: fraction of the training, in [0, 1], before the sampler is used: deferred re-sampling (DRS, Cao
+        drs_start: fraction of the training, in [0, 1], before the sampler is used: deferred re-sampling (DRS, Cao
             et al. 2019). It sets in with an epoch.
         batch_size: images a batch, for each device.
         global_batch_size: images an optimiser step, over all devices: ``lt-cb fit`` accumulates as many batches as that
@@ -81,7 +81,7 @@ class LongTailedDataModule(LightningDataModule):
         subset_seed: int = 0,
         val_fraction: float = 0.0,
         sampler: Sampler | None = None,
-        defer_sampling: float = 0.0,
+        drs_start: float = 0.0,
         batch_size: int = 128,
         global_batch_size: int | None = None,
         image_size: int | None = None,
@@ -107,7 +107,7 @@ class LongTailedDataModule(LightningDataModule):
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
         if not 0.0 <= val_fraction < 1.0:
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
-        check_part_of_training("defer_sampling", defer_sampling)
+        check_fraction("drs_start", drs_start)
         self.source = make_source(source, root)
         if isinstance(self.source, FileSource):
             self.source.requested_size = image_size
@@ -122,7 +122,7 @@ class LongTailedDataModule(LightningDataModule):
         self.subset_seed = subset_seed
         self.val_fraction = 0.0 if self.source.has_val else val_fraction
         self.sampler = sampler
-        self.defer_sampling = defer_sampling
+        self.drs_start = drs_start
         self.batch_size = batch_size
         self.global_batch_size = global_batch_size
         self.crop = crop
@@ -248,7 +248,7 @@ class LongTailedDataModule(LightningDataModule):
 
     def _order(self, epoch: int) -> Tensor | None:
         progress = training_progress(self.trainer, epoch) if self.trainer else 0.0
-        if self.sampler is None or progress < self.defer_sampling:
+        if self.sampler is None or progress < self.drs_start:
             return None
         labels = self._splits["train"][1].cpu().numpy()
         return torch.from_numpy(self.sampler.draw(labels, [self.seed, epoch], progress))

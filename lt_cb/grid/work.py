@@ -108,13 +108,14 @@ def _flush() -> None:
 
 
 def _fit(run: Run, readers: int) -> None:
-    from lt_cb.commands.train import load_checkpoint, main  # takes seconds, and only a worker needs it
+    from lt_cb import checkpoint
+    from lt_cb.commands.train import main  # takes seconds, and only a worker needs it
 
     if digest(run.args) != run.digest:
         raise InputError("a config file has changed since the grid was started: start it again.")
     args = run.args
     try:
-        load_checkpoint(str(run.dir.checkpoint))
+        checkpoint.read(run.dir.checkpoint)
     except InputError:  # there is none, or a kill came while it was written
         resume = []
     else:

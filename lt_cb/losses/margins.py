@@ -180,7 +180,7 @@ class LDAMLoss(SoftmaxLoss):
         \quad m_c = m \, (n_{\min} / n_c)^{1/4}
 
     The logits are cosines: `LongTailedClassifier` replaces the last layer of the backbone by a normalised one. With
-    ``defer_weighting: 0.8`` and `EffectiveNumber` it is the paper's LDAM-DRW. With soft targets the margins are as
+    ``drw_start: 0.8`` and `EffectiveNumber` it is the paper's LDAM-DRW. With soft targets the margins are as
     strong as the targets. A class without images has the margin of a class with one.
 
     Args:

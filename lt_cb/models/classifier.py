@@ -56,7 +56,7 @@ def draw_classifier(backbone: nn.Module, std: float) -> None:
         InputError: (a ValueError) if there is none, or std is not above 0.
     """
     if not 0.0 < std < math.inf:
-        raise InputError(f"classifier_std is {std}, but must be above 0.")
+        raise InputError(f"head_init_std is {std}, but must be above 0.")
     linear = _classifier(backbone)
     nn.init.normal_(linear.weight, std=std)
     if linear.bias is not None:

@@ -21,7 +21,7 @@ NOT_OF_THE_PAPER = (
     "data.val_fraction",
     "data.sampler",
     "model.mix",
-    "model.defer_weighting",
+    "model.drw_start",
     "model.second_stage",
     "model.backbone_args.pretrained",
 )
