@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.grid.estimate import time_left
@@ -81,7 +81,7 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, eve
         console.print(f"{len(runs)} of them in this shard")
     console.print(f"{len(done)} done, {len(runs) - len(done)} to do")
     if len(done) < len(runs):
-        seconds, left, unknown = time_left(plan.runs, runs, plan.folder)
+        seconds, left, unknown = time_left(plan, runs)
         place = plan.folder.parent
         text = f"no estimate of the time: no run on these data, and of this network, is done in {place} yet"
         if known := len(runs) - len(done) - unknown:
@@ -122,8 +122,8 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                         if worker.exitcode not in (None, 0):  # killed, as for lack of memory
                             title, _ = under_way.pop(worker.pid, ("", 0.0))
                             if title in by_title:
-                                error = f"its process ended with exit code {worker.exitcode}"
-                                by_title[title].dir.error.write_text(error + "\n")
+                                why = f"its process ended with exit code {worker.exitcode}\n"
+                                by_title[title].dir.error.write_text(why)
                             workers[i] = employ(devices[i])
                 else:
                     if event == "start":
@@ -139,11 +139,9 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
             for worker in workers:
                 worker.kill()
     failed = [run for run in runs if failed_since(run, start)]
-    done = sum(run.dir.is_done for run in runs)
-    console.print(f"{done} of {len(runs)} runs done, {len(failed)} failed.")
+    console.print(f"{sum(run.dir.is_done for run in runs)} of {len(runs)} runs done, {len(failed)} failed.")
     for run in failed:
-        last = run.dir.error.read_text().strip().splitlines()[-1]
-        console.print(f"{run.title}: {last} (see {run.dir.log})")
+        console.print(f"{run.title}: {run.dir.error.read_text().strip().splitlines()[-1]} (see {run.dir.log})")
     return 1 if failed else 0
 
 
@@ -151,9 +149,7 @@ def _table(
     runs: list[Run], under_way: dict[int | None, tuple[str, float]], finished: list[float], start: float, workers: int
 ) -> Table:
     done = sum(run.dir.is_done for run in runs)
-    table = Table(title=f"{done} of {len(runs)} runs done")
-    table.add_column("under way")
-    table.add_column("for", justify="right")
+    table = Table("under way", Column("for", justify="right"), title=f"{done} of {len(runs)} runs done")
     for title, since in under_way.values():
         table.add_row(title, _time(time.time() - since))
     if finished:

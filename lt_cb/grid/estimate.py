@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError
-from lt_cb.grid.plan import Run
+from lt_cb.grid.plan import Plan, Run
 from lt_cb.run import RunDir, flatten
 
 NEWEST = 20  # runs outside of a grid that are looked at
@@ -23,16 +23,15 @@ class _Finished:
     seconds: float
 
 
-def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tuple[float | None, float, int]:
+def time_left(plan: Plan, runs: Sequence[Run]) -> tuple[float | None, float, int]:
     """Estimate the time of what is to do, one run after the other.
 
     A run takes as long as those on its data, by epoch; or else as those of the same network on the same source, by
     image and epoch, in the grid or among the newest beside it.
 
     Args:
-        all_runs: those of the grid.
-        runs: those to estimate.
-        folder: of the grid.
+        plan: of the grid.
+        runs: those of its runs to estimate.
 
     Returns:
         Seconds of a finished run of the grid, None without one; seconds of all that is to do; and the number of runs
@@ -41,9 +40,9 @@ def time_left(all_runs: Sequence[Run], runs: Sequence[Run], folder: Path) -> tup
     Raises:
         InputError: if the result of a run of the grid is damaged.
     """
-    finished = [_finished(run.dir, run.settings()) for run in all_runs if run.dir.is_done]
+    finished = [_finished(run.dir, run.settings()) for run in plan.runs if run.dir.is_done]
     by_kind: dict[str, list[_Finished]] = defaultdict(list)
-    for run in [*finished, *_beside(folder)]:
+    for run in [*finished, *_beside(plan.folder)]:
         for kind in _kinds(run.settings):
             by_kind[kind].append(run)
     total, unknown = 0.0, 0

@@ -66,7 +66,7 @@ def _wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 90))
 
 
-def _class_counts(runs: Runs) -> tuple[str, str] | None:
+def _class_counts(runs: Runs) -> tuple[str, str]:
     figure, (axis,) = _axes(1)
     for data in runs.columns():
         counts = next(result.class_counts for result in runs.results if result.data == data)
@@ -101,7 +101,7 @@ def _mean_per_class(results: list[Result]) -> list[float]:
     return [statistics.mean(column) if column else float("nan") for column in columns]
 
 
-def _accuracy_by_class(runs: Runs) -> tuple[str, str] | None:
+def _accuracy_by_class(runs: Runs) -> tuple[str, str]:
     figure, axes = _axes(len(runs.columns()))
     by_cell = runs.cells()
     for axis, data in zip(axes, runs.columns(), strict=True):

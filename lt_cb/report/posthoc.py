@@ -1,11 +1,19 @@
 """What the saved logits of a test tell without another forward pass. Imports no torch."""
 
+import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lt_cb.errors import InputError
+from lt_cb.report.collect import Result
+from lt_cb.run import RunDir
+
+TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+SHIFTS = (50.0, 10.0, 2.0, 1.0, 1 / 2, 1 / 10, 1 / 50)
 BINS = 15
 MEANS = ("worst", "geometric", "harmonic")
 Array = NDArray[Any]
@@ -73,3 +81,51 @@ def class_means(per_class: Sequence[float | None]) -> dict[str, float]:
         return dict.fromkeys(MEANS, 0.0)
     means = values.min(), np.exp(np.log(values).mean()), 1.0 / (1.0 / values).mean()
     return dict(zip(MEANS, map(float, means), strict=True))
+
+
+@dataclass
+class Analysis:
+    """What the logits of one run tell, all in [0, 1]."""
+
+    by_tau: list[float]  # balanced accuracy
+    by_prior: list[float]  # accuracy
+    by_known_prior: list[float]
+    calibration: dict[str, float]  # expected error, of all images and by shot group
+    overconfidence: float
+
+
+def analyse(result: Result) -> Analysis:
+    """Return what the logits of a run tell.
+
+    Raises:
+        InputError: if their file is damaged.
+    """
+    file = RunDir(result.folder).logits
+    try:
+        with np.load(file) as saved:
+            logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"'{file}' is damaged ({error}): remove it, or test that run again.") from error
+    counts, classes = result.class_counts, len(result.class_counts)
+
+    def per_class(predicted: Array) -> Array:
+        return class_accuracy(predicted, targets, classes)
+
+    predicted = logits.argmax(1)
+    plain, correct = per_class(predicted), predicted == targets
+    priors = [shifted_prior(counts, shift) for shift in SHIFTS]
+    moves = [(np.log(prior) - log_prior(counts)).astype(logits.dtype) for prior in priors]
+    parts = {name: np.isin(targets, members) for name, members in result.shot_groups.items()}
+    parts["all"] = np.ones(len(targets), dtype=bool)
+    return Analysis(
+        by_tau=[float(np.nanmean(per_class(adjust(logits, counts, tau)))) for tau in TAUS],
+        by_prior=[accuracy_under(prior, plain) for prior in priors],
+        by_known_prior=[
+            accuracy_under(prior, per_class((logits + move).argmax(1)))
+            for prior, move in zip(priors, moves, strict=True)
+        ],
+        calibration={
+            name: calibration_error(confidence[part], correct[part]) for name, part in parts.items() if part.any()
+        },
+        overconfidence=float(confidence.mean() - correct.mean()),
+    )

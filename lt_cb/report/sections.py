@@ -1,31 +1,17 @@
 """The tables of a report, each with a title and what it is."""
 
 import statistics
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from lt_cb.errors import InputError
 from lt_cb.report.collect import Result, Runs
-from lt_cb.report.posthoc import (
-    MEANS,
-    Array,
-    accuracy_under,
-    adjust,
-    calibration_error,
-    class_accuracy,
-    class_means,
-    log_prior,
-    shifted_prior,
-)
+from lt_cb.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
 from lt_cb.report.tables import Cell, cells_of, paired_differences
 from lt_cb.run import RunDir
 
 METRICS = {"error": "Error", "acc": "Accuracy", "balanced_acc": "Balanced accuracy"}
-TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-SHIFTS = (50.0, 10.0, 2.0, 1.0, 1 / 2, 1 / 10, 1 / 50)
 
 
 @dataclass
@@ -129,20 +115,20 @@ def _from_logits(runs: Runs) -> list[Section]:
     by_prior: list[list[str]] = []
     calibrated: list[list[str]] = []
     for (method, data), results in _ordered(runs):
-        posthoc = [_posthoc(result) for result in results if RunDir(result.folder).logits.is_file()]
-        if posthoc:
-            row, seeds = [method, data], str(len(posthoc))
-            swept = np.mean([p.by_tau for p in posthoc], 0)
+        saved = [analyse(result) for result in results if RunDir(result.folder).logits.is_file()]
+        if saved:
+            row, seeds = [method, data], str(len(saved))
+            swept = np.mean([p.by_tau for p in saved], 0)
             texts = [f"**{100 * v:.2f}**" if v == swept.max() else f"{100 * v:.2f}" for v in swept]
             by_tau.append([*row, *texts, seeds])
             for name, shifted in (
-                ("as it is", np.mean([p.by_prior for p in posthoc], 0)),
-                ("prior known", np.mean([p.by_known_prior for p in posthoc], 0)),
+                ("as it is", np.mean([p.by_prior for p in saved], 0)),
+                ("prior known", np.mean([p.by_known_prior for p in saved], 0)),
             ):
                 by_prior.append([*row, name, *[f"{100 * v:.2f}" for v in shifted], seeds])
             groups = ("all", "many", "medium", "few")
-            errors = [_percent(p.calibration[g] for p in posthoc if g in p.calibration) for g in groups]
-            calibrated.append([*row, *errors, _percent(p.overconfidence for p in posthoc), seeds])
+            errors = [_percent(p.calibration[g] for p in saved if g in p.calibration) for g in groups]
+            calibrated.append([*row, *errors, _percent(p.overconfidence for p in saved), seeds])
     return [
         Section(
             "Post-hoc logit adjustment",
@@ -170,49 +156,6 @@ def _from_logits(runs: Runs) -> list[Section]:
             calibrated,
         ),
     ]
-
-
-@dataclass
-class Posthoc:
-    """What the logits of one run tell, all in [0, 1]."""
-
-    by_tau: list[float]  # balanced accuracy
-    by_prior: list[float]  # accuracy
-    by_known_prior: list[float]
-    calibration: dict[str, float]  # expected error, of all images and by shot group
-    overconfidence: float
-
-
-def _posthoc(result: Result) -> Posthoc:
-    file = RunDir(result.folder).logits
-    try:
-        with np.load(file) as saved:
-            logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"'{file}' is damaged ({error}): remove it, or test that run again.") from error
-    counts, classes = result.class_counts, len(result.class_counts)
-
-    def per_class(predicted: Array) -> Array:
-        return class_accuracy(predicted, targets, classes)
-
-    predicted = logits.argmax(1)
-    plain, correct = per_class(predicted), predicted == targets
-    priors = [shifted_prior(counts, shift) for shift in SHIFTS]
-    moves = [(np.log(prior) - log_prior(counts)).astype(logits.dtype) for prior in priors]
-    parts = {name: np.isin(targets, members) for name, members in result.shot_groups.items()}
-    parts["all"] = np.ones(len(targets), dtype=bool)
-    return Posthoc(
-        by_tau=[float(np.nanmean(per_class(adjust(logits, counts, tau)))) for tau in TAUS],
-        by_prior=[accuracy_under(prior, plain) for prior in priors],
-        by_known_prior=[
-            accuracy_under(prior, per_class((logits + move).argmax(1)))
-            for prior, move in zip(priors, moves, strict=True)
-        ],
-        calibration={
-            name: calibration_error(confidence[part], correct[part]) for name, part in parts.items() if part.any()
-        },
-        overconfidence=float(confidence.mean() - correct.mean()),
-    )
 
 
 def _missing(runs: Runs) -> Section:
