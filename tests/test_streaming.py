@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,12 @@ class TestPadded:
         (folder / "test/dog/02.jpg").write_bytes(b"not an image")
         monkeypatch.setattr("lt_cb.data.loaders.placement.available_memory", lambda: 0)
         data = LongTailedDataModule("image_folder", str(folder), num_workers=workers)
-        with pytest.raises(ValueError, match=r"^'\S+dog/02\.jpg' cannot be read as an image .*replace or remove it\.$"):
+        with pytest.raises(
+            ValueError, match=r"^'\S+dog/02\.jpg' cannot be read as an image .*replace or remove it\.$"
+        ) as raised:
             list(data.test_dataloader())
+        frames = [frame for frame, _ in traceback.walk_tb(raised.tb)]  # a cycle would end the workers by a time-out
+        assert all(value is not raised.value for frame in frames for value in frame.f_locals.values())
 
 
 class TestResized:
