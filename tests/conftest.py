@@ -1,13 +1,14 @@
 import os
 from pathlib import Path
 
+# several tests start processes beside this one, and threads that wait by spinning take the cores from them; OpenMP
+# reads it when torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-# several tests start processes beside this one, and threads that wait by spinning take the cores from them
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)

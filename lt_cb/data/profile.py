@@ -71,9 +71,6 @@ def counts_of_subset(
         n_max: images of the largest class; None takes as many as the smallest class has.
         explicit: C counts, in place of a profile.
 
-    Returns:
-        C counts, none larger than what is available.
-
     Raises:
         InputError: if a value is out of range, or a class has fewer images than asked for.
     """

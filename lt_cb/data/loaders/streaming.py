@@ -89,7 +89,7 @@ class StreamingLoader(EpochLoader):
         self._batches[:] = torch.split(table, self.batch_size)
         for images, rows in zip(self._decoded, torch.split(draws.rows, self.batch_size), strict=True):
             if isinstance(images, InputError):
-                raise images
+                raise InputError(str(images))  # one of its own: `images` and this frame would hold each other
             yield images.permute(0, 3, 1, 2), self.targets[rows]
 
 
