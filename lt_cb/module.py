@@ -106,11 +106,11 @@ class LongTailedClassifier(LightningModule):
         self.loss = loss
         self.backbone = build_backbone(backbone, num_classes, in_channels, backbone_args)
         if classifier_std is not None:
-            draw_classifier(self.backbone, classifier_std)
+            draw_classifier(self.backbone, num_classes, classifier_std)
         if loss.normalized_classifier:
-            normalize_classifier(self.backbone)
+            normalize_classifier(self.backbone, num_classes)
         if second_stage is not None:
-            second_stage.attach(self.backbone)
+            second_stage.attach(self.backbone, num_classes)
             self.train()  # Lightning leaves the modes as they are
         self.backbone.to(memory_format=torch.channels_last)
         if loss.prior_bias is not None and (bias := self._last_bias()) is not None:
@@ -127,7 +127,7 @@ class LongTailedClassifier(LightningModule):
         self.eval_classes = PerClassAccuracy(num_classes)
 
     def _last_bias(self) -> nn.Parameter | None:
-        classifier = last_linear(self.backbone)
+        classifier = last_linear(self.backbone, len(self.loss.class_counts))
         return None if classifier is None else classifier.bias
 
     def forward(self, images: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ class LongTailedClassifier(LightningModule):
         self.check_classes(checkpoint.get("hyper_parameters", {}))
         state = _backbone_state(checkpoint)
         if self.second_stage is not None:
-            last = last_linear(self.backbone)
+            last = last_linear(self.backbone, len(self.loss.class_counts))
             prefix = next(f"{name}." for name, module in self.backbone.named_modules() if module is last)
             kept = {prefix + "weight", prefix + "bias"} if self.second_stage.keeps_classifier else set()
             own = {name: v for name, v in self.backbone.state_dict().items() if name.startswith(prefix)}
@@ -390,8 +390,11 @@ def _describe_for_checkpoint(hparams: MutableMapping[str, Any]) -> None:
 def _describe(value: Any) -> Any:  # noqa: ANN401 - any argument of a loss
     if value is None or isinstance(value, bool | int | float | str | list | tuple | dict):
         return value
-    arguments = list(inspect.signature(type(value)).parameters)
+    if isinstance(value, Loss):
+        arguments = value.arguments()
+    else:
+        arguments = {name: getattr(value, name) for name in inspect.signature(type(value)).parameters}
     return {
         "class_path": f"{type(value).__module__}.{type(value).__qualname__}",
-        "init_args": {name: _describe(getattr(value, name)) for name in arguments},
+        "init_args": {name: _describe(argument) for name, argument in arguments.items()},
     }

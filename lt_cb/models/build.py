@@ -25,7 +25,7 @@ def build_backbone(
         options: further keyword arguments, as ``shortcut`` and ``init`` of ours or ``pretrained`` of timm's.
 
     Raises:
-        InputError: (a ValueError) if there is no such model, or it does not take the options.
+        InputError: if there is no such model, or it does not take the options.
     """
     options = dict(options or {})
     if name in OURS:
