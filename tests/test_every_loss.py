@@ -98,7 +98,7 @@ def plus(target: Tensor, other: Tensor, share: float) -> Tensor:
 
 @of(LOSSES)
 class TestValues:
-    @pytest.mark.parametrize("counts", [[1, 0], [*range(8142, 2, -1), 1, 0]], ids=len)
+    @pytest.mark.parametrize("counts", [[1, 0], [*range(1000, 2, -1), 1, 0]], ids=len)
     def test_finite_at_extreme_logits(self, cls, counts: list[int]) -> None:
         loss, size = make(cls, counts).train(), len(counts)
         sign = (-1.0) ** torch.arange(size)

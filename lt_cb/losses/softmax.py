@@ -36,8 +36,8 @@ class SoftmaxLoss(Loss):
         return -at_targets(self.log_p(logits, targets), targets)
 
     def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
-        own = type(self).per_sample is not SoftmaxLoss.per_sample
-        if own or targets.ndim == 2 or valid is not None or self.reduction == "none":
+        overridden = type(self).per_sample is not SoftmaxLoss.per_sample
+        if overridden or targets.ndim == 2 or valid is not None or self.reduction == "none":
             return super()._reduced(logits, targets, class_weights, valid)
         # the same in one call of torch's, whose own mean is the weighted one
         reduction = "sum" if self.reduction == "sum" else "mean"

@@ -33,11 +33,11 @@ def build_backbone(
     module, _, attribute = name.rpartition(".")
     if module:
         try:
-            own = getattr(importlib.import_module(module), attribute)
+            custom = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError):
             pass  # some timm models have a dot in their name
         else:
-            return _call(name, own, num_classes=num_classes, in_channels=in_channels, **options)
+            return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
