@@ -4,7 +4,7 @@ The two run in turn, and the ratio is taken round by round, so that a noisy mach
 losses are compared with ``binary_cross_entropy_with_logits`` of one-hot targets, which it has to be given; the rest
 with ``cross_entropy``. Compiled losses are compared with the compiled function.
 
-    uv run python benchmarks/losses.py [--compile] [--device cuda]
+    uv run python benchmarks/losses.py [SigmoidLoss FocalLoss ...] [--compile] [--device cuda]
 """
 
 import argparse
@@ -45,13 +45,14 @@ def seconds(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: T
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("losses", nargs="*", help="names; all of them if none is given")
     parser.add_argument("--compile", action="store_true", help="torch.compile both")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     torch._dynamo.config.recompile_limit = 100  # each loss is one more compilation of the same forward
     wrap = (lambda f: torch.compile(f, fullgraph=True)) if options.compile else (lambda f: f)
-    kinds = [getattr(losses, name) for name in losses.__all__]
+    kinds = [getattr(losses, name) for name in options.losses or losses.__all__]
     kinds = [k for k in kinds if isinstance(k, type) and issubclass(k, losses.Loss) and k is not losses.Loss]
     names = {binary_cross_entropy: "binary cross-entropy", cross_entropy: "cross-entropy"}
     print(

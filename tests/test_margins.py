@@ -39,6 +39,8 @@ LOSSES = [
 
 def affine(cls: type[Loss], n: list[int]) -> tuple[list[float], list[float], list[float]]:
     """Return factor and shift of each class's logit, and a shift of the true class's alone, at the papers' defaults."""
+    rarest = min([count for count in n if count], default=1)
+    bounded = [count or rarest for count in n]
     n = [max(count, 1) for count in n]
     one, zero = [1.0] * len(n), [0.0] * len(n)
     prior = [math.log(count) for count in n]  # the softmax does not see the common -log sum n
@@ -49,7 +51,7 @@ def affine(cls: type[Loss], n: list[int]) -> tuple[list[float], list[float], lis
     if cls is ClassDependentTemperatureLoss:
         return [1 / (max(n) / count) ** 0.2 for count in n], zero, zero
     if cls is LDAMLoss:
-        inverse = [1 / math.sqrt(math.sqrt(count)) for count in n]
+        inverse = [1 / math.sqrt(math.sqrt(count)) for count in bounded]
         return [30.0] * len(n), zero, [-30 * 0.5 * v / max(inverse) for v in inverse]
     return one, zero, zero
 
@@ -82,6 +84,26 @@ def test_value_and_gradient(cls: type[Loss], case: tuple[list[int], np.ndarray, 
     np.testing.assert_allclose(logits.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+@given(case=batches(), dtype=st.sampled_from([torch.float32, torch.float64]))
+@settings(max_examples=40, deadline=None)
+def test_ldam_mixes_the_losses_of_the_labels(case: tuple[list[int], np.ndarray, np.ndarray], dtype) -> None:
+    """Also where one class has all the probability, and what is left for the others is a difference of near numbers."""
+    counts, z, y = case
+    loss = LDAMLoss(counts, reduction="sum")
+    (value, gradient), (other, other_gradient) = (reference(LDAMLoss, counts, z, labels) for labels in (y, y * 0))
+    logits = torch.tensor(z, dtype=dtype, requires_grad=True)
+    if dtype == torch.float32:
+        z = logits.detach().double().numpy()
+        (value, gradient), (other, other_gradient) = (reference(LDAMLoss, counts, z, labels) for labels in (y, y * 0))
+    eye = torch.eye(len(counts), dtype=dtype)
+    actual = loss(logits, 0.3 * eye[y] + 0.7 * eye[y * 0])
+    actual.backward()
+    tolerance = 1e-5 * (1 + 30 * np.abs(z).max()) if dtype == torch.float32 else 1e-6
+    np.testing.assert_allclose(actual.item() / len(y), 0.3 * value + 0.7 * other, rtol=1e-5, atol=tolerance)
+    expected = 0.3 * gradient + 0.7 * other_gradient
+    np.testing.assert_allclose(logits.grad / len(y), expected, rtol=1e-4, atol=30 * tolerance)
+
+
 def test_post_hoc_adjustment_moves_the_prediction_to_the_tail() -> None:
     loss = PostHocLogitAdjustment([900, 100], tau=1.0)
     logits = torch.tensor([[math.log(0.8), math.log(0.2)]])
@@ -96,6 +118,9 @@ def test_post_hoc_adjustment_moves_the_prediction_to_the_tail() -> None:
         (lambda: LogitAdjustedLoss(COUNTS, tau=-1), "tau is -1, but must be at least 0"),
         (lambda: VectorScalingLoss(COUNTS, gamma=math.nan), "gamma is nan"),
         (lambda: LDAMLoss(COUNTS, max_margin=math.inf), "max_margin is inf"),
+        (lambda: VectorScalingLoss(COUNTS, gamma=-1), "gamma is -1, .*; 0 scales nothing"),
+        (lambda: VectorScalingLoss(COUNTS, tau=-1), "tau is -1, .*; 0 shifts nothing"),
+        (lambda: LDAMLoss(COUNTS, max_margin=-1), ".*; 0 gives the softmax cross-entropy of the scaled cosines"),
         (lambda: LDAMLoss(COUNTS, scale=0), "scale is 0, but must be positive"),
         (lambda: SoftmaxLoss(COUNTS, reduction="average"), "reduction is 'average', but must be"),
         (lambda: EffectiveNumber(0.9, normalization="mean"), "normalization is 'mean', but must be"),

@@ -71,7 +71,7 @@ def test_initialisation() -> None:
 def test_timm_and_own_models_by_name() -> None:
     timm_model = build_backbone("resnet18", 7, in_channels=1)
     assert timm_model(torch.zeros(1, 1, 64, 64)).shape == (1, 7)
-    assert last_linear(timm_model) is timm_model.fc
+    assert last_linear(timm_model, 7) is timm_model.fc
     own = build_backbone(f"{__name__}.tiny", 7, in_channels=1, options={"size": 4})
     assert own(torch.zeros(1, 1, 4, 4)).shape == (1, 7)
 

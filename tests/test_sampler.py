@@ -26,8 +26,8 @@ def expected_shares(sampler: Sampler, counts: list[int], t: float) -> list[float
     if isinstance(sampler, EffectiveNumberSampler):
         raw = [n / sum(0.99**k for k in range(n)) if n else 0.0 for n in counts]
     elif isinstance(sampler, ProgressivelyBalancedSampler):
-        there = sum(n > 0 for n in counts)
-        raw = [(1 - t) * n / sum(counts) + t * (n > 0) / there for n in counts]
+        existing = sum(n > 0 for n in counts)
+        raw = [(1 - t) * n / sum(counts) + t * (n > 0) / existing for n in counts]
     else:
         q = 0.0 if isinstance(sampler, ClassBalancedSampler) else 0.5
         raw = [n**q if n else 0.0 for n in counts]
@@ -47,8 +47,8 @@ def test_an_epoch_has_each_class_as_often_as_its_share(
     labels = labels_of(counts)
     drawn = sampler.draw(labels, [seed], t)
     assert drawn.shape == labels.shape
-    often = np.bincount(labels[drawn], minlength=len(counts))
-    for number, share in zip(often, expected_shares(sampler, counts, t), strict=True):
+    draws = np.bincount(labels[drawn], minlength=len(counts))
+    for number, share in zip(draws, expected_shares(sampler, counts, t), strict=True):
         assert math.floor(share * len(labels) - 1e-4) <= number <= math.ceil(share * len(labels) + 1e-4)
     for label in np.flatnonzero(counts):  # each image of a class as often as the others, give or take one
         times = np.bincount(drawn, minlength=len(labels))[labels == label]
@@ -65,9 +65,9 @@ def test_neutral_settings_show_each_image_once(sampler: Sampler) -> None:
 def test_rounding_is_fair() -> None:
     """Over many epochs the mean number of draws is the share, where every single epoch has to round."""
     labels = labels_of([7, 2, 1])
-    often = sum(np.bincount(labels[SquareRootSampler().draw(labels, [s])], minlength=3) for s in range(2000)) / 2000
+    draws = sum(np.bincount(labels[SquareRootSampler().draw(labels, [s])], minlength=3) for s in range(2000)) / 2000
     roots = np.sqrt([7, 2, 1])
-    np.testing.assert_allclose(often, 10 * roots / roots.sum(), atol=0.04)
+    np.testing.assert_allclose(draws, 10 * roots / roots.sum(), atol=0.04)
 
 
 def test_impossible_beta_is_refused() -> None:

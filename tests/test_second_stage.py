@@ -10,7 +10,14 @@ from torch import nn
 
 from lt_cb.__main__ import main
 from lt_cb.losses import LDAMLoss, SigmoidLoss, SoftmaxLoss
-from lt_cb.models import ClassifierRetraining, LearnableWeightScaling, TauNormalization, last_linear
+from lt_cb.models import (
+    ClassifierRetraining,
+    LearnableWeightScaling,
+    TauNormalization,
+    draw_classifier,
+    last_linear,
+    normalize_classifier,
+)
 from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +35,7 @@ def test_tau_divides_by_powers_of_the_norms() -> None:
     plain, features = network(), torch.randn(5, 6)
     for tau in (0.0, 0.5, 1.0):
         changed = network()
-        TauNormalization(tau).attach(changed)
+        TauNormalization(tau).attach(changed, 3)
         changed.load_state_dict(plain.state_dict())
         norms = [sum(w**2 for w in row) ** 0.5 for row in plain[2].weight.tolist()]
         torch.testing.assert_close(changed(features), plain(features) / torch.tensor([n**tau for n in norms]))
@@ -38,7 +45,7 @@ def test_tau_divides_by_powers_of_the_norms() -> None:
 
 def test_scaling_learns_a_factor_a_class_and_nothing_else() -> None:
     plain, scaled = network(), network()
-    LearnableWeightScaling().attach(scaled)
+    LearnableWeightScaling().attach(scaled, 3)
     assert [name for name, p in scaled.named_parameters() if p.requires_grad] == ["2.scale"]
     scaled.load_state_dict(plain.state_dict(), strict=False)
     features = torch.randn(5, 6)
@@ -50,7 +57,7 @@ def test_scaling_learns_a_factor_a_class_and_nothing_else() -> None:
 def test_retraining_starts_a_new_classifier_on_frozen_features() -> None:
     backbone = network()
     before = backbone[2].weight.clone()
-    ClassifierRetraining().attach(backbone)
+    ClassifierRetraining().attach(backbone, 3)
     assert [name for name, p in backbone.named_parameters() if p.requires_grad] == ["2.weight", "2.bias"]
     assert not torch.equal(backbone[2].weight, before)
 
@@ -58,11 +65,31 @@ def test_retraining_starts_a_new_classifier_on_frozen_features() -> None:
 def test_what_cannot_be_changed_is_refused() -> None:
     with pytest.raises(ValueError, match="tau is -1, but must be at least 0"):
         TauNormalization(-1)
-    with pytest.raises(ValueError, match="does not end in a linear layer"):
-        ClassifierRetraining().attach(nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match=r"the backbone is a bare nn.Linear, which only a parent can replace"):
+        TauNormalization().attach(nn.Linear(4, 3), 3)
     for stage in (TauNormalization(), LearnableWeightScaling()):
         with pytest.raises(ValueError, match=r"the loss has them normalised \(LDAM, GCL\)"):
             LongTailedClassifier(LDAMLoss(COUNTS), "resnet20", second_stage=stage)
+
+
+def convolutional() -> nn.Sequential:
+    """Return a network with a hidden linear layer, whose classifier is a convolution."""
+    proj, unflatten = nn.Linear(6, 4), nn.Unflatten(1, (4, 1, 1))
+    return nn.Sequential(proj, unflatten, nn.Conv2d(4, 3, 1), nn.Flatten())
+
+
+def test_a_hidden_layer_is_not_taken_for_the_classifier() -> None:
+    changes = [s.attach for s in (TauNormalization(), LearnableWeightScaling(), ClassifierRetraining())]
+    for change in (*changes, normalize_classifier, lambda backbone, n: draw_classifier(backbone, n, 0.01)):
+        backbone = convolutional()
+        before = {name: value.clone() for name, value in backbone.state_dict().items()}
+        with pytest.raises(ValueError, match="the backbone has no linear layer of 3 outputs, one a class"):
+            change(backbone, 3)
+        assert [type(module) for module in backbone] == [type(module) for module in convolutional()]
+        assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert last_linear(convolutional(), 3) is None
+    behind = nn.Sequential(nn.Linear(6, 3), nn.Linear(6, 4))  # registered behind the classifier
+    assert last_linear(behind, 3) is behind[0]
 
 
 def test_frozen_features_stay_as_in_evaluation() -> None:
@@ -146,4 +173,4 @@ def test_from_fit_to_second_stages(tmp_path: Path, monkeypatch, capsys) -> None:
 
     again = LongTailedClassifier.load_from_checkpoint(run / "version_4/checkpoints/last.ckpt", map_location="cpu")
     assert isinstance(again.second_stage, LearnableWeightScaling)
-    assert last_linear(again.backbone).scale.tolist() == after["backbone.fc.scale"].tolist()
+    assert last_linear(again.backbone, 10).scale.tolist() == after["backbone.fc.scale"].tolist()

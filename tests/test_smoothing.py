@@ -20,8 +20,10 @@ def smoothed_target(cls: type[Loss], counts: list[int], y: int) -> list[float]:
     if cls is LabelSmoothingLoss:
         return [0.9 * (c == y) + 0.1 / size for c in range(size)]
     if cls is LabelAwareSmoothingLoss:
-        span = max(counts) - min(counts)
-        angle = math.pi * (counts[y] - min(counts)) / (2 * span) if span else math.pi / 2
+        rarest = min([count for count in counts if count], default=1)
+        counts = [count or rarest for count in counts]  # the value of a class without images is that of the rarest
+        span = max(counts) - rarest
+        angle = math.pi * (counts[y] - rarest) / (2 * span) if span else math.pi / 2
         eps = 0.1 + (0.4 - 0.1) * math.sin(angle)
         return [1 - eps if c == y else eps / (size - 1) for c in range(size)]
     return [float(c == y) for c in range(size)]
@@ -60,6 +62,7 @@ def test_value_and_gradient(cls: type[Loss], case: tuple[list[int], np.ndarray, 
     [
         (lambda: LabelSmoothingLoss(COUNTS, 1.0), r"smoothing is 1.0, but must be in \[0, 1\)"),
         (lambda: LabelAwareSmoothingLoss(COUNTS, tail=-0.1), "tail is -0.1"),
+        (lambda: LabelAwareSmoothingLoss(COUNTS, head=1), "head is 1, .*; 0 smooths nothing"),
         (lambda: PolyLoss(COUNTS, -2), "epsilon is -2, but must be at least -1"),
     ],
 )

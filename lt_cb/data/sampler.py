@@ -27,7 +27,7 @@ class Sampler(ABC):
 
         Args:
             counts: training images of each class that has any, float64 of shape (C',).
-            progress: part of the training that is done before the epoch, in [0, 1).
+            progress: fraction of the training that is done before the epoch, in [0, 1).
         """
 
     def draw(self, labels: npt.NDArray[np.int64], seed: Sequence[int], progress: float = 0.0) -> npt.NDArray[np.int64]:
@@ -36,7 +36,7 @@ class Sampler(ABC):
         Args:
             labels: class of each training image, int64 of shape (N,).
             seed: one or more integers that the draw depends on alone.
-            progress: part of the training that is done, in [0, 1).
+            progress: fraction of the training that is done, in [0, 1).
         """
         rng = np.random.default_rng(seed)
         order = np.argsort(labels, kind="stable")
@@ -75,7 +75,10 @@ class SquareRootSampler(Sampler):
 
 
 class ProgressivelyBalancedSampler(Sampler):
-    """From each image equally often to each class equally often, linearly by epoch (Kang et al. 2020)."""
+    """From each image equally often to each class equally often, linearly by epoch (Kang et al. 2020).
+
+    The last of T epochs is at t = (T - 1) / T, as the paper's t / T with epochs from 0; the authors' code reaches 1.
+    """
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
         """Return (1 - t) n / N + t / C."""
@@ -90,7 +93,7 @@ class EffectiveNumberSampler(Sampler):
         beta: in [0, 1). 0 shows each image equally often, towards 1 each class.
 
     Raises:
-        InputError: (a ValueError) if beta is outside [0, 1).
+        InputError: if beta is outside [0, 1).
     """
 
     def __init__(self, beta: float = 0.9999) -> None:

@@ -3,8 +3,7 @@
 Every loss is ``Loss(class_counts, ...)(logits, targets) -> scalar``, and every weighting goes with every loss.
 """
 
-from lt_cb.losses.base import Loss
-from lt_cb.losses.heads import AsymmetricLoss, FocalLoss, PolyLoss, SigmoidLoss, SoftmaxLoss
+from lt_cb.losses.base import Loss, LossOptions
 from lt_cb.losses.margins import (
     BalancedSoftmaxLoss,
     ClassDependentTemperatureLoss,
@@ -16,7 +15,9 @@ from lt_cb.losses.margins import (
     VectorScalingLoss,
 )
 from lt_cb.losses.negatives import EqualizationLoss, SeesawLoss
+from lt_cb.losses.sigmoid import AsymmetricLoss, FocalLoss, SigmoidLoss
 from lt_cb.losses.smoothing import LabelAwareSmoothingLoss, LabelSmoothingLoss
+from lt_cb.losses.softmax import PolyLoss, SoftmaxLoss
 from lt_cb.losses.weighting import (
     EffectiveNumber,
     InverseFrequency,
@@ -42,6 +43,7 @@ __all__ = [
     "LabelSmoothingLoss",
     "LogitAdjustedLoss",
     "Loss",
+    "LossOptions",
     "PolyLoss",
     "PostHocLogitAdjustment",
     "SeesawLoss",

@@ -1,32 +1,56 @@
 """What every loss has: class counts, class weights, and how its logits become probabilities."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from lt_cb.errors import InputError
-from lt_cb.losses.weighting import Weighting
+from lt_cb.losses.weighting import Weighting, with_images
 
 Reduction = Literal["mean", "weighted_mean", "sum", "none"]
+
+
+class ReductionOptions(TypedDict, total=False):
+    """How the losses of the samples become one.
+
+    Attributes:
+        reduction: of the weighted losses of the samples. ``mean`` divides their sum by the number of samples, as in
+            Cui et al. 2019; ``weighted_mean`` divides it by the sum of the samples' weights, as a weighted
+            ``torch.nn.CrossEntropyLoss`` and with it LDAM-DRW's code does; ``sum`` and ``none`` as in torch.
+        ignore_index: class index that is left out of loss and mean, as pixels of no class; None refuses every index
+            outside [0, C), also torch's -100, and a number refuses targets that are no indices.
+    """
+
+    reduction: Reduction
+    ignore_index: int | None
+
+
+class LossOptions(ReductionOptions, total=False):
+    """Options of every loss, with those of `ReductionOptions`.
+
+    Attributes:
+        weighting: turns the class counts into class weights; None weights all classes alike.
+    """
+
+    weighting: Weighting | None
 
 
 class Loss(nn.Module, ABC):
     """Base of the losses: a loss of your own derives from it and defines ``per_sample``.
 
-    Half-precision logits are evaluated in float32.
+    Half-precision logits are evaluated in float32. The state dict is empty: class weights and all else follow from
+    the arguments, so that a checkpoint does not bring those of another configuration.
 
     Args:
         class_counts: training images of each class, shape (C,).
         weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: of the weighted losses of the samples. ``mean`` divides their sum by the number of samples, as in
-            Cui et al. 2019; ``weighted_mean`` divides it by the sum of the samples' weights, as a weighted
-            ``torch.nn.CrossEntropyLoss`` and with it LDAM-DRW's code does; ``sum`` and ``none`` as in torch.
-        ignore_index: class index that is left out of loss and mean, as pixels of no class; None refuses every index
-            outside [0, C), also torch's -100.
+        reduction: mean over the samples, weighted mean, sum or none, see `ReductionOptions`.
+        ignore_index: class index that is left out, see `ReductionOptions`.
 
     Attributes:
         class_weights: buffer of shape (C,) in torch's default dtype, or None without a weighting.
@@ -37,8 +61,7 @@ class Loss(nn.Module, ABC):
         weighted: whether the class weights count; False until a deferred weighting sets in.
 
     Raises:
-        InputError: (a ValueError) if there are fewer than 2 classes, a count is negative, or there is no such
-            reduction.
+        InputError: if there are fewer than 2 classes, a count is negative, or there is no such reduction.
     """
 
     class_weights: Tensor | None
@@ -72,15 +95,46 @@ class Loss(nn.Module, ABC):
         self.reduction = reduction
         self.ignore_index = ignore_index
         weights = None if weighting is None else weighting(self.class_counts)
-        self.register_buffer("class_weights", None if weights is None else weights.to(torch.get_default_dtype()))
+        self.register_constant("class_weights", weights)
 
     def positive_counts(self) -> Tensor:
-        """Return the class counts, float64 of shape (C,), of which a class without images has one."""
+        """Return the class counts, float64 of shape (C,), of which a class without images has one.
+
+        That is the rule for a class without images: it counts as one image for itself, and for nothing that is taken
+        over the classes (a sum, a minimum, a maximum); see also `bounded_counts`.
+        """
         return torch.tensor(self.class_counts, dtype=torch.float64).clamp(min=1.0)
 
-    def register_constant(self, name: str, values: Tensor) -> None:
+    def bounded_counts(self) -> Tensor:
+        """Return `positive_counts` for what is largest for the rarest class: a class without images has its count."""
+        counts = self.positive_counts()
+        return counts.clamp(min=counts.where(with_images(self.class_counts), torch.inf).min())
+
+    def class_prior(self) -> Tensor:
+        """Return the share of each class in the training images, float64 of shape (C,)."""
+        counts = self.positive_counts()
+        return counts / counts.where(with_images(self.class_counts), 0.0).sum()
+
+    def register_constant(self, name: str, values: Tensor | None) -> None:
         """Keep what follows from the arguments: it moves with the module, but is not in the state dict."""
-        self.register_buffer(name, values.to(torch.get_default_dtype()), persistent=False)
+        values = None if values is None else values.to(torch.get_default_dtype())
+        self.register_buffer(name, values, persistent=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make this loss again.
+
+        Raises:
+            AttributeError: if a loss of your own does not keep one as an attribute of its name.
+        """
+        parameters = inspect.signature(type(self)).parameters.values()
+        names = {p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD}
+        if len(names) < len(parameters):
+            names |= dict.fromkeys(LossOptions.__annotations__)
+        return {name: getattr(self, name) for name in names}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        state_dict.pop(f"{prefix}class_weights", None)  # of checkpoints before 2026-11-24
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @abstractmethod
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -95,17 +149,17 @@ class Loss(nn.Module, ABC):
         Args:
             logits: floating, shape (B, C), or (B, C, d1, ...) as for segmentation, where each place is a sample.
             targets: class indices in [0, C) or ``ignore_index``, int64 of shape (B,) or (B, d1, ...); or multi-hot or
-                soft targets in [0, 1], of the shape of the logits. A sample with several labels has the mean weight
-                of its labels, each as strong as its target; one without any has weight 1, the mean over classes.
+                soft targets in [0, 1], of the shape of the logits, whose weights are those of `weigh`.
 
         Returns:
             Scalar, or shape (B,) or (B, d1, ...) for the reduction ``none``; float32 or the dtype of wider logits.
             As torch's, the mean over no samples is NaN.
 
         Raises:
-            InputError: (a ValueError) if the shapes do not fit, or an index is not in [0, C). The indices are looked at
-                once an operation has failed for them: a ``per_sample`` of your own that passes over some, and compiled
-                code, do not get there.
+            InputError: if the shapes do not fit, an index is not in [0, C), or a soft target not in [0, 1]. Indices
+                are looked at once an operation has failed for them: a ``per_sample`` of your own that passes over
+                some, and compiled code, do not get there. Soft targets are looked at on the CPU alone, as
+                elsewhere the host would wait for the device, and not in compiled code.
         """
         num_classes = len(self.class_counts)
         shape, soft = logits.shape, targets.ndim == logits.ndim
@@ -120,8 +174,8 @@ class Loss(nn.Module, ABC):
             raise InputError(
                 f"targets of shape {tuple(targets.shape)} are class indices, but of dtype {targets.dtype}."
             )
-        if soft and not self.soft_targets:
-            raise InputError(f"{type(self).__name__} takes class indices, but not multi-hot or soft targets.")
+        if soft:
+            self._check_soft(targets)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         targets = targets.to(logits.dtype if soft else torch.int64)
@@ -129,9 +183,10 @@ class Loss(nn.Module, ABC):
             logits = logits.movedim(1, -1).reshape(-1, num_classes)
             targets = targets.movedim(1, -1).reshape(-1, num_classes) if soft else targets.flatten()
         valid = None
-        if self.ignore_index is not None and not soft and len(targets):
+        if self.ignore_index is not None and len(targets):
             valid = targets != self.ignore_index
             targets = targets.where(valid, 0)
+            logits = logits.where(valid[:, None], 0.0)  # as 0 * NaN is NaN
         class_weights = self.class_weights if self.weighted and len(targets) else None
         if class_weights is not None and class_weights.dtype != logits.dtype:
             class_weights = class_weights.to(logits.dtype)
@@ -148,23 +203,56 @@ class Loss(nn.Module, ABC):
             loss = loss.masked_fill(~valid.any(), torch.nan)  # as torch's: NaN, with gradient 0
         return loss.view(places) if self.reduction == "none" else loss
 
-    def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
-        losses = self.per_sample(logits, targets)
-        if class_weights is None and valid is None:
-            return losses if self.reduction == "none" else losses.sum() if self.reduction == "sum" else losses.mean()
-        factors = self._factors(logits, targets, class_weights, valid)
-        return losses * factors if self.reduction == "none" else losses.dot(factors)
+    def _check_soft(self, targets: Tensor) -> None:
+        if not self.soft_targets:
+            raise InputError(f"{type(self).__name__} takes class indices, but not multi-hot or soft targets.")
+        if self.ignore_index is not None:
+            raise InputError(
+                f"ignore_index is {self.ignore_index}, but targets of the shape of the logits are no class indices: "
+                "leave it None for multi-hot and soft targets."
+            )
+        if targets.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        try:
+            inside = bool(((targets >= 0) & (targets < 1.001)).all())  # sums of shares may be rounded up
+        except RuntimeError:  # under torch.func.vmap, where there are no values to look at
+            return
+        if not inside:
+            raise InputError(
+                f"targets of the shape of the logits must be in [0, 1], but go from {targets.min().item():g} to "
+                f"{targets.max().item():g}: give a label that is not known as 0, or its images no label at all."
+            )
 
-    def _factors(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
-        """Return what the loss of each sample counts, shape (B,): its weight, divided as the reduction says."""
-        factors = torch.ones_like(logits[:, 0]) if class_weights is None else _sample_weights(class_weights, targets)
+    def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
+        factors = None
+        if class_weights is not None:
+            factors, targets = self.weigh(targets, class_weights)
+        losses = self.per_sample(logits, targets)
         if valid is not None:
-            factors = factors * valid
+            factors = valid.to(losses.dtype) if factors is None else factors * valid
+        if self.reduction == "none":
+            return losses if factors is None else losses * factors
+        if factors is None:
+            return losses.sum() if self.reduction == "sum" else losses.mean()
         if self.reduction == "mean":
-            return factors / (len(targets) if valid is None else valid.sum().clamp(min=1))
-        if self.reduction == "weighted_mean":
-            return factors / factors.sum().clamp(min=torch.finfo(factors.dtype).tiny)
-        return factors
+            factors = factors / (len(targets) if valid is None else valid.sum().clamp(min=1))
+        elif self.reduction == "weighted_mean":
+            factors = factors / factors.sum().clamp(min=torch.finfo(factors.dtype).tiny)
+        return losses.dot(factors)
+
+    def weigh(self, targets: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of the samples, shape (B,), and the targets that their losses are to be taken of.
+
+        The weight of a sample with several labels is the mean of theirs, each as strong as its target, and 1 without
+        any. The targets become t w_c / weight, so that weight times loss is sum_c t_c w_c L_c: the mixture of the
+        weighted losses of its labels, as of ``torch.nn.CrossEntropyLoss`` and of mixup.
+        """
+        if targets.ndim == 1:
+            return class_weights.index_select(0, targets), targets
+        labels, weighted = targets.sum(1), targets * class_weights
+        tiny = torch.finfo(labels.dtype).tiny
+        weights = torch.where(labels > 0, weighted.sum(1) / labels.clamp(min=tiny), 1.0)
+        return weights, weighted / weights.clamp(min=tiny)[:, None]
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Return the logits whose arg-max is the predicted class, (B, C): as they are, unless a loss adjusts them."""
@@ -180,9 +268,6 @@ class Loss(nn.Module, ABC):
         return f"classes={len(self.class_counts)}, weighting={weighting}"
 
 
-def _sample_weights(class_weights: Tensor, targets: Tensor) -> Tensor:
-    if targets.ndim == 1:
-        return class_weights.index_select(0, targets)
-    labels = targets.sum(1)
-    weights = (targets * class_weights).sum(1) / labels.clamp(min=torch.finfo(labels.dtype).tiny)
-    return torch.where(labels > 0, weights, 1.0)
+def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
+    """Return class indices of shape (B,) as targets of shape and dtype of the logits, also under ``torch.func``."""
+    return torch.zeros_like(logits).scatter(1, targets[:, None], 1.0)

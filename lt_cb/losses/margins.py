@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lt_cb.errors import InputError, check_at_least
-from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import NEUTRAL, SoftmaxLoss, one_hot
-from lt_cb.losses.weighting import Weighting
+from lt_cb.losses.base import LossOptions, Reduction, one_hot
+from lt_cb.losses.softmax import SoftmaxLoss
+from lt_cb.losses.weighting import Weighting, with_images
+
+COSINES = "0 gives the softmax cross-entropy of the scaled cosines."
 
 
 def _check_scale(scale: float) -> float:
@@ -24,37 +28,26 @@ class LogitAdjustedLoss(SoftmaxLoss):
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy} + \tau \log \pi_y}}{\sum_c e^{z_{ic} + \tau \log \pi_c}},
         \quad \pi_c = n_c / \sum_k n_k
 
-    The adjustment is for training; predictions are of the logits themselves. A class without images has the prior
-    of a class with one.
+    The adjustment is for training; predictions are of the logits themselves.
 
     Args:
         class_counts: training images of each class, shape (C,).
         tau: strength, at least 0; 0 gives `SoftmaxLoss`, 1 is consistent for the balanced error.
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`.
 
     Raises:
-        InputError: (a ValueError) if tau is negative or not finite.
+        InputError: if tau is negative or not finite.
 
     .. _Menon et al. 2021: https://arxiv.org/abs/2007.07314
     """
 
     shift: Tensor
 
-    def __init__(
-        self,
-        class_counts: Sequence[int],
-        tau: float = 1.0,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__(class_counts, weighting, reduction, ignore_index)
-        check_at_least("tau", tau, 0, NEUTRAL)
+    def __init__(self, class_counts: Sequence[int], tau: float = 1.0, **options: Unpack[LossOptions]) -> None:
+        super().__init__(class_counts, **options)
+        check_at_least("tau", tau, 0, "0 shifts nothing.")
         self.tau = tau
-        counts = self.positive_counts()
-        self.register_constant("shift", tau * (counts / counts.sum()).log())
+        self.register_constant("shift", tau * self.class_prior().log())
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the shifted logits."""
@@ -69,14 +62,8 @@ class BalancedSoftmaxLoss(LogitAdjustedLoss):
     .. _Ren et al. 2020: https://arxiv.org/abs/2007.10740
     """
 
-    def __init__(
-        self,
-        class_counts: Sequence[int],
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__(class_counts, 1.0, weighting, reduction, ignore_index)
+    def __init__(self, class_counts: Sequence[int], **options: Unpack[LossOptions]) -> None:
+        super().__init__(class_counts, 1.0, **options)
 
 
 class PostHocLogitAdjustment(LogitAdjustedLoss):
@@ -111,12 +98,10 @@ class VectorScalingLoss(LogitAdjustedLoss):
         class_counts: training images of each class, shape (C,).
         gamma: exponent of the scale, at least 0; 0 gives `LogitAdjustedLoss`.
         tau: strength of the shift, at least 0.
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`.
 
     Raises:
-        InputError: (a ValueError) if gamma or tau is negative or not finite.
+        InputError: if gamma or tau is negative or not finite.
 
     .. _Kini et al. 2021: https://arxiv.org/abs/2103.01550
     """
@@ -124,16 +109,10 @@ class VectorScalingLoss(LogitAdjustedLoss):
     scale: Tensor
 
     def __init__(
-        self,
-        class_counts: Sequence[int],
-        gamma: float = 0.15,
-        tau: float = 1.25,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
+        self, class_counts: Sequence[int], gamma: float = 0.15, tau: float = 1.25, **options: Unpack[LossOptions]
     ) -> None:
-        super().__init__(class_counts, tau, weighting, reduction, ignore_index)
-        check_at_least("gamma", gamma, 0, NEUTRAL)
+        super().__init__(class_counts, tau, **options)
+        check_at_least("gamma", gamma, 0, "0 scales nothing.")
         self.gamma = gamma
         counts = self.positive_counts()
         self.register_constant("scale", (counts / counts.max()) ** gamma)
@@ -151,25 +130,16 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
     Args:
         class_counts: training images of each class, shape (C,).
         gamma: exponent of the temperature, at least 0; 0 gives `SoftmaxLoss`.
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`.
 
     Raises:
-        InputError: (a ValueError) if gamma is negative or not finite.
+        InputError: if gamma is negative or not finite.
 
     .. _Ye et al. 2020: https://arxiv.org/abs/2001.01385
     """
 
-    def __init__(
-        self,
-        class_counts: Sequence[int],
-        gamma: float = 0.2,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__(class_counts, gamma, 0.0, weighting, reduction, ignore_index)
+    def __init__(self, class_counts: Sequence[int], gamma: float = 0.2, **options: Unpack[LossOptions]) -> None:
+        super().__init__(class_counts, gamma, 0.0, **options)
 
 
 class LDAMLoss(SoftmaxLoss):
@@ -180,19 +150,17 @@ class LDAMLoss(SoftmaxLoss):
         \quad m_c = m \, (n_{\min} / n_c)^{1/4}
 
     The logits are cosines: `LongTailedClassifier` replaces the last layer of the backbone by a normalised one. With
-    ``drw_start: 0.8`` and `EffectiveNumber` it is the paper's LDAM-DRW. With soft targets the margins are as
-    strong as the targets. A class without images has the margin of a class with one.
+    ``drw_start: 0.8`` and `EffectiveNumber` it is the paper's LDAM-DRW. Soft targets mix the losses of their
+    labels, each with its own margin.
 
     Args:
         class_counts: training images of each class, shape (C,).
         max_margin: m, the margin of the rarest class, at least 0.
         scale: s, more than 0.
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`.
 
     Raises:
-        InputError: (a ValueError) if max_margin is negative, scale is not positive, or either is not finite.
+        InputError: if max_margin is negative, scale is not positive, or either is not finite.
 
     .. _Cao et al. 2019: https://arxiv.org/abs/1906.07413
     """
@@ -201,27 +169,31 @@ class LDAMLoss(SoftmaxLoss):
     normalized_classifier = True
 
     def __init__(
-        self,
-        class_counts: Sequence[int],
-        max_margin: float = 0.5,
-        scale: float = 30.0,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
+        self, class_counts: Sequence[int], max_margin: float = 0.5, scale: float = 30.0, **options: Unpack[LossOptions]
     ) -> None:
-        super().__init__(class_counts, weighting, reduction, ignore_index)
-        check_at_least("max_margin", max_margin, 0, NEUTRAL)
+        super().__init__(class_counts, **options)
+        check_at_least("max_margin", max_margin, 0, COSINES)
         self.max_margin, self.scale = max_margin, _check_scale(scale)
-        counts = self.positive_counts()
+        counts = self.bounded_counts()
         self.register_constant("margins", max_margin * (counts.min() / counts) ** 0.25)
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the scaled cosines, less the margin at the true class."""
         margins = self.scale * self.margins.to(logits.dtype)
-        if targets.ndim == 2:
-            return self.scale * logits - targets * margins
         shift = torch.zeros_like(logits).scatter(1, targets[:, None], -margins.index_select(0, targets)[:, None])
         return shift.add(logits, alpha=self.scale)
+
+    def log_p(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the log-probability of each class, were it the true one; that of the index alone is right."""
+        if targets.ndim == 1:
+            return super().log_p(logits, targets)
+        scaled = self.scale * logits
+        top = scaled.argmax(1, keepdim=True)
+        # rest_c = log sum_{k != c} e^{s z_k}; 1 - p cancels for the top class alone, as no other has more than 1/2
+        p = scaled.softmax(1).scatter(1, top, 0.0)
+        rest = scaled.logsumexp(1, keepdim=True) + (-p).log1p()
+        rest = rest.scatter(1, top, scaled.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True))
+        return F.logsigmoid(scaled - self.scale * self.margins.to(logits.dtype) - rest)
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Return the scaled cosines."""
@@ -244,12 +216,10 @@ class GCLLoss(SoftmaxLoss):
         noise: a, the largest shift of the rarest class's cosine, at least 0. The authors' code has 0.5 for CIFAR and 1
             for larger data.
         scale: s, more than 0.
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`.
 
     Raises:
-        InputError: (a ValueError) if noise is negative, scale is not positive, or either is not finite.
+        InputError: if noise is negative, scale is not positive, or either is not finite.
 
     .. _Li et al. 2022: https://openaccess.thecvf.com/content/CVPR2022/html/Li_Long-Tailed_Visual_Recognition_via_Gaussian_Clouded_Logit_Adjustment_CVPR_2022_paper.html
     """
@@ -258,18 +228,12 @@ class GCLLoss(SoftmaxLoss):
     normalized_classifier = True
 
     def __init__(
-        self,
-        class_counts: Sequence[int],
-        noise: float = 0.5,
-        scale: float = 30.0,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
+        self, class_counts: Sequence[int], noise: float = 0.5, scale: float = 30.0, **options: Unpack[LossOptions]
     ) -> None:
-        super().__init__(class_counts, weighting, reduction, ignore_index)
-        check_at_least("noise", noise, 0, NEUTRAL)
+        super().__init__(class_counts, **options)
+        check_at_least("noise", noise, 0, COSINES)
         self.noise, self.scale = noise, _check_scale(scale)
-        rarity = -self.positive_counts().log()
+        rarity = -self.bounded_counts().log()
         rarity = rarity - rarity.min()
         self.register_constant("clouds", noise * rarity / rarity.max().clamp(min=1e-12))
 
@@ -295,17 +259,18 @@ class LADELoss(BalancedSoftmaxLoss):
     S is the logarithm of the mean over the batch as it were with uniform classes; it and the mean logit of the class
     are the two terms of the Donsker-Varadhan bound. A class that is not in the batch has only the terms in S. Where
     the paper weights an image by its own class, the authors' code weights it by class c. The regulariser is added
-    to the loss of each sample, so that a weighting scales it by the mean weight of the batch.
+    to the loss of each sample, so that a weighting scales it by the mean weight of the batch. There is no
+    ``ignore_index``, as the classes of a batch are compared.
 
     Args:
         class_counts: training images of each class, shape (C,).
         alpha: strength of the regulariser, at least 0; 0 gives `BalancedSoftmaxLoss`.
-        penalty: lambda, at least 0. The authors' code has 0.1, and 0.5 for iNaturalist 2018.
+        penalty: lambda, at least 0. The authors' code has 0.1, and for iNaturalist 2018 0.5, with alpha 0.05.
         weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
+        reduction: see `ReductionOptions`.
 
     Raises:
-        InputError: (a ValueError) if alpha or penalty is negative or not finite.
+        InputError: if alpha or penalty is negative or not finite.
 
     .. _Hong et al. 2021: https://arxiv.org/abs/2012.00321
     """
@@ -320,12 +285,16 @@ class LADELoss(BalancedSoftmaxLoss):
         weighting: Weighting | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(class_counts, weighting, reduction)
+        super().__init__(class_counts, weighting=weighting, reduction=reduction)
         check_at_least("alpha", alpha, 0, "0 gives the balanced softmax loss.")
         check_at_least("penalty", penalty, 0, "0 leaves the bound alone.")
         self.alpha, self.penalty = alpha, penalty
-        counts = self.positive_counts()
-        self.register_constant("prior", counts / counts.sum())
+        self.register_constant("prior", self.class_prior())
+        self.num_existing = int(with_images(self.class_counts).sum())
+
+    def weigh(self, targets: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights as `Loss` does, and the targets as they are, for the regulariser compares them."""
+        return super().weigh(targets, class_weights)[0], targets
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the balanced softmax loss of each sample, plus the regulariser of the batch."""
@@ -335,8 +304,10 @@ class LADELoss(BalancedSoftmaxLoss):
         prior = self.prior.to(logits.dtype)
         if targets.ndim == 1:
             targets = one_hot(targets, logits)
-        ratio = (targets / (len(prior) * prior)).sum(1)  # (B,)
-        labels = targets.sum(0)
-        own = (targets * logits).sum(0) / labels.clamp(min=torch.finfo(labels.dtype).tiny)  # (C,)
+        labels = targets.sum(0)  # (C,)
+        any_labels = labels.sum() > 0
+        ratio = torch.where(any_labels, (targets / (self.num_existing * prior)).sum(1), 1.0)  # (B,)
+        own = (targets * logits).sum(0) / labels.where(labels > 0, 1.0)  # (C,); as 0 / tiny has an infinite gradient
         spread = (logits + ratio.log()[:, None]).logsumexp(0) - math.log(len(logits))  # (C,)
-        return losses + self.alpha * (prior * (spread - own + self.penalty * spread**2)).sum()
+        regulariser = (prior * (spread - own + self.penalty * spread**2)).sum()
+        return losses + self.alpha * torch.where(any_labels, regulariser, 0.0)

@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from lt_cb.errors import InputError, check_at_least
-from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import NEUTRAL, SoftmaxLoss, at_targets, one_hot
-from lt_cb.losses.weighting import Weighting
+from lt_cb.losses.base import LossOptions, one_hot
+from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss, at_targets
 
 
 class EqualizationLoss(SoftmaxLoss):
@@ -24,12 +24,10 @@ class EqualizationLoss(SoftmaxLoss):
         class_counts: training images of each class, shape (C,).
         gamma: probability of being left out, in [0, 1]; 0 gives `SoftmaxLoss`.
         threshold: lambda, share of the training images below which a class is a tail class, in [0, 1].
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`.
 
     Raises:
-        InputError: (a ValueError) if gamma or threshold is outside [0, 1].
+        InputError: if gamma or threshold is outside [0, 1].
 
     .. _Tan et al. 2020: https://arxiv.org/abs/2003.05176
     """
@@ -37,15 +35,9 @@ class EqualizationLoss(SoftmaxLoss):
     tail: Tensor
 
     def __init__(
-        self,
-        class_counts: Sequence[int],
-        gamma: float = 0.9,
-        threshold: float = 0.005,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
+        self, class_counts: Sequence[int], gamma: float = 0.9, threshold: float = 0.005, **options: Unpack[LossOptions]
     ) -> None:
-        super().__init__(class_counts, weighting, reduction, ignore_index)
+        super().__init__(class_counts, **options)
         for name, value in (("gamma", gamma), ("threshold", threshold)):
             if not 0.0 <= value <= 1.0:
                 raise InputError(f"{name} is {value}, but must be in [0, 1]; {NEUTRAL}")
@@ -80,18 +72,17 @@ class SeesawLoss(SoftmaxLoss):
         \quad M_{yc} = \min\big(1, n_c / n_y\big)^p, \quad C_{yc} = \max\big(1, \sigma_{ic} / \sigma_{iy}\big)^q
 
     sigma is softmax(z), through which no gradient flows. The counts are those of the training set, where the paper
-    counts them during training. Takes class indices alone: the factors belong to one true class.
+    counts them during training. mmdetection's code raises sigma_iy to at least 0.01 in C, as the paper does not: for a
+    true class of less probability its loss is smaller. Takes class indices alone: the factors belong to one true class.
 
     Args:
         class_counts: training images of each class, shape (C,).
         p: of the mitigation, at least 0: a rare class is pushed down less by a frequent one.
         q: of the compensation, at least 0: a class wrongly ahead is pushed down more. p = q = 0 gives `SoftmaxLoss`.
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`.
 
     Raises:
-        InputError: (a ValueError) if p or q is negative or not finite.
+        InputError: if p or q is negative or not finite.
 
     .. _Wang et al. 2021: https://arxiv.org/abs/2008.10032
     """
@@ -100,15 +91,9 @@ class SeesawLoss(SoftmaxLoss):
     soft_targets = False
 
     def __init__(
-        self,
-        class_counts: Sequence[int],
-        p: float = 0.8,
-        q: float = 2.0,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
+        self, class_counts: Sequence[int], p: float = 0.8, q: float = 2.0, **options: Unpack[LossOptions]
     ) -> None:
-        super().__init__(class_counts, weighting, reduction, ignore_index)
+        super().__init__(class_counts, **options)
         check_at_least("p", p, 0, "0 mitigates nothing.")
         check_at_least("q", q, 0, "0 compensates nothing.")
         self.p, self.q = p, q

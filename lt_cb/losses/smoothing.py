@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from lt_cb.errors import check_below_one
-from lt_cb.losses.base import Reduction
-from lt_cb.losses.heads import NEUTRAL, SoftmaxLoss, at_targets
-from lt_cb.losses.weighting import Weighting
+from lt_cb.losses.base import LossOptions
+from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss, at_targets
 
 
 class LabelSmoothingLoss(SoftmaxLoss):
@@ -20,26 +20,17 @@ class LabelSmoothingLoss(SoftmaxLoss):
     Args:
         class_counts: training images of each class, shape (C,).
         smoothing: epsilon, in [0, 1); 0 gives `SoftmaxLoss`.
-        weighting: turns the class counts into class weights; None weights all classes alike. The weight of a sample
-            is that of its class, and multiplies all terms.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`. The weight of a sample is that of its class, and multiplies all terms, where torch
+            weights each smoothed term by its own class.
 
     Raises:
-        InputError: (a ValueError) if smoothing is outside [0, 1).
+        InputError: if smoothing is outside [0, 1).
 
     .. _Szegedy et al. 2016: https://arxiv.org/abs/1512.00567
     """
 
-    def __init__(
-        self,
-        class_counts: Sequence[int],
-        smoothing: float = 0.1,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
-    ) -> None:
-        super().__init__(class_counts, weighting, reduction, ignore_index)
+    def __init__(self, class_counts: Sequence[int], smoothing: float = 0.1, **options: Unpack[LossOptions]) -> None:
+        super().__init__(class_counts, **options)
         check_below_one("smoothing", smoothing, NEUTRAL)
         self.smoothing = smoothing
 
@@ -58,18 +49,17 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
         \sin \frac{\pi (n_y - n_{\min})}{2 (n_{\max} - n_{\min})}
 
     In the paper it is for the second stage, when the classifier is trained anew. If all classes have as many images,
-    each has the smoothing of the head.
+    each has the smoothing of the head. The authors' code puts epsilon_y / C on all classes, the true one too, instead
+    of the paper's epsilon_y / (C - 1) on the others: it equals this with head and tail times (C - 1) / C.
 
     Args:
         class_counts: training images of each class, shape (C,).
         head: smoothing of the most frequent class, in [0, 1). The paper's 0.4 is for CIFAR-100 at imbalance factor 100.
         tail: smoothing of the rarest class, in [0, 1).
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `Loss`.
-        ignore_index: see `Loss`.
+        options: see `LossOptions`.
 
     Raises:
-        InputError: (a ValueError) if head or tail is outside [0, 1).
+        InputError: if head or tail is outside [0, 1).
 
     .. _Zhong et al. 2021: https://arxiv.org/abs/2104.00466
     """
@@ -77,19 +67,13 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
     smoothing: Tensor
 
     def __init__(
-        self,
-        class_counts: Sequence[int],
-        head: float = 0.4,
-        tail: float = 0.1,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
-        ignore_index: int | None = None,
+        self, class_counts: Sequence[int], head: float = 0.4, tail: float = 0.1, **options: Unpack[LossOptions]
     ) -> None:
-        super().__init__(class_counts, weighting, reduction, ignore_index)
-        check_below_one("head", head, NEUTRAL)
-        check_below_one("tail", tail, NEUTRAL)
+        super().__init__(class_counts, **options)
+        check_below_one("head", head, "0 smooths nothing.")
+        check_below_one("tail", tail, "0 smooths nothing.")
         self.head, self.tail = head, tail
-        counts = torch.tensor(self.class_counts, dtype=torch.float64)
+        counts = self.bounded_counts()
         least, most = counts.min(), counts.max()
         rank = (counts - least) / (most - least) if most > least else torch.ones_like(counts)
         smoothing = tail + (head - tail) * (math.pi / 2 * rank).sin()

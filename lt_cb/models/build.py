@@ -25,7 +25,7 @@ def build_backbone(
         options: further keyword arguments, as ``shortcut`` and ``init`` of ours or ``pretrained`` of timm's.
 
     Raises:
-        InputError: (a ValueError) if there is no such model, or it does not take the options.
+        InputError: if there is no such model, or it does not take the options.
     """
     options = dict(options or {})
     if name in OURS:
@@ -33,11 +33,11 @@ def build_backbone(
     module, _, attribute = name.rpartition(".")
     if module:
         try:
-            own = getattr(importlib.import_module(module), attribute)
+            custom = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError):
             pass  # some timm models have a dot in their name
         else:
-            return _call(name, own, num_classes=num_classes, in_channels=in_channels, **options)
+            return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
     import timm
 
     if not timm.is_model(name.partition(".")[0]):

@@ -13,23 +13,27 @@ from lt_cb.errors import InputError, check_at_least
 Linear = TypeVar("Linear", bound=nn.Linear)
 
 
-def last_linear(backbone: nn.Module) -> nn.Linear | None:
-    """Return the classifier: the last linear layer of a backbone, None if it has none."""
-    return next((m for m in reversed(list(backbone.modules())) if isinstance(m, nn.Linear)), None)
+def last_linear(backbone: nn.Module, num_classes: int) -> nn.Linear | None:
+    """Return the classifier of a backbone: the last linear layer with an output a class, None if there is none."""
+    layers = [m for m in backbone.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
+    return layers[-1] if layers else None
 
 
-def _replace_last(backbone: nn.Module, new: nn.Linear) -> None:
-    name = next(name for name, module in backbone.named_modules() if module is last_linear(backbone))
-    if not name:
-        raise InputError("the classifier is to be replaced, but the backbone is nothing else: put it in a module.")
-    backbone.set_submodule(name, new)
-
-
-def _classifier(backbone: nn.Module) -> nn.Linear:
-    linear = last_linear(backbone)
+def _classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
+    linear = last_linear(backbone, num_classes)
     if linear is None:
-        raise InputError("a change of the classifier is asked for, but the backbone does not end in a linear layer.")
+        raise InputError(
+            f"the classifier is to be changed, but the backbone has no linear layer of {num_classes} outputs, one a "
+            "class: choose a backbone with one, or a loss or second stage that leaves the classifier as it is."
+        )
     return linear
+
+
+def _replace(backbone: nn.Module, old: nn.Linear, new: nn.Linear) -> None:
+    name = next(name for name, module in backbone.named_modules() if module is old)
+    if not name:
+        raise InputError("the backbone is a bare nn.Linear, which only a parent can replace: wrap it in nn.Sequential.")
+    backbone.set_submodule(name, new)
 
 
 class NormalizedLinear(nn.Linear):
@@ -49,28 +53,28 @@ class NormalizedLinear(nn.Linear):
         return F.linear(F.normalize(features), F.normalize(self.weight))
 
 
-def draw_classifier(backbone: nn.Module, std: float) -> None:
-    """Draw the weights of the last linear layer from N(0, std^2); its bias becomes 0.
+def draw_classifier(backbone: nn.Module, num_classes: int, std: float) -> None:
+    """Draw the weights of the classifier from N(0, std^2); its bias becomes 0.
 
     Raises:
-        InputError: (a ValueError) if there is none, or std is not above 0.
+        InputError: if the backbone has none, or std is not above 0.
     """
     if not 0.0 < std < math.inf:
         raise InputError(f"head_init_std is {std}, but must be above 0.")
-    linear = _classifier(backbone)
+    linear = _classifier(backbone, num_classes)
     nn.init.normal_(linear.weight, std=std)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
-def normalize_classifier(backbone: nn.Module) -> None:
-    """Replace the last linear layer of a backbone by a `NormalizedLinear`.
+def normalize_classifier(backbone: nn.Module, num_classes: int) -> None:
+    """Replace the classifier of a backbone by a `NormalizedLinear`.
 
     Raises:
-        InputError: (a ValueError) if it has none.
+        InputError: if it has none.
     """
-    linear = _classifier(backbone)
-    _replace_last(backbone, NormalizedLinear(linear.in_features, linear.out_features))
+    linear = _classifier(backbone, num_classes)
+    _replace(backbone, linear, NormalizedLinear(linear.in_features, num_classes))
 
 
 class SecondStage(ABC):
@@ -85,33 +89,36 @@ class SecondStage(ABC):
     trains = True
 
     @abstractmethod
-    def attach(self, backbone: nn.Module) -> None:
+    def attach(self, backbone: nn.Module, num_classes: int) -> None:
         """Change the classifier of a backbone, and freeze what is not to be trained.
 
         Raises:
-            InputError: (a ValueError) if the backbone has no classifier that can be changed so.
+            InputError: if the backbone has no classifier that can be changed so.
         """
 
 
 class ClassifierRetraining(SecondStage):
-    """Classifier re-training (cRT): a new classifier on frozen features, meant for class-balanced sampling."""
+    """Classifier re-training (cRT): a new classifier on frozen features, meant for class-balanced sampling.
+
+    The frozen backbone is evaluated as in a test, where the authors' code leaves it in training mode: its features are
+    then normalised by the statistics of each batch, and its running statistics go on moving.
+    """
 
     keeps_classifier = False
 
-    def attach(self, backbone: nn.Module) -> None:
+    def attach(self, backbone: nn.Module, num_classes: int) -> None:
         """Freeze all but the last layer, which starts anew."""
         backbone.requires_grad_(False)
-        linear = _classifier(backbone).requires_grad_(True)
-        linear.reset_parameters()
+        _classifier(backbone, num_classes).requires_grad_(True).reset_parameters()
 
 
 class LearnableWeightScaling(SecondStage):
     """Learnable weight scaling (LWS): one factor a class on the logits, trained with all else frozen."""
 
-    def attach(self, backbone: nn.Module) -> None:
+    def attach(self, backbone: nn.Module, num_classes: int) -> None:
         """Freeze all, and put the factors, which start at 1, behind the last layer."""
         backbone.requires_grad_(False)
-        _replace_last(backbone, _like(backbone, ScaledLinear))
+        _replace_by(ScaledLinear, backbone, num_classes)
 
 
 class TauNormalization(SecondStage):
@@ -125,7 +132,7 @@ class TauNormalization(SecondStage):
         tau: at least 0; 0 leaves the classifier as it is.
 
     Raises:
-        InputError: (a ValueError) if tau is negative or not finite.
+        InputError: if tau is negative or not finite.
     """
 
     trains = False
@@ -134,11 +141,9 @@ class TauNormalization(SecondStage):
         check_at_least("tau", tau, 0, "0 leaves the classifier as it is.")
         self.tau = tau
 
-    def attach(self, backbone: nn.Module) -> None:
+    def attach(self, backbone: nn.Module, num_classes: int) -> None:
         """Have the last layer divide its logits."""
-        linear = _like(backbone, TauNormalizedLinear)
-        linear.tau = self.tau
-        _replace_last(backbone, linear)
+        _replace_by(TauNormalizedLinear, backbone, num_classes).tau = self.tau
 
 
 class ScaledLinear(nn.Linear):
@@ -165,11 +170,13 @@ class TauNormalizedLinear(nn.Linear):
         return super().forward(features) / norms.pow(self.tau)
 
 
-def _like(backbone: nn.Module, cls: type[Linear]) -> Linear:
-    linear = _classifier(backbone)
-    if isinstance(linear, NormalizedLinear):
+def _replace_by(cls: type[Linear], backbone: nn.Module, num_classes: int) -> Linear:
+    old = _classifier(backbone, num_classes)
+    if isinstance(old, NormalizedLinear):
         raise InputError(
             "the lengths of class weights are to be changed, but the loss has them normalised (LDAM, GCL): add "
             "configs/loss/softmax.yaml for a network with a plain classifier, or use ClassifierRetraining."
         )
-    return cls(linear.in_features, linear.out_features, linear.bias is not None)
+    new = cls(old.in_features, num_classes, old.bias is not None)
+    _replace(backbone, old, new)
+    return new

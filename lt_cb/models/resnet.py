@@ -55,7 +55,7 @@ class ResNetCifar(nn.Module):
             (LDAM-DRW).
 
     Raises:
-        InputError: (a ValueError) if the depth is not 6 n + 2, or the shortcut or init is unknown.
+        InputError: if the depth is not 6 n + 2, or the shortcut or init is unknown.
     """
 
     def __init__(

@@ -1,0 +1,142 @@
+"""Sigmoid cross-entropy summed over classes, and the focal and asymmetric losses made of it."""
+
+import math
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lt_cb.errors import check_at_least, check_below_one
+from lt_cb.losses.base import Loss, LossOptions, ReductionOptions, one_hot
+from lt_cb.losses.weighting import Weighting
+
+
+class SigmoidLoss(Loss):
+    r"""Sigmoid cross-entropy *summed* over classes, with the class-balanced term equation 6 of `Cui et al. 2019`_.
+
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \sum_c \mathrm{softplus}(-z^t_{ic}),
+        \quad z^t_{ic} = z_{ic} \text{ if } c = y_i \text{ else } -z_{ic}
+
+    The weight of a sample multiplies all its C terms. The last layer's bias starts at -log(C - 1), the logit of
+    the prior 1 / C, and is not decayed.
+
+    .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
+    """
+
+    gamma = 0.0
+
+    def __init__(
+        self, class_counts: Sequence[int], weighting: Weighting | None = None, **options: Unpack[ReductionOptions]
+    ) -> None:
+        super().__init__(class_counts, weighting, **options)
+        self.prior_bias = -math.log(len(self.class_counts) - 1)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over classes of the binary terms."""
+        if targets.ndim == 1:
+            sign = torch.full_like(logits, -1.0).scatter(1, targets[:, None], 1.0)
+            return binary_terms(sign * logits, self.gamma).sum(1)
+        positive, negative = binary_terms(logits, self.gamma), binary_terms(-logits, self.gamma)
+        return (targets * positive + (1.0 - targets) * negative).sum(1)
+
+    def weigh(self, targets: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and targets as `Loss` does, but leave the targets that do not sum to 1 as they are.
+
+        Those (within 1 %) are labels mixed from several images; others are several labels of one image, whose terms
+        belong to no label alone, so that all of them have the mean weight of the labels.
+        """
+        weights, mixed = super().weigh(targets, class_weights)
+        if targets.ndim == 2:
+            mixed = torch.where(((targets.sum(1) - 1.0).abs() < 0.01)[:, None], mixed, targets)
+        return weights, mixed
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return a probability for each class on its own; they need not sum to 1."""
+        return self.adjust(logits).sigmoid()
+
+
+class FocalLoss(SigmoidLoss):
+    r"""Focal loss (Lin et al. 2017), with the class-balanced term equation 7 of `Cui et al. 2019`_.
+
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \sum_c \sigma(-z^t_{ic})^\gamma\, \mathrm{softplus}(-z^t_{ic})
+
+    It is `SigmoidLoss` with each term scaled by (1 - p_t)^gamma, through which the gradient flows; there is no
+    other alpha. Value and gradient are evaluated without overflow or, at gamma < 1, a NaN.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        gamma: focusing parameter, at least 0; 0 gives `SigmoidLoss`.
+        weighting: turns the class counts into class weights; None weights all classes alike.
+        options: see `ReductionOptions`.
+
+    .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        gamma: float = 1.0,
+        weighting: Weighting | None = None,
+        **options: Unpack[ReductionOptions],
+    ) -> None:
+        super().__init__(class_counts, weighting, **options)
+        check_at_least("gamma", gamma, 0, "0 gives the sigmoid loss.")
+        self.gamma = gamma
+
+
+class AsymmetricLoss(SigmoidLoss):
+    r"""Asymmetric loss for several labels, of `Ridnik et al. 2021`_, summed over classes.
+
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Big(-(1 - p_{iy})^{\gamma_+} \log p_{iy}
+        - \sum_{c \ne y} \tilde p_{ic}^{\,\gamma_-} \log(1 - \tilde p_{ic})\Big),
+        \quad p = \sigma(z), \quad \tilde p = \max(p - m, 0)
+
+    The defaults are the paper's; the gradient flows through all of it.
+
+    Args:
+        class_counts: training images of each class, shape (C,).
+        gamma_positive: focusing of the labels a sample has, at least 0.
+        gamma_negative: focusing of those it has not, at least 0. With margin 0 and both alike it is `FocalLoss`.
+        margin: m, in [0, 1): probability below which a label that a sample has not costs nothing.
+        options: see `LossOptions`.
+
+    Raises:
+        InputError: if a gamma is negative or not finite, or the margin is outside [0, 1).
+
+    .. _Ridnik et al. 2021: https://arxiv.org/abs/2009.14119
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        gamma_positive: float = 0.0,
+        gamma_negative: float = 4.0,
+        margin: float = 0.05,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(class_counts, **options)
+        check_at_least("gamma_positive", gamma_positive, 0, "0 is cross-entropy.")
+        check_at_least("gamma_negative", gamma_negative, 0, "0 is cross-entropy.")
+        check_below_one("margin", margin, "0 spares nothing.")
+        self.gamma_positive, self.gamma_negative, self.margin = gamma_positive, gamma_negative, margin
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over classes of the asymmetric terms."""
+        if targets.ndim == 1:
+            targets = one_hot(targets, logits)
+        positive = binary_terms(logits, self.gamma_positive)
+        if self.margin:
+            # not 0, whose power has an infinite gradient for exponents below 1
+            p = (logits.sigmoid() - self.margin).clamp(min=torch.finfo(logits.dtype).tiny)
+            negative = -((-logits).sigmoid() + self.margin).clamp(max=1.0).log() * p**self.gamma_negative
+        else:
+            negative = binary_terms(-logits, self.gamma_negative)
+        return (targets * positive + (1.0 - targets) * negative).sum(1)
+
+
+def binary_terms(signed: Tensor, gamma: float) -> Tensor:
+    """Return (1 - p)^gamma (-log p) for p = sigmoid(signed), element by element."""
+    cross_entropy = -F.logsigmoid(signed)
+    return cross_entropy * (gamma * F.logsigmoid(-signed)).exp() if gamma else cross_entropy

@@ -1,0 +1,39 @@
+"""What would go wrong on a GPU, found without one: a fake tensor knows its device, and refuses to be waited for."""
+
+import inspect
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import lt_cb.losses
+from lt_cb.losses import EffectiveNumber, Loss
+
+COUNTS = [500, 60, 7, 1, 0]
+LOSSES = [
+    loss
+    for loss in map(vars(lt_cb.losses).get, lt_cb.losses.__all__)
+    if inspect.isclass(loss) and issubclass(loss, Loss) and not inspect.isabstract(loss)
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cls", LOSSES, ids=lambda cls: cls.__name__)
+def test_a_loss_stays_on_the_device_and_never_waits_for_it(cls: type[Loss], dtype: torch.dtype) -> None:
+    size = len(COUNTS)
+    for options in ({}, {"weighting": EffectiveNumber(0.99)}, {"ignore_index": 255}, {"reduction": "weighted_mean"}):
+        if "ignore_index" in options and "options" not in inspect.signature(cls).parameters:
+            continue
+        loss = cls(COUNTS, **options).train()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            loss.to("cuda")
+            logits = torch.zeros(8, size, device="cuda", dtype=dtype)
+            soft = loss.soft_targets and "ignore_index" not in options
+            for targets in [torch.zeros(8, device="cuda", dtype=torch.int64), torch.zeros_like(logits)][: 1 + soft]:
+                value = loss(logits, targets)
+                assert (value.device.type, value.dtype, value.shape) == ("cuda", torch.float32, ())
+            assert loss.adjust(logits).device == loss.probabilities(logits).device == logits.device
+            with pytest.raises(RuntimeError):
+                loss(logits, targets.cpu())
+            with pytest.raises(DataDependentOutputException):  # so that the test tests something
+                value.item()
