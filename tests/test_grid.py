@@ -341,7 +341,7 @@ def test_a_worker_gives_fit_its_arguments_and_goes_on_from_a_checkpoint() -> Non
     grid({"folder": "g", "axes": axes})
     for name in ("half", "torn", "new", "changed"):
         Path(f"g/{name}/seed_0/checkpoints").mkdir(parents=True)
-    torch.save({}, "g/half/seed_0/checkpoints/last.ckpt")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6"}, "g/half/seed_0/checkpoints/last.ckpt")
     Path("g/torn/seed_0/checkpoints/last.ckpt").write_bytes(b"PK")
     subprocess.run([sys.executable, "-c", WORKER], check=True)
     calls, events = json.loads(Path("calls.json").read_text())

@@ -101,7 +101,7 @@ class CLI(LightningCLI):
         if self.command == "fit":
             parser.add_argument("--change_loss", type=bool, default=False, help="Go on with another loss than before.")
         if self.datamodule_class is not None:
-            parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed, apply_on="parse")
+            parser.link_arguments("seed_everything", "data.seed", compute_fn=int, apply_on="parse")
             parser.link_arguments("data.class_counts", "model.loss.init_args.class_counts", apply_on="instantiate")
             for name in checkpoints.DATA_FACTS:
                 parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -209,10 +209,6 @@ class CLI(LightningCLI):
     def _stage(self) -> str | None:
         stage = self.config.model.second_stage
         return None if stage is None else str(stage.class_path)
-
-
-def _seed(seed: bool | int) -> int:
-    return int(seed)
 
 
 def _same_run(config: Any) -> bool:  # noqa: ANN401 - as parsed
