@@ -52,7 +52,7 @@ class RunFolder(CSVLogger):
         Raises:
             InputError: if it has another run.
         """
-        run = RunDir(Path(self.log_dir))
+        run = RunDir(self.log_dir)
         if not goes_on and (run.is_done or run.checkpoint.is_file()):
             raise InputError(
                 f"'{run.path}' has a run already: set --folder to another, or go on with --ckpt_path {run.checkpoint}."
@@ -82,7 +82,7 @@ class _Metrics(ExperimentWriter):
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
-        file = RunDir(Path(self.log_dir)).metrics
+        file = RunDir(self.log_dir).metrics
         if not file.is_file():
             return
         with file.open(newline="") as stream:
@@ -187,7 +187,7 @@ class WandB(WandbLogger):
         if self._experiment is None or folder is None or self._experiment.disabled:
             return
         files = Path(self._experiment.dir, "run")  # W&B has a config.yaml of its own beside it
-        run = RunDir(Path(folder))
+        run = RunDir(folder)
         for file in (run.config, run.result):
             if file.is_file():
                 files.mkdir(exist_ok=True)

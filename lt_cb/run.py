@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,71 +11,28 @@ import yaml
 from lt_cb.errors import InputError
 
 
-@dataclass(frozen=True)
 class RunDir:
-    """The folder of a run. No other file of the project knows the names in it.
+    """The folder of a run, which need not exist. No other file of the project knows the names in it."""
 
-    Attributes:
-        path: the folder, which need not exist.
-    """
-
-    path: Path
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"  # all of the configuration, resolved
+        self.metrics = self.path / "metrics.csv"  # by epoch
+        self.result = self.path / "result.json"  # test metrics, counts, accuracy of each class, seeds, versions, time
+        self.checkpoint = self.path / "checkpoints" / "last.ckpt"  # after every epoch
+        self.logits = self.path / "logits.npz"  # of the test images, by `SaveLogits`
+        self.predictions = self.path / "predictions.csv"  # what ``predict`` writes
+        self.grid = self.path / "grid.json"  # which run of a grid it is
+        self.lock = self.path / "lock"  # held by the process that trains the run of a grid
+        self.log = self.path / "log.txt"  # what the run of a grid prints
+        self.error = self.path / "error.txt"  # why the run of a grid has failed
 
     @classmethod
     def below(cls, folder: Path) -> list["RunDir"]:
         """Return the folders of all runs below a folder, sorted: finished, begun, or planned by a grid."""
-        names = (cls(folder).result.name, cls(folder).config.name, cls(folder).grid.name)
+        run = cls(folder)
+        names = [file.name for file in (run.result, run.config, run.grid)]
         return [cls(path) for path in sorted({file.parent for name in names for file in folder.rglob(name)})]
-
-    @property
-    def config(self) -> Path:
-        """All of the configuration, resolved."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """Metrics by epoch."""
-        return self.path / "metrics.csv"
-
-    @property
-    def result(self) -> Path:
-        """Metrics of the test, class counts, accuracy of each class, seeds, versions, time: the end of a run."""
-        return self.path / "result.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last checkpoint, after every epoch."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
-    def logits(self) -> Path:
-        """Logits of the test images, of `SaveLogits`."""
-        return self.path / "logits.npz"
-
-    @property
-    def predictions(self) -> Path:
-        """What ``predict`` writes."""
-        return self.path / "predictions.csv"
-
-    @property
-    def grid(self) -> Path:
-        """Which run of a grid it is."""
-        return self.path / "grid.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains the run of a grid."""
-        return self.path / "lock"
-
-    @property
-    def log(self) -> Path:
-        """What the run of a grid prints."""
-        return self.path / "log.txt"
-
-    @property
-    def error(self) -> Path:
-        """Why the run of a grid has failed."""
-        return self.path / "error.txt"
 
     @property
     def is_done(self) -> bool:

@@ -1,6 +1,5 @@
 """The logits of the test images, for what is asked of them later."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +54,6 @@ class SaveLogits(Callback):
                 whole[rank :: len(shares)] = share.cpu()
             arrays[name] = whole.numpy()
         if trainer.is_global_zero:
-            file = RunDir(Path(folder or ".")).logits
+            file = RunDir(folder or ".").logits
             np.savez(file.with_suffix(".part.npz"), **arrays)
             file.with_suffix(".part.npz").replace(file)

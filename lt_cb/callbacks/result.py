@@ -2,7 +2,6 @@
 
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -79,7 +78,7 @@ class ResultFile(Callback):
                 "lightning": lightning.__version__,
             },
         }
-        write_json(RunDir(Path(folder)).result, result)
+        write_json(RunDir(folder).result, result)
         Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
 
 

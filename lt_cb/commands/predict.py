@@ -4,7 +4,6 @@ import csv
 import operator
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -69,7 +68,7 @@ class Predict(CLI):
         folder = self.trainer.log_dir  # a broadcast, which all processes have to join
         if not self.trainer.is_global_zero or not batches:
             return
-        file = RunDir(Path(folder or ".")).predictions
+        file = RunDir(folder or ".").predictions
         file.parent.mkdir(parents=True, exist_ok=True)
         pairs = [pair for classes, probabilities in batches for pair in zip(classes, probabilities, strict=True)]
         with file.open("w", newline="") as stream:

@@ -213,7 +213,7 @@ class CLI(LightningCLI):
 
 def _same_run(config: Any) -> bool:  # noqa: ANN401 - as parsed
     """Return whether the checkpoint to start from is that of the folder to write to."""
-    path, own = config.get("ckpt_path"), RunDir(Path(config.folder)).checkpoint
+    path, own = config.get("ckpt_path"), RunDir(config.folder).checkpoint
     return path is not None and own.is_file() and Path(path).resolve() == own.resolve()
 
 

@@ -137,7 +137,7 @@ def read_run(where: str | Path) -> Result:
     """
     if not Path(where).is_dir() and re.fullmatch(r"[^/.]+/[^/]+/[^/]+", str(where)):
         return read_run(_download(str(where)))
-    run = RunDir(Path(where))
+    run = RunDir(where)
     return _result(run, run.read_result(), flatten(run.read_config()))
 
 

@@ -1,0 +1,48 @@
+"""The steps of the module on a GPU that is not there: see test_devices.py."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lt_cb.losses import EffectiveNumber, FocalLoss, LADELoss, LDAMLoss, Loss, SoftmaxLoss
+from lt_cb.models import ClassifierRetraining
+from lt_cb.module import LongTailedClassifier
+
+COUNTS = [134, 86, 56, 36, 23, 15, 9, 6, 4, 2, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: SoftmaxLoss(COUNTS), {}),
+        (lambda: FocalLoss(COUNTS, weighting=EffectiveNumber(0.99)), {}),
+        (lambda: LDAMLoss(COUNTS), {}),
+        (lambda: LADELoss(COUNTS), {"second_stage": ClassifierRetraining()}),
+    ],
+    ids=["softmax", "cb_focal", "ldam", "lade_crt"],
+)
+def test_no_step_mixes_devices_or_waits(make: Callable[[], Loss], options: dict, dtype: torch.dtype) -> None:
+    model = LongTailedClassifier(make(), "resnet20", in_channels=1, **options)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():  # as a strategy moves it, without the swap that fake parameters refuse
+            for name, value in [*module._parameters.items(), *module._buffers.items()]:
+                if value is not None:
+                    moved = value.data.to("cuda")
+                    own = isinstance(value, torch.nn.Parameter)
+                    setattr(module, name, torch.nn.Parameter(moved, value.requires_grad) if own else moved)
+        for metric in (model.train_loss, model.eval_loss, model.eval_top5, model.eval_classes):
+            for name in metric._defaults:
+                setattr(metric, name, getattr(metric, name).to("cuda"))
+        images = torch.zeros(4, 1, 16, 16, dtype=torch.uint8, device="cuda")
+        batch = images, torch.zeros(4, dtype=torch.int64, device="cuda")
+        if dtype != torch.float32:  # what autocast would hand to the loss
+            model.backbone.register_forward_hook(lambda module, inputs, logits: logits.to(dtype))
+        assert model.training_step(batch, 0).device.type == "cuda"
+        model.eval()
+        for step in (model.validation_step, model.test_step):
+            assert {value.device.type for value in step(batch, 0).values()} == {"cuda"}
+        assert {value.device.type for value in model.predict_step(batch, 0)} == {"cuda"}
+        assert model.eval_classes.compute()[0].device.type == "cuda"
