@@ -108,7 +108,7 @@ class TestWeights:
     @given(COUNTS)
     def test_the_suggested_beta_is_near_inverse_frequency(self, counts: list[int]) -> None:
         products = effective_number(counts, suggest_beta(counts)) / torch.tensor(counts)
-        assert 1 - math.exp(-1) <= products.min() <= products.max() <= 1 + 1e-9
+        assert 0.632 <= products.min() <= products.max() <= 1 + 1e-6  # 1 - 1 / e; 1 - 1 / n is rounded
 
     def test_no_images_suggest_no_beta(self) -> None:
         with pytest.raises(ValueError, match="all class_counts are 0"):
