@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor, nn
 
 from lt_cb.errors import InputError
+from lt_cb.losses import Loss
 
 CONFIG = "lt_cb_config"  # the resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
@@ -42,14 +43,14 @@ def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the configuration of the run, or of a checkpoint made in Python that of its model; None without either."""
     hparams = content.get("hyper_parameters", {})
     if CONFIG in content:
-        found = yaml.safe_load(content[CONFIG])
+        run = yaml.safe_load(content[CONFIG])
     elif isinstance(hparams.get("loss"), dict):
         model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
         options = {key: value for key, value in hparams["loss"]["init_args"].items() if key != "class_counts"}
-        found = {"model": {**model, "loss": {**hparams["loss"], "init_args": options}}}
+        run = {"model": {**model, "loss": {**hparams["loss"], "init_args": options}}}
     else:
         return None
-    return without_pretrained(found, "model")
+    return without_pretrained(run, "model")
 
 
 def without_pretrained(hparams: dict[str, Any], *path: str) -> dict[str, Any]:
@@ -185,8 +186,11 @@ def describe(hparams: MutableMapping[str, Any]) -> None:
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any argument of a loss
     if value is None or isinstance(value, bool | int | float | str | list | tuple | dict):
         return value
-    arguments = list(inspect.signature(type(value)).parameters)
+    if isinstance(value, Loss):
+        arguments = value.arguments()
+    else:
+        arguments = {name: getattr(value, name) for name in inspect.signature(type(value)).parameters}
     return {
         "class_path": f"{type(value).__module__}.{type(value).__qualname__}",
-        "init_args": {name: _plain(getattr(value, name)) for name in arguments},
+        "init_args": {name: _plain(argument) for name, argument in arguments.items()},
     }

@@ -74,7 +74,7 @@ class ClassesToWandB(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count who is taken for whom."""
+        """Add the batch to the confusion matrix."""
         if wandb_logger(trainer) is None or not isinstance(pl_module, LongTailedClassifier):
             return
         classes = len(pl_module.class_names)
@@ -112,8 +112,8 @@ class ClassesToWandB(Callback):
 
 
 def _mean(values: np.ndarray) -> float:
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else float("nan")
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _bands(module: LongTailedClassifier) -> tuple[list[str], list[np.ndarray]]:

@@ -133,7 +133,7 @@ class Loss(nn.Module, ABC):
         return {name: getattr(self, name) for name in names}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
-        state_dict.pop(f"{prefix}class_weights", None)  # of checkpoints before 2026-11-24
+        state_dict.pop(f"{prefix}class_weights", None)  # of older checkpoints
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @abstractmethod
