@@ -1,8 +1,9 @@
 import os
 from pathlib import Path
 
-# several tests start processes beside this one, and threads that wait by spinning take the cores from them; OpenMP
-# reads it when torch is imported
+# a process of the tests for each core, some of which start others: threads take the cores from them, and more so where
+# they wait by spinning; OpenMP reads it when torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np

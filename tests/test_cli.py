@@ -197,6 +197,7 @@ def test_another_loss_starts_from_its_own_defaults(capsys: pytest.CaptureFixture
     assert resolved("--model.optimizer=AdamW")["optimizer"]["init_args"]["lr"] == 0.001
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_pretrained_weights_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
@@ -261,6 +262,7 @@ def test_the_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("runs/g/a/version_0/result.json").is_file()  # a folder of its own
 
 
+@pytest.mark.slow
 def test_help_and_version_do_not_wait_for_torch() -> None:
     code = (
         "import sys; from lt_cb.__main__ import main\n"
@@ -424,6 +426,7 @@ def test_a_bad_folder_leaves_no_run(folder: Path, damage: str, capsys: pytest.Ca
     assert expected[damage] in sentence
 
 
+@pytest.mark.slow
 def test_console_script_and_module_exit_alike() -> None:
     environment = {**os.environ, "COLUMNS": "80"}
     for command in (["lt-cb"], [sys.executable, "-m", "lt_cb"]):
@@ -434,6 +437,7 @@ def test_console_script_and_module_exit_alike() -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
     """400 test images over 3 processes, which have 2, 1 and 1 batches of at most 133."""
     run = fit("--data.batch_size=133", "--trainer.callbacks+=SaveLogits")
@@ -464,6 +468,7 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
         assert there["confidence"].shape == (400,)
 
 
+@pytest.mark.slow
 def test_training_in_two_processes(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -47,6 +47,7 @@ def train(
     return module, losses.values
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_as_any_other(tmp_path: Path) -> None:
     (plain, _), (compiled, _) = train(tmp_path), train(tmp_path, compiled=True)
     for name, value in plain.state_dict().items():
@@ -55,6 +56,7 @@ def test_a_compiled_network_trains_as_any_other(tmp_path: Path) -> None:
     assert again.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_mixed_precision_differs_less_than_seeds_do(tmp_path: Path) -> None:
     (_, exact), (mixed, rounded) = train(tmp_path), train(tmp_path, "bf16-mixed")
     other = train(tmp_path, seed=1)[1]

@@ -19,6 +19,8 @@ from lt_cb.__main__ import main
 from lt_cb.loggers import RunFolder
 from lt_cb.report import read_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
 WANDB = str(ROOT / "configs/logger/wandb.yaml")

@@ -12,6 +12,8 @@ from nbclient import NotebookClient
 from lt_cb.__main__ import main
 from lt_cb.losses import class_weights
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]

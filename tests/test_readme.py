@@ -12,6 +12,8 @@ from lt_cb import losses
 from lt_cb.__main__ import main
 from lt_cb.grid import read_plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 LOSSES = (ROOT / "docs/losses.md").read_text()

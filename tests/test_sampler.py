@@ -73,7 +73,7 @@ def test_rounding_is_fair() -> None:
 def test_impossible_beta_is_refused() -> None:
     with pytest.raises(ValueError, match=r"beta is 1.0, but must be in \[0, 1\)"):
         EffectiveNumberSampler(1.0)
-    with pytest.raises(ValueError, match=r"drs_start is 160, but must be a part of the training in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"drs_start is 160, but must be a fraction of the training in \[0, 1\]"):
         LongTailedDataModule(drs_start=160)
 
 

@@ -115,6 +115,7 @@ def test_start_from_a_checkpoint_in_python() -> None:
         other.start_from(checkpoint)
 
 
+@pytest.mark.slow
 def test_from_fit_to_second_stages(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs/quickstart"
