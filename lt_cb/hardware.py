@@ -1,6 +1,7 @@
 """The hardware: memory and cores that a process may use, and whether it multiplies in bfloat16. Imports no torch."""
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,19 @@ def mixed_precision(accelerator: Any) -> str | None:  # noqa: ANN401 - of a Trai
         return None
     instructions: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than torch 2.8
     return "bf16-mixed" if instructions.get("amx_bf16") else None
+
+
+def processor(device: Any) -> str:  # noqa: ANN401 - a torch.device
+    """Return what a device is, for the record of a run: a GPU's name, or the CPU's with its widest instructions."""
+    if device.type == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return f"{platform.machine()} {platform.processor()}".strip()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", "").split()
+    widest = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "")
+    return f"{facts.get('model name', platform.machine())} {widest}".strip()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,18 @@ def write_json(file: Path, value: Any) -> None:  # noqa: ANN401 - JSON
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n")
     temporary.replace(file)
+
+
+def commit() -> str | None:
+    """Return the commit of the code, with a + where it was changed since; None for an installed package."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        top, head = git("rev-parse", "--show-toplevel", "HEAD").split()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "lt_cb").strip()
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+    return head[:12] + "+" * bool(changed) if Path(top) == root else None  # else the package lies in another's

@@ -12,9 +12,10 @@ from rich.table import Table
 
 import lt_cb
 from lt_cb.data import LongTailedDataModule
+from lt_cb.hardware import processor
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir, write_json
+from lt_cb.run import RunDir, commit, write_json
 
 
 class ResultFile(Callback):
@@ -60,17 +61,23 @@ class ResultFile(Callback):
             "class_counts": counts,
             "shot_groups": pl_module.groups,
             "per_class_accuracy": accuracy,
+            "correct": pl_module.per_class["correct"],
             "test_counts": tested,
             "test_images": sum(tested),
             "epochs": trainer.current_epoch,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "seeds": {name: facts.get(name) for name in ("seed_everything", "subset_seed")},
             "subset_sha256": facts.get("subset_sha256"),
+            "validated_on": facts.get("validated_on"),
             "parameters": sum(p.numel() for p in pl_module.backbone.parameters()),
             "wall_time_s": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             "precision": str(trainer.precision),
             "device": str(pl_module.device),
+            "processor": processor(pl_module.device),
+            "threads": torch.get_num_threads(),
+            "processes": trainer.world_size,
             "wandb_run": None if wandb is None else wandb.version,
+            "commit": commit(),
             "versions": {
                 "lt_cb": lt_cb.__version__,
                 "python": platform.python_version(),

@@ -177,7 +177,12 @@ class LongTailedDataModule(LightningDataModule):
 
     def facts(self) -> dict[str, Any]:
         """Return what tells this training set from another, for the record of a run."""
-        return {"seed_everything": self.seed, "subset_seed": self.subset_seed, "subset_sha256": self.subset_hash}
+        return {
+            "seed_everything": self.seed,
+            "subset_seed": self.subset_seed,
+            "subset_sha256": self.subset_hash,
+            "validated_on": "held_out" if self.val_fraction else "val" if self.source.has_val else "test",
+        }
 
     def prepare_data(self) -> None:
         """Download or decode what is missing, so that what is wrong with it shows before a run begins."""
