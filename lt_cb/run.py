@@ -1,5 +1,6 @@
 """A run's folder: the names of its files, how they are read and written, and its state. Imports no torch."""
 
+import csv
 import json
 import os
 import subprocess
@@ -78,6 +79,20 @@ class RunDir:
         if not isinstance(raw, dict) or not {"metrics", "class_counts", "per_class_accuracy", "seeds"} <= raw.keys():
             raise InputError(f"'{self.result}' is not the result of a run: remove it.")
         return raw
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        """Return the rows of the metrics by epoch, none if there are none.
+
+        Raises:
+            InputError: if they are damaged.
+        """
+        try:
+            with self.metrics.open(newline="") as stream:
+                return list(csv.DictReader(stream))
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"'{self.metrics}' is damaged ({error}): remove it.") from error
 
     def read_grid(self) -> dict[str, Any]:
         """Return name, aliases, digest and arguments of the run, as its grid has written them.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import yaml
 from hypothesis import given
@@ -89,29 +90,32 @@ def test_means_and_the_paper_beside_them(tmp_path: Path) -> None:
     error = table(page, "Error")
     plain, cb = error["Softmax",], error["Focal gamma 1, CB β 0.9999",]
     assert plain["cifar10 IF 100"] == f"30.00 ± {statistics.stdev(errors['plain']):.2f}"
-    assert cb["cifar10 IF 100"] == f"**25.10 ± {statistics.stdev(errors['cb']):.2f}**"
-    assert (plain["Digits IF 50"], cb["Digits IF 50"]) == ("**77.00** (1 of 3 seeds)", "–")
+    assert cb["cifar10 IF 100"] == f"25.10 ± {statistics.stdev(errors['cb']):.2f}"
+    assert (plain["Digits IF 50"], cb["Digits IF 50"]) == ("77.00 (1 of 3 seeds)", "–")
 
     paper = table(page, "Beside the paper")  # 29.64 and 25.43 there
     row = paper["Softmax", "cifar10 IF 100"]
     assert (row["paper"], row["difference"]) == ("29.64", "+0.36")
-    assert row["within two standard errors"] == "yes"
+    assert row["within the interval"] == "yes"
     row = paper["Focal gamma 1, CB β 0.9999", "cifar10 IF 100"]
     assert (row["paper"], row["difference"]) == ("25.43", "-0.33")
-    assert 2 * 0.1 / math.sqrt(3) < 0.33
-    assert row["within two standard errors"] == "no"
+    assert 4.303 * 0.1 / math.sqrt(3) < 0.33
+    assert row["within the interval"] == "no"
 
     difference = table(page, "Differences")["Focal gamma 1, CB β 0.9999", "cifar10 IF 100"]
     assert difference["lower by"] == "+4.90"
     low, high = map(float, difference["interval"].split(" to "))
-    assert 4.0 <= low <= 4.9 <= high <= 5.8
+    gains = [a - b for a, b in zip(errors["plain"], errors["cb"], strict=True)]
+    expected = scipy.stats.t.interval(0.95, 2, 4.9, statistics.stdev(gains) / math.sqrt(3))
+    assert (low, high) == pytest.approx(expected, abs=0.006)
+    assert difference["verdict"] == "lower"
     assert table(page, "Missing runs")[str(tmp_path / "d"),]["state"] == "failed"
     assert table(page, "Accuracy of the classes")["Softmax", "cifar10 IF 100"]["acc/few"] == "68.00"
     with (tmp_path / "report.csv").open() as stream:
         rows = {row["folder"]: float(row["error"]) for row in csv.DictReader(stream)}
     assert rows[str(tmp_path / "a/1")] == 30.0
     web = (tmp_path / "report.html").read_text()
-    assert "<b>25.10 ± 0.10</b>" in web
+    assert "<td>25.10 ± 0.10</td>" in web
     assert web.count("<svg") == 4
     assert "http" not in web.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
@@ -126,8 +130,8 @@ def test_what_tells_two_methods_apart_is_in_their_names(tmp_path: Path) -> None:
         main(["report", str(tmp_path), "--out", str(tmp_path / "out")])
     error = table((tmp_path / "out/report.md").read_text(), "Error")
     assert {key[0]: row["cifar10 IF 100"] for key, row in error.items()} == {
-        "Softmax, backbone resnet32": "**31.00 ± 1.41**",
-        "Softmax, backbone resnet56": "**31.00** (1 of 2 seeds)",
+        "Softmax, backbone resnet32": "31.00 ± 1.41",
+        "Softmax, backbone resnet56": "31.00 (1 of 2 seeds)",
     }
 
 
@@ -167,7 +171,7 @@ def test_table_3_beside_table_2(tmp_path: Path) -> None:
         (softmax, ilsvrc): ("23.00", "23.92", "-0.92"),
         ("Softmax", cifar): ("30.00", "29.64", "+0.36"),  # as in a report of Table 2 alone
     }
-    assert paper[softmax, inat]["within two standard errors"] == "yes"  # 2 x 0.71 / sqrt(2) is 1
+    assert paper[softmax, inat]["within the interval"] == "yes"  # 2 x 0.71 / sqrt(2) is 1
     assert {row["unlike the paper"] for row in paper.values()} == {"–"}
     top5 = table(page, "Beside the paper, top-5")
     assert {key: (row["ours"], row["paper"], row["difference"]) for key, row in top5.items()} == {
@@ -175,7 +179,7 @@ def test_table_3_beside_table_2(tmp_path: Path) -> None:
         (softmax, ilsvrc): ("7.50", "7.03", "+0.47"),
     }
     error = table(page, "Error")
-    assert error[softmax,] == {"method": softmax, cifar: "–", ilsvrc: "**23.00** (1 of 2 seeds)", inat: "43.50 ± 0.71"}
+    assert error[softmax,] == {"method": softmax, cifar: "–", ilsvrc: "23.00 (1 of 2 seeds)", inat: "43.50 ± 0.71"}
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,7 @@ def test_accuracy_instead_of_error(tmp_path: Path) -> None:
     page = (tmp_path / "report.md").read_text()
     accuracy = table(page, "Balanced accuracy")
     assert accuracy["Softmax",]["cifar10 IF 100"] == "59.00 ± 1.41"
-    assert accuracy["Softmax, CB β 0.999",]["cifar10 IF 100"] == "**67.50 ± 3.54**"
+    assert accuracy["Softmax, CB β 0.999",]["cifar10 IF 100"] == "67.50 ± 3.54"
     assert table(page, "Differences")["Softmax, CB β 0.999", "cifar10 IF 100"]["higher by"] == "+8.50"
     assert table(page, "Beside the paper")["Softmax", "cifar10 IF 100"]["ours"] == "41.00 ± 1.41"  # errors
 
@@ -240,7 +244,7 @@ def test_last_and_best_checkpoint_are_two_rows_and_a_repeated_run_counts_once(tm
         main(["report", str(tmp_path)])
     page = (tmp_path / "report.md").read_text()
     assert {key[0]: row["cifar10 IF 100"] for key, row in table(page, "Error").items()} == {
-        "Softmax, best checkpoint": "**28.50 ± 0.71**",
+        "Softmax, best checkpoint": "28.50 ± 0.71",
         "Softmax, last checkpoint": "33.00 (1 of 2 seeds)",
     }
     assert table(page, "Missing runs")[str(tmp_path / "a"),]["state"] == "repeated later"

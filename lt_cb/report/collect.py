@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError
+from lt_cb.report import rows
 from lt_cb.run import RunDir, flatten
 
 # keys that do not change what is trained: paths, workers, loggers, callbacks
@@ -54,6 +55,10 @@ class Result:
     shot_groups: dict[str, list[int]]
     per_class: list[float | None]
     checkpoint: str  # last, best or none
+    validated_on: str | None  # held_out or val, or the test images
+    correct: list[int]  # test images of each class that were right
+    counted: list[int]  # test images of each class
+    row: dict[str, str]  # of kept results
 
     def score(self, metric: str) -> float:
         """Return ``error`` (top-1), ``error_top5``, ``acc`` or another of the metrics, in percent.
@@ -62,6 +67,11 @@ class Result:
             InputError: if the run has no such metric.
         """
         name = ERRORS.get(metric, metric)
+        if metric.startswith("val/") and self.validated_on in (None, "test"):
+            raise InputError(
+                f"'{self.folder}' was validated on the test images, by which nothing may be chosen: train with "
+                "--data.val_fraction 0.1, or with validation images of your own."
+            )
         if name not in self.metrics:
             raise InputError(f"'{self.folder}' has no metric '{metric}', but error, {', '.join(self.metrics)}.")
         return 100.0 - 100.0 * self.metrics[name] if metric in ERRORS else 100.0 * self.metrics[name]
@@ -99,12 +109,16 @@ def collect(folder: Path) -> Runs:
     Raises:
         InputError: if there are none.
     """
-    existing = RunDir.below(folder)
-    done = [run for run in existing if run.is_done and run.config.is_file()]
+    if (folder / rows.ROWS).is_file():
+        existing, done = [], rows.read(folder)
+    else:
+        existing = RunDir.below(folder)
+        done = [(run.path, _raw(run), run.read_config()) for run in existing if run.is_done and run.config.is_file()]
     if not done:
         name = RunDir(folder).result.name
         raise InputError(f"there is no run with a {name} in '{folder}': give the folder of finished runs.")
-    raws, configs = [run.read_result() for run in done], [flatten(run.read_config()) for run in done]
+    paths, raws = [path for path, _, _ in done], [raw for _, raw, _ in done]
+    configs = [flatten(config) for _, _, config in done]
     by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for config in configs:
         named = {k: v for k, v in config.items() if k in NAMED or k.startswith("model.loss")}
@@ -114,14 +128,16 @@ def collect(folder: Path) -> Runs:
     network = _varied(configs) & NETWORK.keys()
     extras = [sorted(varied | {key for key in network if c.get(key) != NETWORK[key]}) for c in configs]
     several = len({_checkpoint(raw) for raw in raws}) > 1
-    results = [_result(*each, several) for each in zip(done, raws, configs, extras, strict=True)]
+    results = [_result(*each, several) for each in zip(paths, raws, configs, extras, strict=True)]
     newest = {
         (result.method, result.data, result.seed): result.folder
-        for result in sorted(results, key=lambda r: RunDir(r.folder).result.stat().st_mtime_ns)
+        for result in (
+            sorted(results, key=lambda r: RunDir(r.folder).result.stat().st_mtime_ns) if existing else results
+        )
     }
     kept = [result for result in results if newest[result.method, result.data, result.seed] == result.folder]
     missing = {result.folder: "repeated later" for result in results if result not in kept}
-    missing |= {run.path: f"without its {run.config.name}" for run in existing if run.is_done and run not in done}
+    missing |= {run.path: f"without its {run.config.name}" for run in existing if run.is_done and run.path not in paths}
     missing |= {run.path: state for run in existing if not run.is_done and (state := run.state)}
     return Runs(kept, list(missing.items()))
 
@@ -138,7 +154,15 @@ def read_run(where: str | Path) -> Result:
     if not Path(where).is_dir() and re.fullmatch(r"[^/.]+/[^/]+/[^/]+", str(where)):
         return read_run(_download(str(where)))
     run = RunDir(where)
-    return _result(run, run.read_result(), flatten(run.read_config()))
+    return _result(run.path, _raw(run), flatten(run.read_config()))
+
+
+def _raw(run: RunDir) -> dict[str, Any]:
+    """Return the result of a run with the metrics of its last validation."""
+    raw = run.read_result()
+    last = next((row for row in reversed(run.read_metrics()) if row.get("val/acc")), {})
+    validation = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
+    return {**raw, "metrics": {**validation, **raw["metrics"]}}
 
 
 def _download(name: str) -> Path:
@@ -175,7 +199,7 @@ def _subset(config: Mapping[str, Any], factor: float) -> str:
 
 
 def _result(
-    run: RunDir, raw: dict[str, Any], config: dict[str, Any], extra: Sequence[str] = (), name_checkpoint: bool = False
+    folder: Path, raw: dict[str, Any], config: dict[str, Any], extra: Sequence[str] = (), name_checkpoint: bool = False
 ) -> Result:
     counts = [int(n) for n in raw["class_counts"]]
     factor = config.get("data.imbalance_factor") or max(counts) / max(min(counts), 1)
@@ -198,7 +222,7 @@ def _result(
     others += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
     name = " ".join([loss.removesuffix("Loss"), *named])
     return Result(
-        folder=run.path,
+        folder=folder,
         data=f"{source} {subset}" + (f", IF {factor:g}" if subset == WHOLE else ""),
         method=", ".join([name, *weights, *others]),
         family=", ".join([name, *others]) if weighting in (None, "EffectiveNumber") else None,
@@ -219,4 +243,8 @@ def _result(
         shot_groups=raw.get("shot_groups", {}),
         per_class=raw["per_class_accuracy"],
         checkpoint=_checkpoint(raw),
+        validated_on=raw.get("validated_on") or ("held_out" if config.get("data.val_fraction") else None),
+        correct=raw.get("correct", []),
+        counted=raw.get("test_counts", []),
+        row=raw.get("row", {}),
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lt_cb.errors import ArgumentParser, InputError
+from lt_cb.report import rows
 from lt_cb.report.collect import Runs, collect
 from lt_cb.report.figures import figures
 from lt_cb.report.posthoc import MEANS, class_means
@@ -30,10 +31,15 @@ def main(args: Sequence[str]) -> int:
         InputError: if there are no runs.
     """
     parser = ArgumentParser("lt-cb report", description="Tables and pictures of a folder of runs.")
-    parser.add_argument("folder", type=Path, help="of runs, as runs/digits")
+    parser.add_argument("folder", type=Path, help="of runs, as runs/digits, or of kept results, as results/cifar10")
     parser.add_argument("--out", type=Path, help="folder of report.md, report.csv and report.html; default the runs'")
     parser.add_argument("--metric", choices=METRICS, default="error", help="of the first table; default error")
+    parser.add_argument("--save", type=Path, metavar="RESULTS", help="add the runs to kept results, as results/cifar10")
     options = parser.parse_args(args)
+    if options.save is not None:
+        added, total = rows.save(options.folder, options.save)
+        print(f"{added} runs added to {options.save}, which has {total}.")
+        return 0
     runs = collect(options.folder)
     cells = cells_of(runs, options.metric)
     out = options.out or options.folder

@@ -11,7 +11,14 @@ from lt_cb.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
 from lt_cb.report.tables import Cell, cells_of, paired_differences
 from lt_cb.run import RunDir
 
-METRICS = {"error": "Error", "acc": "Accuracy", "balanced_acc": "Balanced accuracy"}
+METRICS = {
+    "error": "Error",
+    "acc": "Accuracy",
+    "balanced_acc": "Balanced accuracy",
+    "val/acc": "Validation accuracy",
+    "val/balanced_acc": "Balanced validation accuracy",
+}
+MEANINGS = {"error": "Top-1 error", "acc": "Top-1 accuracy", "balanced_acc": "Mean accuracy over classes"}
 
 
 @dataclass
@@ -30,12 +37,18 @@ def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> lis
     Args:
         runs: finished and missing ones.
         cells: of ``metric``.
-        metric: of the first table, ``error``, ``acc`` or ``balanced_acc``.
+        metric: of the first table, a key of ``METRICS``.
     """
     errors = cells if metric == "error" else cells_of(runs)
     top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics], []), "error_top5")
     papers = [_papers(errors, "Beside the paper", "Top-1"), _papers(top5, "Beside the paper, top-5", "Top-5")]
-    parts = [_main(runs, cells, metric), *papers, _differences(runs, metric), _groups(runs)]
+    parts = [
+        _main(runs, cells, metric),
+        _chosen(runs, cells, metric),
+        *papers,
+        _differences(runs, metric),
+        _groups(runs),
+    ]
     return [section for section in [*parts, *_from_logits(runs), _missing(runs)] if section.rows]
 
 
@@ -43,11 +56,13 @@ def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Sectio
     columns = runs.columns()
     most = max(len(cell.values) for cell in cells.values())
     checkpoints = " and ".join(sorted({result.checkpoint for result in runs.results}))
-    what = {"error": "Top-1 error", "acc": "Top-1 accuracy", "balanced_acc": "Mean accuracy over classes"}[metric]
+    validation, what = metric.startswith("val/"), MEANINGS[metric.removeprefix("val/")]
     seeds = f"{most} {'seed' if most == 1 else 'seeds'}"
+    images = "images held out for validation" if validation else "test images"
+    choice = "Bold: the best mean of a column." if validation else "Nothing may be chosen by it."
     words = (
-        f"{what} on the test images in percent: mean ± standard deviation over {seeds} (fewer where that is said), of "
-        f"the checkpoint: {checkpoints}. Bold: the best mean of a column. –: no finished run."
+        f"{what} on the {images} in percent: mean ± standard deviation over {seeds} (fewer where that is said), of "
+        f"the checkpoint: {checkpoints}. {choice} –: no finished run."
     )
 
     def text(cell: Cell | None) -> str:
@@ -60,6 +75,18 @@ def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Sectio
     return Section(METRICS[metric], words, ["method", *columns], rows)
 
 
+def _chosen(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
+    """Return the test figures of what a validation metric chooses."""
+    tested = [cells_of(runs, name) for name in ("error", "balanced_acc")]
+    rows = [
+        [data, cell.method, str(cell), *[str(test[method, data]) for test in tested]]
+        for (method, data), cell in cells.items()
+        if cell.best
+    ]
+    words = "What the validation images choose, by their mean over seeds, and what it reaches on the test images."
+    return Section("Chosen by validation", words, ["data", "method", METRICS[metric], "error", "balanced acc"], rows)
+
+
 def _papers(cells: dict[tuple[str, str], Cell], title: str, what: str) -> Section:
     rows = []
     for cell in cells.values():
@@ -70,25 +97,28 @@ def _papers(cells: dict[tuple[str, str], Cell], title: str, what: str) -> Sectio
             rows.append([cell.method, cell.data, str(cell), f"{cell.paper:.2f}", difference, agrees, unlike])
     words = (
         f"{what} error in percent, and that of Cui et al. 2019 (Tables 2 and 3, one run a figure): whether it is "
-        "within two standard errors of our mean. Unlike the paper's are runs of another length, and those with images "
-        "held out, a sampler, mixed images, deferred weights, a second stage or pretrained weights; learning rate, "
-        "batch size, augmentation and the rest are not compared."
+        "within the 95 % interval of our mean (Student's t over seeds). Unlike the paper's are runs of another length, "
+        "and those with images held out, a sampler, mixed images, deferred weights, a second stage or pretrained "
+        "weights; learning rate, batch size, augmentation and the rest are not compared."
     )
-    header = ["method", "data", "ours", "paper", "difference", "within two standard errors", "unlike the paper"]
+    header = ["method", "data", "ours", "paper", "difference", "within the interval", "unlike the paper"]
     return Section(title, words, header, rows)
 
 
 def _differences(runs: Runs, metric: str) -> Section:
-    rows = [
-        [d.method, d.data, f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", str(d.seeds)]
-        for d in paired_differences(runs, metric)
-    ]
-    better = "lower" if metric == "error" else "higher"
+    better, worse = ("lower", "higher") if metric == "error" else ("higher", "lower")
+    rows = []
+    for d in paired_differences(runs, metric):
+        verdict = "not told apart" if d.low <= 0 <= d.high else better if d.mean > 0 else worse
+        interval = f"{d.low:+.2f} to {d.high:+.2f}"
+        rows.append([d.method, d.data, f"{d.mean:+.2f}", interval, str(d.seeds), verdict])
     words = (
         f"How much {better} the {METRICS[metric].lower()} is than that of {runs.methods()[0]}, in points, on the same "
-        "seeds: mean and 95 % bootstrap interval over seeds. With few seeds the interval is too narrow."
+        "seeds: mean and 95 % interval of Student's t over the paired differences. Where it holds 0, the two are not "
+        "told apart."
     )
-    return Section("Differences", words, ["method", "data", f"{better} by", "interval", "seeds"], rows)
+    header = ["method", "data", f"{better} by", "interval", "seeds", "verdict"]
+    return Section("Differences", words, header, rows)
 
 
 def _groups(runs: Runs) -> Section:

@@ -1,0 +1,184 @@
+"""Kept results: a row a run, and each configuration once, from which every table is made again. Imports no torch."""
+
+import copy
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lt_cb.errors import InputError
+from lt_cb.run import RunDir, read_yaml
+
+ROWS, CONFIGS = "runs.csv", "configs"
+# what does not change what is trained, or has a column of its own
+NOT_KEPT = (
+    ("seed_everything",), ("name",), ("folder",), ("ckpt_path",), ("weights_only",),
+    ("data", "root"), ("data", "subset_seed"), ("data", "num_workers"),
+    ("trainer", "logger"), ("trainer", "default_root_dir"),
+    ("trainer", "enable_progress_bar"), ("trainer", "enable_model_summary"),
+)  # fmt: skip
+FACTS = (
+    "subset_sha256",
+    "validated_on",
+    "epochs",
+    "precision",
+    "device",
+    "processor",
+    "threads",
+    "processes",
+    "commit",
+)
+VERSIONS = ("lt_cb", "python", "torch", "lightning")
+LISTS = ("class_names", "class_counts", "correct", "counted")
+COLUMNS = (
+    *("experiment", "config", "seed", "subset_seed", *FACTS, *VERSIONS, "seconds", "checkpoint"),
+    *("error", "balanced_acc", "many", "medium", "few", "loss", "val_acc", "val_balanced_acc"),
+    *("best_epoch", "best_error", "best_balanced_acc", *LISTS),
+)
+Row = dict[str, str]
+
+
+def save(runs: Path, to: Path) -> tuple[int, int]:
+    """Add the finished runs below a folder to the kept ones; a run of the same configuration and seeds is replaced.
+
+    Returns:
+        How many rows were added, and how many there are.
+
+    Raises:
+        InputError: if there is no finished run, one is damaged, or the kept rows are.
+    """
+    done = [run for run in RunDir.below(runs) if run.is_done and run.config.is_file()]
+    if not done:
+        raise InputError(f"there is no finished run in '{runs}': give the folder of finished runs.")
+    kept = {_key(row): row for row in (_read(to / ROWS) if (to / ROWS).is_file() else [])}
+    before = len(kept)
+    for run in done:
+        row, config = _row(run)
+        kept[_key(row)] = row
+        file = to / CONFIGS / f"{row['config']}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+    temporary = (to / ROWS).with_suffix(".tmp")
+    with temporary.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows([kept[key] for key in sorted(kept)])
+    temporary.replace(to / ROWS)
+    return len(kept) - before, len(kept)
+
+
+def read(folder: Path) -> list[tuple[Path, dict[str, Any], dict[str, Any]]]:
+    """Return for each kept run what names it, its result as in ``result.json``, and its configuration.
+
+    Raises:
+        InputError: if a row or a configuration is damaged.
+    """
+    return [
+        (folder / row["experiment"] / f"seed_{row['seed']}_{row['subset_seed']}", _result(row), _config(folder, row))
+        for row in _read(folder / ROWS)
+    ]
+
+
+def command(row: Mapping[str, str], folder: Path) -> str:
+    """Return the command that repeats a row, but for where the data lie."""
+    config = folder / CONFIGS / f"{row['config']}.yaml"
+    return f"lt-cb fit --config {config} --seed_everything {row['seed']} --data.subset_seed {row['subset_seed']}"
+
+
+def _key(row: Row) -> tuple[str, str, int, int]:
+    return row["experiment"], row["config"], int(row["seed"]), int(row["subset_seed"])
+
+
+def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
+    raw, config = run.read_result(), copy.deepcopy(run.read_config())
+    for *path, key in NOT_KEPT:
+        place = config
+        for name in path:
+            place = place.get(name) or {}
+        place.pop(key, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    counted = raw["test_counts"]
+    rates = [rate or 0.0 for rate in raw["per_class_accuracy"]]
+    correct = raw.get("correct") or [round(rate * n) for rate, n in zip(rates, counted, strict=True)]
+    metrics = {name.removeprefix("test/"): value for name, value in raw["metrics"].items()}
+    validated = [row for row in run.read_metrics() if row.get("val/acc")]
+    best = max(validated, key=lambda row: float(row["val/acc"]), default={})
+    last = validated[-1] if validated else {}
+    values: dict[str, Any] = {
+        "experiment": run.path.parent.name,
+        "config": digest,
+        "seed": raw["seeds"]["seed_everything"],
+        "subset_seed": raw["seeds"]["subset_seed"],
+        **{name: raw.get(name) for name in FACTS},
+        **{name: raw.get("versions", {}).get(name) for name in VERSIONS},
+        "seconds": round(sum(raw.get("wall_time_s", {}).values())),
+        "checkpoint": Path(raw.get("checkpoint") or "none").stem,
+        "error": _percent(1.0 - metrics["acc"]),
+        "balanced_acc": _percent(metrics["balanced_acc"]),
+        **{name: _percent(metrics.get(f"acc/{name}")) for name in ("many", "medium", "few")},
+        "loss": metrics.get("loss"),
+        "val_acc": _percent(last.get("val/acc")),
+        "val_balanced_acc": _percent(last.get("val/balanced_acc")),
+        "best_epoch": best.get("epoch"),
+        "best_error": _percent(1.0 - float(best["val/acc"])) if best else None,
+        "best_balanced_acc": _percent(best.get("val/balanced_acc")),
+        "class_names": ";".join(raw.get("class_names", [])),
+        "class_counts": " ".join(map(str, raw["class_counts"])),
+        "correct": " ".join(map(str, correct)),
+        "counted": " ".join(map(str, counted)),
+    }
+    return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}, config
+
+
+def _percent(value: float | str | None) -> str | None:
+    return None if value in (None, "") else f"{100 * float(value):.4f}"
+
+
+def _read(file: Path) -> list[Row]:
+    try:
+        with file.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        for row in rows:
+            lengths = {len(row[name].split(";" if name == "class_names" else None)) for name in LISTS if row[name]}
+            if len(lengths) != 1 or any(row[name] is None for name in COLUMNS):
+                raise ValueError(f"row {row['experiment']} seed {row['seed']}")
+            _key(row)
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"'{file}' is not a table of kept runs ({error}): take it from the repository again."
+        ) from error
+    return rows
+
+
+def _config(folder: Path, row: Row) -> dict[str, Any]:
+    config = read_yaml(folder / CONFIGS / f"{row['config']}.yaml")
+    if not isinstance(config, dict):
+        raise InputError(
+            f"the configuration {row['config']} in '{folder}' is damaged: take it from the repository again."
+        )
+    return config
+
+
+def _result(row: Row) -> dict[str, Any]:
+    correct, counted, counts = ([int(n) for n in row[name].split()] for name in ("correct", "counted", "class_counts"))
+    percent = {"acc": str(100.0 - float(row["error"])), "balanced_acc": row["balanced_acc"]}
+    percent |= {f"acc/{name}": row[name] for name in ("many", "medium", "few")}
+    percent |= {"val/acc": row["val_acc"], "val/balanced_acc": row["val_balanced_acc"]}
+    metrics = {name: float(value) / 100 for name, value in percent.items() if value}
+    return {
+        "metrics": metrics | ({"loss": float(row["loss"])} if row["loss"] else {}),
+        "class_names": row["class_names"].split(";") if row["class_names"] else [],
+        "class_counts": counts,
+        "per_class_accuracy": [right / n if n else None for right, n in zip(correct, counted, strict=True)],
+        "test_counts": counted,
+        "correct": correct,
+        "epochs": int(row["epochs"] or 0),
+        "checkpoint": None if row["checkpoint"] == "none" else row["checkpoint"],
+        "seeds": {"seed_everything": int(row["seed"]), "subset_seed": int(row["subset_seed"])},
+        "validated_on": row["validated_on"] or None,
+        "row": row,
+    }

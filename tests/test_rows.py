@@ -1,0 +1,159 @@
+"""Kept results: tables made again from rows, and statistics against scipy's."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lt_cb.__main__ import main
+from lt_cb.report.rows import command
+from lt_cb.report.tables import half_width, student_quantile, wilson
+
+COUNTS = [500, 50, 5]
+
+
+def write(folder: Path, seed: int, beta: float | None = None, *, validated_on: str = "test", val: float = 0.5) -> dict:
+    """Write what a run of three classes with 40, 20 and 10 test images leaves."""
+    rng = np.random.default_rng([seed, beta is None])
+    counted, correct = [40, 20, 10], rng.integers(0, [41, 21, 11]).tolist()
+    rates = [right / n for right, n in zip(correct, counted, strict=True)]
+    weighting = {"class_path": "lt_cb.losses.EffectiveNumber", "init_args": {"beta": beta, "normalization": "classes"}}
+    loss = {"class_path": "lt_cb.losses.SoftmaxLoss", "init_args": {"weighting": weighting if beta else None}}
+    config = {
+        "seed_everything": seed,
+        "name": "x",
+        "folder": str(folder),
+        "trainer": {"max_epochs": 9, "default_root_dir": str(folder), "logger": None},
+        "data": {"source": "cifar10", "root": f"/here/{seed}", "imbalance_factor": 100, "subset_seed": seed},
+        "model": {"loss": loss, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    metrics = {"acc": sum(correct) / 70, "balanced_acc": float(np.mean(rates)), "loss": 1.0}
+    metrics |= {"acc/many": rates[0], "acc/medium": rates[1], "acc/few": rates[2]}
+    result = {
+        "metrics": {f"test/{name}": value for name, value in metrics.items()},
+        "class_names": ["a cat", "dog", "eel"],
+        "class_counts": COUNTS,
+        "per_class_accuracy": rates,
+        "correct": correct,
+        "test_counts": counted,
+        "seeds": {"seed_everything": seed, "subset_seed": seed},
+        "subset_sha256": "ab",
+        "validated_on": validated_on,
+        "shot_groups": {"many": [0], "medium": [1], "few": [2]},
+        "epochs": 9,
+        "precision": "32-true",
+        "device": "cpu",
+        "processor": "a CPU",
+        "commit": "abc",
+        "checkpoint": "somewhere/checkpoints/last.ckpt",
+        "wall_time_s": {"fit": 10.2, "test": 1.0},
+        "versions": {"lt_cb": "0", "python": "3", "torch": "2", "lightning": "2"},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    rows = [f"{epoch},{epoch},{acc},{acc / 2}" for epoch, acc in ((0, 0.3), (4, 0.9), (8, val))]
+    (folder / "metrics.csv").write_text("\n".join(["epoch,step,val/acc,val/balanced_acc", *rows]) + "\n")
+    return result
+
+
+def report(*args: str | Path) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", *map(str, args)])
+    return (Path(args[0]) / "report.md").read_text() if "--save" not in args else ""
+
+
+def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
+    results = {}
+    for seed in range(3):
+        for beta in (None, 0.999):
+            results[seed, beta] = write(tmp_path / f"runs/{beta}/seed_{seed}", seed, beta)
+    page = report(tmp_path / "runs")
+    kept = tmp_path / "results/three"
+    report(tmp_path / "runs", "--save", kept)
+    assert report(kept) == page
+    with (kept / "runs.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 6
+    assert len(list((kept / "configs").iterdir())) == 2  # each once, whatever the seeds and folders
+    for row in rows:
+        result = results[int(row["seed"]), None if row["experiment"] == "None" else float(row["experiment"])]
+        correct = [int(n) for n in row["correct"].split()]
+        assert correct == result["correct"]
+        assert float(row["error"]) == pytest.approx(100 - 100 * sum(correct) / 70, abs=1e-4)
+        balanced = np.mean([right / n for right, n in zip(correct, (40, 20, 10), strict=True)])
+        assert float(row["balanced_acc"]) == pytest.approx(100 * balanced, abs=1e-4)
+        assert (row["best_epoch"], row["best_error"], row["validated_on"]) == ("4", "10.0000", "test")
+        assert (row["seconds"], row["processor"], row["commit"]) == ("11", "a CPU", "abc")
+        assert row["class_names"] == "a cat;dog;eel"
+        config = yaml.safe_load((kept / f"configs/{row['config']}.yaml").read_text())
+        assert "root" not in config["data"]
+        assert config["model"]["optimizer"]["init_args"]["lr"] == 0.1
+        assert (
+            f"configs/{row['config']}.yaml --seed_everything {row['seed']} --data.subset_seed {row['seed']}"
+            in command(row, kept)
+        )
+    before = (kept / "runs.csv").read_bytes()
+    report(tmp_path / "runs", "--save", kept)
+    assert (kept / "runs.csv").read_bytes() == before
+    write(tmp_path / "more/seed_7", 7)
+    report(tmp_path / "more", "--save", kept)
+    assert len((kept / "runs.csv").read_text().splitlines()) == 8
+
+
+def test_only_held_out_images_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a", 0, 0.9, validated_on="held_out", val=0.6)
+    chosen = write(tmp_path / "b", 0, 0.99, validated_on="held_out", val=0.7)
+    page = report(tmp_path, "--metric", "val/balanced_acc")
+    (line,) = [line for line in page.splitlines() if line.startswith("| cifar10 IF 100 |")][:1]
+    error = 100 - 100 * chosen["metrics"]["test/acc"]
+    assert line.startswith(f"| cifar10 IF 100 | Softmax, CB β 0.99 | 35.00 | {error:.2f} |")
+    assert "**35.00**" in page
+    assert "**" not in report(tmp_path)  # nothing is best on the test images
+    write(tmp_path / "c", 0, 0.999)
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(tmp_path), "--metric", "val/balanced_acc"])
+    assert "c' was validated on the test images, by which nothing may be chosen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["", "a,b\n1,2\n", "\xff", None])
+def test_damaged_rows_are_refused(damage: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "runs/a", 0)
+    report(tmp_path / "runs", "--save", tmp_path / "kept")
+    file = tmp_path / "kept/runs.csv"
+    if damage is None:
+        file.write_text(file.read_text().replace("40 20 10", "40 20"))
+    else:
+        file.write_bytes(damage.encode("latin-1"))
+    for args in ([str(tmp_path / "kept")], [str(tmp_path / "runs"), "--save", str(tmp_path / "kept")]):
+        if damage != "":
+            with pytest.raises(SystemExit, match="2"):
+                main(["report", *args])
+            assert "runs.csv' is no table of kept runs" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(tmp_path / "nothing"), "--save", str(tmp_path / "kept")])
+    assert "there is no finished run in" in capsys.readouterr().err
+
+
+@given(st.integers(1, 200), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_quantiles_are_students(freedom: int, level: float) -> None:
+    assert student_quantile(freedom, level) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, freedom), rel=1e-8)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=12))
+def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
+    if np.std(values) > 1e-6:
+        low, high = scipy.stats.t.interval(0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values))
+        assert half_width(values) == pytest.approx((high - low) / 2, rel=1e-6)
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_of_a_rate_is_wilsons(pair: tuple[int, int]) -> None:
+    expected = scipy.stats.binomtest(*pair).proportion_ci(0.95, method="wilson")
+    assert wilson(*pair) == pytest.approx((expected.low, expected.high), abs=1e-6)
