@@ -62,19 +62,17 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     Image.effect_noise((40, 30), 50).save(work / "new_photos/new.png")
     monkeypatch.chdir(work)
     monkeypatch.setenv("WANDB_MODE", "offline")  # whatever account there is
-    monkeypatch.syspath_prepend(str(work))
+    monkeypatch.syspath_prepend(ROOT / "examples")
 
 
 def test_commands_run_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
-    own_loss = next(block for block in blocks("python") if block.startswith("# my_loss.py"))
-    Path("my_loss.py").write_text(own_loss)
     run(commands())
     out = capsys.readouterr().out
     assert "Predictions of 1 images" in out
     newest = max(Path("runs/quickstart").glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
     config = yaml.safe_load(newest.read_text())
-    assert config["model"]["loss"]["class_path"] == "my_loss.BalancedSoftmax"
-    assert config["model"]["loss"]["init_args"]["weighting"] is None
+    assert config["model_class"] == "own_recipe.SAM"
+    assert config["model"]["rho"] == 0.1
 
 
 def test_commands_of_the_page_of_losses_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +94,7 @@ def test_the_grid_of_the_page_is_one() -> None:
 
 
 def test_files_are_there() -> None:
-    for file in re.findall(r"(?:configs|docs|benchmarks|notebooks)/[\w/]+\.\w+", README + LOSSES):
+    for file in re.findall(r"(?:configs|docs|benchmarks|notebooks|examples)/[\w/]+\.\w+", README + LOSSES):
         assert (ROOT / file).is_file(), file
     for overlay in re.findall(r"`((?:sampler|second_stage|loss)/\w+)`", LOSSES):
         assert (ROOT / f"configs/{overlay}.yaml").is_file(), overlay
