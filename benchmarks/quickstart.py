@@ -37,8 +37,7 @@ def run(loss: str, seed: int, folder: Path, *flags: str) -> dict:
                 *("--config", "configs/quickstart.yaml"),
                 *("--config", f"configs/loss/{loss}.yaml"),
                 *("--seed_everything", str(seed), *flags),
-                *("--trainer.logger.init_args.save_dir", str(folder), "--trainer.logger.init_args.name", loss),
-                *("--trainer.logger.init_args.version", log.name, "--trainer.enable_progress_bar", "false"),
+                *("--folder", str(log), "--trainer.enable_progress_bar", "false"),
             ]
         )
     return json.loads((log / "result.json").read_text())

@@ -316,7 +316,7 @@ def start(program: str, first_step: bool) -> dict[str, float]:
         Path(folder, "first_step.py").write_text(FIRST_STEP)
         command = [sys.executable, *(["-m", "lt_cb"] if program == "ours" else ["smallest.py"])]
         environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:."}
-        arguments = ["--help"]
+        arguments = ["fit", "--help"]
         if first_step:
             quick = ["--config", str(HERE.parent / "configs/quickstart.yaml")] if program == "ours" else []
             arguments = ["fit", *quick, "--trainer.callbacks+=first_step.Stop", "--trainer.enable_progress_bar=false"]
