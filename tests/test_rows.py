@@ -97,6 +97,10 @@ def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
         assert config["model"]["optimizer"]["init_args"]["lr"] == 0.1
         words = f"--config {kept}/configs/{row['config']}.yaml --seed_everything {row['seed']}"
         assert command(row, kept) == f"lt-cb fit {words} --data.subset_seed {row['seed']}"
+    line = next(line for line in page.splitlines() if line.startswith("| dog | 50 | 20 |"))
+    right = np.mean([results[seed, None]["correct"][1] for seed in range(3)])
+    low, high = scipy.stats.binomtest(round(right), 20).proportion_ci(0.95, method="wilson")
+    assert line.split("|")[4].strip() == f"{100 * right / 20:.1f} ({100 * low:.0f} to {100 * high:.0f})"
     before = (kept / "runs.csv").read_bytes()
     report(tmp_path / "runs", "--save", kept)
     assert (kept / "runs.csv").read_bytes() == before

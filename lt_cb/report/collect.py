@@ -56,7 +56,6 @@ class Result:
     per_class: list[float | None]
     checkpoint: str  # last, best or none
     validated_on: str | None  # held_out or val, or the test images
-    correct: list[int]  # test images of each class that were right
     counted: list[int]  # test images of each class
     row: dict[str, str]  # of kept results
 
@@ -244,7 +243,6 @@ def _result(
         per_class=raw["per_class_accuracy"],
         checkpoint=_checkpoint(raw),
         validated_on=raw.get("validated_on") or ("held_out" if config.get("data.val_fraction") else None),
-        correct=raw.get("correct", []),
         counted=raw.get("test_counts", []),
         row=raw.get("row", {}),
     )

@@ -20,8 +20,19 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> list
     mpl.use("Agg")
     mpl.rcParams.update({"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     mpl.rcParams["svg.hashsalt"] = "lt_cb"  # the same report is the same file
-    drawn = [_class_counts(runs), _by_beta(runs, cells, metric), _accuracy_by_class(runs), _gain_by_group(runs)]
+    colours = _colours(runs)
+    by_class, gain = _accuracy_by_class(runs, colours), _gain_by_group(runs, colours)
+    drawn = [_class_counts(runs), _by_beta(runs, cells, metric, colours), by_class, gain]
     return [figure for figure in drawn if figure is not None]
+
+
+def _colours(runs: Runs) -> dict[str, Any]:
+    """Return the colour of each method, the same in all pictures; a family has that of its method without weights."""
+    import matplotlib as mpl
+
+    names = dict.fromkeys([*runs.methods(), *(result.family for result in runs.results if result.family)])
+    palette = [mpl.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]  # strong ones first
+    return {str(name): palette[i % len(palette)] for i, name in enumerate(names)}
 
 
 def _axes(count: int) -> tuple[Any, list[Any]]:
@@ -75,7 +86,9 @@ def _class_counts(runs: Runs) -> tuple[str, str]:
     return "Training images of each class", _svg(figure, [axis])
 
 
-def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tuple[str, str] | None:
+def _by_beta(
+    runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, colours: dict[str, Any]
+) -> tuple[str, str] | None:
     """Draw each loss by beta, without weights at the left: Figure 5 of Cui et al. 2019."""
     lines: dict[str, dict[str, dict[float | None, Cell]]] = defaultdict(lambda: defaultdict(dict))
     drawn = [result for result in runs.results if result.family is not None]
@@ -90,7 +103,9 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> tup
         for name, points in lines[data].items():
             x = [i for i, beta in enumerate(places) if beta in points]
             y = [points[places[i]] for i in x]
-            axis.errorbar(x, [c.mean for c in y], [c.deviation or 0 for c in y], marker=".", capsize=2, label=name)
+            spread = [c.deviation or 0 for c in y]
+            style = {"marker": ".", "capsize": 2, "color": colours[name], "label": name}
+            axis.errorbar(x, [c.mean for c in y], spread, **style)
         axis.set_xticks(range(len(places)), ["none", *[f"{beta:g}" for beta in betas]])
         axis.set(title=data, xlabel="β", ylabel=f"{metric.lower()} in %")
     return f"{metric} by β", _svg(figure, axes)
@@ -101,21 +116,21 @@ def _mean_per_class(results: list[Result]) -> list[float]:
     return [statistics.mean(column) if column else float("nan") for column in columns]
 
 
-def _accuracy_by_class(runs: Runs) -> tuple[str, str]:
+def _accuracy_by_class(runs: Runs, colours: dict[str, Any]) -> tuple[str, str]:
     figure, axes = _axes(len(runs.columns()))
     by_cell = runs.cells()
     for axis, data in zip(axes, runs.columns(), strict=True):
         for method in [method for method in runs.methods() if (method, data) in by_cell][:SHOWN]:
             results = by_cell[method, data]
             accuracy = [100 * a for a in _mean_per_class(results)]
-            axis.plot(results[0].class_counts, accuracy, ".", ms=5, alpha=0.8, label=method)
+            axis.plot(results[0].class_counts, accuracy, ".", ms=5, alpha=0.8, color=colours[method], label=method)
         axis.set(title=data, xlabel="training images of the class", ylabel="accuracy in %", xscale="log")
         axis.minorticks_off()
     note = f" (the first {SHOWN} methods)" if len(runs.methods()) > SHOWN else ""
     return f"Accuracy of each class by its training images{note}", _svg(figure, axes)
 
 
-def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
+def _gain_by_group(runs: Runs, colours: dict[str, Any]) -> tuple[str, str] | None:
     groups = [g for g in ("many", "medium", "few") if any(f"acc/{g}" in r.metrics for r in runs.results)]
     baseline, *others = runs.methods()
     if not groups or not others:
@@ -131,7 +146,7 @@ def _gain_by_group(runs: Runs) -> tuple[str, str] | None:
     for axis, data in zip(axes, runs.columns(), strict=True):
         for i, method in enumerate(others[:SHOWN]):
             gains = [mean(method, data, g) - mean(baseline, data, g) for g in groups]
-            axis.bar([k + i * width for k in range(len(groups))], gains, width, label=method)
+            axis.bar([k + i * width for k in range(len(groups))], gains, width, color=colours[method], label=method)
         axis.axhline(0, color="black", lw=0.6)
         axis.set_xticks([k + 0.4 - width / 2 for k in range(len(groups))], groups)
         axis.set(title=data, ylabel="gain in accuracy, points")

@@ -8,7 +8,7 @@ import numpy as np
 
 from lt_cb.report.collect import Result, Runs
 from lt_cb.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
-from lt_cb.report.tables import Cell, cells_of, paired_differences
+from lt_cb.report.tables import Cell, cells_of, paired_differences, wilson
 from lt_cb.run import RunDir
 
 METRICS = {
@@ -18,6 +18,7 @@ METRICS = {
     "val/acc": "Validation accuracy",
     "val/balanced_acc": "Balanced validation accuracy",
 }
+CLASSES = 100  # of a data set, whose table is read
 MEANINGS = {"error": "Top-1 error", "acc": "Top-1 accuracy", "balanced_acc": "Mean accuracy over classes"}
 
 
@@ -49,7 +50,7 @@ def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> lis
         _differences(runs, metric),
         _groups(runs),
     ]
-    return [section for section in [*parts, *_from_logits(runs), _missing(runs)] if section.rows]
+    return [s for s in [*parts, *_by_class(runs), *_from_logits(runs), _missing(runs)] if s.rows]
 
 
 def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
@@ -137,6 +138,34 @@ def _groups(runs: Runs) -> Section:
     )
     header = ["method", "data", *names, "worst class", "geometric mean", "harmonic mean", "seeds"]
     return Section("Accuracy of the classes", words, header, rows)
+
+
+def _by_class(runs: Runs) -> list[Section]:
+    """Return a table of classes for each data set that says how many of their images were right."""
+    tables = []
+    by_cell = runs.cells()
+    for data in runs.columns():
+        columns = {method: by_cell[method, data] for method in runs.methods() if (method, data) in by_cell}
+        first = next(iter(columns.values()))[0]
+        if not first.counted or len(first.class_counts) > CLASSES:
+            continue
+        names = first.class_names or list(map(str, range(len(first.class_counts))))
+        rows = []
+        for c, name in enumerate(names):
+            cells = []
+            for results in columns.values():
+                tested = first.counted[c]
+                right = tested * statistics.mean(r.per_class[c] or 0.0 for r in results)
+                low, high = wilson(round(right), tested)
+                cells.append(f"{100 * right / tested:.1f} ({100 * low:.0f} to {100 * high:.0f})" if tested else "–")
+            rows.append([name, str(first.class_counts[c]), str(first.counted[c]), *cells])
+        words = (
+            "Accuracy in percent, mean over seeds, and in brackets Wilson's 95 % interval of one run, which is what "
+            "the number of test images leaves open."
+        )
+        header = ["class", "training images", "test images", *columns]
+        tables.append(Section(f"Classes of {data}", words, header, rows))
+    return tables
 
 
 def _from_logits(runs: Runs) -> list[Section]:
