@@ -39,7 +39,7 @@ def mixed_precision(accelerator: Any) -> str | None:  # noqa: ANN401 - of a Trai
     if accelerator not in ("auto", "cpu") or (accelerator == "auto" and torch.backends.mps.is_available()):
         return None
     instructions: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than torch 2.8
-    return "bf16-mixed" if instructions.get("amx_bf16") else None
+    return "bf16-mixed" if instructions.get("amx_bf16") or instructions.get("avx512_bf16") else None
 
 
 def processor(device: Any) -> str:  # noqa: ANN401 - a torch.device

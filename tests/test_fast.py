@@ -68,7 +68,11 @@ def test_mixed_precision_differs_less_than_seeds_do(tmp_path: Path) -> None:
 def test_precision_goes_with_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for instructions, precision in (({"amx_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, None)):
+    for instructions, precision in (
+        ({"amx_bf16": True}, "bf16-mixed"),
+        ({"avx512_bf16": True}, "bf16-mixed"),
+        ({"avx512_f": True}, None),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=instructions: found, raising=False)
         assert hardware.mixed_precision("auto") == hardware.mixed_precision("cpu") == precision
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
