@@ -61,6 +61,7 @@ class CLI(LightningCLI):
         args: the words behind it.
         model_class: `LongTailedClassifier`, or a class of one's own that derives from it.
         data_class: `LongTailedDataModule`, likewise.
+        checkpoint: what ``--ckpt_path`` among the words names, read.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class CLI(LightningCLI):
         args: list[str],
         model_class: type[LongTailedClassifier] = LongTailedClassifier,
         data_class: type[LongTailedDataModule] | None = LongTailedDataModule,
+        checkpoint: dict[str, Any] | None = None,
     ) -> None:
         self.command = command
-        self.checkpoint = _read_checkpoint(args)
+        self.checkpoint = checkpoint
         self.trained_stage: str | None = None  # class path of the checkpoint's second stage
         self.new_stage = False  # whether the second stage asked for is another
         self.change_loss = False
@@ -158,7 +160,7 @@ class CLI(LightningCLI):
             folder = RunFolder.of(self.config.folder, config["default_root_dir"], self.config.name)
             kwargs["logger"] = [folder, *further]
             if self.config.folder is not None:
-                folder.claim(goes_on=_same_run(self.config), epochs=epochs or 0)
+                folder.claim(goes_on=self.command == "fit" and _same_run(self.config), epochs=epochs or 0)
             for logger in further:
                 if isinstance(logger, WandB | TensorBoard):
                     logger.beside = folder
@@ -296,7 +298,7 @@ def run(
         checkpoint = _read_checkpoint(words)
         model_class, words = _own_class(words, "model", model_class, checkpoint)
         data_class, words = _own_class(words, "data", data_class or LongTailedDataModule, checkpoint)
-        make(command, words, model_class, data_class).run()
+        make(command, words, model_class, data_class, checkpoint).run()
         finish(succeeded=True)
     except Exception as error:
         finish(succeeded=False)
