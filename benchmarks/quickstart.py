@@ -30,6 +30,7 @@ METRICS = {"balanced_acc": "balanced", "acc/many": "many-shot", "acc/medium": "m
 def run(loss: str, seed: int, folder: Path, *flags: str) -> dict:
     """Train once, or read what an earlier call left, and return the result."""
     log = folder / loss / f"seed_{seed}"
+    last = log / "checkpoints/last.ckpt"  # of a call that was interrupted
     if not (log / "result.json").exists():
         main(
             [
@@ -38,6 +39,7 @@ def run(loss: str, seed: int, folder: Path, *flags: str) -> dict:
                 *("--config", f"configs/loss/{loss}.yaml"),
                 *("--seed_everything", str(seed), *flags),
                 *("--folder", str(log), "--trainer.enable_progress_bar", "false"),
+                *(("--ckpt_path", str(last)) if last.exists() else ()),
             ]
         )
     return json.loads((log / "result.json").read_text())

@@ -18,6 +18,8 @@ WANDB = "lt_cb_wandb_id"
 BACKBONE, LOSS = "backbone.", "loss."  # in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std")  # what the model knows of its data
 
+UNSET: dict[str, Any] = {"init_args": {}, "weighting": None, "reduction": "mean", "ignore_index": None}
+
 Content = MutableMapping[str, Any]  # of a checkpoint, as torch.load returns it
 
 
@@ -150,9 +152,11 @@ def check_loss(before: Any, now: Any, key: str = "model.loss") -> None:  # noqa:
         InputError: if they differ in an option, with both values.
     """
     if isinstance(before, dict) and isinstance(now, dict):
-        for name, value in before.items():
-            if name in now:
-                check_loss(value, now[name], key if name in ("class_path", "init_args") else f"{key}.{name}")
+        for name in {**before, **now}:
+            inner = key if name in ("class_path", "init_args") else f"{key}.{name}"
+            default = UNSET.get(name, {})  # an option that is not written is as every loss has it
+            if (name in before and name in now) or name in UNSET:
+                check_loss(before.get(name, default), now.get(name, default), inner)
     elif before != now:
         raise InputError(
             f"the checkpoint was trained with --{key} {_short(before)}, but it is {_short(now)} now: go on with the "

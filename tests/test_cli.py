@@ -167,6 +167,11 @@ def test_going_on_with_another_loss_is_refused_unless_asked_for(capsys: pytest.C
     ):
         sentence = refused(capsys, *go_on, *args)
         assert sentence.startswith(f"the checkpoint was trained with --{key} {before}, but it is {now} now")
+    # an option that the configuration does not write, as it was not set
+    plain = str(fit("--model.loss=BalancedSoftmaxLoss", "--name=plain") / "checkpoints/last.ckpt")
+    for args, now in ((["--model.loss.weighting=EffectiveNumber"], "null"), (["--model.loss.reduction=sum"], "mean")):
+        sentence = refused(capsys, "fit", f"--ckpt_path={plain}", "--trainer.max_epochs=2", *args)
+        assert sentence.startswith(f"the checkpoint was trained with {args[0].partition('=')[0]} {now}, but it is ")
     sentence = refused(capsys, *go_on, "--model.loss=SoftmaxLoss", "--change_loss=true")  # its last bias decays
     assert sentence.startswith("the checkpoint was trained with another loss, second stage or weight decay")
 
@@ -354,6 +359,10 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
             "--model.loss: Problem with given class_path 'no.such.Loss': No module named 'no'",
         ),
         (["--model.loss.weighting=EffectiveNumbr"], "there is no weighting 'EffectiveNumbr': choose EffectiveNumber"),
+        (
+            ["--model.loss.weighting=null", "--model.loss.weighting.beta=0.9"],
+            "--model.loss.weighting has options, but names no class: set --model.loss.weighting CLASS first, of Effective",
+        ),
         (["--model.backbone=resnet33"], "there is no model 'resnet33': choose resnet20"),
         (["--model.backbone_args={width: 3}"], "model 'resnet32' does not take these options"),
         (["--model.optimizer=SGDD"], "there is no optimizer 'SGDD'"),

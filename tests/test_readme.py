@@ -12,11 +12,10 @@ from lt_cb import losses
 from lt_cb.__main__ import main
 from lt_cb.grid import read_plan
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 LOSSES = (ROOT / "docs/losses.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
@@ -62,9 +61,10 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     Image.effect_noise((40, 30), 50).save(work / "new_photos/new.png")
     monkeypatch.chdir(work)
     monkeypatch.setenv("WANDB_MODE", "offline")  # whatever account there is
-    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
 
 
+@pytest.mark.slow
 def test_commands_run_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
     run(commands())
     out = capsys.readouterr().out
@@ -72,14 +72,17 @@ def test_commands_run_in_their_order(capsys: pytest.CaptureFixture[str]) -> None
     newest = max(Path("runs/quickstart").glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
     config = yaml.safe_load(newest.read_text())
     assert config["model_class"] == "own_recipe.SAM"
-    assert config["model"]["rho"] == 0.1
+    assert config["model"]["loss"]["class_path"] == "own_loss.ShiftedSoftmax"
+    assert config["model"]["loss"]["init_args"].get("weighting") is None
 
 
+@pytest.mark.slow
 def test_commands_of_the_page_of_losses_run(capsys: pytest.CaptureFixture[str]) -> None:
     run([["fit", "--config", "configs/quickstart.yaml"], *commands(LOSSES)])
     assert capsys.readouterr().out.count("Test accuracy by class") == 5
 
 
+@pytest.mark.slow
 def test_python_runs() -> None:
     quickstart = next(args for args in commands() if "configs/quickstart.yaml" in args)
     main([*quickstart, *TINY])
@@ -94,8 +97,11 @@ def test_the_grid_of_the_page_is_one() -> None:
 
 
 def test_files_are_there() -> None:
-    for file in re.findall(r"(?:configs|docs|benchmarks|notebooks|examples)/[\w/]+\.\w+", README + LOSSES):
-        assert (ROOT / file).is_file(), file
+    pages = README + LOSSES + CONTRIBUTING
+    for file in re.findall(r"(?:lt_cb|configs|docs|benchmarks|notebooks|examples|tests)/[\w/]+\.\w+", pages):
+        assert (ROOT / file).is_file() or "NAME" in file, file
+    for folder in re.findall(r"`([\w/]+)/`", CONTRIBUTING):
+        assert (ROOT / folder).is_dir(), folder
     for overlay in re.findall(r"`((?:sampler|second_stage|loss)/\w+)`", LOSSES):
         assert (ROOT / f"configs/{overlay}.yaml").is_file(), overlay
 

@@ -221,6 +221,21 @@ def test_what_is_unlike_the_paper_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_another_recipe_is_another_method_and_another_metric_is_not(tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    write(tmp_path / "b", 31.0, seed=1, metrics=[{"class_path": "torchmetrics.classification.MulticlassF1Score"}])
+    write(tmp_path / "c", 32.0)
+    config = yaml.safe_load((tmp_path / "c/config.yaml").read_text()) | {"model_class": "own_recipe.SAM"}
+    (tmp_path / "c/config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    error = table((tmp_path / "report.md").read_text(), "Error")
+    assert {key[0]: row["cifar10 IF 100"] for key, row in error.items()} == {
+        "Softmax": "30.50 ± 0.71",
+        "Softmax, model_class own_recipe.SAM": "32.00 (1 of 2 seeds)",
+    }
+
+
 def test_accuracy_instead_of_error(tmp_path: Path) -> None:
     for seed, (plain, cb) in enumerate([(40.0, 30.0), (42.0, 35.0)]):
         write(tmp_path / f"a/{seed}", plain, seed=seed)

@@ -21,6 +21,8 @@ EXAMPLES = {
     "augment": "torchvision.transforms.v2.RandAugment",
 }
 
+BASES: dict[str, type[Any]] = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
+
 
 class ParseError(ValueError):
     """What jsonargparse says is wrong, over several lines, and the parser that says it."""
@@ -59,10 +61,15 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
     if number := re.search(r"Expected a <class '(float|int)'>(?:\. Got|[^$]*Given) value: (.*)", message):
         kind, given = number[1], number[2]
         return f"--{key} is {given}, but must be a {'whole number' if kind == 'int' else 'number'}."
+    if match := re.search(r"instantiatable class, but \S*?(\w+) is abstract", message):
+        bases = [base for base in BASES.values() if base.__name__ == match[1]]
+        known = ", ".join(sorted(cls.__name__ for base in bases for cls in _subclasses(base)))
+        return f"--{key} has options, but names no class: set --{key} CLASS first" + (
+            f", of {known}." if known else "."
+        )
     if match := re.search(r"dot import path string: (\S+)", message):
         name, kind = match[1], key.rpartition(".")[2]
-        bases = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
-        base: type[Any] | None = bases.get(kind)
+        base = BASES.get(kind)
         if base is not None:
             known = sorted(cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb."))
             choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)

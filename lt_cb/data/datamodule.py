@@ -170,8 +170,8 @@ class LongTailedDataModule(LightningDataModule):
         if rest or batches < 1:
             raise InputError(
                 f"global_batch_size is {self.global_batch_size}, but must be a multiple of the {together} images that "
-                f"{devices} x {self.batch_size} (devices x batch_size) are: set --data.batch_size, or leave "
-                "--data.global_batch_size out."
+                f"{devices} x {self.batch_size} (devices x batch_size) are: set --data.batch_size, or "
+                "--data.global_batch_size null."
             )
         return batches
 

@@ -14,7 +14,7 @@ from lt_cb.report import rows
 from lt_cb.run import RunDir, flatten
 
 # keys that do not change what is trained: paths, workers, loggers, callbacks
-IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger")
+IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger", "model.metrics")
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 NAMED = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
 NETWORK: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None}  # with their defaults
@@ -181,7 +181,7 @@ def _checkpoint(raw: Mapping[str, Any]) -> str:
 
 def _varied(configs: list[dict[str, Any]]) -> set[str]:
     """Return the keys by which the configurations train differently, but those of the loss and of the subset."""
-    groups, ignored = ("model.", "data.", "trainer."), ("model.loss", *IGNORED_PREFIXES)
+    groups, ignored = ("model", "data", "trainer."), ("model.loss", *IGNORED_PREFIXES)
     keys = {key for config in configs for key in config if key.startswith(groups) and not key.startswith(ignored)}
     keys -= {*IGNORED, *NAMED}
     return {key for key in keys if len({json.dumps(c.get(key), default=str) for c in configs}) > 1}
@@ -217,7 +217,7 @@ def _result(
         beta, normalization = options.get("weighting.beta"), options.get("weighting.normalization")
         text = f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else weighting
         weights = [text + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
-    others = [f"{key.partition('.')[2]} {config[key]}" for key in extra if config.get(key) is not None]
+    others = [f"{key.partition('.')[2] or key} {config[key]}" for key in extra if config.get(key) is not None]
     others += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
     name = " ".join([loss.removesuffix("Loss"), *named])
     return Result(
