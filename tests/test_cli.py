@@ -361,7 +361,7 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         (["--model.loss.weighting=EffectiveNumbr"], "there is no weighting 'EffectiveNumbr': choose EffectiveNumber"),
         (
             ["--model.loss.weighting=null", "--model.loss.weighting.beta=0.9"],
-            "--model.loss.weighting has options, but names no class: set --model.loss.weighting CLASS first, of Effective",
+            "--model.loss.weighting has options, but names no class: set --model.loss.weighting first, to Effective",
         ),
         (["--model.backbone=resnet33"], "there is no model 'resnet33': choose resnet20"),
         (["--model.backbone_args={width: 3}"], "model 'resnet32' does not take these options"),
