@@ -63,10 +63,8 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
         return f"--{key} is {given}, but must be a {'whole number' if kind == 'int' else 'number'}."
     if match := re.search(r"instantiatable class, but \S*?(\w+) is abstract", message):
         bases = [base for base in BASES.values() if base.__name__ == match[1]]
-        known = ", ".join(sorted(cls.__name__ for base in bases for cls in _subclasses(base)))
-        return f"--{key} has options, but names no class: set --{key} CLASS first" + (
-            f", of {known}." if known else "."
-        )
+        choice = ", ".join(sorted(cls.__name__ for base in bases for cls in _subclasses(base)))
+        return f"--{key} has options, but names no class: set --{key} first{choice and f', to {choice}'}."
     if match := re.search(r"dot import path string: (\S+)", message):
         name, kind = match[1], key.rpartition(".")[2]
         base = BASES.get(kind)
@@ -77,10 +75,8 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
         return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
     if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
         option = f"--{match[1] or match[2]}"
-        commands = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
-        parsers = [parser, *(command for choices in commands for command in choices.values())]
-        known = [name for p in parsers for action in p._actions for name in action.option_strings]
-        return f"there is no option {option}: see lt-cb fit --help." + did_you_mean(option, known)
+        known = [name for action in parser._actions for name in action.option_strings]
+        return f"there is no option {option}: see {parser.prog} --help." + did_you_mean(option, known)
     if match := re.search(r"Option '([\w.]+)' is not accepted", message):
         return f"there is no option --{key}.{match[1]}: see lt-cb fit --help."
     noise = (
