@@ -42,14 +42,18 @@ class RunDir:
         return self.result.is_file()
 
     @property
+    def is_training(self) -> bool:
+        """Whether it is of ``fit``: the configurations of ``validate`` and ``test`` have an option more."""
+        return "verbose" not in self.read_config()
+
+    @property
     def state(self) -> str | None:
         """Why there is no result: failed, not begun or unfinished; None for one that none is expected of."""
         if self.error.exists():
             return "failed"
         if not self.config.exists():
             return "not begun"
-        command = self.read_config()
-        return None if "verbose" in command else "unfinished"  # an option of validate and test, which fit has not
+        return "unfinished" if self.is_training else None
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration.

@@ -254,6 +254,8 @@ def test_the_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit() == Path("runs/quickstart/version_0")
     assert fit("--name=mine", "--trainer.default_root_dir=elsewhere") is not None
     assert Path("elsewhere/mine/version_0/result.json").is_file()
+    fit("--name=mine", "--trainer.logger=false")
+    assert Path("runs/mine/version_0/result.json").is_file()
     fit("--folder=runs/g/a/seed_0", "--trainer.logger=lt_cb.loggers.TensorBoard")
     assert {f.name for f in Path("runs/g/a/seed_0").iterdir()} >= {"config.yaml", "metrics.csv", "result.json"}
     assert list(Path("runs/g/a/seed_0").glob("events.out.tfevents.*"))  # beside the folder's own files
@@ -365,6 +367,9 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         ),
         (["--model.backbone=resnet33"], "there is no model 'resnet33': choose resnet20"),
         (["--model.backbone_args={width: 3}"], "model 'resnet32' does not take these options"),
+        (["--model.optimizer.lr=-1"], "the optimiser or its schedule cannot be made (Invalid learning rate: -1.0)"),
+        (["--seed_everything=-1"], "--seed_everything is -1, but must be at least 0."),
+        (["--trainer.accelerator=none"], "the Trainer cannot be made (You selected an invalid accelerator name"),
         (["--model.optimizer=SGDD"], "there is no optimizer 'SGDD'"),
         (["--model.optimizer.lr=high"], "--model.optimizer.lr is high, but must be a number."),
         (["--data.batch_size=big"], "--data.batch_size is big, but must be a whole number."),

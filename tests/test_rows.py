@@ -104,6 +104,11 @@ def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
     before = (kept / "runs.csv").read_bytes()
     report(tmp_path / "runs", "--save", kept)
     assert (kept / "runs.csv").read_bytes() == before
+    again = tmp_path / "runs/None/version_0"  # a test of its checkpoint is no seed of its own
+    write(again, 0)
+    (again / "config.yaml").write_text((again / "config.yaml").read_text() + "verbose: true\n")
+    report(tmp_path / "runs", "--save", kept)
+    assert (kept / "runs.csv").read_bytes() == before
     write(tmp_path / "more/seed_7", 7)
     report(tmp_path / "more", "--save", kept)
     assert len((kept / "runs.csv").read_text().splitlines()) == 8
@@ -117,6 +122,8 @@ def test_only_held_out_images_choose(tmp_path: Path, capsys: pytest.CaptureFixtu
     error = 100 - 100 * chosen["metrics"]["test/acc"]
     assert line.startswith(f"| cifar10 IF 100 | Softmax, CB β 0.99 | 35.00 | {error:.2f} |")
     assert "**35.00**" in page
+    (tmp_path / "a/metrics.csv").unlink()  # one that was not validated is left out
+    assert "| Softmax, CB β 0.9 | – |" in report(tmp_path, "--metric", "val/balanced_acc")
     assert "**" not in report(tmp_path)  # nothing is best on the test images
     write(tmp_path / "c", 0, 0.999)
     with pytest.raises(SystemExit, match="2"):
@@ -140,7 +147,7 @@ def test_damaged_rows_are_refused(damage: str | None, tmp_path: Path, capsys: py
             assert "runs.csv' is not a table of kept runs" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["report", str(tmp_path / "nothing"), "--save", str(tmp_path / "kept")])
-    assert "there is no finished run in" in capsys.readouterr().err
+    assert "there is no finished training in" in capsys.readouterr().err
 
 
 @given(st.integers(1, 200), st.sampled_from([0.5, 0.9, 0.95, 0.99]))

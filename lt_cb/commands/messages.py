@@ -78,7 +78,7 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
         known = [name for action in parser._actions for name in action.option_strings]
         return f"there is no option {option}: see {parser.prog} --help." + did_you_mean(option, known)
     if match := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return f"there is no option --{key}.{match[1]}: see lt-cb fit --help."
+        return f"there is no option --{f'{key}.' if key else ''}{match[1]}: see lt-cb fit --help."
     noise = (
         r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
     )

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
-from torch.optim import SGD
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
@@ -125,6 +124,8 @@ class CLI(LightningCLI):
         if before is not None:
             args = ["--config", yaml.safe_dump(self.before_checkpoint(before)), *args]
         self.config = parser.parse_args(args)
+        if self.config.seed_everything < 0:
+            raise InputError(f"--seed_everything is {self.config.seed_everything}, but must be at least 0.")
         self.change_loss = bool(self.config.pop("change_loss", False))
 
     def before_instantiate_classes(self) -> None:
@@ -154,19 +155,21 @@ class CLI(LightningCLI):
         """Make the Trainer, whose first logger is the run's folder."""
         config = self.config_init["trainer"]
         asked = config["logger"]
-        if asked is not False:
-            further: list[Logger] = asked if isinstance(asked, list) else [] if asked in (None, True) else [asked]
-            epochs = None if self.checkpoint is None else self.checkpoint.get("epoch", -1) + 1
-            folder = RunFolder.of(self.config.folder, config["default_root_dir"], self.config.name)
-            kwargs["logger"] = [folder, *further]
-            if self.config.folder is not None:
-                folder.claim(goes_on=self.command == "fit" and _same_run(self.config), epochs=epochs or 0)
-            for logger in further:
-                if isinstance(logger, WandB | TensorBoard):
-                    logger.beside = folder
-                if isinstance(logger, WandB) and self.checkpoint and self.command == "fit" and not self.new_stage:
-                    logger.go_on(self.checkpoint.get(checkpoints.WANDB))
-        return super().instantiate_trainer(**kwargs)
+        further: list[Logger] = asked if isinstance(asked, list) else [] if asked in (None, True, False) else [asked]
+        epochs = 0 if self.checkpoint is None else self.checkpoint.get("epoch", -1) + 1
+        folder = RunFolder.of(self.config.folder, config["default_root_dir"], self.config.name)
+        if self.config.folder is not None:
+            folder.claim(goes_on=self.command == "fit" and _same_run(self.config), epochs=epochs)
+        for logger in further:
+            if isinstance(logger, WandB | TensorBoard):
+                logger.beside = folder
+            if isinstance(logger, WandB) and self.checkpoint and self.command == "fit" and not self.new_stage:
+                logger.go_on(self.checkpoint.get(checkpoints.WANDB))
+        kwargs["logger"] = [folder, *further]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            raise InputError(f"the Trainer cannot be made ({' '.join(str(error).split())}): see --trainer.") from error
 
     def after_instantiate_classes(self) -> None:
         """Refuse, before anything is written, what does not fit; begin a second stage from the checkpoint's weights."""
@@ -228,7 +231,10 @@ def _set_accumulation(cli: CLI) -> None:
 
 def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, trainer: Trainer) -> None:
     """Refuse a training without an end where fractions of it are asked for; warn of what does nothing, or twice."""
-    scheduler = model.make_scheduler(SGD([nn.Parameter()], lr=1.0))
+    try:
+        scheduler = model.make_scheduler(model.make_optimizer(model.parameter_groups()))
+    except ValueError as error:
+        raise InputError(f"the optimiser or its schedule cannot be made ({error}): see --model.optimizer.") from error
     in_fractions = isinstance(scheduler, StepwiseSchedule) and scheduler.total_steps is None
     if in_fractions or model.drw_start > 0.0 or data.sampler is not None:
         training_progress(trainer, 0)

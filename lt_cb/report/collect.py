@@ -59,21 +59,19 @@ class Result:
     counted: list[int]  # test images of each class
     row: dict[str, str]  # of kept results
 
-    def score(self, metric: str) -> float:
-        """Return ``error`` (top-1), ``error_top5``, ``acc`` or another of the metrics, in percent.
+    def score(self, metric: str) -> float | None:
+        """Return ``error`` (top-1), ``error_top5``, ``acc`` or another of the metrics, in percent, None without it.
 
         Raises:
-            InputError: if the run has no such metric.
+            InputError: if it is a validation metric, but of the test images.
         """
-        name = ERRORS.get(metric, metric)
         if metric.startswith("val/") and self.validated_on in (None, "test"):
             raise InputError(
                 f"'{self.folder}' was validated on the test images, by which nothing may be chosen: train with "
                 "--data.val_fraction 0.1, or with validation images of your own."
             )
-        if name not in self.metrics:
-            raise InputError(f"'{self.folder}' has no metric '{metric}', but error, {', '.join(self.metrics)}.")
-        return 100.0 - 100.0 * self.metrics[name] if metric in ERRORS else 100.0 * self.metrics[name]
+        value = self.metrics.get(ERRORS.get(metric, metric))
+        return None if value is None else 100.0 - 100.0 * value if metric in ERRORS else 100.0 * value
 
 
 @dataclass

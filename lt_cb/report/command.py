@@ -72,7 +72,7 @@ def _csv(runs: Runs) -> str:
     writer = csv.writer(stream)
     writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *MEANS])
     for r in runs.results:
-        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error"), 4)]
+        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error") or 0.0, 4)]
         writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.per_class).values()])
     return stream.getvalue()
 

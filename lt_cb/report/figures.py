@@ -91,7 +91,7 @@ def _by_beta(
 ) -> tuple[str, str] | None:
     """Draw each loss by beta, without weights at the left: Figure 5 of Cui et al. 2019."""
     lines: dict[str, dict[str, dict[float | None, Cell]]] = defaultdict(lambda: defaultdict(dict))
-    drawn = [result for result in runs.results if result.family is not None]
+    drawn = [r for r in runs.results if r.family is not None and (r.method, r.data) in cells]
     for result in drawn:
         lines[result.data][str(result.family)][result.beta] = cells[result.method, result.data]
     betas = sorted({result.beta for result in drawn if result.beta is not None})

@@ -43,7 +43,9 @@ Row = dict[str, str]
 
 
 def save(runs: Path, to: Path) -> tuple[int, int]:
-    """Add the finished runs below a folder to the kept ones; a run of the same configuration and seeds is replaced.
+    """Add the finished trainings below a folder to the kept ones; one of the same configuration and seeds is replaced.
+
+    Runs that only test a checkpoint are left out: they are no seeds of their own.
 
     Returns:
         How many rows were added, and how many there are.
@@ -51,9 +53,9 @@ def save(runs: Path, to: Path) -> tuple[int, int]:
     Raises:
         InputError: if there is no finished run, one is damaged, or the kept rows are.
     """
-    done = [run for run in RunDir.below(runs) if run.is_done and run.config.is_file()]
+    done = [run for run in RunDir.below(runs) if run.is_done and run.config.is_file() and run.is_training]
     if not done:
-        raise InputError(f"there is no finished run in '{runs}': give the folder of finished runs.")
+        raise InputError(f"there is no finished training in '{runs}': give the folder of finished runs.")
     kept = {_key(row): row for row in (_read(to / ROWS) if (to / ROWS).is_file() else [])}
     before = len(kept)
     for run in done:

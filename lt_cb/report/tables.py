@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lt_cb.errors import InputError
 from lt_cb.report.collect import ERRORS, WHOLE, Result, Runs
 
 KINDS = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
@@ -57,15 +58,20 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
     published = _published(metric)
     cells = {}
     for (method, data), results in runs.cells().items():
-        values = [result.score(metric) for result in sorted(results, key=lambda r: str(r.seed))]
+        scores = [result.score(metric) for result in sorted(results, key=lambda r: str(r.seed))]
+        values = [score for score in scores if score is not None]
+        if not values:
+            continue
         cells[method, data] = cell = Cell(method, data, values)
         first = results[0]  # what they could differ in is in the names of method and data
         if (key := _key(first)) in published:
             cell.paper, epochs = published[key]
             length = [] if first.epochs in (None, epochs) else [f"{first.epochs} epochs in place of {epochs}"]
             cell.unlike_paper = ", ".join([*length, *first.unlike_paper])
+    if not cells and runs.results:
+        raise InputError(f"no run has the metric {metric}: validate at the end, or choose another by --metric.")
     if metric.startswith("val/"):
-        for data in runs.columns():
+        for data in dict.fromkeys(cell.data for cell in cells.values()):
             column = [cell for cell in cells.values() if cell.data == data]
             max(column, key=lambda cell: cell.mean).best = True
     return cells
@@ -119,14 +125,19 @@ def paired_differences(runs: Runs, metric: str = "error") -> list[Difference]:
     baseline, *others = runs.methods()
     differences = []
     for data in runs.columns():
-        reference = {result.seed: result.score(metric) for result in cells.get((baseline, data), [])}
+        reference = _by_seed(cells.get((baseline, data), []), metric)
         for method in others:
-            scores = {result.seed: result.score(metric) for result in cells.get((method, data), [])}
+            scores = _by_seed(cells.get((method, data), []), metric)
             gains = [sign * (scores[s] - reference[s]) for s in sorted(reference.keys() & scores.keys(), key=str)]
             if len(gains) > 1:
                 mean, half = statistics.mean(gains), half_width(gains)
                 differences.append(Difference(method, data, mean, mean - half, mean + half, len(gains)))
     return differences
+
+
+def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int | None], float]:
+    scores = {result.seed: result.score(metric) for result in results}
+    return {seed: score for seed, score in scores.items() if score is not None}
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -1,0 +1,90 @@
+"""The figures of the pages, recomputed from the kept rows: from the images of each class that were right."""
+
+import csv
+import math
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import scipy.stats
+
+from lt_cb.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+LOSSES = {
+    "softmax": "softmax",
+    "focal": "focal (γ = 1)",
+    "cb_softmax": "class-balanced softmax (β = 0.9999)",
+    "cb_focal": "class-balanced focal (γ = 1, β = 0.9999)",
+}
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with (ROOT / "results" / name / "runs.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split()]
+
+
+def accuracies(row: dict[str, str]) -> dict[str, float]:
+    """Return mean accuracies over classes, of all and by shot group, in percent."""
+    rates = [100 * c / n for c, n in zip(numbers(row["correct"]), numbers(row["counted"]), strict=True)]
+    counts = numbers(row["class_counts"])
+    groups = {
+        "balanced": rates,
+        "many": [r for r, n in zip(rates, counts, strict=True) if n > 100],
+        "medium": [r for r, n in zip(rates, counts, strict=True) if 20 <= n <= 100],
+        "few": [r for r, n in zip(rates, counts, strict=True) if n < 20],
+    }
+    return {name: statistics.mean(members) for name, members in groups.items()}
+
+
+def test_the_quickstarts_table_is_that_of_its_rows() -> None:
+    by_loss: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows("quickstart"):
+        by_loss.setdefault(row["experiment"], {})[row["seed"]] = accuracies(row)
+    page = (ROOT / "README.md").read_text().partition("## Your own images")[0]
+    for loss, title in LOSSES.items():
+        (line,) = re.findall(rf"^\| {re.escape(title)} \| (.*) \|$", page, re.MULTILINE)
+        balanced, difference, *groups = line.split(" | ")
+        runs = by_loss[loss]
+        assert len(runs) == 10
+        for name, cell in zip(("balanced", "many", "medium", "few"), (balanced, *groups), strict=True):
+            values = [run[name] for run in runs.values()]
+            assert cell == f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+        if loss == "softmax":
+            assert difference == "–"
+            continue
+        assert difference == interval([runs[s]["balanced"] - by_loss["softmax"][s]["balanced"] for s in runs])
+    apart = {}
+    for loss, runs in by_loss.items():
+        for group in ("many", "medium", "few"):
+            gains = [runs[seed][group] - by_loss["softmax"][seed][group] for seed in runs]
+            low, high = re.findall(r"[(o] ?([+-][\d.]+)", interval(gains)) if loss != "softmax" else ("-", "+")
+            if low[0] == high[0]:
+                apart[loss, group] = interval(gains)
+    assert apart == {("cb_focal", "few"): "+4.4 (+0.4 to +8.4)"}
+    assert "class-balanced focal on few-shot, +4.4 (+0.4 to +8.4)" in page
+
+
+def interval(gains: list[float]) -> str:
+    """Return mean and 95 % interval of Student's t."""
+    mean, error = statistics.mean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
+    low, high = scipy.stats.t.interval(0.95, len(gains) - 1, mean, error)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+@pytest.mark.parametrize(("name", "metric"), [("quickstart", "balanced_acc"), ("quickstart_choice", "balanced_acc")])
+def test_the_page_is_the_report_of_the_rows(name: str, metric: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(ROOT / "results" / name), "--metric", metric, "--out", str(tmp_path)])
+    assert (tmp_path / "report.md").read_text() in (ROOT / "docs/quickstart.md").read_text()
+
+
+def test_every_row_has_its_configuration() -> None:
+    for table in (ROOT / "results").iterdir():
+        used = {row["config"] for row in rows(table.name)}
+        assert {file.stem for file in (table / "configs").iterdir()} == used
