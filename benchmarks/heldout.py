@@ -1,7 +1,8 @@
 """Images to choose a recipe by, held out from the training part: the test part is not looked at.
 
 Digits: PYTHONPATH=benchmarks lt-cb fit --config configs/quickstart.yaml --data.source heldout.HeldOutDigits
-CIFAR-10, as a folder of links: python benchmarks/heldout.py cifar10/train chosen_by (then --data.root chosen_by)
+CIFAR-10: python benchmarks/heldout.py cifar10/train chosen_by makes a folder of links, and then
+PYTHONPATH=benchmarks lt-cb fit ... --data.source heldout.HeldOutCIFAR10 --data.root chosen_by
 """
 
 import os
@@ -13,6 +14,7 @@ import numpy as np
 
 from lt_cb.data import Split
 from lt_cb.data.sources.arrays import Digits
+from lt_cb.data.sources.files import ImageFolder
 
 
 class HeldOutDigits(Digits):
@@ -32,6 +34,12 @@ class HeldOutDigits(Digits):
             place[members] = np.arange(len(members))
         chosen = (place % 4 == 3) == (split == "test")
         return images[chosen], labels[chosen]
+
+
+class HeldOutCIFAR10(ImageFolder):
+    """What `link` has made of CIFAR-10's training part: 4,500 training and 500 other images of each class."""
+
+    default_size = 32
 
 
 def link(source: Path, target: Path, held_out: int = 500) -> None:
