@@ -116,7 +116,9 @@ class TestDataModule:
 
     def test_what_a_run_records(self) -> None:
         first, other = (LongTailedDataModule(imbalance_factor=50, subset_seed=s, seed=7) for s in (1, 2))
-        assert first.facts() == {"seed_everything": 7, "subset_seed": 1, "subset_sha256": None}
+        seeds = {"seed_everything": 7, "subset_seed": 1}
+        assert first.facts() == {**seeds, "subset_sha256": None, "validated_on": "test"}
+        assert LongTailedDataModule(imbalance_factor=50, val_fraction=0.1).facts()["validated_on"] == "held_out"
         for data in (first, other):
             data.prepare_data()
         assert len(first.facts()["subset_sha256"]) == 64

@@ -383,8 +383,7 @@ def test_killed_and_shared_grids_end_as_any_other(tmp_path: Path, monkeypatch: p
     whole = results()
     assert len(whole) == 3
     alone = next(run for run in read_plan(Path("grid.yaml")).runs if run.name == "beta0.9")
-    command = [sys.executable, "-m", "lt_cb", "fit", *alone.args, "--folder", "alone"]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    main(["fit", *alone.args, "--folder", "alone"])  # with one thread, as the tests have it
     checkpoint = "alone/checkpoints/last.ckpt"
     in_grid = torch.load("runs/g/beta0.9/seed_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     torch.testing.assert_close(torch.load(checkpoint, weights_only=True)["state_dict"], in_grid, rtol=0, atol=0)
