@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import scipy.stats
+import yaml
 
 from lt_cb.__main__ import main
 
@@ -88,3 +89,15 @@ def test_every_row_has_its_configuration() -> None:
     for table in (ROOT / "results").iterdir():
         used = {row["config"] for row in rows(table.name)}
         assert {file.stem for file in (table / "configs").iterdir()} == used
+
+
+def test_every_kept_configuration_is_one_that_fit_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # of sources that recipes were chosen by
+    for file in sorted((ROOT / "results").glob("*/configs/*.yaml")):
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", "--config", str(file), "--print_config"])
+        kept, now = yaml.safe_load(file.read_text()), yaml.safe_load(capsys.readouterr().out)
+        assert {**now["data"], **kept["data"]} == now["data"]
+        assert {**now["model"], **kept["model"]} == now["model"]
