@@ -175,10 +175,8 @@ def describe(hparams: MutableMapping[str, Any]) -> None:
     arguments as attributes cannot be described, and is then an argument of ``load_from_checkpoint``.
     """
     loss = hparams.pop("loss")
-    hparams.pop("optimizer", None)
-    hparams.pop("lr_scheduler", None)
-    hparams.pop("mix", None)
-    hparams.pop("metrics", None)
+    for name in ("optimizer", "lr_scheduler", "mix", "metrics"):
+        hparams.pop(name, None)
     try:
         hparams["second_stage"] = _plain(hparams.get("second_stage"))
         hparams["loss"] = _plain(loss)

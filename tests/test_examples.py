@@ -58,6 +58,12 @@ def test_the_command_trains_tests_and_loads_again(example: str) -> None:
         assert result["class_names"][1] == "22°"
 
 
+def test_inspect_takes_a_source_with_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["--data.source=own_source.Stripes", "--data.source.noise=40", "--data.sampler=ClassBalancedSampler"]
+    main(["inspect", "--config=configs/quickstart.yaml", *own])
+    assert "8 classes, 459 training images, imbalance factor 50.00" in capsys.readouterr().out
+
+
 def test_the_loss_is_what_it_says() -> None:
     from own_loss import ShiftedSoftmax
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from lt_cb.commands.messages import Parser
 from lt_cb.commands.train import CLI, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.losses import EffectiveNumber, effective_number, suggest_beta
@@ -29,9 +31,11 @@ class Inspect(CLI):
         """Look at nothing but the data."""
 
     def instantiate_classes(self) -> None:
-        """Make the data module."""
-        options = {key: value for key, value in self.config.data.items() if key != "sampler"}
-        self.datamodule = self._datamodule_class(**{**options, "augment": None})
+        """Make the data module, by a parser without a model that its classes would be linked to."""
+        parser = Parser()
+        parser.add_lightning_class_args(self._datamodule_class, "data")
+        data = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+        self.datamodule = parser.instantiate_classes(data).data
 
     def after_instantiate_classes(self) -> None:
         """There is nothing to compare."""

@@ -1,6 +1,5 @@
 """Kept results: a row a run, and each configuration once, from which every table is made again. Imports no torch."""
 
-import copy
 import csv
 import hashlib
 import json
@@ -96,7 +95,7 @@ def _key(row: Row) -> tuple[str, str, int, int]:
 
 
 def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
-    raw, config = run.read_result(), copy.deepcopy(run.read_config())
+    raw, config = run.read_result(), run.read_config()
     for *path, key in NOT_KEPT:
         place = config
         for name in path:
