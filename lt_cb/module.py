@@ -15,7 +15,14 @@ from lt_cb import checkpoint as checkpoints
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.metrics import Mean, PerClassAccuracy, accuracies, shot_groups
-from lt_cb.models import SecondStage, build_backbone, draw_classifier, last_linear, normalize_classifier
+from lt_cb.models import (
+    SecondStage,
+    build_backbone,
+    draw_classifier,
+    last_linear,
+    normalize_classifier,
+    spare_small_images,
+)
 from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_fraction, training_progress
 
 Batch = tuple[Tensor, Tensor]
@@ -172,8 +179,11 @@ class LongTailedClassifier(LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Compile a long training on an NVIDIA GPU, whose kernels are short."""
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        """Compile a long training on an NVIDIA GPU, whose kernels are short; a CPU may not take every bfloat16 image."""
+        device = self.trainer.strategy.root_device.type
+        if device == "cpu" and self.trainer.precision == "bf16-mixed":
+            spare_small_images(self.backbone)
+        on_gpu = device == "cuda"
         if self.fast == "auto" and on_gpu and self.trainer.estimated_stepping_batches >= MANY_STEPS:
             torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
             self.backbone.compile()

@@ -213,8 +213,7 @@ def test_a_checkpoint_of_pretrained_weights_needs_no_network(monkeypatch: pytest
         return make(model_name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", create)
-    steady = "--model.optimizer.lr=0.001"
-    run = fit("--model.backbone=resnet10t", "--model.backbone_args={pretrained: true}", steady)
+    run = fit("--model.backbone=resnet10t", "--model.backbone_args={pretrained: true}")
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["backbone_args"] == {"pretrained": True}
     assert asked == [True]
     checkpoint = run / "checkpoints/last.ckpt"

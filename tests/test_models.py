@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lt_cb.models import build_backbone, last_linear, resnet20, resnet32, resnet110
+from lt_cb.models import build_backbone, last_linear, resnet20, resnet32, resnet110, spare_small_images
 
 
 def parameters(model: nn.Module) -> int:
@@ -93,3 +93,19 @@ def test_unknown_models_and_options_are_refused() -> None:
         build_backbone("resnet32", 10, options={"width": 2})
     with pytest.raises(ValueError, match="shortcut is 'none'"):
         build_backbone("resnet32", 10, options={"shortcut": "none"})
+
+
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 1), (3, 4, 3), (7, 1, 2), (3, 1, 8)])
+def test_bfloat16_gradients_of_small_images(kernel: int, stride: int, size: int) -> None:
+    """Without the way around, memory that was freed is the gradient here, on some CPUs."""
+    network = nn.Sequential(nn.Conv2d(256, 512, kernel, stride, kernel // 2, bias=False))
+    images = torch.randn(4, 256, size, size)
+    exact = nn.Conv2d(256, 512, kernel, stride, kernel // 2, bias=False, dtype=torch.float64)
+    exact.load_state_dict(network[0].state_dict())
+    exact(images.double()).square().sum().backward()
+    spare_small_images(network)
+    freed = [torch.full((2**20,), torch.nan) for _ in range(8)]
+    del freed
+    with torch.autocast("cpu", torch.bfloat16):
+        network(images).float().square().sum().backward()
+    torch.testing.assert_close(network[0].weight.grad.double(), exact.weight.grad, rtol=0.02, atol=0.5)

@@ -10,6 +10,7 @@ from lt_cb.models.classifier import (
     last_linear,
     normalize_classifier,
 )
+from lt_cb.models.convolution import spare_small_images
 from lt_cb.models.resnet import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "resnet44",
     "resnet56",
     "resnet110",
+    "spare_small_images",
 ]
