@@ -179,7 +179,7 @@ class LongTailedClassifier(LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Compile a long training on an NVIDIA GPU, whose kernels are short; a CPU may not take every bfloat16 image."""
+        """Compile a long training on an NVIDIA GPU, whose kernels are short; spare a CPU some bfloat16."""
         device = self.trainer.strategy.root_device.type
         if device == "cpu" and self.trainer.precision == "bf16-mixed":
             spare_small_images(self.backbone)
