@@ -163,7 +163,7 @@ def test_table_3_beside_table_2(tmp_path: Path) -> None:
     page = (tmp_path / "report.md").read_text()
     softmax = "Softmax, image_size 224, backbone resnet50"
     cb = "Focal gamma 0.5, CB β 0.999, image_size 320, backbone resnet101"
-    inat, ilsvrc, cifar = "inat2018 whole, IF 100", "ilsvrc2012 whole, IF 100", "cifar10 IF 100"
+    inat, ilsvrc, cifar = "inat2018, IF 100", "ilsvrc2012, IF 100", "cifar10 IF 100"
     paper = table(page, "Beside the paper")
     assert {key: (row["ours"], row["paper"], row["difference"]) for key, row in paper.items()} == {
         (softmax, inat): ("43.50 ± 0.71", "42.86", "+0.64"),
@@ -248,6 +248,37 @@ def test_accuracy_instead_of_error(tmp_path: Path) -> None:
     assert accuracy["Softmax, CB β 0.999",]["cifar10 IF 100"] == "67.50 ± 3.54"
     assert table(page, "Differences")["Softmax, CB β 0.999", "cifar10 IF 100"]["higher by"] == "+8.50"
     assert table(page, "Beside the paper")["Softmax", "cifar10 IF 100"]["ours"] == "41.00 ± 1.41"  # errors
+
+
+def test_losses_are_compared_at_the_same_length(tmp_path: Path) -> None:
+    for seed in range(2):
+        for epochs, errors in ((20, (40.0, 37.0)), (80, (30.0, 29.0))):
+            for beta, error in zip((None, 0.999), errors, strict=True):
+                write(
+                    tmp_path / f"{epochs}_{beta}_{seed}",
+                    error + seed,
+                    beta=beta,
+                    seed=seed,
+                    epochs=epochs,
+                    decay_1d=epochs == 20,
+                )
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    differences = table((tmp_path / "report.md").read_text(), "Differences")
+    assert {key: row["lower by"] for key, row in differences.items()} == {
+        ("Softmax, CB β 0.999, decay_1d True", "Softmax, decay_1d True"): "+3.00",
+        ("Softmax, CB β 0.999, decay_1d False", "Softmax, decay_1d False"): "+1.00",
+    }
+
+
+def test_folders_of_images_have_their_own_names(tmp_path: Path) -> None:
+    for root, error in (("cats", 30.0), ("dogs", 20.0)):
+        data = {"root": f"/somewhere/{root}"}
+        write(tmp_path / "runs" / root, error, source="image_folder", factor=None, data=data)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path / "runs")])
+    row = table((tmp_path / "runs/report.md").read_text(), "Error")["Softmax",]
+    assert row == {"method": "Softmax", "cats, IF 100": "30.00", "dogs, IF 100": "20.00"}
 
 
 def test_last_and_best_checkpoint_are_two_rows_and_a_repeated_run_counts_once(tmp_path: Path) -> None:

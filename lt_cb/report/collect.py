@@ -11,6 +11,7 @@ from typing import Any
 
 from lt_cb.errors import InputError
 from lt_cb.report import rows
+from lt_cb.report.names import WHOLE, method_of, source_of, subset_of
 from lt_cb.run import RunDir, flatten
 
 # keys that do not change what is trained: paths, workers, loggers, callbacks
@@ -27,7 +28,6 @@ NOT_OF_THE_PAPER = (
     "model.backbone_args.pretrained",
 )
 ERRORS = {"error": "acc", "error_top5": "acc_top5"}  # each is 100 % less a metric
-WHOLE = "whole"
 
 
 @dataclass
@@ -38,7 +38,8 @@ class Result:
     data: str  # column
     method: str  # row
     family: str | None  # the row without its beta; None for other weights than those of an effective number
-    source: str
+    others: list[str]  # what else the method's name has, as its number of epochs
+    source: str  # of the data, or their own name
     imbalance_factor: float
     subset: str  # of the source's training images: WHOLE, or what was asked for
     backbone: str
@@ -185,44 +186,20 @@ def _varied(configs: list[dict[str, Any]]) -> set[str]:
     return {key for key in keys if len({json.dumps(c.get(key), default=str) for c in configs}) > 1}
 
 
-def _subset(config: Mapping[str, Any], factor: float) -> str:
-    if given := config.get("data.subset_counts"):
-        return f"IF {factor:g}, subset_counts of {sum(given)} images"
-    if not config.get("data.imbalance_factor") and factor != 1:
-        return WHOLE
-    step = ", step" if config.get("data.imbalance_type") == "step" else ""
-    n_max = config.get("data.n_max")
-    return f"IF {factor:g}{step}" + (f", n_max {n_max}" if n_max else "")
-
-
 def _result(
     folder: Path, raw: dict[str, Any], config: dict[str, Any], extra: Sequence[str] = (), name_checkpoint: bool = False
 ) -> Result:
     counts = [int(n) for n in raw["class_counts"]]
     factor = config.get("data.imbalance_factor") or max(counts) / max(min(counts), 1)
-    source, subset = str(config.get("data.source", "?")).rpartition(".")[2], _subset(config, factor)
-    loss, weighting = str(config.get("model.loss", "?")), config.get("model.loss.weighting")
-    options = {key.removeprefix("model.loss."): v for key, v in config.items() if key.startswith("model.loss.")}
-    named = [
-        f"{key} {v:g}"
-        for key, v in options.items()
-        if isinstance(v, float | int) and not isinstance(v, bool) and not key.startswith("weighting")
-    ]
-    if options.get("reduction") not in (None, "mean"):
-        named.append(str(options["reduction"]))
-    beta, weights = None, []
-    if isinstance(weighting, str):
-        beta, normalization = options.get("weighting.beta"), options.get("weighting.normalization")
-        text = f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else weighting
-        weights = [text + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
+    source, subset, method = source_of(config), subset_of(config, factor), method_of(config)
     others = [f"{key.partition('.')[2] or key} {config[key]}" for key in extra if config.get(key) is not None]
     others += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
-    name = " ".join([loss.removesuffix("Loss"), *named])
     return Result(
         folder=folder,
-        data=f"{source} {subset}" + (f", IF {factor:g}" if subset == WHOLE else ""),
-        method=", ".join([name, *weights, *others]),
-        family=", ".join([name, *others]) if weighting in (None, "EffectiveNumber") else None,
+        data=f"{source}, IF {factor:g}" if subset == WHOLE else f"{source} {subset}",
+        method=", ".join([method.name, *others]),
+        family=None if method.family is None else ", ".join([method.family, *others]),
+        others=others,
         source=source,
         imbalance_factor=float(factor),
         subset=subset,
@@ -230,9 +207,9 @@ def _result(
         image_size=config.get("data.image_size"),
         epochs=raw.get("epochs") or config.get("trainer.max_epochs"),  # 0 after a test from a checkpoint
         unlike_paper=[f"{key.partition('.')[2]} {config[key]}" for key in NOT_OF_THE_PAPER if config.get(key)],
-        loss=loss,
-        gamma=options.get("gamma"),
-        beta=beta,
+        loss=method.loss,
+        gamma=method.gamma,
+        beta=method.beta,
         seed=(raw["seeds"]["seed_everything"], raw["seeds"]["subset_seed"]),
         metrics={name.removeprefix("test/"): value for name, value in raw["metrics"].items()},
         class_names=raw.get("class_names", []),

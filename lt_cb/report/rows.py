@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from lt_cb.errors import InputError
-from lt_cb.run import RunDir, read_yaml
+from lt_cb.report.names import FOLDERS, method_of, source_of
+from lt_cb.run import RunDir, flatten, read_yaml
 
 ROWS, CONFIGS = "runs.csv", "configs"
 # what does not change what is trained, or has a column of its own
@@ -34,7 +35,7 @@ FACTS = (
 VERSIONS = ("lt_cb", "python", "torch", "lightning")
 LISTS = ("class_names", "class_counts", "correct", "counted")
 COLUMNS = (
-    *("experiment", "config", "seed", "subset_seed", *FACTS, *VERSIONS, "seconds", "checkpoint"),
+    *("experiment", "method", "config", "seed", "subset_seed", *FACTS, *VERSIONS, "seconds", "checkpoint"),
     *("error", "balanced_acc", "many", "medium", "few", "loss", "val_acc", "val_balanced_acc"),
     *("best_epoch", "best_error", "best_balanced_acc", *LISTS),
 )
@@ -96,11 +97,14 @@ def _key(row: Row) -> tuple[str, str, int, int]:
 
 def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
     raw, config = run.read_result(), run.read_config()
+    root = source_of(flatten(config))
     for *path, key in NOT_KEPT:
         place = config
         for name in path:
             place = place.get(name) or {}
         place.pop(key, None)
+    if config["data"].get("source") in FOLDERS:
+        config["data"]["root"] = root  # its own name
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
     counted = raw["test_counts"]
     rates = [rate or 0.0 for rate in raw["per_class_accuracy"]]
@@ -111,6 +115,7 @@ def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
     last = validated[-1] if validated else {}
     values: dict[str, Any] = {
         "experiment": run.path.parent.name,
+        "method": method_of(flatten(config)).name,
         "config": digest,
         "seed": raw["seeds"]["seed_everything"],
         "subset_seed": raw["seeds"]["subset_seed"],

@@ -1,6 +1,7 @@
 """The tables of a report, each with a title and what it is."""
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from lt_cb.report.collect import Result, Runs
 from lt_cb.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
+from lt_cb.report.rows import command
 from lt_cb.report.tables import Cell, cells_of, paired_differences, wilson
 from lt_cb.run import RunDir
 
@@ -50,7 +52,7 @@ def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> lis
         _differences(runs, metric),
         _groups(runs),
     ]
-    return [s for s in [*parts, *_by_class(runs), *_from_logits(runs), _missing(runs)] if s.rows]
+    return [s for s in [*parts, *_by_class(runs), *_from_logits(runs), _kept(runs), _missing(runs)] if s.rows]
 
 
 def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
@@ -108,17 +110,21 @@ def _papers(cells: dict[tuple[str, str], Cell], title: str, what: str) -> Sectio
 
 def _differences(runs: Runs, metric: str) -> Section:
     better, worse = ("lower", "higher") if metric == "error" else ("higher", "lower")
+    differences = paired_differences(runs, metric)
+    several = len({d.baseline for d in differences}) > 1
     rows = []
-    for d in paired_differences(runs, metric):
+    for d in differences:
         verdict = "not told apart" if d.low <= 0 <= d.high else better if d.mean > 0 else worse
         interval = f"{d.low:+.2f} to {d.high:+.2f}"
-        rows.append([d.method, d.data, f"{d.mean:+.2f}", interval, str(d.seeds), verdict])
+        than = [d.baseline] if several else []
+        rows.append([d.method, *than, d.data, f"{d.mean:+.2f}", interval, str(d.seeds), verdict])
+    baseline = "the method beside it" if several else differences[0].baseline if differences else ""
     words = (
-        f"How much {better} the {METRICS[metric].lower()} is than that of {runs.methods()[0]}, in points, on the same "
+        f"How much {better} the {METRICS[metric].lower()} is than that of {baseline}, in points, on the same "
         "seeds: mean and 95 % interval of Student's t over the paired differences. Where it holds 0, the two are not "
         "told apart."
     )
-    header = ["method", "data", f"{better} by", "interval", "seeds", "verdict"]
+    header = ["method", *(["than"] if several else []), "data", f"{better} by", "interval", "seeds", "verdict"]
     return Section("Differences", words, header, rows)
 
 
@@ -215,6 +221,27 @@ def _from_logits(runs: Runs) -> list[Section]:
             calibrated,
         ),
     ]
+
+
+def _kept(runs: Runs) -> Section:
+    """Return each configuration of kept results, and how to train it again."""
+    trained: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in runs.results:
+        if result.row:
+            trained[result.row["experiment"], result.row["config"]].append(result)
+    rows = []
+    for results in trained.values():
+        first = results[0]
+        minutes = statistics.mean(float(result.row["seconds"]) for result in results) / 60
+        seeds = " ".join(result.row["seed"] for result in results)
+        where = f"{first.row['processor']}, {first.row['threads']} threads, {first.row['precision']}"
+        again = command(first.row, first.folder.parents[1])
+        rows.append([first.method, first.data, seeds, f"{minutes:.1f}", where, first.row["commit"], f"`{again}`"])
+    words = (
+        "The command repeats the run of the first seed; --data.root says where the data lie. On such a processor, with "
+        "as many threads (OMP_NUM_THREADS) and the same versions, it gives the same figures to the digit."
+    )
+    return Section("The runs", words, ["method", "data", "seeds", "minutes", "on", "commit", "command"], rows)
 
 
 def _missing(runs: Runs) -> Section:

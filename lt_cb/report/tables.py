@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_cb.errors import InputError
-from lt_cb.report.collect import ERRORS, WHOLE, Result, Runs
+from lt_cb.report.collect import ERRORS, Result, Runs
+from lt_cb.report.names import WHOLE
 
 KINDS = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
 PUBLISHED: dict[str, tuple[int, dict[str, str]]] = {  # epochs of a table's runs, and the columns of metrics
@@ -108,9 +109,10 @@ def _published(metric: str) -> dict[Key, tuple[float, int]]:
 
 @dataclass
 class Difference:
-    """How much better a method is than the baseline, on the same seeds, in percentage points."""
+    """How much better a method is than its baseline, on the same seeds, in percentage points."""
 
     method: str
+    baseline: str
     data: str
     mean: float
     low: float  # of the 95 % interval of Student's t over seeds
@@ -119,19 +121,27 @@ class Difference:
 
 
 def paired_differences(runs: Runs, metric: str = "error") -> list[Difference]:
-    """Compare each method with the first on the seeds that both have."""
+    """Compare each method with its baseline, on the seeds that both have.
+
+    It is the first of the methods that differ from it by loss and weights alone, as those of the same number of epochs;
+    of a method that stands alone in that, the first of all.
+    """
     sign = -1 if metric in ERRORS else 1
-    cells = runs.cells()
-    baseline, *others = runs.methods()
+    cells, methods = runs.cells(), runs.methods()
+    others = {result.method: result.others for result in runs.results}
     differences = []
     for data in runs.columns():
-        reference = _by_seed(cells.get((baseline, data), []), metric)
-        for method in others:
+        for method in methods:
+            alike = [name for name in methods if others[name] == others[method]]
+            baseline = alike[0] if len(alike) > 1 else methods[0]
+            if method == baseline:
+                continue
+            reference = _by_seed(cells.get((baseline, data), []), metric)
             scores = _by_seed(cells.get((method, data), []), metric)
             gains = [sign * (scores[s] - reference[s]) for s in sorted(reference.keys() & scores.keys(), key=str)]
             if len(gains) > 1:
                 mean, half = statistics.mean(gains), half_width(gains)
-                differences.append(Difference(method, data, mean, mean - half, mean + half, len(gains)))
+                differences.append(Difference(method, baseline, data, mean, mean - half, mean + half, len(gains)))
     return differences
 
 
