@@ -187,6 +187,10 @@ class TestPlan:
         assert [run.name for run in runs(axes)] == ["a", "b", "c", "d"]
         assert runs(axes)[0].digest != before
 
+    def test_a_second_stage_has_a_checkpoint_for_each_seed(self) -> None:
+        two = runs({}, seeds={"seed_everything": [0, 2], "ckpt_path": ["a.ckpt", "b.ckpt"]})
+        assert [(run.seed, run.settings()["ckpt_path"]) for run in two] == [(0, "a.ckpt"), (2, "b.ckpt")]
+
     def test_seeds_of_several_keys_are_zipped(self) -> None:
         three = runs({}, seeds={"seed_everything": [0, 1, 2], "data.subset_seed": [5, 6, 7]})
         assert [run.folder.name for run in three] == ["seed_0", "seed_1", "seed_2"]

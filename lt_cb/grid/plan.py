@@ -144,12 +144,14 @@ def _seeds(seeds: Any, file: Path) -> dict[int, dict[str, Any]]:  # noqa: ANN401
     """Return the keys and values of each seed."""
     lists = {"seed_everything": seeds} if isinstance(seeds, list) else seeds
     values = list(lists.values()) if isinstance(lists, dict) else []
-    if not values or not all(
-        isinstance(v, list) and v and all(isinstance(s, int) and s >= 0 for s in v) for v in values
+    if (
+        not values
+        or not all(isinstance(v, list) and v for v in values)
+        or not all(isinstance(seed, int) and seed >= 0 for seed in values[0])
     ):
         raise InputError(
             f"'{file}': seeds is {seeds}, but must be a list of integers of at least 0, or a mapping of config keys to "
-            "such lists."
+            "lists, the first of them such a list."
         )
     if len(set(values[0])) < len(values[0]):
         raise InputError(f"'{file}': seeds has one of {values[0]} twice: each names a folder.")
