@@ -78,11 +78,13 @@ def interval(gains: list[float]) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-@pytest.mark.parametrize(("name", "metric"), [("quickstart", "balanced_acc"), ("quickstart_choice", "balanced_acc")])
-def test_the_page_is_the_report_of_the_rows(name: str, metric: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["report", str(ROOT / "results" / name), "--metric", metric, "--out", str(tmp_path)])
-    assert (tmp_path / "report.md").read_text() in (ROOT / "docs/quickstart.md").read_text()
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_pages_reports_are_those_of_the_rows(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from pages import filled
+
+    assert filled(page.read_text()) == page.read_text()
 
 
 def test_every_row_has_its_configuration() -> None:

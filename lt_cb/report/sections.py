@@ -232,9 +232,9 @@ def _kept(runs: Runs) -> Section:
     rows = []
     for results in trained.values():
         first = results[0]
-        minutes = statistics.mean(float(result.row["seconds"]) for result in results) / 60
+        minutes = statistics.median(float(result.row["seconds"]) for result in results) / 60
         seeds = " ".join(result.row["seed"] for result in results)
-        where = f"{first.row['processor']}, {first.row['threads']} threads, {first.row['precision']}"
+        where = f"{first.row['processor']}, {first.row['threads']} thread(s), {first.row['precision']}"
         again = command(first.row, first.folder.parents[1])
         rows.append([first.method, first.data, seeds, f"{minutes:.1f}", where, first.row["commit"], f"`{again}`"])
     words = (
