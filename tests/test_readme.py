@@ -1,4 +1,4 @@
-"""The README's commands and code, as a newcomer types them in a clone, on fewer and smaller images."""
+"""The commands and code of the README and the pages, as a newcomer types them in a clone, on fewer and smaller images."""
 
 import re
 import shlex
@@ -13,17 +13,17 @@ from lt_cb.__main__ import main
 from lt_cb.grid import read_plan
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-LOSSES = (ROOT / "docs/losses.md").read_text()
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+PAGES = {page.stem: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+LOSSES, CONTRIBUTING = PAGES["losses"], (ROOT / "CONTRIBUTING.md").read_text()
+QUICKSTART = ["fit", "--config", "configs/quickstart.yaml"]
 TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
-def blocks(language: str, page: str = README) -> list[str]:
+def blocks(language: str, page: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-def commands(page: str = README) -> list[list[str]]:
+def commands(page: str) -> list[list[str]]:
     """Return the arguments of every lt-cb command, in the order of the page."""
     lines = "\n".join(block for block in blocks("bash", page) if "SBATCH" not in block).splitlines()
     return [shlex.split(line) for _, found, line in (line.partition("uv run lt-cb") for line in lines) if found]
@@ -31,12 +31,12 @@ def commands(page: str = README) -> list[list[str]]:
 
 def run(page: list[list[str]]) -> None:
     for args in page:
-        if re.search("cifar|inat", " ".join(args)):  # of images that are not here: is parsed only
-            with pytest.raises(SystemExit, match="0"):
-                main([*args, "--print_config"])
-        elif args[0] == "grid":
+        if args[0] == "grid":
             with pytest.raises(SystemExit, match="0"):
                 main(["grid", args[1], "--dry-run"])  # test_grid trains one
+        elif re.search("cifar|inat", " ".join(args)):  # of images that are not here: is parsed only
+            with pytest.raises(SystemExit, match="0"):
+                main([*args, "--print_config"])
         elif args[0] == "report":
             with pytest.raises(SystemExit, match="0"):
                 main(["report", "runs"])
@@ -65,45 +65,54 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-def test_commands_run_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
-    run(commands())
+@pytest.mark.parametrize("page", [name for name, page in PAGES.items() if commands(page)])
+def test_commands_run_in_their_order(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = commands(PAGES[page])
+    run([*([QUICKSTART] if QUICKSTART not in listed else []), *listed])
     out = capsys.readouterr().out
-    assert "Predictions of 1 images" in out
-    newest = max(Path("runs/quickstart").glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
-    config = yaml.safe_load(newest.read_text())
+    trained = [args for args in listed if args[0] in ("fit", "test") and not re.search("cifar|inat", " ".join(args))]
+    assert out.count("Test accuracy by class") == len(trained) + (QUICKSTART not in listed)
+    assert out.count("Predictions of 1 images") == sum(args[0] == "predict" for args in listed)
+
+
+@pytest.mark.slow
+def test_what_is_ones_own_takes_the_place_of_ours() -> None:
+    run(commands(PAGES["extending"]))
+    (file,) = Path("runs/quickstart").glob("*/config.yaml")
+    config = yaml.safe_load(file.read_text())
     assert config["model_class"] == "own_recipe.SAM"
     assert config["model"]["loss"]["class_path"] == "own_loss.ShiftedSoftmax"
     assert config["model"]["loss"]["init_args"].get("weighting") is None
 
 
 @pytest.mark.slow
-def test_commands_of_the_page_of_losses_run(capsys: pytest.CaptureFixture[str]) -> None:
-    run([["fit", "--config", "configs/quickstart.yaml"], *commands(LOSSES)])
-    assert capsys.readouterr().out.count("Test accuracy by class") == 5
-
-
-@pytest.mark.slow
 def test_python_runs() -> None:
-    quickstart = next(args for args in commands() if "configs/quickstart.yaml" in args)
-    main([*quickstart, *TINY])
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    main([*QUICKSTART, *TINY])
+    for page in PAGES.values():
+        for block in blocks("python", page):
+            exec(compile(block, "page", "exec"), {"__name__": "page"})
 
 
 def test_the_grid_of_the_page_is_one() -> None:
-    (text,) = blocks("yaml")
+    (text,) = blocks("yaml", PAGES["grids"])
     Path("grid.yaml").write_text(text)
     assert len(read_plan(Path("grid.yaml")).runs) == 4 * 3 * 3
 
 
 def test_files_are_there() -> None:
-    pages = README + LOSSES + CONTRIBUTING
+    pages = "".join(PAGES.values()) + CONTRIBUTING
     for file in re.findall(r"(?:lt_cb|configs|docs|benchmarks|notebooks|examples|tests)/[\w/]+\.\w+", pages):
         assert (ROOT / file).is_file() or "NAME" in file, file
     for folder in re.findall(r"`([\w/]+)/`", CONTRIBUTING):
         assert (ROOT / folder).is_dir(), folder
     for overlay in re.findall(r"`((?:sampler|second_stage|loss)/\w+)`", LOSSES):
         assert (ROOT / f"configs/{overlay}.yaml").is_file(), overlay
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_the_page_of_losses_has_what_there_is() -> None:
