@@ -1,4 +1,4 @@
-"""The commands and code of the README and the pages, as a newcomer types them in a clone, on fewer and smaller images."""
+"""The commands and code of README and pages, as a newcomer types them in a clone, on fewer and smaller images."""
 
 import re
 import shlex

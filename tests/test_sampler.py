@@ -1,22 +1,29 @@
 """What an epoch shows under each sampler, against Kang et al. 2020's p_j = n_j^q / sum_i n_i^q."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from lt_cb.data import (
     ClassBalancedSampler,
     EffectiveNumberSampler,
+    EpochSampler,
     LongTailedDataModule,
     ProgressivelyBalancedSampler,
     Sampler,
     SquareRootSampler,
 )
 from lt_cb.data.loaders.resident import ResidentLoader
+from lt_cb.errors import InputError
 
 SAMPLERS = [ClassBalancedSampler(), SquareRootSampler(), ProgressivelyBalancedSampler(), EffectiveNumberSampler(0.99)]
 COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any)
@@ -119,3 +126,61 @@ def test_processes_share_a_sampled_epoch(world_size: int) -> None:
     parts = [shown(rank, world_size) for rank in range(world_size)]
     assert len({len(part) for part in parts}) == 1
     assert torch.equal(torch.stack(parts, 1).flatten()[:40], whole)
+
+
+class TestInADataLoaderOfOnesOwn:
+    @given(counts=COUNTS, world=st.integers(1, 5), epoch=st.integers(0, 9))
+    @settings(max_examples=50, deadline=None)
+    def test_the_processes_share_one_draw(self, counts: list[int], world: int, epoch: int) -> None:
+        labels = labels_of(counts)
+        shares = []
+        for rank in range(world):
+            share = EpochSampler(labels, ProgressivelyBalancedSampler(), 3, 10, num_replicas=world, rank=rank)
+            share.set_epoch(epoch)
+            shares.append(list(share))
+            assert len(shares[-1]) == len(share) == math.ceil(len(labels) / world)
+        drawn = ProgressivelyBalancedSampler().draw(labels, [3, epoch], epoch / 10)
+        together = [share[i] for i in range(len(shares[0])) for share in shares]
+        assert together[: len(labels)] == drawn.tolist()
+        assert together[len(labels) :] == np.resize(drawn, len(together)).tolist()[len(labels) :]
+
+    @pytest.mark.slow
+    def test_two_processes_draw_what_one_does(self, tmp_path: Path) -> None:
+        torch.multiprocessing.spawn(draw_on_a_rank, (tmp_path,), nprocs=2)
+        drawn = [np.load(tmp_path / f"{rank}.npy") for rank in range(2)]
+        alone = list(EpochSampler(labels_of([60, 30, 10]), ClassBalancedSampler()))
+        assert sorted(np.concatenate(drawn)) == sorted(alone)
+
+    def test_lightning_leaves_it_and_tells_it_the_epoch(self) -> None:
+        sampler = EpochSampler([0] * 12 + [1] * 4, ClassBalancedSampler())
+        data = TensorDataset(torch.rand(16, 2), torch.tensor([0] * 12 + [1] * 4))
+        drawn = []
+
+        class Module(LightningModule):
+            def training_step(self, batch, batch_idx) -> None:
+                drawn.append(batch[1].sum().item())
+
+            def configure_optimizers(self) -> None:
+                return None
+
+        trainer = Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        )
+        trainer.fit(Module(), DataLoader(data, 16, sampler=sampler))
+        assert drawn == [8, 8]
+        assert sampler.epoch == 1
+
+    def test_it_needs_no_lightning(self) -> None:
+        code = "import sys; from lt_cb.data import EpochSampler; assert 'lightning' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    @pytest.mark.parametrize("targets", [[], [[1, 0]], [0.5, 1.0], [-1, 0]])
+    def test_other_targets_are_refused(self, targets: list) -> None:
+        with pytest.raises(InputError, match="must be class indices of shape"):
+            EpochSampler(targets, ClassBalancedSampler())
+
+
+def draw_on_a_rank(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    np.save(folder / f"{rank}.npy", list(EpochSampler(labels_of([60, 30, 10]), ClassBalancedSampler())))
+    torch.distributed.destroy_process_group()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lt_cb.data.sampler import (
         ClassBalancedSampler,
         EffectiveNumberSampler,
+        EpochSampler,
         ProgressivelyBalancedSampler,
         Sampler,
         SquareRootSampler,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ClassBalancedSampler",
     "EffectiveNumberSampler",
+    "EpochSampler",
     "FileSource",
     "LongTailedDataModule",
     "ProgressivelyBalancedSampler",

@@ -1,11 +1,13 @@
 """How often an epoch shows each class: re-sampling, as against re-weighting."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import distributed
+from torch.utils.data import DistributedSampler
 
 from lt_cb.errors import InputError
 from lt_cb.losses import effective_number
@@ -104,3 +106,52 @@ class EffectiveNumberSampler(Sampler):
         """Return n / E_n."""
         shares: Probabilities = counts / effective_number(torch.from_numpy(counts), self.beta).numpy()
         return shares
+
+
+class EpochSampler(DistributedSampler[int]):
+    """The draw of a `Sampler` for a DataLoader in a loop or trainer of your own: ``DataLoader(..., sampler=this)``.
+
+    Each process takes every world_size-th index of the draw, which depends on seed and epoch alone; indices of the
+    beginning fill up the last round. Call ``set_epoch`` before each epoch, as for torch's `DistributedSampler`;
+    Lightning does so by itself, and leaves this sampler in its place.
+
+    Args:
+        targets: class indices of the data set, integers of shape (N,).
+        sampler: how often each class is shown.
+        seed: of the draw, at least 0.
+        epochs: of the whole training, for a sampler that changes with its progress.
+        num_replicas: processes that share the draw; those of torch.distributed by default.
+        rank: which of them this is, likewise.
+
+    Raises:
+        InputError: if the targets are no class indices of shape (N,).
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[int] | npt.NDArray[np.int64] | torch.Tensor,
+        sampler: Sampler,
+        seed: int = 0,
+        epochs: int = 1,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        labels = np.asarray(targets)
+        if labels.ndim != 1 or not labels.size or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise InputError(
+                f"targets are {labels.dtype} of shape {labels.shape}, but must be class indices of shape (N,), N at "
+                "least 1, each at least 0."
+            )
+        together = distributed.is_available() and distributed.is_initialized()
+        super().__init__(
+            labels,  # type: ignore[arg-type]  # of which it asks the length
+            (distributed.get_world_size() if together else 1) if num_replicas is None else num_replicas,
+            (distributed.get_rank() if together else 0) if rank is None else rank,
+            seed=seed,
+        )
+        self.labels, self.sampler, self.epochs = labels.astype(np.int64), sampler, epochs
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the indices of this process in the current epoch."""
+        drawn = self.sampler.draw(self.labels, [self.seed, self.epoch], min(self.epoch / self.epochs, 1.0))
+        return iter(np.resize(drawn, self.total_size)[self.rank :: self.num_replicas].tolist())
