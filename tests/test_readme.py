@@ -101,7 +101,7 @@ def test_the_grid_of_the_page_is_one() -> None:
 
 def test_files_are_there() -> None:
     pages = "".join(PAGES.values()) + CONTRIBUTING
-    for file in re.findall(r"(?:lt_cb|configs|docs|benchmarks|notebooks|examples|tests)/[\w/]+\.\w+", pages):
+    for file in re.findall(r"(?<![\w/])(?:lt_cb|configs|docs|benchmarks|notebooks|examples|tests)/[\w/]+\.\w+", pages):
         assert (ROOT / file).is_file() or "NAME" in file, file
     for folder in re.findall(r"`([\w/]+)/`", CONTRIBUTING):
         assert (ROOT / folder).is_dir(), folder
