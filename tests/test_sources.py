@@ -158,6 +158,17 @@ class TestImageFolder:
         with pytest.raises(ValueError, match=r"dog/03\.jpg' cannot be read as an image"):
             ImageFolder(str(folder)).load("train")
 
+    def test_all_damaged_images_are_named_at_once(self, folder: Path) -> None:
+        for name in ("cat/02.png", "dog/03.jpg", "eel/00.webp"):
+            (folder / "train" / name).write_bytes(b"not an image")
+        with pytest.raises(ValueError, match=r"cat/02\.png' cannot .* 2 more are refused: '\S+03\.jpg', '\S+00\.webp'"):
+            ImageFolder(str(folder)).load("train")
+
+    def test_a_link_that_leads_nowhere_is_named(self, folder: Path) -> None:
+        (folder / "train/cat/link.png").symlink_to("/nowhere/a.png")
+        with pytest.raises(ValueError, match=r"link\.png' cannot be read \(No such file"):
+            ImageFolder(str(folder)).load("train")
+
     def test_images_of_several_sizes_need_a_size(self, folder: Path) -> None:
         Image.new("RGB", (20, 20)).save(folder / "train/dog/03.jpg")
         with pytest.raises(ValueError, match=r"03\.jpg' is 20x20 pixels where others are 12x12: set --data.image_size"):

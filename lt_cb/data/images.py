@@ -16,7 +16,7 @@ from rich.progress import track
 from torch.nn import functional as F
 
 from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
-from lt_cb.errors import InputError
+from lt_cb.errors import InputError, enumerate_names
 
 Item = TypeVar("Item")
 Images = npt.NDArray[np.uint8]
@@ -57,20 +57,34 @@ def load_images(files: Sequence[Path], image_size: int | None, channels: int, la
     Raises:
         InputError: if a file cannot be read as an image, or sizes differ and image_size is None.
     """
-    cache = cache_file(f"1 {image_size} {channels}", *map(stamp, files))
+    try:
+        cache = cache_file(f"1 {image_size} {channels}", *map(stamp, files))
+    except OSError as error:  # as a link that leads nowhere
+        raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): replace or remove it.") from error
     cached = read_cache(cache)
     if cached is not None and "images" in cached:
         return cached["images"]
     side, strict = image_size or square_size(files[0]), image_size is None
     images = np.empty((len(files), side, side, channels), np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(lambda file: decode(file, side, strict, channels), files, chunksize=64)
+    refused: dict[int, InputError] = {}
+
+    def decode_into(i: int) -> None:
         try:
-            for i, image in enumerate(progress(decoded, label, len(files))):
-                images[i] = image
+            images[i] = decode(files[i], side, strict, channels)
+        except InputError as error:
+            refused[i] = error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for _ in progress(pool.map(decode_into, range(len(files))), label, len(files)):
+                pass
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if refused:
+        first, *others = [refused[i] for i in sorted(refused)]
+        names = enumerate_names([str(files[i]) for i in sorted(refused)[1:]])
+        raise InputError(f"{first}" + (f" {len(others)} more are refused: {names}." if others else ""))
     write_cache(cache, "decodes the images", {"images": images})
     return images
 
