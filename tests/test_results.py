@@ -71,8 +71,32 @@ def test_the_quickstarts_table_is_that_of_its_rows() -> None:
     assert "class-balanced focal on few-shot, +4.4 (+0.4 to +8.4)" in page
 
 
-def interval(gains: list[float]) -> str:
-    """Return mean and 95 % interval of Student's t."""
+def test_the_first_sentences_on_the_papers_claim_are_those_of_the_rows() -> None:
+    by_method = {
+        method: {
+            row["seed"]: accuracies(row) for row in rows("cifar10_curve") if row["experiment"] == f"short_40_{method}"
+        }
+        for method in ("softmax", "cb_focal")
+    }
+    softmax, focal = ([by_method[method][seed] for seed in sorted(by_method["cb_focal"])] for method in by_method)
+
+    def spread(runs: list[dict[str, float]], group: str = "balanced") -> str:
+        values = [100 - run[group] if group == "balanced" else run[group] for run in runs]
+        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+    more = interval([f["balanced"] - s["balanced"] for s, f in zip(softmax, focal, strict=True)], sign=-1)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    for text in (readme, page):
+        assert f"{spread(softmax)} % with softmax and {spread(focal)} % with class-balanced focal loss" in text
+        assert f"{more} points more over {len(focal)} seeds" in text
+    for group in ("many", "medium"):
+        assert f"{spread(softmax, group)} % with softmax, {spread(focal, group)} % with class-balanced focal" in page
+
+
+def interval(gains: list[float], sign: int = 1) -> str:
+    """Return mean and 95 % interval of Student's t, of the gains or, by the sign, of the losses."""
+    gains = [sign * gain for gain in gains]
     mean, error = statistics.mean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
     low, high = scipy.stats.t.interval(0.95, len(gains) - 1, mean, error)
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
