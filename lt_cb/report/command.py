@@ -8,8 +8,9 @@ from pathlib import Path
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.report import rows
 from lt_cb.report.collect import Runs, collect
-from lt_cb.report.figures import figures, write
+from lt_cb.report.figures import figures
 from lt_cb.report.page import page
+from lt_cb.report.paper import write
 from lt_cb.report.posthoc import MEANS, class_means
 from lt_cb.report.sections import METRICS, Section, finding, sections
 from lt_cb.report.tables import cells_of

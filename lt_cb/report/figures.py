@@ -1,12 +1,10 @@
 """Pictures of a report as Vega-Lite specifications: names stand in their data alone, never in an expression."""
 
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from lt_cb.report.collect import Result, Runs
@@ -18,9 +16,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 SHAPES = {"circle": "●", "square": "■", "triangle-up": "▲", "diamond": "◆", "triangle-down": "▼", "cross": "✚"}
 MARKS = 100  # classes, or else bands of classes, of a picture
 NAMED = 20  # classes that have their names on an axis
-COLUMN, PAGE = 3.25, 6.75  # widths in a paper, inches
-PIXELS = {"svg": 96, "pdf": 72}  # an inch
-BARS = ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]  # of a confusion matrix on white
 
 
 @dataclass
@@ -62,69 +57,6 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: 
         _counts(runs),
     ]
     return [picture for picture in made if picture is not None]
-
-
-def write(pictures: list[Picture], columns: list[str], folder: Path, kind: str) -> None:
-    """Write pictures for a paper: 8 pt type on white, 3.25 or 6.75 inches wide.
-
-    Args:
-        pictures: of `figures`.
-        columns: data sets, each with files of its own.
-        folder: where to.
-        kind: ``svg``, whose text stays text in Arial or the like, or ``pdf``, which embeds its font.
-    """
-    import vl_convert
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        values = picture.spec["data"]["values"]
-        for data in columns:
-            own = [row for row in values if row["dataset"] == data]
-            methods = list(dict.fromkeys(row["method"] for row in own)) if picture.name == "confusion" else [""]
-            for method in methods:
-                shown = [row for row in own if not method or row["method"] == method]
-                if not shown:
-                    continue
-                parts = [picture.name, *([data] if len(columns) > 1 else []), method]
-                stem = "_".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part)
-                width = PAGE if picture.wide else COLUMN
-                spec = _for_paper(picture.spec, shown, data, method, width, PIXELS[kind])
-                if kind == "svg":
-                    drawn = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
-                    (folder / f"{stem}.svg").write_text(
-                        re.sub(r'(<svg[^>]*? width=")[^"]*', rf"\g<1>{width}in", drawn, count=1)
-                    )
-                else:
-                    drawn_pdf = vl_convert.vegalite_to_pdf(spec, vl_version=VEGA_LITE)
-                    (folder / f"{stem}.pdf").write_bytes(drawn_pdf)
-
-
-def _for_paper(
-    spec: dict[str, Any], values: list[dict[str, Any]], data: str, method: str, width: float, pixels: int
-) -> dict[str, Any]:
-    given = {"dataset": data, "confused": method}
-    params = [{**param, "value": given.get(param["name"], param["value"])} for param in spec["params"]]
-    height = min(spec["height"], 0.75 * width * pixels)
-    sizes = {"width": width * pixels, "height": height, "autosize": {"type": "fit", "contains": "padding"}}
-    return {
-        **spec,
-        **sizes,
-        "padding": 2,
-        "params": params,
-        "data": {"values": values},
-        "config": _paper_config(pixels / 72),
-    }
-
-
-def _paper_config(point: float) -> dict[str, Any]:
-    """Return type of 8 pt on white; ``point`` is in pixels."""
-    return {
-        "background": "white",
-        "font": "Arial, Liberation Sans, sans-serif",
-        **{part: {"labelFontSize": 8 * point, "titleFontSize": 8 * point} for part in ("axis", "legend")},
-        "text": {"fontSize": 7 * point},
-        "range": {"heatmap": BARS},
-    }
 
 
 def _spec(values: list[dict[str, Any]], height: int, layers: list[dict[str, Any]], **more: object) -> dict[str, Any]:
@@ -216,7 +148,7 @@ def _by_class(runs: Runs) -> Picture | None:
             if not known:
                 continue
             rate = 100 * statistics.mean(known)
-            row = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
+            row: dict[str, Any] = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
             row |= {"value": round(rate, 3), "said": f"{rate:.1f}", "seeds": len(results)}
             tested = sum(results[0].counted[c] for c in members) if results[0].counted else None
             if tested is not None and len(members) == 1:
@@ -266,7 +198,9 @@ def _bands(result: Result) -> list[tuple[str, list[int], float]]:
 
 def _confusion(runs: Runs) -> Picture | None:
     values: list[dict[str, Any]] = []
-    for (method, data), results in runs.cells().items():
+    by_cell = runs.cells()
+    for method, data in [(m, d) for d in runs.columns() for m in runs.methods() if (m, d) in by_cell]:
+        results = by_cell[method, data]
         counted = [r for r in results if r.confusion]
         if not counted or any(len(r.confusion) != len(counted[0].confusion) for r in counted):
             continue
@@ -312,7 +246,11 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
     values = []
     for key, r in drawn.items():
         cell, spread = cells[key], cells[key].deviation or 0.0
-        row = {"dataset": r.data, "method": r.family, "beta": "none" if r.beta is None else f"{r.beta:g}"}
+        row: dict[str, Any] = {
+            "dataset": r.data,
+            "method": r.family,
+            "beta": "none" if r.beta is None else f"{r.beta:g}",
+        }
         row |= {"low": cell.mean - spread, "high": cell.mean + spread, "seeds": len(cell.values)}
         values.append({**row, "value": round(cell.mean, 3), "said": str(cell)})
     order = ["none", *[f"{beta:g}" for beta in betas]]
@@ -377,7 +315,7 @@ def _gains(runs: Runs) -> Picture | None:
 
 def _counts(runs: Runs) -> Picture:
     firsts = {result.data: result for result in reversed(runs.results)}
-    values = [
+    values: list[dict[str, Any]] = [
         {"dataset": data, "method": "", "label": label, "rank": rank, "images": images}
         for data, result in firsts.items()
         for rank, (label, _, images) in enumerate(_bands(result))

@@ -38,7 +38,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)"), state = {hidden: []}, v
 function theme(width) {
   const ink = dark.matches ? "#c9d1dc" : "#333a44", line = dark.matches ? "#333b47" : "#dfe3ea";
   const heat = ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"];
-  const night = ["#1b2029", "#1f3f63", "#2f6fa8", "#7db8ea"];
+  const night = ["#1b2029", "#24496f", "#5b9bd5", "#9ccaf2"];
   const axis = {labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line,
     labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelLimit: width < 600 ? 120 : 300};
   return {background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis,
@@ -94,7 +94,12 @@ def page(finding: str, tables: list[Section], pictures: list[Picture], runs: Run
     """Return the page: the finding, the first table, the pictures, and the other tables."""
     import vl_convert  # whose package has the script of Vega too
 
-    library = re.sub("</(script)", r"<\\/\1", vl_convert.javascript_bundle(vl_version=VEGA_LITE), flags=re.IGNORECASE)
+    library = re.sub(
+        "</(script)",
+        r"<\\/\1",
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE),
+        flags=re.IGNORECASE,
+    )
     columns = runs.columns()
     confused = [p for p in pictures if p.name == "confusion"]
     methods = dict.fromkeys(row["method"] for p in confused for row in p.spec["data"]["values"])

@@ -118,7 +118,8 @@ def _told(runs: Runs, data: str, metric: str) -> str:
     }
     parts = [f"{name}: {listed(members)}" for name, members in groups.items() if members]
     baseline = "each method's baseline" if several else differences[0].baseline
-    return f"{METRICS[metric]} on {data} against {baseline}, in points with 95 % intervals over seeds – {'. '.join(parts)}."
+    against = f"{METRICS[metric]} on {data} against {baseline}, in points with 95 % intervals over seeds"
+    return f"{against} – {'. '.join(parts)}."
 
 
 def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
