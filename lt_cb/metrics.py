@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+CONFUSION = 20  # most classes whose confusion matrix is counted
+
 
 class Mean(Metric):
     """Mean over samples, from the means of batches.
@@ -32,7 +34,9 @@ class Mean(Metric):
 
 
 class PerClassAccuracy(Metric):
-    """Accuracy of each class, from two vectors of C counts: no C x C matrix and no host sync in ``update``.
+    """Accuracy of each class, from vectors of C counts, and the confusion matrix of few classes.
+
+    There is no host sync in ``update``, and no C x C matrix of more than 20 classes.
 
     Args:
         num_classes: C.
@@ -40,20 +44,31 @@ class PerClassAccuracy(Metric):
 
     correct: Tensor
     total: Tensor
+    pairs: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
+        self.confuses = num_classes <= CONFUSION
+        if self.confuses:
+            self.add_state("pairs", torch.zeros(num_classes**2, dtype=torch.int64), dist_reduce_fx="sum")
         for name in ("correct", "total"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Count a batch of predicted and true class indices, both int64 of shape (B,)."""
         self.correct.index_add_(0, targets, (predictions == targets).long())
-        self.total.index_add_(0, targets, torch.ones_like(targets))
+        ones = torch.ones_like(targets)
+        self.total.index_add_(0, targets, ones)
+        if self.confuses:
+            self.pairs.index_add_(0, targets * len(self.total) + predictions, ones)
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return correct and counted samples of each class, over all processes, int64 of shape (C,)."""
-        return self.correct, self.total
+    def compute(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return correct and counted samples of each class, and confusion, over all processes.
+
+        Returns:
+            Two int64 of shape (C,), and one of shape (C, C) by true and predicted class, None of more than 20 classes.
+        """
+        return self.correct, self.total, self.pairs.view(len(self.total), -1) if self.confuses else None
 
 
 def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> dict[str, list[int]]:

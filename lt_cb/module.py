@@ -231,9 +231,10 @@ class LongTailedClassifier(LightningModule):
         return {"logits": logits, "targets": targets}
 
     def _log_results(self, stage: str) -> None:
-        correct, total = self.eval_classes.compute()
+        correct, total, confusion = self.eval_classes.compute()
         results = accuracies(correct, total, self.groups) | {"loss": self.eval_loss.compute()}
         self.per_class = {"correct": correct.tolist(), "total": total.tolist()}
+        self.confusion = None if confusion is None else confusion.tolist()
         if self.eval_top5 is not None:
             results["acc_top5"] = self.eval_top5.compute()
         if self.eval_metrics is not None:

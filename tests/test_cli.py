@@ -71,6 +71,8 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     result = json.loads((run / "result.json").read_text())
     assert result["class_counts"] == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
     assert result["test_counts"] == [40] * 10
+    assert [sum(line) for line in result["confusion"]] == [40] * 10
+    assert [line[c] for c, line in enumerate(result["confusion"])] == result["correct"]
     assert result["seeds"] == {"seed_everything": 7, "subset_seed": 0}
     mean = sum(result["per_class_accuracy"]) / 10
     assert result["metrics"]["test/balanced_acc"] == pytest.approx(mean)
@@ -469,6 +471,7 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
     three = json.loads((run.with_name("version_1") / "result.json").read_text())
     assert three["test_counts"] == one["test_counts"] == [40] * 10
     assert three["per_class_accuracy"] == one["per_class_accuracy"]
+    assert three["confusion"] == one["confusion"]
     assert three["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
     with np.load(run / "logits.npz") as here, np.load(run.with_name("version_1") / "logits.npz") as there:
         assert np.array_equal(here["targets"], there["targets"])

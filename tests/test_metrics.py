@@ -17,7 +17,10 @@ def test_against_scikit_learn(classes: int, samples: int, seed: int) -> None:
     metric = PerClassAccuracy(classes)
     for start in range(0, samples, 7):
         metric.update(torch.tensor(predictions[start : start + 7]), torch.tensor(targets[start : start + 7]))
-    correct, total = metric.compute()
+    correct, total, confusion = metric.compute()
+    expected = np.zeros((classes, classes), int)
+    np.add.at(expected, (targets, predictions), 1)
+    assert (None if confusion is None else confusion.tolist()) == (expected.tolist() if classes <= 20 else None)
     assert total.tolist() == np.bincount(targets, minlength=classes).tolist()
     results = accuracies(correct, total, shot_groups(counts))
     present = np.unique(targets)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -116,10 +117,55 @@ def test_means_and_the_paper_beside_them(tmp_path: Path) -> None:
     assert rows[str(tmp_path / "a/1")] == 30.0
     web = (tmp_path / "report.html").read_text()
     assert "<td>25.10 ± 0.10</td>" in web
-    assert web.count("<svg") == 4
-    assert "http" not in web.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    ).replace("https://matplotlib.org", "")
+    assert "lower: Focal gamma 1, CB β 0.9999 (+4.90, " in page.partition("## ")[0]
+    assert "lower: Focal gamma 1, CB β 0.9999 (+4.90, " in web.partition("<table>")[0]
+    means = {(r["dataset"], r["method"]): r["value"] for r in pictures(web)["means"]["data"]["values"] if "mean" in r}
+    assert means["cifar10 IF 100", "Focal gamma 1, CB β 0.9999"] == pytest.approx(25.1)
+
+
+def pictures(web: str) -> dict[str, dict]:
+    """Return the specifications that a page embeds."""
+    return json.loads(web.split('id="pictures">')[1].split("</script>")[0])
+
+
+def test_names_are_no_scripts_and_a_page_loads_nothing(tmp_path: Path) -> None:
+    evil = '</script><script src="//x.y"></script><img onerror=alert(1)>\u2028'
+    for seed in range(2):
+        for folder, rate in (("a", 30.0), ("b", 20.0)):
+            write(tmp_path / folder / str(seed), rate + seed, seed=seed, loss="SoftmaxLoss" if folder == "a" else evil)
+            file = tmp_path / folder / str(seed) / "result.json"
+            result = json.loads(file.read_text())
+            confusion = [[1, 2, 3], [0, 5, seed], [0, 0, 9]]
+            names = [f"{evil}{c}" for c in range(3)]
+            file.write_text(json.dumps(result | {"class_names": names, "confusion": confusion}))
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    web = (tmp_path / "report.html").read_text()
+    own = web.replace("<script>", "").replace('<script type="application/json" id="pictures">', "")
+    assert own.count("</script>") == 3
+    assert "<script" not in own.partition("</script>")[0]
+    assert "<img" not in own.partition("</script>")[0]
+    assert "default-src 'none'" in web.partition("<style>")[0]
+    specs = pictures(web)
+    counts = [row for row in specs["confusion"]["data"]["values"] if row["method"] == "Softmax"]
+    assert [row["count"] for row in counts] == [2, 4, 6, 0, 10, 1, 0, 0, 18]  # over both seeds
+    assert {row["true"] for row in counts} == {f"{evil}{c}" for c in range(3)}
+    for spec in specs.values():  # names are data and domains, never expressions
+        tests = [t["filter"] for part in (spec, *spec["layer"]) for t in part.get("transform", [])]
+        assert evil not in json.dumps(tests)
+
+
+@pytest.mark.parametrize(("kind", "inch"), [("svg", 1.0), ("pdf", 72.0)])
+def test_pictures_for_a_paper_have_its_width(kind: str, inch: float, tmp_path: Path) -> None:
+    for seed in range(2):
+        write(tmp_path / f"a/{seed}", 30.0 + seed, seed=seed)
+        write(tmp_path / f"b/{seed}", 25.0, beta=0.99, seed=seed)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path), "--figures", kind])
+    pattern = rb'<svg[^>]* width="([\d.]+)in"' if kind == "svg" else rb"MediaBox *\[ *0 0 ([\d.]+)"
+    files = {file.stem: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
+    widths = {name: float(re.search(pattern, content)[1]) / inch for name, content in files.items()}
+    assert widths == {"means": 3.25, "accuracy_by_class": 6.75, "gain_by_group": 3.25, "class_counts": 3.25}
 
 
 def test_what_tells_two_methods_apart_is_in_their_names(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ def write(folder: Path, seed: int, beta: float | None = None, *, validated_on: s
     """Write what a run of three classes with 40, 20 and 10 test images leaves."""
     rng = np.random.default_rng([seed, beta is None])
     counted, correct = [40, 20, 10], rng.integers(0, [41, 21, 11]).tolist()
+    wrong = [n - right for n, right in zip(counted, correct, strict=True)]  # all taken for the class behind
+    confusion = [[correct[0], wrong[0], 0], [0, correct[1], wrong[1]], [wrong[2], 0, correct[2]]]
     rates = [right / n for right, n in zip(correct, counted, strict=True)]
     weighting = {"class_path": "lt_cb.losses.EffectiveNumber", "init_args": {"beta": beta, "normalization": "classes"}}
     loss = {"class_path": "lt_cb.losses.SoftmaxLoss", "init_args": {"weighting": weighting if beta else None}}
@@ -44,6 +46,7 @@ def write(folder: Path, seed: int, beta: float | None = None, *, validated_on: s
         "per_class_accuracy": rates,
         "correct": correct,
         "test_counts": counted,
+        "confusion": confusion,
         "seeds": {"seed_everything": seed, "subset_seed": seed},
         "subset_sha256": "ab",
         "validated_on": validated_on,
@@ -86,6 +89,7 @@ def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
         result = results[int(row["seed"]), None if row["experiment"] == "None" else float(row["experiment"])]
         correct = [int(n) for n in row["correct"].split()]
         assert correct == result["correct"]
+        assert [[int(n) for n in line.split()] for line in row["confusion"].split(";")] == result["confusion"]
         assert float(row["error"]) == pytest.approx(100 - 100 * sum(correct) / 70, abs=1e-4)
         balanced = np.mean([right / n for right, n in zip(correct, (40, 20, 10), strict=True)])
         assert float(row["balanced_acc"]) == pytest.approx(100 * balanced, abs=1e-4)
@@ -112,6 +116,13 @@ def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
     (again / "config.yaml").write_text((again / "config.yaml").read_text() + "verbose: true\n")
     report(tmp_path / "runs", "--save", kept)
     assert (kept / "runs.csv").read_bytes() == before
+    for row in rows:  # as they were kept before there was a confusion matrix
+        del row["confusion"]
+    with (kept / "runs.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert report(kept).startswith(page)
     write(tmp_path / "more/seed_7", 7)
     report(tmp_path / "more", "--save", kept)
     assert len((kept / "runs.csv").read_text().splitlines()) == 8

@@ -63,6 +63,7 @@ class ResultFile(Callback):
             "per_class_accuracy": accuracy,
             "correct": pl_module.per_class["correct"],
             "test_counts": tested,
+            "confusion": pl_module.confusion,  # by true, then predicted class
             "test_images": sum(tested),
             "epochs": trainer.current_epoch,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,

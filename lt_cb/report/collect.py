@@ -58,6 +58,7 @@ class Result:
     checkpoint: str  # last, best or none
     validated_on: str | None  # held_out or val, or the test images
     counted: list[int]  # test images of each class
+    confusion: list[list[int]]  # test images by true, then predicted class; empty of many classes
     row: dict[str, str]  # of kept results
 
     def score(self, metric: str) -> float | None:
@@ -219,5 +220,6 @@ def _result(
         checkpoint=_checkpoint(raw),
         validated_on=raw.get("validated_on") or ("held_out" if config.get("data.val_fraction") else None),
         counted=raw.get("test_counts", []),
+        confusion=raw.get("confusion") or [],
         row=raw.get("row", {}),
     )

@@ -1,153 +1,335 @@
-"""Pictures of a report, as SVG."""
+"""Pictures of a report as Vega-Lite specifications: names stand in their data alone, never in an expression."""
 
-import io
-import re
 import statistics
-import textwrap
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from lt_cb.report.collect import Result, Runs
-from lt_cb.report.tables import Cell
+from lt_cb.report.tables import Cell, half_width, wilson
 
-SHOWN = 6  # methods in one picture of classes
-
-
-def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> list[tuple[str, str]]:
-    """Return title and SVG of each picture that the runs have something for; ``metric`` names that of the cells."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams.update({"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    mpl.rcParams["svg.hashsalt"] = "lt_cb"  # the same report is the same file
-    colours = _colours(runs)
-    by_class, gain = _accuracy_by_class(runs, colours), _gain_by_group(runs, colours)
-    drawn = [_class_counts(runs), _by_beta(runs, cells, metric, colours), by_class, gain]
-    return [figure for figure in drawn if figure is not None]
+VEGA_LITE = "6.4"
+# of Okabe and Ito 2008, less black and yellow, and two greys: told apart by the colour-blind, on white and on black
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A39A2E")
+SHAPES = {"circle": "●", "square": "■", "triangle-up": "▲", "diamond": "◆", "triangle-down": "▼", "cross": "✚"}
+MARKS = 100  # classes, or else bands of classes, of a picture
+NAMED = 20  # classes that have their names on an axis
 
 
-def _colours(runs: Runs) -> dict[str, Any]:
-    """Return the colour of each method, the same in all pictures; a family has that of its method without weights."""
-    import matplotlib as mpl
+@dataclass
+class Picture:
+    """A specification, of which ``--figures`` makes a file a data set."""
 
-    names = dict.fromkeys([*runs.methods(), *(result.family for result in runs.results if result.family)])
-    palette = [mpl.colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]  # strong ones first
-    return {str(name): palette[i % len(palette)] for i, name in enumerate(names)}
-
-
-def _axes(count: int) -> tuple[Any, list[Any]]:
-    """Return a figure of ``count`` axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure()
-    axes = figure.subplots(-(-count // 3), min(count, 3), squeeze=False).flatten().tolist()
-    for spare in axes[count:]:
-        spare.remove()
-    return figure, axes[:count]
+    name: str  # of files
+    title: str
+    words: str
+    spec: dict[str, Any]
+    wide: bool = False  # needs the width of a page
 
 
-def _svg(figure: Any, axes: list[Any], title: str = "") -> str:  # noqa: ANN401 - matplotlib is not typed
-    """Return a figure as SVG, with one legend for all axes, below them, as names may be long.
+def style_of(runs: Runs) -> dict[str, tuple[str, str]]:
+    """Return colour and shape of each method and family, the same in all pictures."""
+    names = [*runs.methods(), *(result.family for result in runs.results if result.family)]
+    shapes = list(SHAPES)
+    return {
+        name: (COLOURS[i % len(COLOURS)], shapes[i // len(COLOURS) % len(shapes)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
 
-    matplotlib's own layouts take longer than the drawing.
+
+def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str) -> list[Picture]:
+    """Return the pictures that the runs have something for.
+
+    Args:
+        runs: finished ones.
+        cells: of ``metric``.
+        metric: as of `Result.score`.
+        title: what the metric is called.
     """
-    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    names = [_wrapped(name) for name in named]
-    rows, columns = -(-len(axes) // 3), min(len(axes), 3)
-    legend = 0.15 * sum(name.count("\n") + 1 for name in names) + 0.15  # inches, as all that follows
-    width, height = max(4.2 * columns, 6.0), 3.2 * rows + legend + 0.3
-    left, right, top, bottom, gap = 0.6, 0.15, 0.55, legend + 0.5, 0.75
-    figure.set_size_inches(width, height)
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - right / width,
-        top=1 - top / height,
-        bottom=bottom / height,
-        wspace=gap * columns / (width - left - right - gap * (columns - 1)),
-        hspace=gap * rows / (height - top - bottom - gap * (rows - 1)),
-    )
-    figure.legend(named.values(), names, loc="lower left", fontsize=7, bbox_to_anchor=(0.1 / width, 0.05 / height))
-    figure.suptitle(_wrapped(title), fontsize=8, y=1 - 0.05 / height)
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    return re.sub(r"<\?xml.*?<svg", "<svg", stream.getvalue(), flags=re.DOTALL)
+    made = [
+        _means(runs, cells, metric, title),
+        _by_class(runs),
+        _confusion(runs),
+        _by_beta(runs, cells, title),
+        _gains(runs),
+        _counts(runs),
+    ]
+    return [picture for picture in made if picture is not None]
 
 
-def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(name, 90))
+def _spec(values: list[dict[str, Any]], height: int, layers: list[dict[str, Any]], **more: object) -> dict[str, Any]:
+    """Return a specification as wide as its place, of the data set and the methods that are chosen."""
+    params = {"dataset": values[0]["dataset"], "hidden": [], "ink": "#222222", "paper": "#ffffff"}
+    return {
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "params": [{"name": name, "value": value} for name, value in params.items()],
+        "data": {"values": values},
+        "transform": [{"filter": "datum.dataset === dataset && indexof(hidden, datum.method) < 0"}],
+        "layer": layers,
+        **more,
+    }
 
 
-def _class_counts(runs: Runs) -> tuple[str, str]:
-    figure, (axis,) = _axes(1)
-    for data in runs.columns():
-        counts = next(result.class_counts for result in runs.results if result.data == data)
-        axis.plot(range(len(counts)), counts, marker="." if len(counts) <= 30 else None, label=data)
-    axis.set(xlabel="class", ylabel="training images", yscale="log")
-    return "Training images of each class", _svg(figure, [axis])
+def _coloured(runs: Runs, values: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the encoding of methods by colour and shape, with a legend below."""
+    styles, used = style_of(runs), {row["method"] for row in values}
+    names = [name for name in styles if name in used]
+    legend = {"orient": "bottom", "columns": 1, "title": None, "labelLimit": 600, "symbolOpacity": 1}
+    scales = [{"domain": names, "range": [styles[name][part] for name in names]} for part in (0, 1)]
+    return {
+        name: {"field": "method", "type": "nominal", "sort": names, "scale": scale, "legend": legend}
+        for name, scale in zip(("color", "shape"), scales, strict=True)
+    }
 
 
-def _by_beta(
-    runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, colours: dict[str, Any]
-) -> tuple[str, str] | None:
-    """Draw each loss by beta, without weights at the left: Figure 5 of Cui et al. 2019."""
-    lines: dict[str, dict[str, dict[float | None, Cell]]] = defaultdict(lambda: defaultdict(dict))
-    drawn = [r for r in runs.results if r.family is not None and (r.method, r.data) in cells]
-    for result in drawn:
-        lines[result.data][str(result.family)][result.beta] = cells[result.method, result.data]
-    betas = sorted({result.beta for result in drawn if result.beta is not None})
-    if not betas:
+def _hover(**fields: str) -> list[dict[str, str]]:
+    return [{"field": field, "title": title} for field, title in fields.items()]
+
+
+def _value(field: str, title: str, **more: object) -> dict[str, Any]:
+    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False}, **more}
+
+
+def _interval(mean: float, low: float, high: float) -> dict[str, Any]:
+    return {"value": round(mean, 3), "low": round(low, 3), "high": round(high, 3)} | {
+        "said": f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    }
+
+
+def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str) -> Picture:
+    order = [method for method in runs.methods() if any(method == name for name, _ in cells)]
+    values: list[dict[str, Any]] = []
+    for (method, data), cell in cells.items():
+        half = half_width(cell.values) if len(cell.values) > 1 else 0.0
+        row = {"dataset": data, "method": method, "seeds": len(cell.values)}
+        values.append({**row, **_interval(cell.mean, cell.mean - half, cell.mean + half), "mean": True})
+        values += [
+            {**row, "value": round(score, 3), "said": f"{score:.2f}", "seed": r.seed[0]}
+            for r in runs.cells()[method, data]
+            if (score := r.score(metric)) is not None
+        ]
+    axis: dict[str, Any] = {"title": None, "grid": False, "ticks": False}
+    y = {"field": "method", "type": "nominal", "sort": order, "axis": axis}
+    colour = {name: {**channel, "legend": None} for name, channel in _coloured(runs, values).items()}
+    x = _value("value", f"{title.lower()} in %", axis={"tickCount": 6})
+    layers: list[dict[str, Any]] = [
+        {
+            "transform": [{"filter": "!datum.mean"}],
+            "mark": {"type": "point", "size": 35, "opacity": 0.55, "yOffset": -9},
+            "encoding": {"x": x, "y": y, **colour, "tooltip": _hover(method="method", seed="seed", said="%")},
+        },
+        {
+            "transform": [{"filter": "datum.mean"}],
+            "mark": {"type": "rule", "strokeWidth": 2},
+            "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "color": colour["color"]},
+        },
+        {
+            "transform": [{"filter": "datum.mean"}],
+            "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+            "encoding": {"x": x, "y": y, **colour, "tooltip": _hover(method="method", said="mean, %", seeds="seeds")},
+        },
+    ]
+    words = "Filled: mean over seeds, with its 95 % interval of Student's t. Above it, open: the seeds."
+    spec = _spec(values, 44 * len(order) + 50, layers)
+    return Picture("means", f"{title} of each method", words, spec, wide=max(map(len, order)) > 18)
+
+
+def _by_class(runs: Runs) -> Picture | None:
+    values: list[dict[str, Any]] = []
+    longest = max(len(result.class_counts) for result in runs.results)
+    for (method, data), results in runs.cells().items():
+        for rank, (label, members, images) in enumerate(_bands(results[0])):
+            rates = [r.per_class[c] for r in results for c in members]
+            known = [rate for rate in rates if rate is not None]
+            if not known:
+                continue
+            rate = 100 * statistics.mean(known)
+            row: dict[str, Any] = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
+            row |= {"value": round(rate, 3), "said": f"{rate:.1f}", "seeds": len(results)}
+            tested = sum(results[0].counted[c] for c in members) if results[0].counted else None
+            if tested is not None and len(members) == 1:
+                low, high = (100 * bound for bound in wilson(round(rate / 100 * tested), tested))
+                row |= {"low": round(low, 3), "high": round(high, 3)}
+                row["said"] += f" ({low:.0f} to {high:.0f})"
+            values.append({**row, "tested": "unknown" if tested is None else tested})
+    if not values:
         return None
-    figure, axes = _axes(len(runs.columns()))
-    places: list[float | None] = [None, *betas]
-    for axis, data in zip(axes, runs.columns(), strict=True):
-        for name, points in lines[data].items():
-            x = [i for i, beta in enumerate(places) if beta in points]
-            y = [points[places[i]] for i in x]
-            spread = [c.deviation or 0 for c in y]
-            style = {"marker": ".", "capsize": 2, "color": colours[name], "label": name}
-            axis.errorbar(x, [c.mean for c in y], spread, **style)
-        axis.set_xticks(range(len(places)), ["none", *[f"{beta:g}" for beta in betas]])
-        axis.set(title=data, xlabel="β", ylabel=f"{metric.lower()} in %")
-    return f"{metric} by β", _svg(figure, axes)
+    named = longest <= NAMED
+    axis = {"title": "class, from most to fewest training images", "labelAngle": -40 if named else 0, "grid": False}
+    ranked = {"field": "label", "type": "nominal", "sort": {"field": "rank"}, "axis": axis}
+    # the line under an axis that has no names says which images a class has
+    by_images = {"field": "images", "type": "quantitative", "title": "training images of the class"}
+    x: dict[str, Any] = ranked if named else by_images | {"scale": {"type": "log"}, "axis": {"tickCount": 6}}
+    colour = _coloured(runs, values)
+    order = colour["color"]["sort"]
+    offset = {"xOffset": {"field": "method", "sort": order}} if named else {}
+    hover = _hover(label="class", method="method", images="training images", tested="test images", said="accuracy, %")
+    hover += _hover(seeds="seeds")
+    y = _value("value", "accuracy in %")
+    points = {"type": "point", "filled": True, "size": 55 if named else 30, "opacity": 0.9}
+    layers: list[dict[str, Any]] = [
+        {"mark": points, "encoding": {"x": x, "y": y, **offset, **colour, "tooltip": hover}}
+    ]
+    if named:
+        bounds = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+        rule = {"type": "rule", "opacity": 0.6}
+        layers.insert(0, {"mark": rule, "encoding": {"x": x, **bounds, **offset, "color": colour["color"]}})
+    words = "Mean over seeds" + (", with Wilson's 95 % interval of one run." if named else ".")
+    if longest > MARKS:
+        words += f" More than {MARKS} classes are drawn as {MARKS} bands of as many classes."
+    return Picture("accuracy_by_class", "Accuracy of each class", words, _spec(values, 340, layers), wide=named)
 
 
-def _mean_per_class(results: list[Result]) -> list[float]:
-    columns = [[v for v in column if v is not None] for column in zip(*(r.per_class for r in results), strict=True)]
-    return [statistics.mean(column) if column else float("nan") for column in columns]
+def _bands(result: Result) -> list[tuple[str, list[int], float]]:
+    """Return name, classes and mean training images of each class, or of 100 bands of them, the most frequent first."""
+    counts = result.class_counts
+    names = result.class_names or list(map(str, range(len(counts))))
+    order = sorted(range(len(counts)), key=lambda c: -counts[c])
+    cuts = [len(order) * i // min(len(order), MARKS) for i in range(min(len(order), MARKS) + 1)]
+    bands = [order[a:b] for a, b in pairwise(cuts)]
+    return [
+        (names[b[0]] if len(b) == 1 else f"{len(b)} classes", b, statistics.mean(counts[c] for c in b)) for b in bands
+    ]
 
 
-def _accuracy_by_class(runs: Runs, colours: dict[str, Any]) -> tuple[str, str]:
-    figure, axes = _axes(len(runs.columns()))
+def _confusion(runs: Runs) -> Picture | None:
+    values: list[dict[str, Any]] = []
     by_cell = runs.cells()
-    for axis, data in zip(axes, runs.columns(), strict=True):
-        for method in [method for method in runs.methods() if (method, data) in by_cell][:SHOWN]:
-            results = by_cell[method, data]
-            accuracy = [100 * a for a in _mean_per_class(results)]
-            axis.plot(results[0].class_counts, accuracy, ".", ms=5, alpha=0.8, color=colours[method], label=method)
-        axis.set(title=data, xlabel="training images of the class", ylabel="accuracy in %", xscale="log")
-        axis.minorticks_off()
-    note = f" (the first {SHOWN} methods)" if len(runs.methods()) > SHOWN else ""
-    return f"Accuracy of each class by its training images{note}", _svg(figure, axes)
+    for method, data in [(m, d) for d in runs.columns() for m in runs.methods() if (m, d) in by_cell]:
+        results = by_cell[method, data]
+        counted = [r for r in results if r.confusion]
+        if not counted or any(len(r.confusion) != len(counted[0].confusion) for r in counted):
+            continue
+        names = counted[0].class_names or list(map(str, range(len(counted[0].confusion))))
+        total = [
+            [sum(ns) for ns in zip(*lines, strict=True)] for lines in zip(*(r.confusion for r in counted), strict=True)
+        ]
+        for i, line in enumerate(total):
+            for j, n in enumerate(line):
+                row = {"dataset": data, "method": method, "true": names[i], "predicted": names[j], "i": i, "j": j}
+                values.append(
+                    {**row, "count": n, "share": round(100 * n / max(sum(line), 1), 2), "seeds": len(counted)}
+                )
+    if not values:
+        return None
+    x = {"field": "predicted", "type": "nominal", "sort": {"field": "j"}, "title": "predicted class"}
+    y = {"field": "true", "type": "nominal", "sort": {"field": "i"}, "title": "true class"}
+    hover = _hover(true="true class", predicted="predicted", count="images", share="% of the class", method="method")
+    share = {"field": "share", "type": "quantitative", "scale": {"domain": [0, 100]}, "legend": None}
+    ink = {"condition": {"test": "datum.share > 50", "value": {"expr": "paper"}}, "value": {"expr": "ink"}}
+    layers: list[dict[str, Any]] = [
+        {"mark": "rect", "encoding": {"color": share, "tooltip": [*hover, *_hover(seeds="seeds")]}},
+        {
+            "transform": [{"filter": "datum.count > 0"}],
+            "mark": {"type": "text", "tooltip": None},
+            "encoding": {"text": {"field": "count"}, "color": ink, "tooltip": [*hover, *_hover(seeds="seeds")]},
+        },
+    ]
+    classes = max(row["i"] for row in values) + 1
+    spec = _spec(values, 30 * classes + 80, layers, encoding={"x": {**x, "axis": {"labelAngle": -40}}, "y": y})
+    spec["params"].append({"name": "confused", "value": values[0]["method"]})
+    spec["transform"] = [{"filter": "datum.dataset === dataset && datum.method === confused"}]
+    words = "Test images by true and predicted class, summed over seeds; the colour is their share of the true class."
+    return Picture("confusion", "Confusion matrix", words, spec, wide=classes > 10)
 
 
-def _gain_by_group(runs: Runs, colours: dict[str, Any]) -> tuple[str, str] | None:
+def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Picture | None:
+    """Draw each loss by beta, without weights at the left: Figure 5 of Cui et al. 2019."""
+    drawn = {(r.method, r.data): r for r in runs.results if r.family is not None and (r.method, r.data) in cells}
+    betas = sorted({r.beta for r in drawn.values() if r.beta is not None})
+    if len(betas) < 2:
+        return None
+    values = []
+    for key, r in drawn.items():
+        cell, spread = cells[key], cells[key].deviation or 0.0
+        row: dict[str, Any] = {
+            "dataset": r.data,
+            "method": r.family,
+            "beta": "none" if r.beta is None else f"{r.beta:g}",
+        }
+        row |= {"low": cell.mean - spread, "high": cell.mean + spread, "seeds": len(cell.values)}
+        values.append({**row, "value": round(cell.mean, 3), "said": str(cell)})
+    order = ["none", *[f"{beta:g}" for beta in betas]]
+    x = {"field": "beta", "type": "ordinal", "sort": order, "title": "β", "axis": {"labelAngle": 0}}
+    y, colour = _value("value", f"{title.lower()} in %"), _coloured(runs, values)
+    hover = _hover(method="loss", beta="β", said="%, mean ± standard deviation", seeds="seeds")
+    layers: list[dict[str, Any]] = [
+        {"mark": "line", "encoding": {"x": x, "y": y, "color": colour["color"]}},
+        {
+            "mark": {"type": "rule", "opacity": 0.6},
+            "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour["color"]},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+            "encoding": {"x": x, "y": y, **colour, "tooltip": hover},
+        },
+    ]
+    words = "Mean ± standard deviation over seeds; at the left without weights."
+    return Picture("by_beta", f"{title} by β", words, _spec(values, 320, layers))
+
+
+def _gains(runs: Runs) -> Picture | None:
     groups = [g for g in ("many", "medium", "few") if any(f"acc/{g}" in r.metrics for r in runs.results)]
     baseline, *others = runs.methods()
-    if not groups or not others:
+    by_seed: dict[tuple[str, str], dict[Any, Result]] = defaultdict(dict)
+    for r in runs.results:
+        by_seed[r.method, r.data][r.seed] = r
+    values: list[dict[str, Any]] = []
+    for data in runs.columns():
+        for method in others:
+            first, second = by_seed[baseline, data], by_seed[method, data]
+            for group in groups:
+                key = f"acc/{group}"
+                pairs = [(first[s].metrics.get(key), second[s].metrics.get(key)) for s in first if s in second]
+                gains = [100 * (b - a) for a, b in pairs if a is not None and b is not None]
+                if gains:
+                    half = half_width(gains) if len(gains) > 1 else 0.0
+                    mean = statistics.mean(gains)
+                    row = {"dataset": data, "method": method, "group": group, "seeds": len(gains)}
+                    values.append({**row, **_interval(mean, mean - half, mean + half)})
+    if not values:
         return None
-    figure, axes = _axes(len(runs.columns()))
-    by_cell = runs.cells()
-    width = 0.8 / min(len(others), SHOWN)
+    colour = _coloured(runs, values)
+    axis = {"labelAngle": 0, "grid": False}
+    x = {"field": "group", "type": "nominal", "sort": groups, "title": "classes by training images", "axis": axis}
+    place = {"x": x, "xOffset": {"field": "method", "sort": colour["color"]["sort"]}}
+    y = _value("value", "gain in points")
+    hover = _hover(method="method", group="classes", said="gain in points", seeds="seeds")
+    rule = {"y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour["color"]}
+    points = {"type": "point", "filled": True, "size": 90, "opacity": 1}
+    layers: list[dict[str, Any]] = [
+        {"mark": {"type": "rule", "color": {"expr": "ink"}}, "encoding": {"y": {"datum": 0}}},
+        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**place, **rule}},
+        {"mark": points, "encoding": {**place, "y": y, **colour, "tooltip": hover}},
+    ]
+    words = (
+        f"Accuracy less that of {baseline} on the same seeds: mean and 95 % interval of Student's t. One that crosses "
+        "the line at 0 is not told apart from it."
+    )
+    return Picture("gain_by_group", "Gain by shot group", words, _spec(values, 300, layers))
 
-    def mean(method: str, data: str, group: str) -> float:
-        values = [r.metrics.get(f"acc/{group}", float("nan")) for r in by_cell.get((method, data), [])]
-        return 100 * statistics.mean(values) if values else float("nan")
 
-    for axis, data in zip(axes, runs.columns(), strict=True):
-        for i, method in enumerate(others[:SHOWN]):
-            gains = [mean(method, data, g) - mean(baseline, data, g) for g in groups]
-            axis.bar([k + i * width for k in range(len(groups))], gains, width, color=colours[method], label=method)
-        axis.axhline(0, color="black", lw=0.6)
-        axis.set_xticks([k + 0.4 - width / 2 for k in range(len(groups))], groups)
-        axis.set(title=data, ylabel="gain in accuracy, points")
-    return "Gain by shot group", _svg(figure, axes, f"over {baseline}")
+def _counts(runs: Runs) -> Picture:
+    firsts = {result.data: result for result in reversed(runs.results)}
+    values: list[dict[str, Any]] = [
+        {"dataset": data, "method": "", "label": label, "rank": rank, "images": images}
+        for data, result in firsts.items()
+        for rank, (label, _, images) in enumerate(_bands(result))
+        if images > 0  # which a logarithm needs
+    ]
+    named = max(row["rank"] for row in values) < NAMED
+    axis = {"labels": named, "ticks": named, "labelAngle": -40, "title": "class, from most to fewest training images"}
+    x = {"field": "rank", "type": "ordinal", "axis": axis}
+    if named:
+        x |= {"field": "label", "sort": {"field": "rank"}}
+    y = _value("images", "training images", scale={"type": "log"}, axis={"tickCount": 4})
+    encoding = {"x": x, "y": y, "tooltip": _hover(label="class", images="training images")}
+    layer = {
+        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "color": COLOURS[0]},
+        "encoding": encoding,
+    }
+    return Picture("class_counts", "Training images of each class", "", _spec(values, 240, [layer]))

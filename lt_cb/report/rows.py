@@ -37,7 +37,7 @@ LISTS = ("class_names", "class_counts", "correct", "counted")
 COLUMNS = (
     *("experiment", "method", "config", "seed", "subset_seed", *FACTS, *VERSIONS, "seconds", "checkpoint"),
     *("error", "balanced_acc", "many", "medium", "few", "loss", "val_acc", "val_balanced_acc"),
-    *("best_epoch", "best_error", "best_balanced_acc", *LISTS),
+    *("best_epoch", "best_error", "best_balanced_acc", *LISTS, "confusion"),
 )
 Row = dict[str, str]
 
@@ -136,6 +136,7 @@ def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
         "class_counts": " ".join(map(str, raw["class_counts"])),
         "correct": " ".join(map(str, correct)),
         "counted": " ".join(map(str, counted)),
+        "confusion": ";".join(" ".join(map(str, line)) for line in raw.get("confusion") or []),
     }
     return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}, config
 
@@ -149,7 +150,9 @@ def _read(file: Path) -> list[Row]:
         with file.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         for row in rows:
+            row.setdefault("confusion", "")  # of rows that were kept before there was one
             lengths = {len(row[name].split(";" if name == "class_names" else None)) for name in LISTS if row[name]}
+            lengths |= {len(line.split()) for line in row["confusion"].split(";") if row["confusion"]}
             if len(lengths) != 1 or any(row[name] is None for name in COLUMNS):
                 raise ValueError(f"row {row['experiment']} seed {row['seed']}")
             _key(row)
@@ -182,6 +185,7 @@ def _result(row: Row) -> dict[str, Any]:
         "per_class_accuracy": [right / n if n else None for right, n in zip(correct, counted, strict=True)],
         "test_counts": counted,
         "correct": correct,
+        "confusion": [[int(n) for n in line.split()] for line in row["confusion"].split(";") if line],
         "epochs": int(row["epochs"] or 0),
         "checkpoint": None if row["checkpoint"] == "none" else row["checkpoint"],
         "seeds": {"seed_everything": int(row["seed"]), "subset_seed": int(row["subset_seed"])},

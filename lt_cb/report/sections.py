@@ -10,7 +10,7 @@ import numpy as np
 from lt_cb.report.collect import Result, Runs
 from lt_cb.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
 from lt_cb.report.rows import command
-from lt_cb.report.tables import Cell, cells_of, paired_differences, wilson
+from lt_cb.report.tables import Cell, Difference, cells_of, paired_differences, wilson
 from lt_cb.run import RunDir
 
 METRICS = {
@@ -22,6 +22,9 @@ METRICS = {
 }
 CLASSES = 100  # of a data set, whose table is read
 MEANINGS = {"error": "Top-1 error", "acc": "Top-1 accuracy", "balanced_acc": "Mean accuracy over classes"}
+
+
+TOLD = 6  # differences that a finding lists
 
 
 @dataclass
@@ -53,6 +56,70 @@ def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> lis
         _groups(runs),
     ]
     return [s for s in [*parts, *_by_class(runs), *_from_logits(runs), _kept(runs), _missing(runs)] if s.rows]
+
+
+def finding(runs: Runs, metric: str) -> str:
+    """Return in words what was compared, what is best by validation, and what is told apart from its baseline."""
+    methods, columns = runs.methods(), runs.columns()
+    seeds = sorted({len(results) for results in runs.cells().values()})
+    number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    named = f": {'; '.join(methods)}" if len(methods) <= TOLD else ""
+    data = [f"{name} ({len(_first(runs, name).class_counts)} classes)" for name in columns]
+    said = [
+        f"{len(methods)} {'method' if len(methods) == 1 else 'methods'} on {_listed(data)}, over {number} "
+        f"{'seed' if seeds[-1] == 1 else 'seeds'}{' each' if len(methods) > 1 else ''}{named}.",
+        *[_best(runs, name, metric) for name in columns if len(methods) > 1],
+        *[_told(runs, name, metric) for name in columns if len(methods) > 1],
+    ]
+    return " ".join(said)
+
+
+def _first(runs: Runs, data: str) -> Result:
+    return next(result for result in runs.results if result.data == data)
+
+
+def _listed(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def _best(runs: Runs, data: str, metric: str) -> str:
+    """Say which method the held-out images choose, if all runs have some."""
+    results = [result for result in runs.results if result.data == data]
+    balanced = metric.endswith("balanced_acc")
+    chooser = "val/balanced_acc" if balanced else "val/acc"
+    if any(r.validated_on in (None, "test") or chooser not in r.metrics for r in results):
+        return f"Not all runs on {data} have validation images held out, so none is called the best."
+    cells = cells_of(Runs(results, []), chooser)
+    best = next(cell for cell in cells.values() if cell.best)
+    tested = cells_of(Runs(results, []), "balanced_acc" if balanced else "error")[best.method, data]
+    name, reached = METRICS[chooser].lower(), f"{'balanced accuracy' if balanced else 'error'} of {tested} %"
+    return f"Best on {data} by validation is {best.method}: {name} {best} %, and on the test images an {reached}."
+
+
+def _told(runs: Runs, data: str, metric: str) -> str:
+    """Say which methods are told apart from their baseline, and by how much."""
+    better, worse = ("lower", "higher") if metric == "error" else ("higher", "lower")
+    differences = [d for d in paired_differences(runs, metric) if d.data == data]
+    if not differences:
+        return f"On {data} no two methods share two seeds, so none can be told apart from another."
+    several = len({d.baseline for d in differences}) > 1
+
+    def listed(members: list[Difference]) -> str:
+        texts = [
+            f"{d.method} ({d.mean:+.2f}, {d.low:+.2f} to {d.high:+.2f}{f', against {d.baseline}' if several else ''})"
+            for d in members[:TOLD]
+        ]
+        return "; ".join([*texts, *([f"and {len(members) - TOLD} more"] if len(members) > TOLD else [])])
+
+    groups = {
+        better: [d for d in differences if d.low > 0],
+        worse: [d for d in differences if d.high < 0],
+        "not told apart": [d for d in differences if d.low <= 0 <= d.high],
+    }
+    parts = [f"{name}: {listed(members)}" for name, members in groups.items() if members]
+    baseline = "each method's baseline" if several else differences[0].baseline
+    against = f"{METRICS[metric]} on {data} against {baseline}, in points with 95 % intervals over seeds"
+    return f"{against} – {'. '.join(parts)}."
 
 
 def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
