@@ -42,10 +42,19 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the configuration of the run, or of a checkpoint made in Python that of its model; None without either."""
+    """Return the configuration of the run, or of a checkpoint made in Python that of its model; None without either.
+
+    Raises:
+        InputError: if it is not one.
+    """
     hparams = content.get("hyper_parameters", {})
     if CONFIG in content:
-        run = yaml.safe_load(content[CONFIG])
+        try:
+            run = yaml.safe_load(content[CONFIG])
+        except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+            raise InputError("the configuration in the checkpoint is not YAML: the checkpoint is damaged.") from error
+        if not isinstance(run, dict) or not all(isinstance(run.get(k, {}), dict) for k in ("model", "data", "trainer")):
+            raise InputError("the configuration in the checkpoint is not that of a run: the checkpoint is damaged.")
     elif isinstance(hparams.get("loss"), dict):
         model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
         options = {key: value for key, value in hparams["loss"]["init_args"].items() if key != "class_counts"}
