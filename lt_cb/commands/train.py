@@ -174,6 +174,8 @@ class CLI(LightningCLI):
             if isinstance(logger, WandB) and self.checkpoint and self.command == "fit" and not self.new_stage:
                 logger.go_on(self.checkpoint.get(checkpoints.WANDB))
         kwargs["logger"] = [folder, *further]
+        if config["plugins"] is None:
+            kwargs["plugins"] = [checkpoints.WholeFiles()]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, ImportError) as error:
