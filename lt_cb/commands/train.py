@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
@@ -22,7 +23,7 @@ from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
 from lt_cb.loggers import RunFolder, TensorBoard, WandB, check_loggers, finish, wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir
+from lt_cb.run import TERMINATED, RunDir
 from lt_cb.schedule import StepwiseSchedule, training_progress
 from lt_cb.trust import check_kinds, config_files, is_trusted, read_checkpoint
 
@@ -307,6 +308,10 @@ def run(
         data_class, words = _own_class(words, "data", data_class or LongTailedDataModule, checkpoint)
         make(command, words, model_class, data_class, checkpoint).run()
         finish(succeeded=True)
+    except SIGTERMException:  # its own code would be 0, as if the training had come to its end
+        finish(succeeded=False)
+        sys.stderr.write("lt-cb: terminated: --ckpt_path with the run's checkpoints/last.ckpt goes on.\n")
+        raise SystemExit(TERMINATED) from None
     except Exception as error:
         finish(succeeded=False)
         wrong = input_error(error)
