@@ -2,12 +2,15 @@
 
 import functools
 import inspect
+import io
+import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from lt_cb.errors import InputError
@@ -41,11 +44,57 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints that are the one before or the new one, whenever a process is killed or a disk is full.
+
+    Lightning writes to the system's temporary folder, and where that is on another file system copies from there over
+    the checkpoint before.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401
+        """Write beside the target, to the disk, and rename.
+
+        Raises:
+            InputError: if it cannot be written; what was there before is kept.
+        """
+        if "://" in str(path):  # not of this machine
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        file = Path(path)
+        temporary = file.with_name(f".{file.name}.tmp")  # one name, so that kills leave one file at most
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                stream.write(buffer.getbuffer())
+                stream.flush()
+                os.fsync(stream.fileno())  # else a rename can reach the disk before what it names
+            temporary.replace(file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            kept = (
+                f"the one before is kept: make room, and go on with --ckpt_path {file}"
+                if file.exists()
+                else "make room"
+            )
+            raise InputError(f"the checkpoint '{file}' cannot be written ({error.strerror}); {kept}.") from error
+
+
 def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the configuration of the run, or of a checkpoint made in Python that of its model; None without either."""
+    """Return the configuration of the run, or of a checkpoint made in Python that of its model; None without either.
+
+    Raises:
+        InputError: if it is not one.
+    """
     hparams = content.get("hyper_parameters", {})
     if CONFIG in content:
-        run = yaml.safe_load(content[CONFIG])
+        try:
+            run = yaml.safe_load(content[CONFIG])
+        except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+            raise InputError("the configuration in the checkpoint is not YAML: the checkpoint is damaged.") from error
+        if not isinstance(run, dict) or not all(isinstance(run.get(k, {}), dict) for k in ("model", "data", "trainer")):
+            raise InputError("the configuration in the checkpoint is not that of a run: the checkpoint is damaged.")
     elif isinstance(hparams.get("loss"), dict):
         model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
         options = {key: value for key, value in hparams["loss"]["init_args"].items() if key != "class_counts"}

@@ -12,6 +12,8 @@ import yaml
 
 from lt_cb.errors import InputError
 
+TERMINATED = 128 + 15  # the exit code after a SIGTERM
+
 
 class RunDir:
     """The folder of a run, which need not exist. No other file of the project knows the names in it."""

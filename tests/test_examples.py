@@ -48,7 +48,7 @@ def test_the_command_trains_tests_and_loads_again(example: str) -> None:
     result = json.loads((folder / "result.json").read_text())
     assert CONFIGURED[example] in (folder / "config.yaml").read_text()
     checkpoint = str(folder / "checkpoints/last.ckpt")
-    main(["test", f"--ckpt_path={checkpoint}"])
+    main(["test", f"--ckpt_path={checkpoint}", "--trust_checkpoint=true"])  # which names a class of the example
     again = json.loads(Path("runs/quickstart/version_1/result.json").read_text())
     assert again["metrics"] == pytest.approx(result["metrics"])
     if example == "own_metric.py":

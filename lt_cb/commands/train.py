@@ -1,7 +1,6 @@
 """``lt-cb fit``, ``validate`` and ``test``: LightningCLI, wired for long-tailed classification."""
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
@@ -23,8 +23,9 @@ from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
 from lt_cb.loggers import RunFolder, TensorBoard, WandB, check_loggers, finish, wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir, read_yaml
+from lt_cb.run import TERMINATED, RunDir
 from lt_cb.schedule import StepwiseSchedule, training_progress
+from lt_cb.trust import check_kinds, config_files, is_trusted, read_checkpoint
 
 
 class SaveConfig(SaveConfigCallback):
@@ -96,6 +97,8 @@ class CLI(LightningCLI):
         parser.add_argument("--folder", type=str | None, help="Where this run goes instead; it must have no run yet.")
         for which in ("model", "data"):
             parser.add_argument(f"--{which}_class", type=str | None, help=f"Class path of your own, as --{which} PATH.")
+        trust = "Let the checkpoint name classes of any package: of one who could run any code here. Not in a file."
+        parser.add_argument("--trust_checkpoint", type=bool, default=False, help=trust)
         if self.command in ("fit", "validate", "test"):
             skip = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
             parser.add_method_arguments(Trainer, self.command, skip=skip)
@@ -127,6 +130,12 @@ class CLI(LightningCLI):
         if self.config.seed_everything < 0:
             raise InputError(f"--seed_everything is {self.config.seed_everything}, but must be at least 0.")
         self.change_loss = bool(self.config.pop("change_loss", False))
+        self.config.pop("trust_checkpoint")
+        check_kinds(self.config.as_dict())
+        if self.config.get("weights_only") is False and not is_trusted(args):
+            raise InputError(
+                "weights_only is false, which lets a checkpoint run any code: set --trust_checkpoint true."
+            )
 
     def before_instantiate_classes(self) -> None:
         """Choose the precision, and refuse what cannot be, before anything is made."""
@@ -166,6 +175,8 @@ class CLI(LightningCLI):
             if isinstance(logger, WandB) and self.checkpoint and self.command == "fit" and not self.new_stage:
                 logger.go_on(self.checkpoint.get(checkpoints.WANDB))
         kwargs["logger"] = [folder, *further]
+        if config["plugins"] is None:
+            kwargs["plugins"] = [checkpoints.WholeFiles()]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, ImportError) as error:
@@ -198,7 +209,7 @@ class CLI(LightningCLI):
     def run(self) -> None:
         """Run the command."""
         options = {"datamodule": self.datamodule, "ckpt_path": self.config.ckpt_path}
-        options["weights_only"] = self.config.weights_only
+        options["weights_only"] = self.config.weights_only is not False  # torch's own default depends on its version
         if self.command == "validate":
             self.trainer.validate(self.model, verbose=self.config.verbose, **options)
         elif self.command == "test":  # without Lightning's table; `ResultFile` prints a fuller one
@@ -251,12 +262,6 @@ def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, tra
         )
 
 
-def _read_checkpoint(args: Sequence[str]) -> dict[str, Any] | None:
-    """Return the checkpoint that ``--ckpt_path`` names, None without one."""
-    path = next(values(args, "--ckpt_path"), "null")
-    return None if path in ("last", "best", "hpc", "registry", "null") else checkpoints.read(path)
-
-
 def _own_class(
     args: list[str], which: str, default: type[Any], checkpoint: dict[str, Any] | None
 ) -> tuple[type[Any], list[str]]:
@@ -271,10 +276,7 @@ def _own_class(
         elif word.startswith(f"--{which}="):
             words[i] = word.replace(f"--{which}", f"--{key}", 1)
     before = None if checkpoint is None else checkpoints.config(checkpoint)
-    configs = [before or {}]
-    for file in values(words, "--config"):
-        content = read_yaml(Path(file)) if os.path.isfile(file) else None  # the parser says what is missing
-        configs.append(content if isinstance(content, dict) else {})
+    configs = [before or {}, *config_files(words)]
     named = [config[key] for config in configs if config.get(key)] + list(values(words, f"--{key}"))
     if not named:
         return default, words
@@ -301,11 +303,15 @@ def run(
     quiet()
     try:
         words = list(args)
-        checkpoint = _read_checkpoint(words)
+        checkpoint = read_checkpoint(words)
         model_class, words = _own_class(words, "model", model_class, checkpoint)
         data_class, words = _own_class(words, "data", data_class or LongTailedDataModule, checkpoint)
         make(command, words, model_class, data_class, checkpoint).run()
         finish(succeeded=True)
+    except SIGTERMException:  # its own code would be 0, as if the training had come to its end
+        finish(succeeded=False)
+        sys.stderr.write("lt-cb: terminated: --ckpt_path with the run's checkpoints/last.ckpt goes on.\n")
+        raise SystemExit(TERMINATED) from None
     except Exception as error:
         finish(succeeded=False)
         wrong = input_error(error)

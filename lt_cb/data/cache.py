@@ -4,7 +4,6 @@ import hashlib
 import os
 import tempfile
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,13 @@ def cache_file(*keys: str | bytes) -> Path:
 def read_cache(cache: Path) -> Arrays | None:
     """Return what a cache holds, None if there is none or it is damaged."""
     try:
-        with np.load(cache) as archive:  # the zip container verifies a CRC-32 of all it reads
+        with np.load(cache, allow_pickle=False) as archive:
+            # numpy stops at the end of an array, and zip compares its CRC-32 only at the end of a member: a flipped bit
+            # in a shape would go unseen. Reading all of it first takes 0.1 s for the 180 MB of CIFAR-10.
+            if archive.zip.testzip() is not None:
+                return None
             return dict(archive)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # numpy and zip raise whatever a damaged header leads them to; the remedy is always the same
         return None
 
 

@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> int:
         args: the words behind ``grid``.
 
     Returns:
-        0 if all runs are done, 1 if some have failed.
+        0 if all runs are done, 1 if some have failed or were interrupted.
 
     Raises:
         InputError: if the grid file or an option is wrong.
@@ -140,9 +140,12 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                 worker.kill()
     failed = [run for run in runs if failed_since(run, start)]
     console.print(f"{sum(run.dir.is_done for run in runs)} of {len(runs)} runs done, {len(failed)} failed.")
+    interrupted = [run for run in runs if not run.dir.is_done and run not in failed]
+    if interrupted:
+        console.print(f"{len(interrupted)} interrupted: the same command goes on from the last checkpoints.")
     for run in failed:
         console.print(f"{run.title}: {run.dir.error.read_text().strip().splitlines()[-1]} (see {run.dir.log})")
-    return 1 if failed else 0
+    return 1 if failed or interrupted else 0
 
 
 def _table(

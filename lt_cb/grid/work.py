@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from lt_cb.errors import InputError
 from lt_cb.grid.plan import Run, digest
 from lt_cb.hardware import available_cores
-from lt_cb.run import write_json
+from lt_cb.run import TERMINATED, write_json
 
 WAIT_S = 2.0  # between looks at runs that other processes hold
 
@@ -48,7 +48,7 @@ def work(
         start: seconds since the epoch; a failure before is tried again.
         device: GPU to train on, by number.
         processes: how many share the cores of this machine.
-        events: takes what happens: start, done or failed, the run, and this process.
+        events: takes what happens: start, done, failed or interrupted, the run, and this process.
     """
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -66,7 +66,10 @@ def work(
                 with FileLock(run.dir.lock, timeout=0):  # the system releases what a killed process held
                     if not run.dir.is_done and not failed_since(run, start):
                         events.put(("start", run.title, os.getpid()))
-                        events.put(("done" if _train(run, readers) else "failed", run.title, os.getpid()))
+                        how = _train(run, readers)
+                        events.put((how, run.title, os.getpid()))
+                        if how == "interrupted":
+                            return
             except Timeout:
                 held = True
         if not held:
@@ -80,8 +83,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _train(run: Run, readers: int) -> bool:
-    """Train, or go on, and return whether it came to its end; all that is printed goes to the log."""
+def _train(run: Run, readers: int) -> str:
+    """Train, or go on, and return how it ended: done, failed or interrupted; all that is printed goes to the log."""
     run.dir.error.unlink(missing_ok=True)
     error = None
     with run.dir.log.open("a") as log:
@@ -91,6 +94,8 @@ def _train(run: Run, readers: int) -> bool:
         try:
             _fit(run, readers)
         except SystemExit as stop:
+            if stop.code == TERMINATED:
+                return "interrupted"
             if stop.code:  # main has written a sentence
                 _flush()
                 error = run.dir.log.read_text().strip().splitlines()[-1] + "\n"
@@ -99,7 +104,7 @@ def _train(run: Run, readers: int) -> bool:
         _flush()
     if error is not None:
         run.dir.error.write_text(error)
-    return error is None
+    return "done" if error is None else "failed"
 
 
 def _flush() -> None:

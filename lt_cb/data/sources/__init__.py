@@ -46,4 +46,6 @@ def make_source(source: str | SourceFactory, root: str) -> Source:
             f"there is no data source '{source}': choose {', '.join(SOURCES)}, or give the class path of your own."
             + did_you_mean(source, SOURCES)
         ) from error
+    if not isinstance(factory, type) or not issubclass(factory, Source):  # what is no source is not even called
+        raise InputError(f"data source '{source}' is no class that derives from lt_cb.data.Source: give one that does.")
     return factory(root)

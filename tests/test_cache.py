@@ -1,0 +1,56 @@
+"""A damaged cache is made anew, whatever the damage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lt_cb.data.cache import read_cache, write_cache
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damage_is_never_taken_for_images(tmp_path: Path, data: st.DataObject) -> None:
+    good = _write(tmp_path)
+    whole = good.read_bytes()
+    if data.draw(st.booleans()):
+        damaged = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    else:
+        damaged = _flipped(whole, data.draw(st.integers(0, 8 * len(whole) - 1)))
+    assert _is_right_or_none(good, damaged)
+
+
+@pytest.mark.slow
+def test_every_flipped_bit(tmp_path: Path) -> None:
+    good = _write(tmp_path)
+    whole = good.read_bytes()
+    assert _is_right_or_none(good, whole)
+    assert all(_is_right_or_none(good, _flipped(whole, bit)) for bit in range(8 * len(whole)))
+
+
+IMAGES = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+LABELS = np.arange(5)
+
+
+def _write(folder: Path) -> Path:
+    write_cache(folder / "c.npz", "decodes", {"images": IMAGES, "labels": LABELS})
+    return folder / "c.npz"
+
+
+def _flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def _is_right_or_none(file: Path, content: bytes) -> bool:
+    file.write_bytes(content)
+    arrays = read_cache(file)
+    if arrays is None or not {"images", "labels"} <= arrays.keys():  # callers ask for the names they need
+        return True
+    return all(
+        np.array_equal(arrays[name], kept) and arrays[name].dtype == kept.dtype and arrays[name].shape == kept.shape
+        for name, kept in (("images", IMAGES), ("labels", LABELS))
+    )

@@ -1,0 +1,77 @@
+"""A checkpoint is the one before or the new one, never a part of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lt_cb import checkpoint
+from lt_cb.commands.train import CLI
+
+WRITE = """
+import os, sys, torch
+from lt_cb.checkpoint import WholeFiles
+os.write(1, b"ready")
+while True:
+    content = {"state_dict": {"w": torch.ones(4_000_000)}, "pytorch-lightning_version": "2"}
+    WholeFiles().save_checkpoint(content, "a/last.ckpt")
+"""
+FULL = """
+import resource, torch
+from lt_cb.checkpoint import WholeFiles
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+WholeFiles().save_checkpoint({"w": torch.ones(4_000_000)}, "a/last.ckpt")
+"""
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"state_dict": {"w": torch.ones(4)}, "pytorch-lightning_version": "2"}
+    checkpoint.WholeFiles().save_checkpoint(content, "a/last.ckpt")
+
+
+def test_fit_writes_whole_files_without_a_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    cli = CLI("fit", ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"])
+    assert isinstance(cli.trainer.strategy.checkpoint_io, checkpoint.WholeFiles)
+    cli.trainer.strategy.checkpoint_io.save_checkpoint({"w": 1}, "b/last.ckpt")
+    assert [file.name for file in Path("b").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_checkpoint_before() -> None:
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=False)
+    assert (
+        "lt_cb.errors.InputError: the checkpoint 'a/last.ckpt' cannot be written (File too large); the one before"
+        in (done.stderr)
+    )
+    assert checkpoint.read("a/last.ckpt")["state_dict"]["w"].tolist() == [1.0] * 4
+    assert [file.name for file in Path("a").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="another file system is needed")
+def test_a_kill_while_it_is_written_keeps_the_checkpoint_before() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITE], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": elsewhere}
+        )
+        assert process.stdout is not None
+        process.stdout.read(5)
+        before = Path("a/last.ckpt").stat().st_size
+        while Path("a/last.ckpt").stat().st_size == before:
+            time.sleep(0.01)
+        while not Path("a/.last.ckpt.tmp").exists():
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not os.listdir(elsewhere)
+    assert checkpoint.read("a/last.ckpt")["state_dict"]["w"].shape == (4_000_000,)
+    assert len(list(Path("a").iterdir())) <= 2

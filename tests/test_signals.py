@@ -1,0 +1,57 @@
+"""What SIGTERM leaves: a run that can go on, and exit codes that say it has not ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lt_cb import checkpoint
+
+QUICKSTART = str(Path(__file__).parents[1] / "configs/quickstart.yaml")
+OPTIONS = {"trainer.max_epochs": 3000, "trainer.accelerator": "cpu", "model.backbone": "resnet20"}
+
+
+def _start(*words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "lt_cb", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
+
+
+def _wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
+    while not file.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"--{key}={value}" for key, value in OPTIONS.items()]
+    fit = _start("fit", "--config", QUICKSTART, *words, "--folder=runs/a/b", "--trainer.enable_progress_bar=false")
+    _wait_for(Path("runs/a/b/checkpoints/last.ckpt"), fit)
+    fit.terminate()
+    out, _ = fit.communicate(timeout=60)
+    assert fit.returncode == 143
+    assert "lt-cb: terminated" in out
+    assert "Traceback" not in out
+    assert not Path("runs/a/b/result.json").exists()
+    checkpoint.read("runs/a/b/checkpoints/last.ckpt")
+
+    Path("grid.yaml").write_text(yaml.safe_dump({"folder": "runs/g", "config": QUICKSTART, "set": OPTIONS}))
+    grid = _start("grid", "grid.yaml")
+    run = Path("runs/g/grid/seed_0")
+    _wait_for(run / "checkpoints/last.ckpt", grid)
+    children = Path(f"/proc/{grid.pid}/task/{grid.pid}/children").read_text().split()
+    (worker,) = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(worker), signal.SIGTERM)
+    out, _ = grid.communicate(timeout=60)
+    assert grid.returncode == 1
+    assert "0 of 1 runs done, 0 failed." in out
+    assert "1 interrupted: the same command goes on" in out
+    assert not (run / "result.json").exists()
+    assert not (run / "error.txt").exists()
