@@ -88,12 +88,12 @@ def _best(runs: Runs, data: str, metric: str) -> str:
     balanced = metric.endswith("balanced_acc")
     chooser = "val/balanced_acc" if balanced else "val/acc"
     if any(r.validated_on in (None, "test") or chooser not in r.metrics for r in results):
-        return f"Not all runs on {data} have validation images held out, so none is called the best."
+        return f"On {data} not all runs held out images to validate on, so none is called the best."
     cells = cells_of(Runs(results, []), chooser)
     best = next(cell for cell in cells.values() if cell.best)
     tested = cells_of(Runs(results, []), "balanced_acc" if balanced else "error")[best.method, data]
     name, reached = METRICS[chooser].lower(), f"{'balanced accuracy' if balanced else 'error'} of {tested} %"
-    return f"Best on {data} by validation is {best.method}: {name} {best} %, and on the test images an {reached}."
+    return f"Best on {data} by validation is {best.method}: {name} {best} %, and on the test images {reached}."
 
 
 def _told(runs: Runs, data: str, metric: str) -> str:
@@ -105,10 +105,11 @@ def _told(runs: Runs, data: str, metric: str) -> str:
     several = len({d.baseline for d in differences}) > 1
 
     def listed(members: list[Difference]) -> str:
-        texts = [
-            f"{d.method} ({d.mean:+.2f}, {d.low:+.2f} to {d.high:+.2f}{f', against {d.baseline}' if several else ''})"
-            for d in members[:TOLD]
-        ]
+        texts = []
+        for d in members[:TOLD]:
+            mean, low, high = (-d.mean, -d.high, -d.low) if metric == "error" else (d.mean, d.low, d.high)
+            than = f", against {d.baseline}" if several else ""
+            texts.append(f"{d.method} ({mean:+.2f}, {low:+.2f} to {high:+.2f}{than})")
         return "; ".join([*texts, *([f"and {len(members) - TOLD} more"] if len(members) > TOLD else [])])
 
     groups = {
@@ -118,8 +119,8 @@ def _told(runs: Runs, data: str, metric: str) -> str:
     }
     parts = [f"{name}: {listed(members)}" for name, members in groups.items() if members]
     baseline = "each method's baseline" if several else differences[0].baseline
-    against = f"{METRICS[metric]} on {data} against {baseline}, in points with 95 % intervals over seeds"
-    return f"{against} – {'. '.join(parts)}."
+    less = f"{METRICS[metric]} on {data} less that of {baseline}, in points with 95 % intervals over seeds"
+    return f"{less} – {'. '.join(parts)}."
 
 
 def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
