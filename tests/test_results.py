@@ -40,7 +40,7 @@ def accuracies(row: dict[str, str]) -> dict[str, float]:
         "medium": [r for r, n in zip(rates, counts, strict=True) if 20 <= n <= 100],
         "few": [r for r, n in zip(rates, counts, strict=True) if n < 20],
     }
-    return {name: statistics.mean(members) for name, members in groups.items()}
+    return {name: statistics.mean(members) for name, members in groups.items() if members}
 
 
 def test_the_quickstarts_table_is_that_of_its_rows() -> None:
