@@ -92,7 +92,11 @@ def test_a_recipe_is_named_by_a_config_or_in_python_and_stays_with_the_checkpoin
     Path("sam.yaml").write_text("model_class: own_recipe.SAM\nmodel: {rho: 0.2}\n")
     main(["fit", "--config=configs/quickstart.yaml", "--config=sam.yaml", *TINY])
     assert isinstance(SAM.load_from_checkpoint("runs/quickstart/version_0/checkpoints/last.ckpt"), LongTailedClassifier)
-    main(["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=2"])
+    again = ["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=2"]
+    with pytest.raises(SystemExit, match="2"):
+        main(again)
+    assert "set --trust_checkpoint true" in capsys.readouterr().err
+    main([*again, "--trust_checkpoint=true"])
     config = yaml.safe_load(Path("runs/quickstart/version_1/config.yaml").read_text())
     assert config["model_class"] == "own_recipe.SAM"
     assert config["model"]["rho"] == 0.2

@@ -117,8 +117,8 @@ def test_means_and_the_paper_beside_them(tmp_path: Path) -> None:
     assert rows[str(tmp_path / "a/1")] == 30.0
     web = (tmp_path / "report.html").read_text()
     assert "<td>25.10 ± 0.10</td>" in web
-    assert "lower: Focal gamma 1, CB β 0.9999 (+4.90, " in page.partition("## ")[0]
-    assert "lower: Focal gamma 1, CB β 0.9999 (+4.90, " in web.partition("<table>")[0]
+    assert "lower: Focal gamma 1, CB β 0.9999 (-4.90, " in page.partition("## ")[0]
+    assert "lower: Focal gamma 1, CB β 0.9999 (-4.90, " in web.partition("<table>")[0]
     means = {(r["dataset"], r["method"]): r["value"] for r in pictures(web)["means"]["data"]["values"] if "mean" in r}
     assert means["cifar10 IF 100", "Focal gamma 1, CB β 0.9999"] == pytest.approx(25.1)
 
