@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-CONFUSION = 20  # most classes whose confusion matrix is counted
-
 
 class Mean(Metric):
     """Mean over samples, from the means of batches.
@@ -36,19 +34,20 @@ class Mean(Metric):
 class PerClassAccuracy(Metric):
     """Accuracy of each class, from vectors of C counts, and the confusion matrix of few classes.
 
-    There is no host sync in ``update``, and no C x C matrix of more than 20 classes.
+    There is no host sync in ``update``, and no C x C matrix of many classes.
 
     Args:
         num_classes: C.
+        confusable: most classes whose confusion matrix is counted.
     """
 
     correct: Tensor
     total: Tensor
     pairs: Tensor
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, confusable: int = 20) -> None:
         super().__init__()
-        self.confuses = num_classes <= CONFUSION
+        self.confuses = num_classes <= confusable
         if self.confuses:
             self.add_state("pairs", torch.zeros(num_classes**2, dtype=torch.int64), dist_reduce_fx="sum")
         for name in ("correct", "total"):
@@ -66,7 +65,7 @@ class PerClassAccuracy(Metric):
         """Return correct and counted samples of each class, and confusion, over all processes.
 
         Returns:
-            Two int64 of shape (C,), and one of shape (C, C) by true and predicted class, None of more than 20 classes.
+            Two int64 of shape (C,), and one of shape (C, C) by true and predicted class, None of more classes.
         """
         return self.correct, self.total, self.pairs.view(len(self.total), -1) if self.confuses else None
 

@@ -27,6 +27,7 @@ from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_fraction, tr
 
 Batch = tuple[Tensor, Tensor]
 MetricFactory = Callable[[int], Metric]
+CONFUSION = 100  # most classes whose confusion matrix is counted, of which W&B shows it
 MANY_STEPS = 5_000  # that pay for a minute of compilation
 
 
@@ -154,7 +155,7 @@ class LongTailedClassifier(LightningModule):
         self.train_loss = Mean()
         self.eval_loss = Mean()
         self.eval_top5 = Mean() if self.num_classes > 10 else None
-        self.eval_classes = PerClassAccuracy(self.num_classes)
+        self.eval_classes = PerClassAccuracy(self.num_classes, CONFUSION)
         made = [make(self.num_classes) for make in metrics]
         self.eval_metrics = MetricCollection(made) if made else None
 

@@ -17,6 +17,8 @@ from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
 from lt_cb.run import RunDir, commit, write_json
 
+CONFUSION = 20  # most classes of a confusion matrix that a result and kept rows have
+
 
 class ResultFile(Callback):
     """After ``test``, print a table of class, training images and accuracy, and write ``result.json``."""
@@ -63,7 +65,7 @@ class ResultFile(Callback):
             "per_class_accuracy": accuracy,
             "correct": pl_module.per_class["correct"],
             "test_counts": tested,
-            "confusion": pl_module.confusion,  # by true, then predicted class
+            "confusion": pl_module.confusion if len(counts) <= CONFUSION else None,  # by true, then predicted class
             "test_images": sum(tested),
             "epochs": trainer.current_epoch,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,

@@ -4,16 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from lt_cb.callbacks.result import class_accuracy
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
 
 LINES = 20  # of the chart over epochs
-CONFUSION = 100  # classes of a confusion matrix
 
 
 class ClassesToWandB(Callback):
@@ -28,7 +25,6 @@ class ClassesToWandB(Callback):
     def __init__(self) -> None:
         self._epochs: list[int] = []
         self._lines: list[list[float]] = []  # by epoch, then band
-        self._confusion: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the chart so far."""
@@ -65,40 +61,19 @@ class ClassesToWandB(Callback):
         if self._epochs:
             _send_table(trainer, pl_module, "val")
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401 - as Lightning has it
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add the batch to the confusion matrix."""
-        if wandb_logger(trainer) is None or not isinstance(pl_module, LongTailedClassifier):
-            return
-        classes = len(pl_module.class_names)
-        if classes <= CONFUSION:
-            pairs = outputs["targets"] * classes + pl_module.loss.adjust(outputs["logits"]).argmax(1)
-            counts = torch.bincount(pairs, minlength=classes**2)
-            self._confusion = counts if self._confusion is None else self._confusion + counts
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send table, bars and confusion matrix."""
         logger = wandb_logger(trainer)
         if logger is None or not isinstance(pl_module, LongTailedClassifier):
             return
         _send_table(trainer, pl_module, "test")
-        if self._confusion is None:
-            return
-        counts = trainer.strategy.reduce(self._confusion, reduce_op="sum").tolist()
-        self._confusion = None
-        if trainer.is_global_zero:
+        counts = pl_module.confusion
+        if counts is not None and trainer.is_global_zero:
             import wandb
 
             names = pl_module.class_names
             accuracy = [[name, value] for name, value in zip(names, class_accuracy(pl_module), strict=True)]
-            pairs = [[a, p, counts[i * len(names) + j]] for i, a in enumerate(names) for j, p in enumerate(names)]
+            pairs = [[a, p, counts[i][j]] for i, a in enumerate(names) for j, p in enumerate(names)]
             fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
             charts: dict[str, Any] = {
                 "test/accuracy_by_class": wandb.plot.bar(

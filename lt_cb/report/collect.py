@@ -213,7 +213,7 @@ def _result(
         beta=method.beta,
         seed=(raw["seeds"]["seed_everything"], raw["seeds"]["subset_seed"]),
         metrics={name.removeprefix("test/"): value for name, value in raw["metrics"].items()},
-        class_names=raw.get("class_names", []),
+        class_names=raw.get("class_names") or list(map(str, range(len(counts)))),
         class_counts=counts,
         shot_groups=raw.get("shot_groups", {}),
         per_class=raw["per_class_accuracy"],

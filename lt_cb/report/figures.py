@@ -1,14 +1,13 @@
 """Pictures of a report as Vega-Lite specifications: names stand in their data alone, never in an expression."""
 
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from lt_cb.report.collect import Result, Runs
-from lt_cb.report.tables import Cell, half_width, wilson
+from lt_cb.report.tables import Cell, half_width, paired_gains, wilson
 
 VEGA_LITE = "6.4"
 # of Okabe and Ito 2008, less black and yellow, and two greys: told apart by the colour-blind, on white and on black
@@ -187,7 +186,7 @@ def _by_class(runs: Runs) -> Picture | None:
 def _bands(result: Result) -> list[tuple[str, list[int], float]]:
     """Return name, classes and mean training images of each class, or of 100 bands of them, the most frequent first."""
     counts = result.class_counts
-    names = result.class_names or list(map(str, range(len(counts))))
+    names = result.class_names
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
     cuts = [len(order) * i // min(len(order), MARKS) for i in range(min(len(order), MARKS) + 1)]
     bands = [order[a:b] for a, b in pairwise(cuts)]
@@ -204,7 +203,7 @@ def _confusion(runs: Runs) -> Picture | None:
         counted = [r for r in results if r.confusion]
         if not counted or any(len(r.confusion) != len(counted[0].confusion) for r in counted):
             continue
-        names = counted[0].class_names or list(map(str, range(len(counted[0].confusion))))
+        names = counted[0].class_names
         total = [
             [sum(ns) for ns in zip(*lines, strict=True)] for lines in zip(*(r.confusion for r in counted), strict=True)
         ]
@@ -274,23 +273,15 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
 
 def _gains(runs: Runs) -> Picture | None:
     groups = [g for g in ("many", "medium", "few") if any(f"acc/{g}" in r.metrics for r in runs.results)]
-    baseline, *others = runs.methods()
-    by_seed: dict[tuple[str, str], dict[Any, Result]] = defaultdict(dict)
-    for r in runs.results:
-        by_seed[r.method, r.data][r.seed] = r
     values: list[dict[str, Any]] = []
-    for data in runs.columns():
-        for method in others:
-            first, second = by_seed[baseline, data], by_seed[method, data]
-            for group in groups:
-                key = f"acc/{group}"
-                pairs = [(first[s].metrics.get(key), second[s].metrics.get(key)) for s in first if s in second]
-                gains = [100 * (b - a) for a, b in pairs if a is not None and b is not None]
-                if gains:
-                    half = half_width(gains) if len(gains) > 1 else 0.0
-                    mean = statistics.mean(gains)
-                    row = {"dataset": data, "method": method, "group": group, "seeds": len(gains)}
-                    values.append({**row, **_interval(mean, mean - half, mean + half)})
+    baselines = set()
+    for group in groups:
+        for method, baseline, data, gains in paired_gains(runs, f"acc/{group}"):
+            if gains:
+                half, mean = half_width(gains) if len(gains) > 1 else 0.0, statistics.mean(gains)
+                row = {"dataset": data, "method": method, "group": group, "seeds": len(gains)}
+                values.append({**row, **_interval(mean, mean - half, mean + half)})
+                baselines.add(baseline)
     if not values:
         return None
     colour = _coloured(runs, values)
@@ -306,8 +297,9 @@ def _gains(runs: Runs) -> Picture | None:
         {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**place, **rule}},
         {"mark": points, "encoding": {**place, "y": y, **colour, "tooltip": hover}},
     ]
+    compared = ", or ".join(sorted(baselines))
     words = (
-        f"Accuracy less that of {baseline} on the same seeds: mean and 95 % interval of Student's t. One that crosses "
+        f"Accuracy less that of {compared} on the same seeds: mean and 95 % interval of Student's t. One that crosses "
         "the line at 0 is not told apart from it."
     )
     return Picture("gain_by_group", "Gain by shot group", words, _spec(values, 300, layers))

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lt_cb.errors import InputError
-from lt_cb.report.names import FOLDERS, method_of, source_of
+from lt_cb.report.names import method_of, source_of
 from lt_cb.run import RunDir, flatten, read_yaml
 
 ROWS, CONFIGS = "runs.csv", "configs"
@@ -103,8 +103,8 @@ def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
         for name in path:
             place = place.get(name) or {}
         place.pop(key, None)
-    if config["data"].get("source") in FOLDERS:
-        config["data"]["root"] = root  # its own name
+    if source_of(flatten(config)) != root:  # the data have no name but their root's
+        config["data"]["root"] = root
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
     counted = raw["test_counts"]
     rates = [rate or 0.0 for rate in raw["per_class_accuracy"]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lt_cb.report.collect import Result, Runs
+from lt_cb.report.collect import ERRORS, Result, Runs
 from lt_cb.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
 from lt_cb.report.rows import command
 from lt_cb.report.tables import Cell, Difference, cells_of, paired_differences, wilson
@@ -52,7 +52,7 @@ def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> lis
         _main(runs, cells, metric),
         _chosen(runs, cells, metric),
         *papers,
-        _differences(runs, metric),
+        _differences(paired_differences(runs, metric), metric),
         _groups(runs),
     ]
     return [s for s in [*parts, *_by_class(runs), *_from_logits(runs), _kept(runs), _missing(runs)] if s.rows]
@@ -60,7 +60,7 @@ def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> lis
 
 def finding(runs: Runs, metric: str) -> str:
     """Return in words what was compared, what is best by validation, and what is told apart from its baseline."""
-    methods, columns = runs.methods(), runs.columns()
+    methods, columns, differences = runs.methods(), runs.columns(), paired_differences(runs, metric)
     seeds = sorted({len(results) for results in runs.cells().values()})
     number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     named = f": {'; '.join(methods)}" if len(methods) <= TOLD else ""
@@ -69,7 +69,7 @@ def finding(runs: Runs, metric: str) -> str:
         f"{len(methods)} {'method' if len(methods) == 1 else 'methods'} on {_listed(data)}, over {number} "
         f"{'seed' if seeds[-1] == 1 else 'seeds'}{' each' if len(methods) > 1 else ''}{named}.",
         *[_best(runs, name, metric) for name in columns if len(methods) > 1],
-        *[_told(runs, name, metric) for name in columns if len(methods) > 1],
+        *[_told([d for d in differences if d.data == name], name, metric) for name in columns if len(methods) > 1],
     ]
     return " ".join(said)
 
@@ -96,10 +96,8 @@ def _best(runs: Runs, data: str, metric: str) -> str:
     return f"Best on {data} by validation is {best.method}: {name} {best} %, and on the test images {reached}."
 
 
-def _told(runs: Runs, data: str, metric: str) -> str:
+def _told(differences: list[Difference], data: str, metric: str) -> str:
     """Say which methods are told apart from their baseline, and by how much."""
-    better, worse = ("lower", "higher") if metric == "error" else ("higher", "lower")
-    differences = [d for d in paired_differences(runs, metric) if d.data == data]
     if not differences:
         return f"On {data} no two methods share two seeds, so none can be told apart from another."
     several = len({d.baseline for d in differences}) > 1
@@ -107,16 +105,13 @@ def _told(runs: Runs, data: str, metric: str) -> str:
     def listed(members: list[Difference]) -> str:
         texts = []
         for d in members[:TOLD]:
-            mean, low, high = (-d.mean, -d.high, -d.low) if metric == "error" else (d.mean, d.low, d.high)
+            mean, low, high = (-d.mean, -d.high, -d.low) if metric in ERRORS else (d.mean, d.low, d.high)
             than = f", against {d.baseline}" if several else ""
             texts.append(f"{d.method} ({mean:+.2f}, {low:+.2f} to {high:+.2f}{than})")
         return "; ".join([*texts, *([f"and {len(members) - TOLD} more"] if len(members) > TOLD else [])])
 
-    groups = {
-        better: [d for d in differences if d.low > 0],
-        worse: [d for d in differences if d.high < 0],
-        "not told apart": [d for d in differences if d.low <= 0 <= d.high],
-    }
+    first = ("lower", "higher") if metric in ERRORS else ("higher", "lower")
+    groups = {name: [d for d in differences if d.verdict(metric) == name] for name in (*first, "not told apart")}
     parts = [f"{name}: {listed(members)}" for name, members in groups.items() if members]
     baseline = "each method's baseline" if several else differences[0].baseline
     less = f"{METRICS[metric]} on {data} less that of {baseline}, in points with 95 % intervals over seeds"
@@ -176,16 +171,14 @@ def _papers(cells: dict[tuple[str, str], Cell], title: str, what: str) -> Sectio
     return Section(title, words, header, rows)
 
 
-def _differences(runs: Runs, metric: str) -> Section:
-    better, worse = ("lower", "higher") if metric == "error" else ("higher", "lower")
-    differences = paired_differences(runs, metric)
+def _differences(differences: list[Difference], metric: str) -> Section:
+    better = "lower" if metric in ERRORS else "higher"
     several = len({d.baseline for d in differences}) > 1
     rows = []
     for d in differences:
-        verdict = "not told apart" if d.low <= 0 <= d.high else better if d.mean > 0 else worse
         interval = f"{d.low:+.2f} to {d.high:+.2f}"
         than = [d.baseline] if several else []
-        rows.append([d.method, *than, d.data, f"{d.mean:+.2f}", interval, str(d.seeds), verdict])
+        rows.append([d.method, *than, d.data, f"{d.mean:+.2f}", interval, str(d.seeds), d.verdict(metric)])
     baseline = "the method beside it" if several else differences[0].baseline if differences else ""
     words = (
         f"How much {better} the {METRICS[metric].lower()} is than that of {baseline}, in points, on the same "
@@ -223,9 +216,8 @@ def _by_class(runs: Runs) -> list[Section]:
         first = next(iter(columns.values()))[0]
         if not first.counted or len(first.class_counts) > CLASSES:
             continue
-        names = first.class_names or list(map(str, range(len(first.class_counts))))
         rows = []
-        for c, name in enumerate(names):
+        for c, name in enumerate(first.class_names):
             cells = []
             for results in columns.values():
                 tested = first.counted[c]

@@ -119,17 +119,33 @@ class Difference:
     high: float
     seeds: int
 
+    def verdict(self, metric: str) -> str:
+        """Say whether the metric is lower or higher than the baseline's, or the interval holds 0."""
+        if self.low <= 0 <= self.high:
+            return "not told apart"
+        return "higher" if (self.mean > 0) != (metric in ERRORS) else "lower"
+
 
 def paired_differences(runs: Runs, metric: str = "error") -> list[Difference]:
-    """Compare each method with its baseline, on the seeds that both have.
+    """Compare each method with its baseline, on two or more seeds that both have."""
+    differences = []
+    for method, baseline, data, gains in paired_gains(runs, metric):
+        if len(gains) > 1:
+            mean, half = statistics.mean(gains), half_width(gains)
+            differences.append(Difference(method, baseline, data, mean, mean - half, mean + half, len(gains)))
+    return differences
 
-    It is the first of the methods that differ from it by loss and weights alone, as those of the same number of epochs;
-    of a method that stands alone in that, the first of all.
+
+def paired_gains(runs: Runs, metric: str) -> list[tuple[str, str, str, list[float]]]:
+    """Return method, baseline, data, and how much better the method is on each seed that both have, in points.
+
+    The baseline is the first of the methods that differ from it by loss and weights alone, as those of the same number
+    of epochs; of a method that stands alone in that, the first of all.
     """
     sign = -1 if metric in ERRORS else 1
     cells, methods = runs.cells(), runs.methods()
     others = {result.method: result.others for result in runs.results}
-    differences = []
+    paired = []
     for data in runs.columns():
         for method in methods:
             alike = [name for name in methods if others[name] == others[method]]
@@ -138,11 +154,9 @@ def paired_differences(runs: Runs, metric: str = "error") -> list[Difference]:
                 continue
             reference = _by_seed(cells.get((baseline, data), []), metric)
             scores = _by_seed(cells.get((method, data), []), metric)
-            gains = [sign * (scores[s] - reference[s]) for s in sorted(reference.keys() & scores.keys(), key=str)]
-            if len(gains) > 1:
-                mean, half = statistics.mean(gains), half_width(gains)
-                differences.append(Difference(method, baseline, data, mean, mean - half, mean + half, len(gains)))
-    return differences
+            shared = sorted(reference.keys() & scores.keys(), key=str)
+            paired.append((method, baseline, data, [sign * (scores[s] - reference[s]) for s in shared]))
+    return paired
 
 
 def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int | None], float]:
