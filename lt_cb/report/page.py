@@ -3,7 +3,11 @@
 import html
 import json
 import re
+from importlib.metadata import version
 
+import numpy as np
+
+from lt_cb.data.cache import cache_file, read_cache, write_cache
 from lt_cb.report.collect import Runs
 from lt_cb.report.figures import SHAPES, VEGA_LITE, Picture, style_of
 from lt_cb.report.sections import Section
@@ -92,14 +96,6 @@ def as_script(content: object) -> str:
 
 def page(finding: str, tables: list[Section], pictures: list[Picture], runs: Runs) -> str:
     """Return the page: the finding, the first table, the pictures, and the other tables."""
-    import vl_convert  # whose package has the script of Vega too
-
-    library = re.sub(
-        "</(script)",
-        r"<\\/\1",
-        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE),
-        flags=re.IGNORECASE,
-    )
     columns = runs.columns()
     confused = [p for p in pictures if p.name == "confusion"]
     methods = dict.fromkeys(row["method"] for p in confused for row in p.spec["data"]["values"])
@@ -123,10 +119,24 @@ def page(finding: str, tables: list[Section], pictures: list[Picture], runs: Run
 <p class="finding">{html.escape(finding)}</p>
 {body}
 <script type="application/json" id="pictures">{specs}</script>
-<script>{library}</script>
+<script>{_library()}</script>
 <script>{SCRIPT}</script>
 </body></html>
 """
+
+
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script. It is cached: to build it takes a second or two."""
+    kept = cache_file("vega", VEGA_LITE, version("vl-convert-python"))
+    cached = read_cache(kept)
+    if cached is not None:
+        return cached["script"].tobytes().decode()
+    import vl_convert  # whose package has the sources of Vega too
+
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    script = re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
+    write_cache(kept, "builds the script of the pictures", {"script": np.frombuffer(script.encode(), np.uint8)})
+    return script
 
 
 def _table(section: Section) -> str:
