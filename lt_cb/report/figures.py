@@ -77,7 +77,7 @@ def _coloured(runs: Runs, values: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return the encoding of methods by colour and shape, with a legend below."""
     styles, used = style_of(runs), {row["method"] for row in values}
     names = [name for name in styles if name in used]
-    legend = {"orient": "bottom", "columns": 1, "title": None, "labelLimit": 600, "symbolOpacity": 1}
+    legend = {"orient": "bottom", "columns": 1, "title": None, "symbolOpacity": 1}
     scales = [{"domain": names, "range": [styles[name][part] for name in names]} for part in (0, 1)]
     return {
         name: {"field": "method", "type": "nominal", "sort": names, "scale": scale, "legend": legend}
@@ -111,8 +111,7 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
             for r in runs.cells()[method, data]
             if (score := r.score(metric)) is not None
         ]
-    axis: dict[str, Any] = {"title": None, "grid": False, "ticks": False}
-    y = {"field": "method", "type": "nominal", "sort": order, "axis": axis}
+    y = {"field": "method", "type": "nominal", "sort": order, "axis": None}
     colour = {name: {**channel, "legend": None} for name, channel in _coloured(runs, values).items()}
     x = _value("value", f"{title.lower()} in %", axis={"tickCount": 6})
     layers: list[dict[str, Any]] = [
@@ -131,10 +130,14 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
             "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
             "encoding": {"x": x, "y": y, **colour, "tooltip": _hover(method="method", said="mean, %", seeds="seeds")},
         },
+        {  # above its row, as a phone and a column of a paper have no width for it beside
+            "transform": [{"filter": "datum.mean"}],
+            "mark": {"type": "text", "style": "name", "align": "left", "dy": -22, "limit": {"expr": "width"}},
+            "encoding": {"x": {"value": 0}, "y": y, "text": {"field": "method"}, "color": {"value": {"expr": "ink"}}},
+        },
     ]
     words = "Filled: mean over seeds, with its 95 % interval of Student's t. Above it, open: the seeds."
-    spec = _spec(values, 44 * len(order) + 50, layers)
-    return Picture("means", f"{title} of each method", words, spec, wide=max(map(len, order)) > 18)
+    return Picture("means", f"{title} of each method", words, _spec(values, 52 * len(order) + 50, layers))
 
 
 def _by_class(runs: Runs) -> Picture | None:
@@ -148,6 +151,7 @@ def _by_class(runs: Runs) -> Picture | None:
                 continue
             rate = 100 * statistics.mean(known)
             row: dict[str, Any] = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
+            row |= {"counted": f"{label} ({images})"} if longest <= NAMED else {}
             row |= {"value": round(rate, 3), "said": f"{rate:.1f}", "seeds": len(results)}
             tested = sum(results[0].counted[c] for c in members) if results[0].counted else None
             if tested is not None and len(members) == 1:
@@ -158,29 +162,31 @@ def _by_class(runs: Runs) -> Picture | None:
     if not values:
         return None
     named = longest <= NAMED
-    axis = {"title": "class, from most to fewest training images", "labelAngle": -40 if named else 0, "grid": False}
-    ranked = {"field": "label", "type": "nominal", "sort": {"field": "rank"}, "axis": axis}
-    # the line under an axis that has no names says which images a class has
-    by_images = {"field": "images", "type": "quantitative", "title": "training images of the class"}
-    x: dict[str, Any] = ranked if named else by_images | {"scale": {"type": "log"}, "axis": {"tickCount": 6}}
     colour = _coloured(runs, values)
     order = colour["color"]["sort"]
-    offset = {"xOffset": {"field": "method", "sort": order}} if named else {}
+    accuracy = _value("value", "accuracy in %")
     hover = _hover(label="class", method="method", images="training images", tested="test images", said="accuracy, %")
-    hover += _hover(seeds="seeds")
-    y = _value("value", "accuracy in %")
+    shown = {**colour, "tooltip": [*hover, *_hover(seeds="seeds")]}
     points = {"type": "point", "filled": True, "size": 55 if named else 30, "opacity": 0.9}
-    layers: list[dict[str, Any]] = [
-        {"mark": points, "encoding": {"x": x, "y": y, **offset, **colour, "tooltip": hover}}
-    ]
-    if named:
-        bounds = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
-        rule = {"type": "rule", "opacity": 0.6}
-        layers.insert(0, {"mark": rule, "encoding": {"x": x, **bounds, **offset, "color": colour["color"]}})
-    words = "Mean over seeds" + (", with Wilson's 95 % interval of one run." if named else ".")
+    layers: list[dict[str, Any]]
+    if named:  # a line a class, as names are wide
+        axis = {"title": None, "grid": True, "ticks": False, "tickBand": "extent"}
+        y = {"field": "counted", "type": "nominal", "sort": {"field": "rank"}, "axis": axis}
+        place = {"y": y, "yOffset": {"field": "method", "sort": order}}
+        bounds = {"x": {**accuracy, "field": "low"}, "x2": {"field": "high"}, "color": colour["color"]}
+        layers = [
+            {"mark": {"type": "rule", "opacity": 0.6}, "encoding": {**place, **bounds}},
+            {"mark": points, "encoding": {**place, "x": accuracy, **shown}},
+        ]
+        words = "Mean over seeds, with Wilson's 95 % interval of one run. In brackets: training images."
+        height = min(longest * (9 * len(order) + 10) + 50, 1000)
+    else:
+        x = _value("images", "training images of the class", scale={"type": "log"}, axis={"tickCount": 6})
+        layers = [{"mark": points, "encoding": {"x": x, "y": accuracy, **shown}}]
+        words, height = "Mean over seeds.", 340
     if longest > MARKS:
         words += f" More than {MARKS} classes are drawn as {MARKS} bands of as many classes."
-    return Picture("accuracy_by_class", "Accuracy of each class", words, _spec(values, 340, layers), wide=named)
+    return Picture("accuracy_by_class", "Accuracy of each class", words, _spec(values, height, layers))
 
 
 def _bands(result: Result) -> list[tuple[str, list[int], float]]:
@@ -224,7 +230,7 @@ def _confusion(runs: Runs) -> Picture | None:
         {"mark": "rect", "encoding": {"color": share, "tooltip": [*hover, *_hover(seeds="seeds")]}},
         {
             "transform": [{"filter": "datum.count > 0"}],
-            "mark": {"type": "text", "tooltip": None},
+            "mark": {"type": "text", "style": "count", "tooltip": None},
             "encoding": {"text": {"field": "count"}, "color": ink, "tooltip": [*hover, *_hover(seeds="seeds")]},
         },
     ]
@@ -318,7 +324,7 @@ def _counts(runs: Runs) -> Picture:
     x = {"field": "rank", "type": "ordinal", "axis": axis}
     if named:
         x |= {"field": "label", "sort": {"field": "rank"}}
-    y = _value("images", "training images", scale={"type": "log"}, axis={"tickCount": 4})
+    y = _value("images", "training images", scale={"type": "log"}, axis={"tickCount": 4, "grid": False})
     encoding = {"x": x, "y": y, "tooltip": _hover(label="class", images="training images")}
     layer = {
         "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "color": COLOURS[0]},

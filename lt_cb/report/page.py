@@ -14,6 +14,7 @@ from lt_cb.report.sections import Section
 
 # of what a browser is to refuse, should a name or a library ask for it: everything that is not in the file
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+TEXTS = ("data", "unlike the paper", "verdict", "on", "commit", "command", "predictions", "state")  # columns of words
 STYLE = """:root { color-scheme: light dark; --ink: #1c2128; --paper: #fff; --soft: #667; --line: #dde;
   --mild: #f4f6f9; }
 @media (prefers-color-scheme: dark) {
@@ -25,11 +26,14 @@ h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2.2r
 p { max-width: 60rem; margin: .4rem 0; } h2 + p { color: var(--soft); font-size: .9rem; }
 .finding { background: var(--mild); border-left: 4px solid #0072B2; padding: .8rem 1rem; border-radius: 4px; }
 .wide { overflow-x: auto; margin: .8rem 0; overflow-wrap: normal; }
-table { border-collapse: collapse; font-size: .9rem; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line);
   text-align: right; font-variant-numeric: tabular-nums; min-width: 4.5rem; vertical-align: top; }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; } tbody tr:hover { background: var(--mild); }
-td:first-child, th:first-child { text-align: left; max-width: 24rem; min-width: 8rem; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+td { white-space: nowrap; } .text { text-align: left; white-space: normal; min-width: 9rem; } code { font-size: .85em; }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); max-width: 24rem;
+  min-width: 9rem; text-align: left; white-space: normal; }
+td:has(code) { min-width: 22rem; } tbody tr:hover > td { background: var(--mild); }
 .bar { background: var(--paper); padding: .5rem 0; display: flex; flex-wrap: wrap; gap: .3rem .4rem; z-index: 2; }
 @media (min-width: 700px) { .bar { position: sticky; top: 0; max-height: 9rem; overflow-y: auto; } }
 button, select { font: inherit; font-size: .85rem; color: inherit; background: var(--mild); max-width: 100%;
@@ -46,7 +50,8 @@ function theme(width) {
   const axis = {labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line,
     labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelLimit: width < 600 ? 120 : 300};
   return {background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis,
-    legend: {disable: true}, text: {fontSize: width < 600 ? 9 : 12}, range: {heatmap: dark.matches ? night : heat}};
+    legend: {disable: true}, style: {name: {fontSize: 12}, count: {fontSize: width < 600 ? 9 : 12}},
+    range: {heatmap: dark.matches ? night : heat}};
 }
 async function draw() {
   views.splice(0).forEach(view => view.finalize());
@@ -141,8 +146,12 @@ def _library() -> str:
 
 def _table(section: Section) -> str:
     def line(texts: list[str], tag: str) -> str:
-        inner = [re.sub(r"[*]{2}(.*?)[*]{2}", r"<b>\1</b>", html.escape(text)) for text in texts]
-        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in inner) + "</tr>"
+        cells = []
+        for name, text in zip(section.header, texts, strict=True):
+            inner = re.sub(r"[*]{2}(.*?)[*]{2}", r"<b>\1</b>", html.escape(text))
+            inner = re.sub(r"`(.*)`", r"<code>\1</code>", inner)
+            cells.append(f'<{tag} class="text">{inner}' if name in TEXTS else f"<{tag}>{inner}")
+        return f"<tr>{''.join(f'{cell}</{tag}>' for cell in cells)}</tr>"
 
     body = "\n".join(line(row, "td") for row in section.rows)
     table = f"<table><thead>{line(section.header, 'th')}</thead><tbody>\n{body}</tbody></table>"

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,9 @@ METRICS = {
 }
 CLASSES = 100  # of a data set, whose table is read
 MEANINGS = {"error": "Top-1 error", "acc": "Top-1 accuracy", "balanced_acc": "Mean accuracy over classes"}
-
-
 TOLD = 6  # differences that a finding lists
+NO_BEST = "not all runs held out images to validate on, so none is called the best."
+ALONE = "no two methods share two seeds, so none can be told apart from another."
 
 
 @dataclass
@@ -68,10 +68,20 @@ def finding(runs: Runs, metric: str) -> str:
     said = [
         f"{len(methods)} {'method' if len(methods) == 1 else 'methods'} on {_listed(data)}, over {number} "
         f"{'seed' if seeds[-1] == 1 else 'seeds'}{' each' if len(methods) > 1 else ''}{named}.",
-        *[_best(runs, name, metric) for name in columns if len(methods) > 1],
-        *[_told([d for d in differences if d.data == name], name, metric) for name in columns if len(methods) > 1],
     ]
+    if len(methods) > 1:
+        said += _all_or_each(columns, lambda name: _best(runs, name, metric), NO_BEST)
+        said += _all_or_each(
+            columns, lambda name: _told([d for d in differences if d.data == name], name, metric), ALONE
+        )
     return " ".join(said)
+
+
+def _all_or_each(columns: list[str], say: Callable[[str], str], nothing: str) -> list[str]:
+    """Return a sentence for each data set, and one for all those of which there is nothing to say."""
+    each = {name: say(name) for name in columns}
+    silent = [name for name, text in each.items() if not text]
+    return [*[text for text in each.values() if text], *([f"On {_listed(silent)} {nothing}"] if silent else [])]
 
 
 def _first(runs: Runs, data: str) -> Result:
@@ -83,12 +93,12 @@ def _listed(texts: list[str]) -> str:
 
 
 def _best(runs: Runs, data: str, metric: str) -> str:
-    """Say which method the held-out images choose, if all runs have some."""
+    """Say which method the held-out images choose, if all runs have some, else nothing."""
     results = [result for result in runs.results if result.data == data]
     balanced = metric.endswith("balanced_acc")
     chooser = "val/balanced_acc" if balanced else "val/acc"
     if any(r.validated_on in (None, "test") or chooser not in r.metrics for r in results):
-        return f"On {data} not all runs held out images to validate on, so none is called the best."
+        return ""
     cells = cells_of(Runs(results, []), chooser)
     best = next(cell for cell in cells.values() if cell.best)
     tested = cells_of(Runs(results, []), "balanced_acc" if balanced else "error")[best.method, data]
@@ -97,9 +107,9 @@ def _best(runs: Runs, data: str, metric: str) -> str:
 
 
 def _told(differences: list[Difference], data: str, metric: str) -> str:
-    """Say which methods are told apart from their baseline, and by how much."""
+    """Say which methods are told apart from their baseline, and by how much; nothing without a shared seed."""
     if not differences:
-        return f"On {data} no two methods share two seeds, so none can be told apart from another."
+        return ""
     several = len({d.baseline for d in differences}) > 1
 
     def listed(members: list[Difference]) -> str:
