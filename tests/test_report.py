@@ -7,12 +7,14 @@ import re
 import statistics
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+import vl_convert
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,31 +130,92 @@ def pictures(web: str) -> dict[str, dict]:
     return json.loads(web.split('id="pictures">')[1].split("</script>")[0])
 
 
-def test_names_are_no_scripts_and_a_page_loads_nothing(tmp_path: Path) -> None:
-    evil = '</script><script src="//x.y"></script><img onerror=alert(1)>\u2028'
+class Page(HTMLParser):
+    """What a browser makes of a page: tags, attributes, and the texts of its cells, buttons and options."""
+
+    def __init__(self, web: str) -> None:
+        super().__init__()
+        self.tags = [""]
+        self.attributes: dict[str, list[str | None]] = {}
+        self.texts: dict[str, list[str]] = {}
+        self.feed(web)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            self.attributes.setdefault(f"{tag} {name}", []).append(value)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self.tags[-1], []).append(data)
+
+
+EVIL = [
+    '</script><script src="//x.y"></script><img onerror=alert(1)>\u2028',
+    "\"say\" & 'said' {{7*7}} ${7*7} `a` **b** | c; d % %3B",
+    "ünïcödé 漢字 " + "long " * 50,
+]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_names_are_text_and_a_page_loads_nothing(kept: bool, tmp_path: Path) -> None:
+    loss, data = EVIL[1], "<b>'\"&{{1}}"
     for seed in range(2):
         for folder, rate in (("a", 30.0), ("b", 20.0)):
-            write(tmp_path / folder / str(seed), rate + seed, seed=seed, loss="SoftmaxLoss" if folder == "a" else evil)
-            file = tmp_path / folder / str(seed) / "result.json"
-            result = json.loads(file.read_text())
+            run = tmp_path / "runs" / f"{folder}<b>" / str(seed)
+            of = {"loss": "SoftmaxLoss" if folder == "a" else loss, "source": "image_folder", "factor": None}
+            write(run, rate + seed, seed=seed, data={"root": f"/x/{data}"}, **of)
+            result = json.loads((run / "result.json").read_text())
             confusion = [[1, 2, 3], [0, 5, seed], [0, 0, 9]]
-            names = [f"{evil}{c}" for c in range(3)]
-            file.write_text(json.dumps(result | {"class_names": names, "confusion": confusion}))
+            result |= {"class_names": EVIL, "confusion": confusion, "test_counts": [6, 5 + seed, 9]}
+            (run / "result.json").write_text(json.dumps(result))
+    folder = tmp_path / "runs"
+    if kept:
+        with pytest.raises(SystemExit, match="0"):
+            main(["report", str(folder), "--save", str(tmp_path / "kept")])
+        folder = tmp_path / "kept"
     with pytest.raises(SystemExit, match="0"):
-        main(["report", str(tmp_path)])
-    web = (tmp_path / "report.html").read_text()
-    own = web.replace("<script>", "").replace('<script type="application/json" id="pictures">', "")
-    assert own.count("</script>") == 3
-    assert "<script" not in own.partition("</script>")[0]
-    assert "<img" not in own.partition("</script>")[0]
-    assert "default-src 'none'" in web.partition("<style>")[0]
+        main(["report", str(folder)])
+    web = (folder / "report.html").read_text()
+    page = Page(web)
+    assert page.tags.count("script") == 3
+    assert not {"img", "link", "iframe", "object", "a", "base", "b"} & set(page.tags)
+    assert not {"script src", "button onclick"} & page.attributes.keys()
+    assert any("default-src 'none'" in (content or "") for content in page.attributes["meta content"])
+    assert set(EVIL) <= set(page.texts["td"])
+    assert page.attributes["button value"] == page.attributes["option value"] == ["Softmax", loss]
     specs = pictures(web)
     counts = [row for row in specs["confusion"]["data"]["values"] if row["method"] == "Softmax"]
     assert [row["count"] for row in counts] == [2, 4, 6, 0, 10, 1, 0, 0, 18]  # over both seeds
-    assert {row["true"] for row in counts} == {f"{evil}{c}" for c in range(3)}
+    assert list(dict.fromkeys(row["true"] for row in counts)) == EVIL
+    assert {row["dataset"] for row in counts} == {f"{data}, IF 100"}
     for spec in specs.values():  # names are data and domains, never expressions
         tests = [t["filter"] for part in (spec, *spec["layer"]) for t in part.get("transform", [])]
-        assert evil not in json.dumps(tests)
+        assert not any(name in json.dumps(tests, ensure_ascii=False) for name in (*EVIL, data))
+    error = (folder / "report.md").read_text().split("## Error")[1].split("##")[0].splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in error if line.startswith("|")] == [3] * 4
+
+
+def test_the_script_of_the_pictures_is_made_once(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "runs/a", 30.0)
+
+    def made() -> str:
+        with pytest.raises(SystemExit, match="0"):
+            main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+        return (tmp_path / "out/report.html").read_text()
+
+    first = made()
+    with monkeypatch.context() as patch:
+        patch.setattr(vl_convert, "javascript_bundle", lambda *_, **__: pytest.fail("it is in the cache"))
+        assert made() == first
+    (cache,) = own_cache.iterdir()
+    cache.write_bytes(cache.read_bytes()[:-1000])
+    assert made() == first
+    own_cache.rename(tmp_path / "moved")
+    own_cache.write_text("no folder")
+    with pytest.warns(UserWarning, match="nothing could be cached"):
+        assert made() == first
 
 
 @pytest.mark.parametrize(("kind", "inch"), [("svg", 1.0), ("pdf", 72.0)])
@@ -162,10 +225,19 @@ def test_pictures_for_a_paper_have_its_width(kind: str, inch: float, tmp_path: P
         write(tmp_path / f"b/{seed}", 25.0, beta=0.99, seed=seed)
     with pytest.raises(SystemExit, match="0"):
         main(["report", str(tmp_path), "--figures", kind])
-    pattern = rb'<svg[^>]* width="([\d.]+)in"' if kind == "svg" else rb"MediaBox *\[ *0 0 ([\d.]+)"
+    pattern = (
+        rb'<svg[^>]* width="([\d.]+)in" height="[\d.]+in" viewBox="0 0 234 '
+        if kind == "svg"
+        else rb"MediaBox *\[ *0 0 ([\d.]+)"
+    )
     files = {file.stem: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
     widths = {name: float(re.search(pattern, content)[1]) / inch for name, content in files.items()}
-    assert widths == {"means": 3.25, "accuracy_by_class": 6.75, "gain_by_group": 3.25, "class_counts": 3.25}
+    assert widths == {"means": 3.25, "accuracy_by_class": 3.25, "gain_by_group": 3.25, "class_counts": 3.25}
+    for content in files.values():
+        if kind == "pdf":
+            assert b"/FontFile" in content  # what a publisher asks for
+        else:
+            assert set(re.findall(rb'font-size="([^"]+)"', content)) == {b"8px"}  # of 72 an inch: points
 
 
 def test_what_tells_two_methods_apart_is_in_their_names(tmp_path: Path) -> None:

@@ -111,6 +111,18 @@ def test_a_pages_reports_are_those_of_the_rows(page: Path, monkeypatch: pytest.M
     assert filled(page.read_text()) == page.read_text()
 
 
+def test_the_campaigns_page_is_that_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from pages import campaign
+
+    kept = (ROOT / "docs/report.html").read_text()
+    made, page = (re.sub("<script>.*?</script>", "", text, count=1, flags=re.DOTALL) for text in (campaign(), kept))
+    assert page == made  # but for Vega, of which there may be a newer version
+    for row in rows("cifar10_curve"):
+        assert all(f"<td>{name}</td>" in page for name in row["class_names"].split(";"))
+
+
 def test_every_row_has_its_configuration() -> None:
     for table in (ROOT / "results").iterdir():
         used = {row["config"] for row in rows(table.name)}

@@ -60,7 +60,9 @@ def _markdown(tables: list[Section]) -> str:
     parts = []
     for section in tables:
         lines = [section.header, ["---"] * len(section.header), *section.rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        # names may hold what ends a cell or a row
+        cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
         parts.append(f"## {section.title}\n\n{section.words}\n\n{table}\n")
     return "\n".join(parts)
 

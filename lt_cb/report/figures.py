@@ -117,7 +117,7 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
     layers: list[dict[str, Any]] = [
         {
             "transform": [{"filter": "!datum.mean"}],
-            "mark": {"type": "point", "size": 35, "opacity": 0.55, "yOffset": -9},
+            "mark": {"type": "point", "size": 35, "opacity": 0.75, "yOffset": -9},
             "encoding": {"x": x, "y": y, **colour, "tooltip": _hover(method="method", seed="seed", said="%")},
         },
         {
@@ -175,7 +175,7 @@ def _by_class(runs: Runs) -> Picture | None:
         place = {"y": y, "yOffset": {"field": "method", "sort": order}}
         bounds = {"x": {**accuracy, "field": "low"}, "x2": {"field": "high"}, "color": colour["color"]}
         layers = [
-            {"mark": {"type": "rule", "opacity": 0.6}, "encoding": {**place, **bounds}},
+            {"mark": {"type": "rule", "opacity": 0.8}, "encoding": {**place, **bounds}},
             {"mark": points, "encoding": {**place, "x": accuracy, **shown}},
         ]
         words = "Mean over seeds, with Wilson's 95 % interval of one run. In brackets: training images."
@@ -265,7 +265,7 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
     layers: list[dict[str, Any]] = [
         {"mark": "line", "encoding": {"x": x, "y": y, "color": colour["color"]}},
         {
-            "mark": {"type": "rule", "opacity": 0.6},
+            "mark": {"type": "rule", "opacity": 0.8},
             "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour["color"]},
         },
         {
@@ -320,7 +320,7 @@ def _counts(runs: Runs) -> Picture:
         if images > 0  # which a logarithm needs
     ]
     named = max(row["rank"] for row in values) < NAMED
-    axis = {"labels": named, "ticks": named, "labelAngle": -40, "title": "class, from most to fewest training images"}
+    axis = {"labels": named, "ticks": named, "labelAngle": -40, "title": "class, most frequent first"}
     x = {"field": "rank", "type": "ordinal", "axis": axis}
     if named:
         x |= {"field": "label", "sort": {"field": "rank"}}

@@ -30,7 +30,7 @@ table { border-collapse: separate; border-spacing: 0; font-size: .9rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line);
   text-align: right; font-variant-numeric: tabular-nums; min-width: 4.5rem; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-td { white-space: nowrap; } .text { text-align: left; white-space: normal; min-width: 9rem; } code { font-size: .85em; }
+td { white-space: nowrap; } .text { text-align: left; white-space: normal; min-width: 8rem; } code { font-size: .85em; }
 td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); max-width: 24rem;
   min-width: 9rem; text-align: left; white-space: normal; }
 td:has(code) { min-width: 22rem; } tbody tr:hover > td { background: var(--mild); }
@@ -48,7 +48,7 @@ function theme(width) {
   const heat = ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"];
   const night = ["#1b2029", "#24496f", "#5b9bd5", "#9ccaf2"];
   const axis = {labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line,
-    labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelLimit: width < 600 ? 120 : 300};
+    labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelLimit: width < 600 ? 120 : 180};
   return {background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis,
     legend: {disable: true}, style: {name: {fontSize: 12}, count: {fontSize: width < 600 ? 9 : 12}},
     range: {heatmap: dark.matches ? night : heat}};
@@ -148,8 +148,8 @@ def _table(section: Section) -> str:
     def line(texts: list[str], tag: str) -> str:
         cells = []
         for name, text in zip(section.header, texts, strict=True):
-            inner = re.sub(r"[*]{2}(.*?)[*]{2}", r"<b>\1</b>", html.escape(text))
-            inner = re.sub(r"`(.*)`", r"<code>\1</code>", inner)
+            inner = re.sub(r"[*]{2}(\d.*?)[*]{2}", r"<b>\1</b>", html.escape(text))
+            inner = f"<code>{inner.strip('`')}</code>" if (name, tag) == ("command", "td") else inner
             cells.append(f'<{tag} class="text">{inner}' if name in TEXTS else f"<{tag}>{inner}")
         return f"<tr>{''.join(f'{cell}</{tag}>' for cell in cells)}</tr>"
 

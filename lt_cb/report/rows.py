@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 
@@ -132,7 +133,7 @@ def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
         "best_epoch": best.get("epoch"),
         "best_error": _percent(1.0 - float(best["val/acc"])) if best else None,
         "best_balanced_acc": _percent(best.get("val/balanced_acc")),
-        "class_names": ";".join(raw.get("class_names", [])),
+        "class_names": ";".join(name.replace("%", "%25").replace(";", "%3B") for name in raw.get("class_names", [])),
         "class_counts": " ".join(map(str, raw["class_counts"])),
         "correct": " ".join(map(str, correct)),
         "counted": " ".join(map(str, counted)),
@@ -180,7 +181,7 @@ def _result(row: Row) -> dict[str, Any]:
     metrics = {name: float(value) / 100 for name, value in percent.items() if value}
     return {
         "metrics": metrics | ({"loss": float(row["loss"])} if row["loss"] else {}),
-        "class_names": row["class_names"].split(";") if row["class_names"] else [],
+        "class_names": [unquote(name) for name in row["class_names"].split(";")] if row["class_names"] else [],
         "class_counts": counts,
         "per_class_accuracy": [right / n if n else None for right, n in zip(correct, counted, strict=True)],
         "test_counts": counted,
