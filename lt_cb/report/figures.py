@@ -15,6 +15,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 SHAPES = {"circle": "●", "square": "■", "triangle-up": "▲", "diamond": "◆", "triangle-down": "▼", "cross": "✚"}
 MARKS = 100  # classes, or else bands of classes, of a picture
 NAMED = 20  # classes that have their names on an axis
+FEW = 8  # methods of which a column of a paper has the width
 
 
 @dataclass
@@ -77,7 +78,7 @@ def _coloured(runs: Runs, values: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return the encoding of methods by colour and shape, with a legend below."""
     styles, used = style_of(runs), {row["method"] for row in values}
     names = [name for name in styles if name in used]
-    legend = {"orient": "bottom", "columns": 1, "title": None, "symbolOpacity": 1}
+    legend = {"orient": "bottom", "columns": 1 if len(names) <= FEW else 2, "title": None, "symbolOpacity": 1}
     scales = [{"domain": names, "range": [styles[name][part] for name in names]} for part in (0, 1)]
     return {
         name: {"field": "method", "type": "nominal", "sort": names, "scale": scale, "legend": legend}
@@ -179,14 +180,16 @@ def _by_class(runs: Runs) -> Picture | None:
             {"mark": points, "encoding": {**place, "x": accuracy, **shown}},
         ]
         words = "Mean over seeds, with Wilson's 95 % interval of one run. In brackets: training images."
-        height = min(longest * (9 * len(order) + 10) + 50, 1000)
+        height = min(longest * (9 * len(order) + 10) + 50, 800)
     else:
         x = _value("images", "training images of the class", scale={"type": "log"}, axis={"tickCount": 6})
         layers = [{"mark": points, "encoding": {"x": x, "y": accuracy, **shown}}]
         words, height = "Mean over seeds.", 340
     if longest > MARKS:
         words += f" More than {MARKS} classes are drawn as {MARKS} bands of as many classes."
-    return Picture("accuracy_by_class", "Accuracy of each class", words, _spec(values, height, layers))
+    return Picture(
+        "accuracy_by_class", "Accuracy of each class", words, _spec(values, height, layers), len(order) > FEW
+    )
 
 
 def _bands(result: Result) -> list[tuple[str, list[int], float]]:
@@ -274,7 +277,7 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
         },
     ]
     words = "Mean ± standard deviation over seeds; at the left without weights."
-    return Picture("by_beta", f"{title} by β", words, _spec(values, 320, layers))
+    return Picture("by_beta", f"{title} by β", words, _spec(values, 320, layers), len(colour["color"]["sort"]) > FEW)
 
 
 def _gains(runs: Runs) -> Picture | None:
@@ -308,7 +311,8 @@ def _gains(runs: Runs) -> Picture | None:
         f"Accuracy less that of {compared} on the same seeds: mean and 95 % interval of Student's t. One that crosses "
         "the line at 0 is not told apart from it."
     )
-    return Picture("gain_by_group", "Gain by shot group", words, _spec(values, 300, layers))
+    wide = len(colour["color"]["sort"]) > FEW
+    return Picture("gain_by_group", "Gain by shot group", words, _spec(values, 300, layers), wide)
 
 
 def _counts(runs: Runs) -> Picture:

@@ -8,7 +8,7 @@ from lt_cb.report.figures import VEGA_LITE, Picture
 
 INCH = 72  # units: a point each, so that type of size 8 is 8 pt
 COLUMN, PAGE = 3.25, 6.75  # widths in a paper, inches
-HEIGHT = 8 * INCH  # at most
+HEIGHT = 8.5 * INCH  # at most
 BARS = ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]  # of a confusion matrix on white
 # the first comes with vl-convert, so that a file is the same wherever it is made; the letters of the others are as wide
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -61,7 +61,7 @@ def _for_paper(
         "width": width * INCH,
         "height": min(0.6 * spec["height"], HEIGHT),  # a page has 12 px type, here it is 8 pt
         "autosize": {"type": "fit-x", "contains": "padding"},
-        "padding": 2,
+        "padding": {"top": 8, "left": 2, "right": 2, "bottom": 2},  # a name stands above the first row
         "params": [{**param, "value": given.get(param["name"], param["value"])} for param in spec["params"]],
         "data": {"values": values},
         "layer": [_finer(layer) for layer in spec["layer"]],
@@ -72,7 +72,7 @@ def _for_paper(
 def _finer(layer: dict[str, Any]) -> dict[str, Any]:
     """Return a layer with marks as small beside 8 pt type as they are beside that of a page."""
     mark = layer["mark"] if isinstance(layer["mark"], dict) else {"type": layer["mark"]}
-    parts = {"size": 0.35, "strokeWidth": 0.5, "dy": 0.65, "yOffset": 0.6}
+    parts = {"size": 0.35, "strokeWidth": 0.5, "dy": 0.58, "yOffset": 0.6}
     return {**layer, "mark": {**mark, **{name: mark[name] * part for name, part in parts.items() if name in mark}}}
 
 
