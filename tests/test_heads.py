@@ -1,3 +1,7 @@
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +9,9 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
+from lt_cb.heads.features import classifier_of, features_of, kept_features
 from lt_cb.heads.solve import Basis, Heads, solve_heads, solve_path
 from lt_cb.losses import (
     BalancedSoftmaxLoss,
@@ -18,6 +24,8 @@ from lt_cb.losses import (
     SigmoidLoss,
     SoftmaxLoss,
 )
+from lt_cb.models import build_backbone
+from lt_cb.module import LongTailedClassifier
 
 COUNTS = [60, 25, 8]
 
@@ -148,3 +156,120 @@ def test_features_that_are_not_finite_are_refused(data: tuple[Tensor, Tensor]) -
     features[3, 2] = torch.inf
     with pytest.raises(InputError, match="not finite"):
         Basis.of(features)
+
+
+def made(backbone: str = "resnet20", **options: Any) -> tuple[LongTailedClassifier, LongTailedDataModule]:
+    torch.manual_seed(0)
+    data = LongTailedDataModule("digits", imbalance_factor=10, batch_size=50, **options)
+    loss = SoftmaxLoss(data.class_counts)
+    return LongTailedClassifier(loss, backbone, in_channels=1, mean=data.mean, std=data.std), data
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images that went through a backbone, batch by batch."""
+    batches: list[int] = []
+
+    def count(model: LongTailedClassifier, images: Tensor) -> Tensor:
+        batches.append(len(images))
+        return features_of(model, images)
+
+    monkeypatch.setattr("lt_cb.heads.features.features_of", count)
+    return batches
+
+
+def test_features_are_those_of_timm() -> None:
+    model = LongTailedClassifier(SoftmaxLoss([5, 3, 2]), "resnet18", in_channels=3)
+    images = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8)
+    network = model.backbone.eval()
+    with torch.no_grad():
+        pixels = (images - model.mean) / model.std
+        expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(features_of(model, images), expected, atol=1e-4, rtol=1e-4)
+    assert features_of(model, images).shape == (4, 512)
+
+
+def test_features_are_kept_in_order_and_not_computed_twice(counted: list[int]) -> None:
+    model, data = made()
+    first = kept_features(model, data, "train")
+    assert sum(counted) == len(first.targets) == sum(data.class_counts)
+    images = torch.cat([images for images, _ in data.plain_dataloader("train")])
+    expected = features_of(model, images).numpy()
+    np.testing.assert_allclose(first.values, expected, atol=2e-3 * np.abs(expected).max())
+    assert first.targets.bincount().tolist() == data.class_counts
+    again = kept_features(*made(), "train")
+    assert sum(counted) == len(first.targets)
+    np.testing.assert_array_equal(again.values, first.values)
+
+
+def test_features_of_other_weights_or_images_are_not_taken(counted: list[int]) -> None:
+    model, data = made()
+    kept_features(model, data, "test")
+    total = sum(counted)
+    with torch.no_grad():
+        classifier_of(model).weight.add_(1.0)  # which features do not depend on
+    kept_features(model, data, "test")
+    assert sum(counted) == total
+    with torch.no_grad():
+        model.backbone.bn1.running_mean[0] += 1.0
+    kept_features(model, data, "test")
+    assert sum(counted) == 2 * total
+    data._splits["test"][0][7, 0, 0] += 1
+    kept_features(model, data, "test")
+    assert sum(counted) == 3 * total
+    kept_features(*made(mean=[0.4]), "test")
+    assert sum(counted) == 4 * total
+
+
+def test_interrupted_features_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = made()
+    batches: list[int] = []
+
+    def interrupted(model: LongTailedClassifier, images: Tensor) -> Tensor:
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        batches.append(len(images))
+        return features_of(model, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lt_cb.heads.features.features_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kept_features(model, data, "train")
+    after: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("lt_cb.heads.features.features_of", lambda m, x: after.append(len(x)) or features_of(m, x))
+        resumed = kept_features(model, data, "train")
+    assert sum(batches) + sum(after) == len(resumed.targets)
+    monkeypatch.setenv("LT_CB_CACHE", f"{os.environ['LT_CB_CACHE']}_other")
+    np.testing.assert_array_equal(resumed.values, kept_features(model, data, "train").values)
+
+
+def test_half_precision_is_left_where_it_changes_a_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = made()
+    assert kept_features(model, data, "test").values.dtype == np.float16
+    monkeypatch.setenv("LT_CB_CACHE", f"{os.environ['LT_CB_CACHE']}_other")
+    monkeypatch.setattr("lt_cb.heads.features.features_of", lambda m, x: features_of(m, x) * 1e-3 + 10.0)
+    assert kept_features(model, data, "test").values.dtype == np.float32
+
+
+def test_backbone_without_a_classifier_is_refused() -> None:
+    model, data = made()
+    model.backbone.fc = torch.nn.Conv2d(64, 10, 1)
+    with pytest.raises(InputError, match="no linear layer of 10 outputs"):
+        kept_features(model, data, "test")
+
+
+def test_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(InputError, match=r"cannot be kept .* not free"):
+        kept_features(*made(), "test")
+    assert not [file for file in own_cache.iterdir() if file.suffix in (".npy", ".partial", ".rows")]
+
+
+def test_weights_that_cannot_be_downloaded_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(**_: Any) -> None:
+        raise FileNotFoundError("check your connection\nand more")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(InputError, match=r"cannot be downloaded or read \(check your connection\): offline"):
+        build_backbone("resnet18", 3, options={"pretrained": True})

@@ -1,7 +1,9 @@
 """The data module: from a source and an imbalance to loaders and class counts."""
 
 import hashlib
+import os
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from lt_cb.data.cache import stamp
 from lt_cb.data.images import resize
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import make_loader, must_stream
@@ -224,9 +227,10 @@ class LongTailedDataModule(LightningDataModule):
         scaled = images if self._streams else torch.from_numpy(resize(images, self.image_size))
         self._splits[split] = scaled, torch.from_numpy(labels)
 
-    def _loader(self, split: Split) -> EpochLoader:
-        trainer, train = self.trainer, split == "train"
+    def _loader(self, split: Split, start: int | None = None) -> EpochLoader:
+        trainer, train = self.trainer, split == "train" and start is None
         images, targets = self._splits[split]
+        images, targets = images[start:], targets[start:]
         loader = make_loader(
             images,
             targets,
@@ -247,9 +251,26 @@ class LongTailedDataModule(LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        if isinstance(loader, ResidentLoader):
+        if isinstance(loader, ResidentLoader) and not start:
             self._splits[split] = loader.images, loader.targets  # where they are now: nothing is held twice
         return loader
+
+    def plain_dataloader(self, split: Split, start: int = 0) -> EpochLoader:
+        """Batches of a split from its image number ``start`` on, each once, in order and as for a test."""
+        self._load(split)
+        return self._loader(split, start)
+
+    def images_digest(self, split: Split) -> str:
+        """Return a hash of the images of a split: of their pixels, or of size and times of files."""
+        self._load(split)
+        images, digest = self._splits[split][0], hashlib.sha256()
+        if isinstance(images, Tensor):
+            for chunk in torch.split(images, 1024):
+                digest.update(chunk.cpu().numpy().tobytes())
+        else:
+            for path in images.tolist():
+                digest.update(os.fsencode(stamp(Path(os.fsdecode(path)))))
+        return digest.hexdigest()
 
     def _order(self, epoch: int) -> Tensor | None:
         progress = training_progress(self.trainer, epoch) if self.trainer else 0.0

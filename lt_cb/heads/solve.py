@@ -45,14 +45,14 @@ class Basis:
         """
         if features.ndim != 2 or not features.numel():
             raise InputError(f"features have shape {tuple(features.shape)}, but must be (images, features), not empty.")
-        total, products = torch.zeros(features.shape[1], dtype=torch.float64), 0.0
-        for block in features.split(ROWS):
+        width = features.shape[1]
+        total, products = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+        for block in torch.split(features, ROWS):
             total = total + block.double().sum(0)
         mean = total / len(features)
-        for block in features.split(ROWS):
+        for block in torch.split(features, ROWS):
             centred = (block.double() - mean).float()
             products = products + (centred.T @ centred).double()
-        assert isinstance(products, Tensor)
         covariance = products / len(features)
         if not covariance.isfinite().all():
             raise InputError("features are not finite: the backbone yields NaN or infinite values, choose another.")
@@ -64,7 +64,7 @@ class Basis:
     def project(self, features: Tensor) -> Tensor:
         """Return features, floating of shape (N, D), standardised and rotated, float32 of that shape."""
         projected = torch.empty(features.shape)
-        for rows, block in zip(projected.split(ROWS), features.split(ROWS), strict=True):
+        for rows, block in zip(torch.split(projected, ROWS), torch.split(features, ROWS), strict=True):
             torch.mm((block.float() - self.mean) / self.scale, self.axes, out=rows)
         return projected
 
@@ -92,7 +92,7 @@ class Heads(NamedTuple):
     def logits(self, features: Tensor) -> Tensor:
         """Return logits of shape (H, N, C) for features of shape (N, D)."""
         flat = features @ self.weight.flatten(0, 1).T + self.bias.flatten()
-        return flat.unflatten(1, self.bias.shape).transpose(0, 1)
+        return flat.view(len(features), *self.bias.shape).transpose(0, 1)
 
 
 def solve_heads(
@@ -125,7 +125,7 @@ def solve_heads(
     Raises:
         InputError: if a lambda is negative, or a loss does not go with a linear head and a mean over images.
     """
-    for loss, strength in zip(losses, strengths, strict=True):
+    for strength, loss in zip(strengths, losses, strict=True):
         check_at_least("lambda", strength, 0, "0 does not regularise.")
         check_loss(loss)
     if len(features) != len(targets):
@@ -138,14 +138,15 @@ def solve_heads(
             own = slice(i, i + at_once)
             begin = None if start is None else Heads(start.weight[own], start.bias[own], start.objective[own], 0)
             parts.append(solve_heads(features, targets, losses[own], strengths[own], variances, begin, tolerance))
-        weights, biases, objectives, rounds = zip(*parts, strict=True)
-        return Heads(torch.cat(weights), torch.cat(biases), torch.cat(objectives), max(rounds))
+        weights, biases, objectives = map(torch.cat, list(zip(*(part[:3] for part in parts), strict=True)))
+        return Heads(weights, biases, objectives, max(part.rounds for part in parts))
     point = torch.zeros(len(losses), num_classes, width + 1)
     if start is None:
-        point[:, :, -1] = torch.tensor([loss.prior_bias or 0.0 for loss in losses])[:, None]
+        for h, loss in enumerate(losses):
+            point[h, :, -1] = loss.prior_bias or 0.0
     else:
         point[:, :, :-1], point[:, :, -1] = start.weight, start.bias
-    decay = torch.tensor(list(strengths))[:, None].expand(-1, width + 1).clone()
+    decay = torch.tensor([float(strength) for strength in strengths])[:, None].expand(-1, width + 1).clone()
     decay[:, -1] = 0.0
     spread = torch.ones(width + 1)
     if variances is not None:
@@ -172,10 +173,10 @@ def _evaluate(
     gradient = torch.zeros_like(weight)
     gradient_bias = torch.zeros_like(bias)
     objective = (0.5 * decay * point**2).sum((1, 2), dtype=torch.float64)
-    for rows, labels in zip(features.split(ROWS), targets.split(ROWS), strict=True):
+    for rows, labels in zip(torch.split(features, ROWS), torch.split(targets, ROWS), strict=True):
         share = len(rows) / len(features)
         flat = torch.addmm(bias, rows, weight.T)  # (B, H C)
-        logits = flat.unflatten(1, point.shape[:2]).transpose(0, 1).contiguous().requires_grad_()  # (H, B, C)
+        logits = flat.view(len(rows), *point.shape[:2]).transpose(0, 1).contiguous().requires_grad_()  # (H, B, C)
         with torch.enable_grad():
             values = torch.stack([loss(z, labels) for loss, z in zip(losses, logits.unbind(), strict=True)]) * share
             (slope,) = torch.autograd.grad(values.sum(), logits)

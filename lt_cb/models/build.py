@@ -53,3 +53,10 @@ def _call(name: str, make: Callable[..., nn.Module], **kwargs: Any) -> nn.Module
         return make(**kwargs)
     except TypeError as error:
         raise InputError(f"model '{name}' does not take these options ({error}): see --model.backbone_args.") from error
+    except OSError as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(
+            f"the weights of model '{name}' cannot be downloaded or read ({why}): offline, fetch their file "
+            "elsewhere and set --model.backbone_args.pretrained_cfg_overlay.file to it, "
+            "or set --model.backbone to a class path of your own that loads them."
+        ) from error
