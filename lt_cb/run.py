@@ -26,6 +26,7 @@ class RunDir:
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"  # after every epoch
         self.logits = self.path / "logits.npz"  # of the test images, by `SaveLogits`
         self.predictions = self.path / "predictions.csv"  # what ``predict`` writes
+        self.recommendation = self.path / "recommendation.json"  # choice and scores by fold, of ``recommend``
         self.grid = self.path / "grid.json"  # which run of a grid it is
         self.lock = self.path / "lock"  # held by the process that trains the run of a grid
         self.log = self.path / "log.txt"  # what the run of a grid prints

@@ -1,17 +1,26 @@
+import csv
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.heads.features import classifier_of, features_of, kept_features
+from lt_cb.heads.folds import SOFTMAX, Candidate, choose, cross_validate, recipes, stratified_folds
 from lt_cb.heads.solve import Basis, Heads, solve_heads, solve_path
 from lt_cb.losses import (
     BalancedSoftmaxLoss,
@@ -26,6 +35,7 @@ from lt_cb.losses import (
 )
 from lt_cb.models import build_backbone
 from lt_cb.module import LongTailedClassifier
+from lt_cb.run import RunDir
 
 COUNTS = [60, 25, 8]
 
@@ -273,3 +283,132 @@ def test_weights_that_cannot_be_downloaded_are_a_sentence(monkeypatch: pytest.Mo
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(InputError, match=r"cannot be downloaded or read \(check your connection\): offline"):
         build_backbone("resnet18", 3, options={"pretrained": True})
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=2, max_size=6).filter(lambda c: sum(n >= 5 for n in c) >= 2),
+    folds=st.integers(2, 5),
+    seed=st.integers(0, 9),
+)
+def test_folds_are_stratified(counts: list[int], folds: int, seed: int) -> None:
+    targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    targets = targets[torch.randperm(len(targets))]
+    assigned = stratified_folds(targets, len(counts), folds, seed)
+    for label, count in enumerate(counts):
+        own = assigned[targets == label]
+        if count < folds:
+            assert (own == -1).all()
+        else:
+            sizes = own.bincount(minlength=folds)
+            assert len(sizes) == folds
+            assert sizes.sum() == count
+            assert sizes.max() - sizes.min() <= 1
+    assert torch.equal(assigned, stratified_folds(targets, len(counts), folds, seed))
+
+
+def test_folds_of_too_few_classes_are_refused() -> None:
+    with pytest.raises(InputError, match="1 of 3 classes have 5 training images"):
+        stratified_folds(torch.tensor([0] * 9 + [1, 2, 2]), 3, 5, 0)
+    with pytest.raises(InputError, match="folds is 1"):
+        stratified_folds(torch.tensor([0, 0, 1, 1]), 2, 1, 0)
+
+
+def test_simpler_recipe_is_taken_within_a_standard_error() -> None:
+    plain, prior, focal = (Candidate(recipe, 0.1) for recipe in (SOFTMAX, *recipes([0.9], [1.0], [1.0])[1:5:3]))
+    assert [c.recipe.complexity for c in (plain, prior, focal)] == [0, 1, 2]
+    base = [0.5, 0.6, 0.7, 0.55, 0.65]
+    scores = {plain: base, prior: [0.78, 0.9, 0.97, 0.86, 0.93], focal: [0.8, 0.9, 0.96, 0.87, 0.93]}
+    choice = choose(scores)
+    assert choice.chosen == prior
+    assert choice.helps
+    assert 0 < choice.low < choice.gain < choice.high
+    differences = np.array(scores[prior]) - np.array(base)
+    interval = stats.t.interval(0.95, 4, differences.mean(), stats.sem(differences))
+    np.testing.assert_allclose([choice.low, choice.high], interval, rtol=1e-6)
+    alike = choose({plain: base, focal: [0.51, 0.59, 0.71, 0.54, 0.66]})
+    assert not alike.helps
+    assert alike.gain == 0.0
+
+
+def test_post_hoc_heads_are_those_of_softmax(data: tuple[Tensor, Tensor]) -> None:
+    features, targets = data
+    basis = Basis.of(features)
+    folds = stratified_folds(targets, 3, 4, 0)
+    tried = recipes([0.99], [1.0], [1.0])
+    trial = cross_validate(basis.project(features), targets, 3, folds, tried, [0.1, 0.01], basis.variances)
+    assert len(trial.correct) == 2 * len(tried)
+    assert trial.counted.sum(0).tolist() == COUNTS
+    post_hoc = next(c for c in trial.correct if c.recipe.loss == "PostHocLogitAdjustment" and c.strength == 0.01)
+    x = standardised(features)
+    for k in range(4):
+        held = (folds == k).numpy()
+        y = targets.numpy()
+        model = LogisticRegression(C=1 / (0.01 * (~held).sum()), tol=1e-10, max_iter=10_000).fit(x[~held], y[~held])
+        adjusted = model.predict_log_proba(x[held]) - np.log(np.bincount(y[~held]) / (~held).sum())
+        right = y[held][adjusted.argmax(1) == y[held]]
+        theirs = np.bincount(right, minlength=3)
+        assert np.abs(trial.correct[post_hoc][k].numpy() - theirs).sum() <= 1  # near ties may fall otherwise
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Images of four colours that tell the classes, in noise: 30, 12, 8 and 1 for training."""
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", (30, 12, 8, 1)), ("test", (5, 5, 5, 5))):
+        for label, count in enumerate(counts):
+            folder = tmp_path / "photos" / split / "abcd"[label]
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((10, 10, 3), 40, np.uint8) + rng.integers(0, 60, (10, 10, 3), dtype=np.uint8)
+                pixels[..., : label if label < 3 else 1] += 100
+                pixels[:4] += 50 * (label == 3)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--data.root={photos}", "--data.source=image_folder", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
+    main(["recommend", *words, "--model.backbone=resnet20", "--lambdas=[0.1, 0.001]", "--trainer.accelerator=cpu"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Chosen: " in shown
+    assert "Of 'd' there are fewer training images than 5 folds" in shown
+    run = RunDir(tmp_path / "runs" / "run" / "version_0")
+    result = run.read_result()
+    assert result["class_counts"] == [30, 12, 8, 1]
+    assert min(result["per_class_accuracy"][:3]) == 1.0
+    record = json.loads(run.recommendation.read_text())
+    assert len(record["balanced_accuracy_by_fold"]) == 2 * 14
+    options = [f"--ckpt_path={run.checkpoint}", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
+    main(["test", *options])
+    again = RunDir(tmp_path / "runs" / "run" / "version_1").read_result()
+    assert again["per_class_accuracy"] == result["per_class_accuracy"]
+    main(["predict", *options, f"--images={photos / 'test'}"])
+    rows = list(csv.DictReader(RunDir(tmp_path / "runs" / "run" / "version_2").predictions.open()))
+    assert all(row["class"] == Path(row["file"]).parent.name for row in rows if Path(row["file"]).parent.name != "d")
+    main(["recommend", *options, "--lambdas=[0.1]"])  # of a checkpoint of ours: the same backbone and data
+    assert (tmp_path / "runs" / "run" / "version_3" / "recommendation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lambdas=[-1]"], "lambda is -1"),
+        (["--lambdas=[]"], "lambda is"),
+        (["--betas=[1.0]"], "beta is 1.0"),
+        (["--taus=[-0.5]"], "tau is -0.5"),
+        (["--folds=1"], "folds is 1"),
+        (["--folds=40"], "0 of 10 classes have 40|1 of 10 classes have 40"),
+    ],
+)
+def test_recommend_says_what_is_wrong(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    common = ["--data.subset_counts=[45,9,9,9,9,9,9,9,9,9]", "--model.backbone=resnet20", "--trainer.accelerator=cpu"]
+    with pytest.raises(SystemExit):
+        main(["recommend", *common, f"--trainer.default_root_dir={tmp_path / 'runs'}", *words])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("lt-cb: error: ")
+    assert re.search(message, error)
+    assert not (tmp_path / "runs").exists()

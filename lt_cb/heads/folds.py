@@ -1,0 +1,238 @@
+"""Stratified folds of the training images, the grid of heads that is tried on them, and the choice."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lt_cb import losses
+from lt_cb.data.images import progress
+from lt_cb.errors import InputError, check_at_least
+from lt_cb.heads.solve import solve_path
+from lt_cb.losses import EffectiveNumber, Loss
+from lt_cb.report.tables import half_width
+
+ROUGH = 1e-4  # tolerance of heads that are only compared
+Options = tuple[tuple[str, float], ...]
+
+
+class Recipe(NamedTuple):
+    """A loss with its options, and how simple it is.
+
+    Attributes:
+        loss: name of a class of `lt_cb.losses`.
+        options: of it, beside class counts and weighting.
+        beta: of `EffectiveNumber`; None without a weighting.
+        complexity: 0 for plain softmax; one more for the prior, and for each of beta and gamma.
+    """
+
+    loss: str
+    complexity: int
+    options: Options = ()
+    beta: float | None = None
+
+    def make(self, class_counts: Sequence[int]) -> Loss:
+        """Return the loss for the class counts, shape (C,)."""
+        weighting = None if self.beta is None else EffectiveNumber(self.beta)
+        loss: Loss = getattr(losses, self.loss)(class_counts, weighting=weighting, **dict(self.options))
+        return loss
+
+    def arguments(self) -> list[str]:
+        """Return what tells ``lt-cb fit`` of it."""
+        words = [f"--model.loss=lt_cb.losses.{self.loss}"]
+        words += [f"--model.loss.{name}={value}" for name, value in self.options]
+        if self.beta is not None:
+            words += ["--model.loss.weighting=lt_cb.losses.EffectiveNumber", f"--model.loss.weighting.beta={self.beta}"]
+        return words
+
+    def __str__(self) -> str:
+        """Show loss, options and beta."""
+        shown = [f"{name} {value:g}" for name, value in self.options]
+        return ", ".join([self.loss, *shown, *([] if self.beta is None else [f"beta {self.beta:g}"])])
+
+
+SOFTMAX = Recipe("SoftmaxLoss", 0)
+POST_HOC = "PostHocLogitAdjustment"  # trained as softmax: its tau costs no solve
+
+
+def recipes(betas: Sequence[float], gammas: Sequence[float], taus: Sequence[float]) -> list[Recipe]:
+    """Return what is tried: softmax, focal loss, each class-balanced, balanced softmax and post-hoc logit adjustment.
+
+    Args:
+        betas: of the effective number, each in [0, 1).
+        gammas: of the focal loss, each at least 0.
+        taus: strengths of the prior that is taken off the logits of a softmax head, each at least 0.
+
+    Raises:
+        InputError: if a value is out of range.
+    """
+    for beta in betas:
+        EffectiveNumber(beta)
+    for name, values in (("gamma", gammas), ("tau", taus)):
+        for value in values:
+            check_at_least(name, value, 0, "0 gives softmax." if name == "tau" else "0 gives the sigmoid loss.")
+    found = [SOFTMAX, Recipe("BalancedSoftmaxLoss", 1)]
+    found += [Recipe(POST_HOC, 1, (("tau", tau),)) for tau in taus if tau]
+    found += [Recipe("SoftmaxLoss", 2, (), beta) for beta in betas]
+    for gamma in gammas:
+        found += [Recipe("FocalLoss", 2, (("gamma", gamma),))]
+        found += [Recipe("FocalLoss", 3, (("gamma", gamma),), beta) for beta in betas]
+    return found
+
+
+class Candidate(NamedTuple):
+    """A recipe at an L2 strength."""
+
+    recipe: Recipe
+    strength: float
+
+    def __str__(self) -> str:
+        """Show both."""
+        return f"{self.recipe}, lambda {self.strength:g}"
+
+
+def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -> Tensor:
+    """Return the fold of each training image, int64 of shape (N,) in [0, folds), -1 for those always trained on.
+
+    The images of a class are spread over all folds, in numbers that differ by at most one. A class with fewer images
+    than there are folds is in every training fold, as it could not be held out of each.
+
+    Args:
+        targets: class indices, int64 of shape (N,).
+        num_classes: C.
+        folds: at least 2.
+        seed: of the choice.
+
+    Raises:
+        InputError: if there are fewer than 2 folds, or fewer than 2 classes to hold out of.
+    """
+    if folds < 2:
+        raise InputError(f"folds is {folds}, but must be at least 2.")
+    assigned = torch.full_like(targets, -1)
+    held = 0
+    for label in range(num_classes):
+        members = (targets == label).nonzero()[:, 0].numpy()
+        if len(members) >= folds:
+            rng = np.random.default_rng([seed, label])
+            places = (np.arange(len(members)) + rng.integers(folds)) % folds  # rests fall to other folds by class
+            assigned[torch.from_numpy(rng.permutation(members))] = torch.from_numpy(places)
+            held += 1
+    if held < 2:
+        raise InputError(
+            f"{held} of {num_classes} classes have {folds} training images or more, but at least 2 are needed to "
+            "choose by: lower --folds, or add images."
+        )
+    return assigned
+
+
+@dataclass
+class Trial:
+    """What all candidates do on held-out images.
+
+    Attributes:
+        correct: images of each class that a candidate predicts rightly, by fold, int64 of shape (K, C).
+        counted: held-out images of each class, by fold, int64 of shape (K, C).
+    """
+
+    counted: Tensor
+    correct: dict[Candidate, Tensor] = field(default_factory=dict)
+
+    def scores(self) -> dict[Candidate, list[float]]:
+        """Return the balanced accuracy of each candidate in each fold, over the classes that are held out of."""
+        held = self.counted[0] > 0
+        counted = self.counted[:, held]
+        return {c: (correct[:, held] / counted).mean(1).tolist() for c, correct in self.correct.items()}
+
+
+def cross_validate(
+    features: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    folds: Tensor,
+    tried: Sequence[Recipe],
+    strengths: Sequence[float],
+    variances: Tensor | None = None,
+) -> Trial:
+    """Solve all heads on all folds but one, and count what they get right on that one.
+
+    Args:
+        features: as `Basis.project` returns those of all training images; it looks at no targets, so that it may be of
+            the held-out ones too.
+        targets: class indices, int64 of shape (N,).
+        num_classes: C.
+        folds: as `stratified_folds` returns them.
+        tried: recipes.
+        strengths: values of lambda, each at least 0.
+        variances: of the columns of the features.
+    """
+    number = int(folds.max()) + 1
+    counted = torch.stack([targets[folds == k].bincount(minlength=num_classes) for k in range(number)])
+    trial = Trial(counted)
+    solved = [recipe for recipe in tried if recipe.loss != POST_HOC]
+    results: dict[Candidate, list[Tensor]] = {}
+    for k in progress(range(number), "Heads of folds", number):
+        held = folds == k
+        x, y = features[~held], targets[~held]
+        counts = y.bincount(minlength=num_classes).tolist()
+        made = {recipe: recipe.make(counts) for recipe in tried}
+        path = solve_path(x, y, [made[recipe] for recipe in solved], strengths, variances, ROUGH)
+        for strength, heads in path.items():
+            logits = dict(zip(solved, heads.logits(features[held]), strict=True))
+            for recipe in tried:
+                adjusted = made[recipe].adjust(logits[SOFTMAX if recipe.loss == POST_HOC else recipe])
+                right = targets[held][adjusted.argmax(1) == targets[held]]
+                results.setdefault(Candidate(recipe, strength), []).append(right.bincount(minlength=num_classes))
+    trial.correct = {candidate: torch.stack(rows) for candidate, rows in results.items()}
+    return trial
+
+
+class Choice(NamedTuple):
+    """What to train the head with, and what it is worth.
+
+    Attributes:
+        chosen: the candidate.
+        plain: plain softmax, at its best strength.
+        gain: of ``chosen`` over ``plain``, in balanced accuracy in [-1, 1].
+        low: of the 95 % interval of the gain, of Student's t, paired by fold.
+        high: of it.
+    """
+
+    chosen: Candidate
+    plain: Candidate
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def helps(self) -> bool:
+        """Whether something else than plain softmax is chosen."""
+        return self.chosen.recipe != SOFTMAX
+
+
+def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
+    """Choose by the one-standard-error rule.
+
+    Of all candidates that are worse than the best by at most one standard error of the difference, paired by fold, the
+    simplest recipe is taken, at its best setting. Whether it beats plain softmax beyond chance is another question, for
+    which a few folds of few images are a weak test: the interval answers it, and the choice does not depend on it.
+
+    Args:
+        scores: balanced accuracy of each candidate in each fold, shape (K,), among them plain softmax.
+    """
+    means = {candidate: statistics.mean(values) for candidate, values in scores.items()}
+    best = max(means, key=lambda c: means[c])
+    near = []
+    for candidate, values in scores.items():
+        lost = [a - b for a, b in zip(scores[best], values, strict=True)]
+        if statistics.mean(lost) <= statistics.stdev(lost) / math.sqrt(len(lost)):
+            near.append(candidate)
+    chosen = min(near, key=lambda c: (c.recipe.complexity, -means[c]))
+    plain = max((c for c in means if c.recipe == SOFTMAX), key=lambda c: means[c])
+    gains = [a - b for a, b in zip(scores[chosen], scores[plain], strict=True)]
+    gain, half = statistics.mean(gains), half_width(gains)
+    return Choice(chosen, plain, gain, gain - half, gain + half)
