@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonargparse import Namespace
 from PIL import Image
 from scipy import stats
 from scipy.optimize import minimize
@@ -17,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lt_cb.__main__ import main
+from lt_cb.commands.recommend import _take_preprocessing
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.heads.features import classifier_of, features_of, kept_features
@@ -412,3 +415,23 @@ def test_recommend_says_what_is_wrong(
     assert error.startswith("lt-cb: error: ")
     assert re.search(message, error)
     assert not (tmp_path / "runs").exists()
+
+
+def test_preprocessing_is_that_of_the_weights_where_none_is_given() -> None:
+    weights = timm.get_pretrained_cfg("resnet18")
+    given = Namespace(image_size=64, mean=None, std=[0.3])
+    _take_preprocessing(given, weights, 3)
+    assert given == Namespace(image_size=64, mean=[0.485, 0.456, 0.406], std=[0.3])
+    grey = Namespace(image_size=None, mean=None, std=None)
+    _take_preprocessing(grey, weights, 1)
+    assert grey.image_size == 224
+    np.testing.assert_allclose(grey.mean, [(0.485 + 0.456 + 0.406) / 3])
+
+
+def test_random_weights_are_warned_of(tmp_path: Path) -> None:
+    words = ["--data.imbalance_factor=2", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path / 'r'}"]
+    grid = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--taus=[]", "--folds=2"]
+    with pytest.warns(UserWarning, match="resnet32 has random weights"):
+        main(["recommend", *words, *grid])
+    record = json.loads(RunDir(tmp_path / "r" / "run" / "version_0").recommendation.read_text())
+    assert list(record["balanced_accuracy_by_fold"]) == ["SoftmaxLoss, lambda 0.1", "BalancedSoftmaxLoss, lambda 0.1"]

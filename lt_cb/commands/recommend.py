@@ -11,6 +11,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,7 @@ from lt_cb.heads.features import classifier_of, kept_features
 from lt_cb.heads.folds import Candidate, Choice, Trial, choose, cross_validate, recipes, stratified_folds
 from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.loggers import RunFolder
+from lt_cb.models.build import OURS
 from lt_cb.module import LongTailedClassifier
 from lt_cb.report.tables import wilson
 from lt_cb.run import RunDir, write_json
@@ -64,6 +66,13 @@ class Recommend(CLI):
             config.model.backbone_args = {"pretrained": True, **options}
             if config.model.backbone_args["pretrained"]:
                 _take_preprocessing(config.data, timm, _data_module(self._datamodule_class, config.data).in_channels)
+
+        elif config.model.backbone in OURS:
+            rank_zero_warn(
+                f"{config.model.backbone} has random weights, whose features are worth little: set "
+                "--model.backbone to a pretrained network of timm, or --ckpt_path to a run.",
+                stacklevel=1,
+            )
 
     def instantiate_classes(self) -> None:
         """Make data and model; there is no training."""
