@@ -1,13 +1,11 @@
 import csv
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +18,18 @@ from torch import Tensor
 
 from lt_cb.__main__ import main
 from lt_cb.commands.recommend import _take_preprocessing
-from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
-from lt_cb.heads.features import classifier_of, features_of, kept_features
-from lt_cb.heads.folds import SOFTMAX, Candidate, choose, cross_validate, recipes, stratified_folds
+from lt_cb.heads.folds import (
+    SOFTMAX,
+    Candidate,
+    choose,
+    cooled,
+    cross_validate,
+    fit_temperature,
+    held_out_logits,
+    recipes,
+    stratified_folds,
+)
 from lt_cb.heads.solve import Basis, Heads, solve_heads, solve_path
 from lt_cb.losses import (
     BalancedSoftmaxLoss,
@@ -33,11 +39,12 @@ from lt_cb.losses import (
     LDAMLoss,
     LogitAdjustedLoss,
     Loss,
+    PostHocLogitAdjustment,
     SigmoidLoss,
     SoftmaxLoss,
 )
 from lt_cb.models import build_backbone
-from lt_cb.module import LongTailedClassifier
+from lt_cb.models.build import pretrained_cfg
 from lt_cb.run import RunDir
 
 COUNTS = [60, 25, 8]
@@ -171,114 +178,6 @@ def test_features_that_are_not_finite_are_refused(data: tuple[Tensor, Tensor]) -
         Basis.of(features)
 
 
-def made(backbone: str = "resnet20", **options: Any) -> tuple[LongTailedClassifier, LongTailedDataModule]:
-    torch.manual_seed(0)
-    data = LongTailedDataModule("digits", imbalance_factor=10, batch_size=50, **options)
-    loss = SoftmaxLoss(data.class_counts)
-    return LongTailedClassifier(loss, backbone, in_channels=1, mean=data.mean, std=data.std), data
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images that went through a backbone, batch by batch."""
-    batches: list[int] = []
-
-    def count(model: LongTailedClassifier, images: Tensor) -> Tensor:
-        batches.append(len(images))
-        return features_of(model, images)
-
-    monkeypatch.setattr("lt_cb.heads.features.features_of", count)
-    return batches
-
-
-def test_features_are_those_of_timm() -> None:
-    model = LongTailedClassifier(SoftmaxLoss([5, 3, 2]), "resnet18", in_channels=3)
-    images = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8)
-    network = model.backbone.eval()
-    with torch.no_grad():
-        pixels = (images - model.mean) / model.std
-        expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
-    torch.testing.assert_close(features_of(model, images), expected, atol=1e-4, rtol=1e-4)
-    assert features_of(model, images).shape == (4, 512)
-
-
-def test_features_are_kept_in_order_and_not_computed_twice(counted: list[int]) -> None:
-    model, data = made()
-    first = kept_features(model, data, "train")
-    assert sum(counted) == len(first.targets) == sum(data.class_counts)
-    images = torch.cat([images for images, _ in data.plain_dataloader("train")])
-    expected = features_of(model, images).numpy()
-    np.testing.assert_allclose(first.values, expected, atol=2e-3 * np.abs(expected).max())
-    assert first.targets.bincount().tolist() == data.class_counts
-    again = kept_features(*made(), "train")
-    assert sum(counted) == len(first.targets)
-    np.testing.assert_array_equal(again.values, first.values)
-
-
-def test_features_of_other_weights_or_images_are_not_taken(counted: list[int]) -> None:
-    model, data = made()
-    kept_features(model, data, "test")
-    total = sum(counted)
-    with torch.no_grad():
-        classifier_of(model).weight.add_(1.0)  # which features do not depend on
-    kept_features(model, data, "test")
-    assert sum(counted) == total
-    with torch.no_grad():
-        model.backbone.bn1.running_mean[0] += 1.0
-    kept_features(model, data, "test")
-    assert sum(counted) == 2 * total
-    data._splits["test"][0][7, 0, 0] += 1
-    kept_features(model, data, "test")
-    assert sum(counted) == 3 * total
-    kept_features(*made(mean=[0.4]), "test")
-    assert sum(counted) == 4 * total
-
-
-def test_interrupted_features_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = made()
-    batches: list[int] = []
-
-    def interrupted(model: LongTailedClassifier, images: Tensor) -> Tensor:
-        if len(batches) == 3:
-            raise KeyboardInterrupt
-        batches.append(len(images))
-        return features_of(model, images)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("lt_cb.heads.features.features_of", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            kept_features(model, data, "train")
-    after: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr("lt_cb.heads.features.features_of", lambda m, x: after.append(len(x)) or features_of(m, x))
-        resumed = kept_features(model, data, "train")
-    assert sum(batches) + sum(after) == len(resumed.targets)
-    monkeypatch.setenv("LT_CB_CACHE", f"{os.environ['LT_CB_CACHE']}_other")
-    np.testing.assert_array_equal(resumed.values, kept_features(model, data, "train").values)
-
-
-def test_half_precision_is_left_where_it_changes_a_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = made()
-    assert kept_features(model, data, "test").values.dtype == np.float16
-    monkeypatch.setenv("LT_CB_CACHE", f"{os.environ['LT_CB_CACHE']}_other")
-    monkeypatch.setattr("lt_cb.heads.features.features_of", lambda m, x: features_of(m, x) * 1e-3 + 10.0)
-    assert kept_features(model, data, "test").values.dtype == np.float32
-
-
-def test_backbone_without_a_classifier_is_refused() -> None:
-    model, data = made()
-    model.backbone.fc = torch.nn.Conv2d(64, 10, 1)
-    with pytest.raises(InputError, match="no linear layer of 10 outputs"):
-        kept_features(model, data, "test")
-
-
-def test_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(InputError, match=r"cannot be kept .* not free"):
-        kept_features(*made(), "test")
-    assert not [file for file in own_cache.iterdir() if file.suffix in (".npy", ".partial", ".rows")]
-
-
 def test_weights_that_cannot_be_downloaded_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(**_: Any) -> None:
         raise FileNotFoundError("check your connection\nand more")
@@ -317,7 +216,7 @@ def test_folds_of_too_few_classes_are_refused() -> None:
 
 
 def test_simpler_recipe_is_taken_within_a_standard_error() -> None:
-    plain, prior, focal = (Candidate(recipe, 0.1) for recipe in (SOFTMAX, *recipes([0.9], [1.0], [1.0])[1:5:3]))
+    plain, prior, focal = (Candidate(recipe, 0.1) for recipe in (SOFTMAX, *recipes([0.9], [1.0], [1.0])[1:4:2]))
     assert [c.recipe.complexity for c in (plain, prior, focal)] == [0, 1, 2]
     base = [0.5, 0.6, 0.7, 0.55, 0.65]
     scores = {plain: base, prior: [0.78, 0.9, 0.97, 0.86, 0.93], focal: [0.8, 0.9, 0.96, 0.87, 0.93]}
@@ -353,6 +252,43 @@ def test_post_hoc_heads_are_those_of_softmax(data: tuple[Tensor, Tensor]) -> Non
         assert np.abs(trial.correct[post_hoc][k].numpy() - theirs).sum() <= 1  # near ties may fall otherwise
 
 
+def test_balanced_softmax_is_softmax_adjusted_afterwards(data: tuple[Tensor, Tensor]) -> None:
+    features, targets = data
+    basis = Basis.of(features)
+    x = basis.project(features)
+    for trained, tau in ((BalancedSoftmaxLoss(COUNTS), 1.0), (LogitAdjustedLoss(COUNTS, 1.5), 1.5)):
+        losses = [trained, SoftmaxLoss(COUNTS)]
+        logits = solve_heads(x, targets, losses, [0.02, 0.02], basis.variances, tolerance=1e-9).logits(x)
+        adjusted = PostHocLogitAdjustment(COUNTS, tau=tau).probabilities(logits[1])
+        torch.testing.assert_close(trained.probabilities(logits[0]), adjusted, atol=2e-3, rtol=0.0)
+
+
+@pytest.mark.parametrize("loss", [SoftmaxLoss([1, 1, 1]), PostHocLogitAdjustment([1, 1, 1], tau=1.0)])
+def test_temperature_is_that_of_logits_that_are_too_sure(loss: Loss) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = 2.0 * torch.randn(20_000, 3, generator=rng)
+    targets = torch.multinomial(loss.probabilities(logits), 1, generator=rng)[:, 0]
+    assert fit_temperature(loss, 3.0 * logits, targets) == pytest.approx(3.0, rel=0.04)
+
+
+def test_cooled_logits_have_the_same_arg_max_and_probabilities_nearer_to_each_other() -> None:
+    loss, logits = PostHocLogitAdjustment([90, 9, 1], tau=1.5), torch.randn(50, 3)
+    before, after = loss.adjust(logits), loss.adjust(cooled(loss, logits, 4.0))
+    torch.testing.assert_close(after.log_softmax(1), (before / 4.0).log_softmax(1))
+
+
+def test_held_out_logits_are_counted_as_in_the_trial(data: tuple[Tensor, Tensor]) -> None:
+    features, targets = data
+    basis = Basis.of(features)
+    x, folds = basis.project(features), stratified_folds(targets, 3, 4, 0)
+    candidate = Candidate(recipes([0.99], [], [])[-1], 0.01)
+    trial = cross_validate(x, targets, 3, folds, [SOFTMAX, candidate.recipe], [0.1, 0.01], basis.variances)
+    logits, labels = held_out_logits(x, targets, 3, folds, candidate, [0.1, 0.01], basis.variances)
+    right = labels[logits.argmax(1) == labels].bincount(minlength=3)
+    assert labels.bincount().tolist() == COUNTS
+    assert (right - trial.correct[candidate].sum(0)).abs().sum() <= 1
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Images of four colours that tell the classes, in noise: 30, 12, 8 and 1 for training."""
@@ -382,7 +318,7 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     assert result["class_counts"] == [30, 12, 8, 1]
     assert min(result["per_class_accuracy"][:3]) == 1.0
     record = json.loads(run.recommendation.read_text())
-    assert len(record["balanced_accuracy_by_fold"]) == 2 * 14
+    assert len(record["balanced_accuracy_by_fold"]) == 2 * 13
     options = [f"--ckpt_path={run.checkpoint}", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
     main(["test", *options])
     again = RunDir(tmp_path / "runs" / "run" / "version_1").read_result()
@@ -417,11 +353,16 @@ def test_recommend_says_what_is_wrong(
     assert not (tmp_path / "runs").exists()
 
 
-def test_preprocessing_is_that_of_the_weights_where_none_is_given() -> None:
-    weights = timm.get_pretrained_cfg("resnet18")
+def test_preprocessing_is_that_of_the_weights_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = pretrained_cfg("resnet18")
     given = Namespace(image_size=64, mean=None, std=[0.3])
     _take_preprocessing(given, weights, 3)
     assert given == Namespace(image_size=64, mean=[0.485, 0.456, 0.406], std=[0.3])
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    own = Namespace(image_size=None, mean=None, std=None)
+    _take_preprocessing(own, pretrained_cfg("offline_backbone.efficientnet_lite0"), 3)
+    assert own == Namespace(image_size=224, mean=[0.498] * 3, std=[0.502] * 3)
+    assert pretrained_cfg("resnet32") is pretrained_cfg("lt_cb.models.resnet.resnet20") is None
     grey = Namespace(image_size=None, mean=None, std=None)
     _take_preprocessing(grey, weights, 1)
     assert grey.image_size == 224
@@ -434,4 +375,4 @@ def test_random_weights_are_warned_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="resnet32 has random weights"):
         main(["recommend", *words, *grid])
     record = json.loads(RunDir(tmp_path / "r" / "run" / "version_0").recommendation.read_text())
-    assert list(record["balanced_accuracy_by_fold"]) == ["SoftmaxLoss, lambda 0.1", "BalancedSoftmaxLoss, lambda 0.1"]
+    assert list(record["balanced_accuracy_by_fold"]) == ["SoftmaxLoss, lambda 0.1"]

@@ -2,29 +2,41 @@
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.commands.messages import Parser
 from lt_cb.commands.train import CLI, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError, check_at_least, enumerate_names
-from lt_cb.heads.features import classifier_of, kept_features
-from lt_cb.heads.folds import Candidate, Choice, Trial, choose, cross_validate, recipes, stratified_folds
+from lt_cb.heads.features import classifier_of, frozen_features
+from lt_cb.heads.folds import (
+    Candidate,
+    Choice,
+    Trial,
+    choose,
+    cooled,
+    cross_validate,
+    fit_temperature,
+    held_out_logits,
+    recipes,
+    stratified_folds,
+)
 from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.loggers import RunFolder
-from lt_cb.models.build import OURS
+from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.report.tables import wilson
 from lt_cb.run import RunDir, write_json
@@ -33,8 +45,25 @@ LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0003)
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
+MACHINE = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")  # of the Trainer
 OWN = ("folds", "lambdas", "betas", "gammas", "taus", "ckpt_path", "weights_only")
 SHOWN = 10  # best candidates
+
+
+class Solved(NamedTuple):
+    """What comes of the features.
+
+    Attributes:
+        head: weight, (C, D), and bias, (C,), of the classifier, whose probabilities are calibrated.
+        temperature: that they were divided by.
+        trial: of all candidates.
+        choice: among them.
+    """
+
+    head: dict[str, Tensor]
+    temperature: float
+    trial: Trial
+    choice: Choice
 
 
 class Recommend(CLI):
@@ -54,6 +83,8 @@ class Recommend(CLI):
     def before_instantiate_classes(self) -> None:
         """Refuse a grid that cannot be; take weights and preprocessing that timm has for its backbone."""
         config = self.config
+        config.data.val_fraction = 0.0  # folds hold out
+        config.trainer.precision = config.trainer.precision or "32-true"  # features are kept in float32
         self.tried = recipes(config.betas, config.gammas, config.taus)
         for strength in config.lambdas or [-1.0]:
             check_at_least("lambda", strength, 0, "set --lambdas to one or more, 0 does not regularise.")
@@ -61,23 +92,26 @@ class Recommend(CLI):
             raise InputError(f"folds is {config.folds}, but must be at least 2.")
         if self.checkpoint is not None:
             checkpoints.without_pretrained(config.model)
-        elif (timm := _timm_config(config.model.backbone)) is not None:
-            options = dict(config.model.backbone_args or {})
-            config.model.backbone_args = {"pretrained": True, **options}
-            if config.model.backbone_args["pretrained"]:
-                _take_preprocessing(config.data, timm, _data_module(self._datamodule_class, config.data).in_channels)
-
-        elif config.model.backbone in OURS:
+            return
+        name = config.model.backbone
+        weights = pretrained_cfg(name)
+        if weights is None and name in OURS:
             rank_zero_warn(
-                f"{config.model.backbone} has random weights, whose features are worth little: set "
-                "--model.backbone to a pretrained network of timm, or --ckpt_path to a run.",
+                f"{name} has random weights, whose features are worth little: set --model.backbone to a pretrained "
+                "network of timm, or --ckpt_path to a run.",
                 stacklevel=1,
             )
+        if "." not in name and weights is not None:  # of timm
+            config.model.backbone_args = {"pretrained": True, **(config.model.backbone_args or {})}
+        if weights is not None and (config.model.backbone_args or {}).get("pretrained", True):
+            _take_preprocessing(config.data, weights, _data_module(self._datamodule_class, config.data).in_channels)
 
     def instantiate_classes(self) -> None:
-        """Make data and model; there is no training."""
+        """Make data and model, and a Trainer that predicts features."""
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule, self.model = self.config_init.data, self.config_init.model
+        machine = {name: self.config_init.trainer[name] for name in MACHINE}
+        self.trainer = Trainer(**machine, logger=False, enable_checkpointing=False, enable_model_summary=False)
 
     def after_instantiate_classes(self) -> None:
         """Take the backbone of a checkpoint."""
@@ -86,30 +120,36 @@ class Recommend(CLI):
 
     def run(self) -> None:
         """Compute features, choose, solve, write the checkpoint, and test it."""
-        data, model, config = self.datamodule, self.model, self.config
+        data, model = self.datamodule, self.model
         classifier = classifier_of(model)
-        if classifier.bias is None:
-            raise InputError("the classifier of the backbone has no bias, but a solved head has: choose another.")
-        features = kept_features(model, data, "train", _device(config.trainer.accelerator))
-        values, targets = torch.from_numpy(np.array(features.values)), features.targets
-        folds = stratified_folds(targets, model.num_classes, config.folds, data.subset_seed)
-        basis = Basis.of(values)
-        projected = basis.project(values)
-        variances = basis.variances
-        trial = cross_validate(projected, targets, model.num_classes, folds, self.tried, config.lambdas, variances)
+        features, targets = frozen_features(model, data, "train", self.trainer)
+        solved = self._solve(torch.from_numpy(features), targets) if self.trainer.is_global_zero else None
+        solved = self.trainer.strategy.broadcast(solved)  # the others have waited
+        assert solved is not None
+        classifier.load_state_dict(solved.head)
+        folder = self._write(solved.choice.chosen.recipe.arguments())
+        if self.trainer.is_global_zero:
+            self._report(solved.trial, solved.choice)
+            write_json(RunDir(folder).recommendation, _record(solved))
+            sys.stdout.write(f"Checkpoint for lt-cb test and lt-cb predict: {RunDir(folder).checkpoint}\n")
+
+    def _solve(self, features: Tensor, targets: Tensor) -> Solved:
+        config, num_classes = self.config, self.model.num_classes
+        folds = stratified_folds(targets, num_classes, config.folds, self.datamodule.subset_seed)
+        basis = Basis.of(features)
+        x = basis.project(features)
+        del features
+        trial = cross_validate(x, targets, num_classes, folds, self.tried, config.lambdas, basis.variances)
         choice = choose(trial.scores())
         recipe, strength = choice.chosen
+        loss = recipe.make(self.datamodule.class_counts)
+        held = held_out_logits(x, targets, num_classes, folds, choice.chosen, config.lambdas, basis.variances)
+        temperature = fit_temperature(loss, *held)
         path = [value for value in config.lambdas if value >= strength]
-        heads = solve_path(projected, targets, [recipe.make(data.class_counts)], path, variances)[strength]
+        heads = solve_path(x, targets, [loss], path, basis.variances)[strength]
         weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
-        with torch.no_grad():
-            classifier.weight.copy_(weight)
-            classifier.bias.copy_(bias)
-        self._report(trial, choice)
-        folder = self._write(recipe.arguments())
-        scores = {str(candidate): values for candidate, values in trial.scores().items()}
-        write_json(RunDir(folder).recommendation, _record(choice, scores))
-        sys.stdout.write(f"Checkpoint for lt-cb test and lt-cb predict: {RunDir(folder).checkpoint}\n")
+        head = {"weight": weight / temperature, "bias": cooled(loss, bias[None], temperature)[0]}
+        return Solved(head, temperature, trial, choice)
 
     def _write(self, arguments: list[str]) -> Path:
         """Write the checkpoint of a run that ``fit`` would have with this loss, test it, and return its folder."""
@@ -176,28 +216,17 @@ class Recommend(CLI):
         return table
 
 
-def _record(choice: Choice, scores: dict[str, list[float]]) -> dict[str, Any]:
+def _record(solved: Solved) -> dict[str, Any]:
+    choice = solved.choice
     return {
         "chosen": str(choice.chosen),
         "plain_softmax": str(choice.plain),
         "gain": choice.gain,
         "interval": [choice.low, choice.high],
         "helps": choice.helps,
-        "balanced_accuracy_by_fold": scores,
+        "temperature": solved.temperature,
+        "balanced_accuracy_by_fold": {str(candidate): values for candidate, values in solved.trial.scores().items()},
     }
-
-
-def _device(accelerator: Any) -> str:  # noqa: ANN401 - of a Trainer
-    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-
-
-def _timm_config(name: str) -> Any | None:  # noqa: ANN401 - timm's
-    """Return what timm knows of the pretrained weights of a model, None for a model of others or without any."""
-    import timm
-
-    if not timm.is_model(name.partition(".")[0]) or not timm.is_model_pretrained(name):
-        return None
-    return timm.get_pretrained_cfg(name)
 
 
 def _data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: ANN401 - a class
@@ -207,11 +236,11 @@ def _data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: AN
     return made
 
 
-def _take_preprocessing(data: Namespace, timm: Any, channels: int) -> None:  # noqa: ANN401 - timm's
+def _take_preprocessing(data: Namespace, weights: Mapping[str, Any], channels: int) -> None:
     """Set image size, mean and deviation to those of the weights where they are not given."""
-    data.image_size = data.image_size or timm.input_size[-1]
+    data.image_size = data.image_size or weights["input_size"][-1]
     for name in ("mean", "std"):
-        values = list(getattr(timm, name))
+        values = list(weights[name])
         if data[name] is None:
             data[name] = values if len(values) == channels else [sum(values) / len(values)]
 

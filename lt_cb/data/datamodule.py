@@ -1,9 +1,7 @@
 """The data module: from a source and an imbalance to loaders and class counts."""
 
 import hashlib
-import os
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +10,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from lt_cb.data.cache import stamp
 from lt_cb.data.images import resize
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import make_loader, must_stream
@@ -139,6 +136,7 @@ class LongTailedDataModule(LightningDataModule):
         self.std = self._channel_values("std", std)
         self.seed = seed
         self._splits: dict[Split, tuple[Tensor | Paths, Tensor]] = {}
+        self.rows: dict[Split, Indices] = {}  # of a split's images among those of the source, once it is loaded
         self.subset_hash: str | None = None
 
     @property
@@ -214,23 +212,41 @@ class LongTailedDataModule(LightningDataModule):
                 f"the {split} labels go from {labels.min()} to {labels.max()}, but {num_classes} classes allow "
                 f"0 to {num_classes - 1}: check the source."
             )
+        self.rows[split] = np.arange(len(labels))
         if split == "train":
             chosen = long_tailed_subset(labels, self.subset_counts, self.subset_seed)
             keep, held = hold_out(chosen, self.val_fraction)
             self.subset_hash = hashlib.sha256(keep.tobytes()).hexdigest()
             if self.val_fraction:
                 self._keep("val", images[held], labels[held])
-            images, labels = images[keep], labels[keep]
+            images, labels, self.rows[split] = images[keep], labels[keep], keep
         self._keep(split, images, labels)
 
     def _keep(self, split: Split, images: npt.NDArray[Any], labels: Indices) -> None:
         scaled = images if self._streams else torch.from_numpy(resize(images, self.image_size))
         self._splits[split] = scaled, torch.from_numpy(labels)
 
-    def _loader(self, split: Split, start: int | None = None) -> EpochLoader:
-        trainer, train = self.trainer, split == "train" and start is None
+    def targets(self, split: Split) -> Tensor:
+        """Return the class indices of a split's images, int64 of shape (N,), which are in the order of ``rows``."""
+        self._load(split)
+        return self._splits[split][1].cpu()
+
+    def ordered_dataloader(self, split: Split, positions: Tensor) -> EpochLoader:
+        """Batches of some images of a split, cropped as for a test, with their positions in place of classes.
+
+        Args:
+            split: which.
+            positions: int64, shape (M,), of the images in the order to be shown, among those of the split.
+        """
+        self._load(split)
+        return self._loader(split, positions)
+
+    def _loader(self, split: Split, positions: Tensor | None = None) -> EpochLoader:
+        trainer, train = self.trainer, split == "train" and positions is None
         images, targets = self._splits[split]
-        images, targets = images[start:], targets[start:]
+        if positions is not None:
+            chosen = positions if isinstance(images, Tensor) else positions.numpy()
+            images, targets = images[chosen], positions
         loader = make_loader(
             images,
             targets,
@@ -251,26 +267,9 @@ class LongTailedDataModule(LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        if isinstance(loader, ResidentLoader) and not start:
+        if isinstance(loader, ResidentLoader) and positions is None:
             self._splits[split] = loader.images, loader.targets  # where they are now: nothing is held twice
         return loader
-
-    def plain_dataloader(self, split: Split, start: int = 0) -> EpochLoader:
-        """Batches of a split from its image number ``start`` on, each once, in order and as for a test."""
-        self._load(split)
-        return self._loader(split, start)
-
-    def images_digest(self, split: Split) -> str:
-        """Return a hash of the images of a split: of their pixels, or of size and times of files."""
-        self._load(split)
-        images, digest = self._splits[split][0], hashlib.sha256()
-        if isinstance(images, Tensor):
-            for chunk in torch.split(images, 1024):
-                digest.update(chunk.cpu().numpy().tobytes())
-        else:
-            for path in images.tolist():
-                digest.update(os.fsencode(stamp(Path(os.fsdecode(path)))))
-        return digest.hexdigest()
 
     def _order(self, epoch: int) -> Tensor | None:
         progress = training_progress(self.trainer, epoch) if self.trainer else 0.0

@@ -1,155 +1,223 @@
-"""Features of a frozen backbone: computed once, and kept on disk."""
+"""Features before the classifier of a frozen network, computed once through Lightning's Trainer and kept on disk."""
 
 import hashlib
+import json
 import os
-import shutil
-from collections.abc import Iterable
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lt_cb.data import LongTailedDataModule, Split
-from lt_cb.data.cache import cache_file
-from lt_cb.data.images import progress
+from lt_cb.data import LongTailedDataModule
+from lt_cb.data.cache import cache_file, stamp
+from lt_cb.data.loaders.epoch import EpochLoader
+from lt_cb.data.sources.base import FileSource, Source, Split
 from lt_cb.errors import InputError
 from lt_cb.models import last_linear
-from lt_cb.module import LongTailedClassifier
+from lt_cb.module import Batch, LongTailedClassifier
 
-ROUNDING = 0.01  # of a feature, in standard deviations, that half precision may have; half of the images' noise is 0.5
-
-
-class Features(NamedTuple):
-    """What a frozen backbone makes of a split.
-
-    Attributes:
-        values: what the classifier is given, float16 or float32 of shape (N, D), mapped from disk.
-        targets: class indices, int64 of shape (N,).
-    """
-
-    values: npt.NDArray[Any]
-    targets: Tensor
+FLUSH_SECONDS = 10.0
+Features = npt.NDArray[np.float32]
 
 
 def classifier_of(model: LongTailedClassifier) -> nn.Linear:
-    """Return the classifier, which features are the input of.
+    """Return the last layer of a network, whose input are its features.
 
     Raises:
-        InputError: if the backbone has none.
+        InputError: if it has none, or one without a bias, which no linear head could be put into.
     """
     linear = last_linear(model.backbone, model.num_classes)
     if linear is None:
         raise InputError(
-            f"the backbone yields no features: it has no linear layer of {model.num_classes} outputs, one a class, as "
-            "its classifier. Choose another --model.backbone."
+            f"the backbone has no linear layer of {model.num_classes} outputs, one a class, so that it yields no "
+            "features before its classifier: choose a backbone with one."
         )
+    if linear.bias is None and not model.loss.normalized_classifier:
+        raise InputError("the backbone's classifier has no bias, which a head needs: choose another backbone.")
     return linear
 
 
-@torch.inference_mode()
-def features_of(model: LongTailedClassifier, images: Tensor) -> Tensor:
-    """Return the features of a batch, float32 of shape (B, D): what the classifier is given in evaluation mode.
+def frozen_features(
+    model: LongTailedClassifier, data: LongTailedDataModule, split: Split, trainer: Trainer
+) -> tuple[Features, Tensor]:
+    """Return the features of a split's images, and their classes.
+
+    They are what the classifier of the network takes, in evaluation mode, of images that are scaled, cropped and
+    normalised as for a test. They are kept in the cache's folder, one file a source's split, in which the images of
+    other subsets find their place: none is ever computed twice. An interrupted computation goes on where it was. The
+    file's name is a digest of the network (its weights without the classifier), of the preprocessing and of the images,
+    so that features of another network or of other images are never taken for these.
+
+    They are float32: in half precision they would take half of the disk, but change some predictions.
+
+    Args:
+        model: whose backbone is taken, and whose pixel mean and deviation.
+        data: of the images; nothing may be held out of its training images for validation.
+        split: train, val or test.
+        trainer: that predicts; several devices share the images.
+
+    Returns:
+        Features, float32 of shape (N, D), and class indices, int64 of shape (N,).
 
     Raises:
-        InputError: if the classifier is not given one vector an image, or nothing at all.
+        InputError: if the network has no linear classifier as its last layer, or the features cannot be kept.
     """
-    kept: list[Tensor] = []
-    handle = classifier_of(model).register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-    training = model.training
-    try:
-        model.eval()(images)
-    finally:
-        handle.remove()
-        model.train(training)
-    if len(kept) != 1 or kept[0].shape[:-1] != images.shape[:1]:
-        shapes = [tuple(features.shape) for features in kept]
-        raise InputError(
-            f"the backbone yields no features: its last linear layer is given {shapes or 'nothing'} for {len(images)} "
-            "images, but must be given a vector an image. Choose another --model.backbone."
-        )
-    return kept[0].float()
+    task = FeatureExtractor(model, data, split)
+    if task.missing():
+        try:
+            trainer.predict(task, return_predictions=False)
+        finally:
+            task.flush()  # what is computed by then, also where it was interrupted
+    kept = np.load(task.file, mmap_mode="r")
+    return np.ascontiguousarray(kept[data.rows[split]]), data.targets(split)
 
 
-def weights_digest(model: LongTailedClassifier) -> str:
-    """Return a hash of the backbone without its classifier: modules, names and values."""
+class FeatureExtractor(LightningModule):
+    """Predicts features, and writes each batch of them where it belongs.
+
+    Two files: ``<digest>.npy`` has the features of all images of a split, float32 of shape (M, D), and
+    ``<digest>.done.npy`` says, as bool of shape (M,), which of them are computed.
+    """
+
+    def __init__(self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split) -> None:
+        super().__init__()
+        self.model, self.data, self.split = model.requires_grad_(False).eval(), data, split
+        self.classifier = classifier_of(model)
+        self.classifier.register_forward_hook(self._keep)
+        data.targets(split)  # has it be loaded
+        base = cache_file("features 1 ", network_digest(model), images_digest(data, split))
+        self.file, self.done_file = base.with_suffix(".npy"), base.with_suffix(".done.npy")
+        self._seen: tuple[Tensor, Tensor] | None = None  # features and logits
+        self._flushed, self._unflushed = time.monotonic(), list[npt.NDArray[np.int64]]()
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._seen = inputs[0], output
+
+    def missing(self) -> int:
+        """Return how many features of the split have still to be computed."""
+        return len(self._missing())
+
+    def _missing(self) -> Tensor:
+        rows, done = self.data.rows[self.split], self._read(self.done_file, (self._num_images(),))
+        if done is None or self._read(self.file, (self._num_images(), self.classifier.in_features)) is None:
+            return torch.arange(len(rows))
+        return torch.from_numpy(np.flatnonzero(~done[rows]))
+
+    def _num_images(self) -> int:
+        source, rows = self.data.source, self.data.rows[self.split]
+        return sum(source.counts) if self.split == "train" else len(rows)
+
+    @staticmethod
+    def _read(file: Path, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
+        try:
+            array: npt.NDArray[Any] = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None  # none yet, or damaged
+        return array if array.shape == shape else None
+
+    def prepare_data(self) -> None:
+        """Make the files, all of their length, so that a full disk is told before anything is computed."""
+        shape = self._num_images(), self.classifier.in_features
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.file.with_suffix(".lock")):
+                features, done = self._read(self.file, shape), self._read(self.done_file, shape[:1])
+                if features is None or done is None:
+                    self.done_file.unlink(missing_ok=True)
+                    _allocate(self.file, np.float32, shape)
+                    _allocate(self.done_file, np.bool_, shape[:1])
+        except OSError as error:
+            self.file.unlink(missing_ok=True)
+            size = shape[0] * shape[1] * 4 / 2**30
+            raise InputError(
+                f"the features, {size:.2f} GiB, cannot be kept in '{self.file.parent}' ({error.strerror}): make room "
+                "there, or set LT_CB_CACHE to another folder."
+            ) from error
+
+    def predict_dataloader(self) -> EpochLoader:
+        """Batches of the images whose features are missing, and their positions."""
+        self.data.trainer = self.trainer
+        self._features = np.load(self.file, mmap_mode="r+")
+        self._done = np.load(self.done_file, mmap_mode="r+")
+        return self.data.ordered_dataloader(self.split, self._missing())
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the features of a batch, keep them, and return their positions.
+
+        Raises:
+            InputError: if the network's logits are not those of its last linear layer, or features are not finite.
+        """
+        images, positions = batch
+        logits = self.model(images)
+        if self._seen is None or self._seen[0].ndim != 2 or not torch.equal(self._seen[1], logits):
+            raise InputError(
+                "the logits of the backbone are not the output of its last linear layer, so that a head on its "
+                "features would not be its classifier: choose another backbone."
+            )
+        features = self._seen[0].float()
+        if not features.isfinite().all():
+            raise InputError("the backbone's features are not finite: check its weights and --trainer.precision.")
+        rows = self.data.rows[self.split][positions.cpu().numpy()]
+        self._features[rows] = features.cpu().numpy()
+        self._unflushed.append(rows)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+        return positions  # None would be warned of
+
+    def flush(self) -> None:
+        """Write what is computed, and only then that it is."""
+        if not self._unflushed:
+            return
+        self._features.flush()
+        for rows in self._unflushed:
+            self._done[rows] = True
+        self._done.flush()
+        self._flushed, self._unflushed = time.monotonic(), []
+
+    def on_predict_end(self) -> None:
+        """Write what is left, and wait for the other processes."""
+        self.flush()
+        self.trainer.strategy.barrier()
+
+
+def _allocate(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    # a file with holes, written through memory, would end the process on a full disk
+    np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    with file.open("r+b") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+
+
+def network_digest(model: LongTailedClassifier) -> str:
+    """Return a digest of all that features of given images depend on: weights, structure, and pixel normalisation."""
     classifier = classifier_of(model)
-    own = {id(value) for value in classifier.state_dict(keep_vars=True).values()}
-    digest = hashlib.sha256(repr(model.backbone).encode())
+    own = {id(value) for value in [*classifier.parameters(), *classifier.buffers()]}
+    digest = hashlib.sha256()
+    options = {**(model.hparams.get("backbone_args") or {}), "pretrained": None}  # the weights say more
+    digest.update(json.dumps([model.hparams["backbone"], options], sort_keys=True, default=str).encode())
     for name, value in model.backbone.state_dict(keep_vars=True).items():
         if id(value) not in own:
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            array = value.detach().cpu().contiguous()
+            digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+            digest.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+    for value in (model.mean, model.std):
+        digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def kept_features(
-    model: LongTailedClassifier, data: LongTailedDataModule, split: Split, device: torch.device | str = "cpu"
-) -> Features:
-    """Return the features of a split, from disk where they are, else computed and kept there.
-
-    They lie in the cache (see `lt_cb.data.cache`), named by a hash of weights, preprocessing and images, so that those
-    of another network or other images are never taken. A computation that was interrupted goes on where it was.
-    They are kept in half precision unless it changes one of them by more than 1 % of its standard deviation over the
-    first batch: a classifier on standardised features cannot tell.
-
-    Args:
-        model: whose backbone is frozen.
-        data: images are preprocessed as for its test, without crops and flips.
-        split: train, val or test.
-        device: that computes.
-
-    Raises:
-        InputError: if the backbone yields no features, or they cannot be kept.
-    """
-    targets = data.plain_dataloader(split).targets.cpu()
-    pixels = [str(v.flatten().tolist()) for v in (model.mean, model.std)]
-    keys = f"features 1 {data.image_size} {data.crop}", *pixels, weights_digest(model), data.images_digest(split)
-    file = cache_file(*keys).with_suffix(".npy")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            if not file.is_file():
-                _compute(model.to(device), data, split, len(targets), file)
-    except OSError as error:
-        raise InputError(
-            f"the features cannot be kept in '{file.parent}' ({error.strerror or error}): make room, or set the "
-            "environment variable LT_CB_CACHE to another folder."
-        ) from error
-    values = np.load(file, mmap_mode="r")
-    return Features(values, targets)
-
-
-def _compute(model: LongTailedClassifier, data: LongTailedDataModule, split: Split, count: int, file: Path) -> None:
-    partial, progress_file = file.with_suffix(".partial"), file.with_suffix(".rows")
-    done, kept = 0, None
-    if partial.is_file() and progress_file.is_file():
-        done, kept = int(progress_file.read_text()), np.lib.format.open_memmap(partial, mode="r+")
-    loader = data.plain_dataloader(split, done)
-    batches: Iterable[tuple[Tensor, Tensor]] = loader
-    for images, _ in progress(batches, f"Features of {split} images", len(loader)):
-        values = features_of(model, images.to(model.device)).cpu().numpy()
-        if kept is None:
-            dtype = np.float16 if _half_suffices(values) else np.float32
-            size = count * values.shape[1] * np.dtype(dtype).itemsize
-            if size > shutil.disk_usage(file.parent).free:  # a mapped file of a full disk ends the process
-                raise OSError(None, f"they take {size / 2**20:.0f} MiB, which are not free")
-            kept = np.lib.format.open_memmap(partial, "w+", dtype, (count, values.shape[1]))
-        kept[done : done + len(values)] = values
-        kept.flush()
-        done += len(values)
-        temporary = progress_file.with_suffix(".tmp")
-        temporary.write_text(str(done))
-        os.replace(temporary, progress_file)  # after the features it counts
-    os.replace(partial, file)
-    progress_file.unlink(missing_ok=True)
-
-
-def _half_suffices(values: npt.NDArray[np.float32]) -> bool:
-    if not np.abs(values).max() < np.finfo(np.float16).max / 16:  # other batches may have larger ones
-        return False
-    error = np.sqrt(np.mean((values.astype(np.float16).astype(np.float32) - values) ** 2, 0))
-    return bool((error <= ROUNDING * values.std(0))[values.std(0) > 0].all())
+def images_digest(data: LongTailedDataModule, split: Split) -> str:
+    """Return a digest of the images of a split, all that the source has, and of how they are scaled and cropped."""
+    source: Source = getattr(data.source, "image_folder", None) or data.source
+    digest = hashlib.sha256(f"{split} {data.image_size} {data.in_channels} {data.crop}".encode())
+    if isinstance(source, FileSource):
+        for path in source.files(split)[0].tolist():
+            digest.update(os.fsencode(stamp(Path(os.fsdecode(path)))))
+    else:
+        digest.update(np.ascontiguousarray(source.load(split)[0]).tobytes())
+    return digest.hexdigest()

