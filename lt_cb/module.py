@@ -164,8 +164,13 @@ class LongTailedClassifier(LightningModule):
 
         Args:
             images: shape (B, in_channels, H, W); uint8 pixels are normalised here, floating ones are taken as
-                normalised already.
+                normalised already. Or features, shape (B, D), of which the classifier alone makes logits.
         """
+        if images.ndim == 2:
+            classifier = last_linear(self.backbone, self.num_classes)
+            assert classifier is not None
+            from_features: Tensor = classifier(images)
+            return from_features
         logits: Tensor = self.backbone(self._normalized(images).contiguous(memory_format=torch.channels_last))
         return logits
 
@@ -175,9 +180,14 @@ class LongTailedClassifier(LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Set the training mode, in which a frozen backbone stays as in evaluation: its features are fixed."""
         super().train(mode)
-        if self.second_stage is not None and not all(p.requires_grad for p in self.backbone.parameters()):
+        if self.is_frozen:
             self.backbone.eval()
         return self
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a second stage trains the classifier alone."""
+        return self.second_stage is not None and not all(p.requires_grad for p in self.backbone.parameters())
 
     def on_fit_start(self) -> None:
         """Compile a long training on an NVIDIA GPU, whose kernels are short; spare a CPU some bfloat16."""

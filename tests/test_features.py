@@ -1,5 +1,6 @@
 """Features of frozen networks."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,17 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from lt_cb.__main__ import main
+from lt_cb.commands.train import CLI
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.heads import features as kept
 from lt_cb.losses import SoftmaxLoss
 from lt_cb.models import last_linear
+from lt_cb.models.resnet import ResNetCifar
 from lt_cb.module import LongTailedClassifier
 
+ROOT = Path(__file__).parents[1]
 FACTS = ("mean", "std", "class_names", "image_size", "in_channels")
 
 
@@ -148,3 +153,36 @@ def test_a_full_disk_is_told_before_anything_is_computed(monkeypatch, own_cache:
     with pytest.raises(InputError, match=r"GiB, cannot be kept .* \(No space left on device\)"):
         extract(network(data), data)
     assert not list(own_cache.glob("*.npy"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["crt", "lws"])
+def test_a_second_stage_on_features_is_that_on_images(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run, plain = tmp_path / "runs/quickstart", ["--data.crop_padding=0", "--data.horizontal_flip=false"]
+    tiny = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.precision=32-true"]
+    main(["fit", f"--config={ROOT}/configs/quickstart.yaml", "--trainer.max_epochs=1", *plain, *tiny])
+    passes: list[int] = []
+    forward = ResNetCifar.forward
+    monkeypatch.setattr(
+        ResNetCifar, "forward", lambda self, images: (passes.append(len(images)), forward(self, images))[1]
+    )
+    second = [
+        "fit",
+        f"--ckpt_path={run}/version_0/checkpoints/last.ckpt",
+        f"--config={ROOT}/configs/second_stage/{stage}.yaml",
+    ]
+    for on_features in (True, False):
+        if not on_features:
+            monkeypatch.setattr(CLI, "_feed_features", lambda self: None)
+        passes.clear()
+        main([*second, "--trainer.max_epochs=4", *tiny])
+        assert (sum(passes) < 2_000) == on_features  # 459 training images and 450 to test, once
+    of_features, of_images = (
+        torch.load(run / f"version_{i}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for i in (1, 2)
+    )
+    for name, value in of_images.items():
+        torch.testing.assert_close(of_features[name], value, atol=1e-4, rtol=1e-3)
+    main(["test", f"--ckpt_path={run}/version_1/checkpoints/last.ckpt"])
+    results = [json.loads((run / f"version_{i}/result.json").read_text())["correct"] for i in (1, 3)]
+    assert results[0] == results[1]

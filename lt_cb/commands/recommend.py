@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
@@ -21,7 +20,7 @@ from lt_cb.commands.messages import Parser
 from lt_cb.commands.train import CLI, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError, check_at_least, enumerate_names
-from lt_cb.heads.features import classifier_of, frozen_features
+from lt_cb.heads.features import classifier_of, feature_trainer, frozen_features
 from lt_cb.heads.folds import (
     Candidate,
     Choice,
@@ -45,7 +44,6 @@ LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0003)
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
-MACHINE = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")  # of the Trainer
 OWN = ("folds", "lambdas", "betas", "gammas", "taus", "ckpt_path", "weights_only")
 SHOWN = 10  # best candidates
 
@@ -110,8 +108,7 @@ class Recommend(CLI):
         """Make data and model, and a Trainer that predicts features."""
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule, self.model = self.config_init.data, self.config_init.model
-        machine = {name: self.config_init.trainer[name] for name in MACHINE}
-        self.trainer = Trainer(**machine, logger=False, enable_checkpointing=False, enable_model_summary=False)
+        self.trainer = feature_trainer(self.config_init.trainer)
 
     def after_instantiate_classes(self) -> None:
         """Take the backbone of a checkpoint."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -215,12 +216,26 @@ class CLI(LightningCLI):
         elif self.command == "test":  # without Lightning's table; `ResultFile` prints a fuller one
             self.trainer.test(self.model, verbose=False, **options)
         else:
+            self._feed_features()
             if self.new_stage:  # it has its weights already, and starts at epoch 0
                 options["ckpt_path"] = None
             self.trainer.fit(self.model, **options)
             written = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
             options["ckpt_path"] = written[0] or None  # fast_dev_run writes none
             self.trainer.test(self.model, verbose=False, **options)
+
+    def _feed_features(self) -> None:
+        """Run a frozen backbone once over images that are the same in every epoch, in place of once an epoch."""
+        model, data, config = self.model, self.datamodule, self.config_init["trainer"]
+        if not model.is_frozen or data.augments or model.mix is not None or not isinstance(config["strategy"], str):
+            return
+        from lt_cb.heads.features import feature_trainer, frozen_features
+
+        if self.checkpoint is not None and not self.new_stage:  # the fit loads it again, with its optimiser
+            model.backbone.load_state_dict(checkpoints.backbone_state(self.checkpoint))
+        trainer = feature_trainer(config)
+        for split in dict.fromkeys(("train", data.validation_split, "test")):
+            data.replace_images(split, torch.from_numpy(frozen_features(model, data, split, trainer)[0]))
 
     def _stage(self) -> str | None:
         stage = self.config.model.second_stage

@@ -219,6 +219,7 @@ class LongTailedDataModule(LightningDataModule):
             self.subset_hash = hashlib.sha256(keep.tobytes()).hexdigest()
             if self.val_fraction:
                 self._keep("val", images[held], labels[held])
+                self.rows["val"] = held
             images, labels, self.rows[split] = images[keep], labels[keep], keep
         self._keep(split, images, labels)
 
@@ -228,8 +229,22 @@ class LongTailedDataModule(LightningDataModule):
 
     def targets(self, split: Split) -> Tensor:
         """Return the class indices of a split's images, int64 of shape (N,), which are in the order of ``rows``."""
-        self._load(split)
+        self._load("train" if split == "val" and self.val_fraction else split)
         return self._splits[split][1].cpu()
+
+    @property
+    def augments(self) -> bool:
+        """Whether a training image is another in each epoch."""
+        return bool(self.crop_padding or self.horizontal_flip or self.augment is not None or self.crop == "resized")
+
+    @property
+    def validation_split(self) -> Split:
+        """The split that ``val_dataloader`` shows."""
+        return "val" if self.val_fraction or self.source.has_val else "test"
+
+    def replace_images(self, split: Split, features: Tensor) -> None:
+        """Have the loaders of a split give out features, floating of shape (N, D), in place of its images."""
+        self._splits[split] = features, self.targets(split)
 
     def ordered_dataloader(self, split: Split, positions: Tensor) -> EpochLoader:
         """Batches of some images of a split, cropped as for a test, with their positions in place of classes.
@@ -238,7 +253,7 @@ class LongTailedDataModule(LightningDataModule):
             split: which.
             positions: int64, shape (M,), of the images in the order to be shown, among those of the split.
         """
-        self._load(split)
+        self.targets(split)  # has it be loaded
         return self._loader(split, positions)
 
     def _loader(self, split: Split, positions: Tensor | None = None) -> EpochLoader:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lt_cb.errors import InputError
 from lt_cb.models import last_linear
 from lt_cb.module import Batch, LongTailedClassifier
 
+MACHINE = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")
 FLUSH_SECONDS = 10.0
 Features = npt.NDArray[np.float32]
 
@@ -43,6 +45,12 @@ def classifier_of(model: LongTailedClassifier) -> nn.Linear:
     return linear
 
 
+def feature_trainer(options: Mapping[str, Any]) -> Trainer:
+    """Return a Trainer for `frozen_features`, on the machine that the options of another are for."""
+    machine = {name: options[name] for name in MACHINE}
+    return Trainer(**machine, logger=False, enable_checkpointing=False, enable_model_summary=False)
+
+
 def frozen_features(
     model: LongTailedClassifier, data: LongTailedDataModule, split: Split, trainer: Trainer
 ) -> tuple[Features, Tensor]:
@@ -58,7 +66,7 @@ def frozen_features(
 
     Args:
         model: whose backbone is taken, and whose pixel mean and deviation.
-        data: of the images; nothing may be held out of its training images for validation.
+        data: of the images.
         split: train, val or test.
         trainer: that predicts; several devices share the images.
 
@@ -68,11 +76,13 @@ def frozen_features(
     Raises:
         InputError: if the network has no linear classifier as its last layer, or the features cannot be kept.
     """
-    task = FeatureExtractor(model, data, split)
+    task = FeatureExtractor(model, data, split, trainer.precision)
     if task.missing():
+        handle = task.classifier.register_forward_hook(task.keep)
         try:
             trainer.predict(task, return_predictions=False)
         finally:
+            handle.remove()
             task.flush()  # what is computed by then, also where it was interrupted
     kept = np.load(task.file, mmap_mode="r")
     return np.ascontiguousarray(kept[data.rows[split]]), data.targets(split)
@@ -85,18 +95,21 @@ class FeatureExtractor(LightningModule):
     ``<digest>.done.npy`` says, as bool of shape (M,), which of them are computed.
     """
 
-    def __init__(self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split) -> None:
+    def __init__(
+        self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split, precision: str = "32-true"
+    ) -> None:
         super().__init__()
-        self.model, self.data, self.split = model.requires_grad_(False).eval(), data, split
+        self.model, self.data, self.split = model, data, split
         self.classifier = classifier_of(model)
-        self.classifier.register_forward_hook(self._keep)
         data.targets(split)  # has it be loaded
-        base = cache_file("features 1 ", network_digest(model), images_digest(data, split))
+        self.origin: Split = "train" if split == "val" and data.val_fraction else split
+        base = cache_file(f"features 1 {precision} ", network_digest(model), images_digest(data, self.origin))
         self.file, self.done_file = base.with_suffix(".npy"), base.with_suffix(".done.npy")
         self._seen: tuple[Tensor, Tensor] | None = None  # features and logits
         self._flushed, self._unflushed = time.monotonic(), list[npt.NDArray[np.int64]]()
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep what the classifier takes and gives: a hook of it."""
         self._seen = inputs[0], output
 
     def missing(self) -> int:
@@ -110,8 +123,7 @@ class FeatureExtractor(LightningModule):
         return torch.from_numpy(np.flatnonzero(~done[rows]))
 
     def _num_images(self) -> int:
-        source, rows = self.data.source, self.data.rows[self.split]
-        return sum(source.counts) if self.split == "train" else len(rows)
+        return sum(self.data.source.counts) if self.origin == "train" else len(self.data.rows[self.split])
 
     @staticmethod
     def _read(file: Path, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:

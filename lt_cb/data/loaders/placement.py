@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lt_cb.data.loaders.epoch import EpochLoader
-from lt_cb.data.loaders.resident import ResidentLoader
+from lt_cb.data.loaders.resident import FeatureLoader, ResidentLoader
 from lt_cb.data.loaders.streaming import Crop, StreamingLoader
 from lt_cb.data.sources.base import FileSource, Source, Split
 from lt_cb.data.sources.listing import Paths
@@ -66,13 +66,14 @@ def make_loader(
     copies: int = 1,
     **options: Any,  # noqa: ANN401
 ) -> EpochLoader:
-    """Return a `ResidentLoader` of images, or a `StreamingLoader` of paths; the arguments are theirs.
+    """Return a `ResidentLoader` of images, `FeatureLoader` or `StreamingLoader` of paths; the arguments are theirs.
 
     Without ``num_workers``, as many processes decode as there are cores for each of ``copies`` processes that train.
     """
     if isinstance(images, Tensor):
         kept = device if fits_on_device(images, device) else torch.device("cpu")
-        return ResidentLoader(images, targets, batch_size, device=kept, **options)
+        made = FeatureLoader if images.ndim == 2 else ResidentLoader
+        return made(images, targets, batch_size, device=kept, **options)
     return StreamingLoader(
         images,
         targets,

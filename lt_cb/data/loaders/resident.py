@@ -75,3 +75,32 @@ class ResidentLoader(EpochLoader):
         pixel = (line * (width + self.crop_padding))[:, :, None] + x[:, None, :]  # (B, H, W)
         crops = self._pixels.index_select(0, pixel.flatten())
         return crops.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
+
+
+class FeatureLoader(EpochLoader):
+    """An `EpochLoader` of what a frozen network has made of the images: shuffled and resampled, but never augmented.
+
+    Args:
+        images: features, floating of shape (N, D).
+        targets: int64, shape (N,).
+        batch_size: features a batch of this process; the last may be smaller.
+        device: where they are kept.
+        options: further arguments of `EpochLoader`.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(targets.to(device), batch_size, **options)
+        self.images = images.to(device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield features, shape (B, D), and targets, int64 of shape (B,)."""
+        for rows in torch.split(self._draw().rows.to(self.targets.device), self.batch_size):
+            yield self.images[rows], self.targets[rows]
