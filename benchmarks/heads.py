@@ -1,135 +1,177 @@
-"""Heads on frozen features: CIFAR-10, imbalance factor 100, EfficientNet-Lite0 at 128 pixels, against scikit-learn.
+"""Regret of `lt-cb recommend`: its choice by folds of the training images, against what nobody knows beforehand.
 
-    python benchmarks/heads.py --root cifar10 --seeds 0 1 2
+    python benchmarks/heads.py --cifar10 cifar10 --cifar100 cifar100 --fashion fashion-mnist --out results/heads.csv
 
-``cifar10`` has ``train`` and ``test``, each with a folder of images a class. For each subset seed it prints what the
-folds choose and its balanced accuracy on the test images, that of scikit-learn's balanced logistic regression with C
-chosen by the same folds and at its default, and of our plain softmax; then heads a minute and their distance from the
-optimum.
+The folders have ``train`` and ``test``, each with a folder of images a class (Fashion-MNIST: its four files). Every
+task is a data set at an imbalance factor and a subset seed; a row of the table has, in percent of balanced accuracy on
+the test images, the recommendation, the best of its grid, fixed choices at lambda = 0.01, and scikit-learn's balanced
+logistic regression at C = 1 (with ``--folds_of_rival`` also at a C chosen by the same folds, which takes minutes more).
+The backbone is EfficientNet-Lite0. Rows that the table has already are not made again.
 """
 
 import argparse
-import json
-import platform
+import csv
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lt_cb.commands.recommend import BETAS, GAMMAS, LAMBDAS, TAUS
 from lt_cb.data import LongTailedDataModule
 from lt_cb.hardware import processor
-from lt_cb.heads.features import Features, kept_features
-from lt_cb.heads.folds import POST_HOC, Candidate, choose, cross_validate, recipes, stratified_folds
+from lt_cb.heads.features import frozen_features
+from lt_cb.heads.folds import (
+    POST_HOC,
+    SOFTMAX,
+    Candidate,
+    Recipe,
+    choose,
+    cross_validate,
+    recipes,
+    stratified_folds,
+    try_all,
+)
 from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.losses import SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
 
-CLASSES, FOLDS = 10, 5
+FOLDS, LAMBDA = 5, 0.01
+FIXED = {  # without a choice
+    "softmax": SOFTMAX,
+    "cb_softmax_0.9999": Recipe("SoftmaxLoss", 2, (), 0.9999),
+    "cb_focal_0.9999": Recipe("FocalLoss", 3, (("gamma", 1.0),), 0.9999),
+    "balanced_softmax": Recipe(POST_HOC, 1, (("tau", 1.0),)),
+}
+TASKS = {  # data set, its image size for the backbone, imbalance factors
+    "cifar10": (128, (10.0, 50.0, 100.0, 200.0)),
+    "cifar100": (96, (50.0, 100.0, 200.0)),
+    "fashion_mnist": (96, (10.0, 100.0, 200.0)),
+    "digits": (64, (10.0, 50.0)),
+}
 RIVAL = (1.0, 0.03, 0.01, 0.003, 0.001, 0.0003)  # C of scikit-learn: 1 / (N lambda)
 
 
-def features(root: str, seed: int) -> dict[str, Features]:
-    """Return the features of the training and test images."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+def features(name: str, root: str, size: int, factor: float, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return features and class indices of training and test images."""
+    source = "image_folder" if name.startswith("cifar") else name
+    grey = name in ("digits", "fashion_mnist")
     data = LongTailedDataModule(
-        "image_folder", root, imbalance_factor=100, subset_seed=seed, image_size=128, mean=[0.498], std=[0.502]
+        source, root, imbalance_factor=factor, subset_seed=seed, image_size=size, mean=[0.498], std=[0.502]
     )
-    loss = SoftmaxLoss(data.class_counts)
-    model = LongTailedClassifier(loss, "lite0_backbone.lite0", mean=data.mean, std=data.std)
-    return {split: kept_features(model, data, split) for split in ("train", "test")}
+    model = LongTailedClassifier(
+        SoftmaxLoss(data.class_counts),
+        "offline_backbone.efficientnet_lite0",
+        backbone_args={"image_size": size},
+        in_channels=1 if grey else 3,
+        mean=data.mean,
+        std=data.std,
+    )
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
+    made = {split: frozen_features(model, data, split, trainer) for split in ("train", "test")}
+    return {split: (torch.from_numpy(values), targets) for split, (values, targets) in made.items()}
 
 
-def balanced(predicted: Tensor, targets: Tensor) -> float:
-    """Return the balanced accuracy, in percent."""
-    right = (predicted == targets).double()
-    return 100 * statistics.mean(right[targets == label].mean().item() for label in range(CLASSES))
+def balanced(hits: Tensor, counted: Tensor) -> float:
+    """Return the balanced accuracy in percent, of right and of all images of each class."""
+    return 100 * (hits / counted).mean().item()
 
 
-def ours(train: Features, test: Features, folds: Tensor) -> dict[str, Any]:
-    """Return the choice, and test accuracy of it, plain softmax, and all that was tried."""
+def logistic(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], c: float, classes: int) -> float:
+    """Return the balanced accuracy of scikit-learn, on standardised features."""
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=300).fit(train[0].numpy(), train[1].numpy())
+    predicted = torch.from_numpy(model.predict(test[0].numpy()))
+    return balanced(test[1][predicted == test[1]].bincount(minlength=classes), test[1].bincount(minlength=classes))
+
+
+def row(name: str, root: str, size: int, factor: float, seed: int, folds_of_rival: bool) -> dict[str, Any]:
+    """Return a line of the table."""
+    (raw, targets), (raw_test, test_targets) = features(name, root, size, factor, seed).values()
+    classes = int(test_targets.max()) + 1
+    counted = test_targets.bincount(minlength=classes)
     started = time.perf_counter()
-    values = torch.from_numpy(np.array(train.values))
-    basis = Basis.of(values)
-    projected = basis.project(values)
+    basis = Basis.of(raw)
+    x, shown = basis.project(raw), (basis.project(raw_test), test_targets)
     tried = recipes(BETAS, GAMMAS, TAUS)
-    trial = cross_validate(projected, train.targets, CLASSES, folds, tried, LAMBDAS, basis.variances)
+    folds = stratified_folds(targets, classes, FOLDS, seed)
+    trial = cross_validate(x, targets, classes, folds, tried, LAMBDAS, basis.variances)
     choice = choose(trial.scores())
-    chosen_after = time.perf_counter() - started
-    counts = train.targets.bincount(minlength=CLASSES).tolist()
-    solved = [recipe for recipe in tried if recipe.loss != POST_HOC]
-    made = {recipe: recipe.make(counts) for recipe in tried}
-    started = time.perf_counter()
-    path = solve_path(projected, train.targets, [made[r] for r in solved], LAMBDAS, basis.variances)
     seconds = time.perf_counter() - started
-    tight = solve_path(projected, train.targets, [made[r] for r in solved], LAMBDAS, basis.variances, 1e-6)
-    gaps = torch.cat([path[v].objective / tight[v].objective - 1 for v in LAMBDAS])
-    shown = basis.project(torch.from_numpy(np.array(test.values)))
-    accuracy = {}
-    for strength, heads in path.items():
-        logits = dict(zip(solved, heads.logits(shown), strict=True))
-        for recipe in tried:
-            adjusted = made[recipe].adjust(logits[tried[0] if recipe.loss == POST_HOC else recipe])
-            accuracy[Candidate(recipe, strength)] = balanced(adjusted.argmax(1), test.targets)
-    best = max(accuracy, key=lambda c: accuracy[c])
-    return {
-        "chosen": str(choice.chosen),
-        "gain by folds": [100 * value for value in (choice.gain, choice.low, choice.high)],
-        "test": accuracy[choice.chosen],
-        "plain softmax": [str(choice.plain), accuracy[choice.plain]],
-        "best of the grid": [str(best), accuracy[best]],
-        "seconds to choose": chosen_after,
-        "heads a minute": 60 * len(gaps) / seconds,
-        "largest gap": gaps.max().item(),
-        "grid": {str(candidate): value for candidate, value in accuracy.items()},
-    }
-
-
-def rival(train: Features, test: Features, folds: Tensor) -> dict[str, Any]:
-    """Return C as the same folds choose it, its test accuracy, and that of the default."""
-    started = time.perf_counter()
-    x, y = np.array(train.values, np.float32), train.targets.numpy()
-    mean, scale = x.mean(0), x.std(0) + 1e-6
-    x, shown = (x - mean) / scale, (np.array(test.values, np.float32) - mean) / scale
-    scores = {}
-    for c in RIVAL:
-        by_fold = []
-        for k in range(FOLDS):
-            held = (folds == k).numpy()
-            model = LogisticRegression(C=c, class_weight="balanced", max_iter=200).fit(x[~held], y[~held])
-            by_fold.append(balanced(torch.from_numpy(model.predict(x[held])), torch.from_numpy(y[held])))
-        scores[c] = statistics.mean(by_fold)
+    hits = try_all(x, targets, classes, shown, tried, LAMBDAS, basis.variances)
+    scores = {candidate: balanced(right, counted) for candidate, right in hits.items()}
     best = max(scores, key=lambda c: scores[c])
+    line: dict[str, Any] = {"data": name, "imbalance_factor": factor, "subset_seed": seed, "image_size": size}
+    line |= {"classes": classes, "training_images": len(targets), "chosen": str(choice.chosen)}
+    line |= {"gain_by_folds": 100 * choice.gain, "low": 100 * choice.low, "high": 100 * choice.high}
+    line |= {"recommended": scores[choice.chosen], "best": scores[best], "best_is": str(best)}
+    line |= {name: scores[Candidate(recipe, LAMBDA)] for name, recipe in FIXED.items()}
+    standard = [((values - basis.mean) / basis.scale, labels) for values, labels in ((raw, targets), shown)][:1]
+    standard.append(((raw_test - basis.mean) / basis.scale, test_targets))
+    line["scikit_learn"] = logistic(standard[0], standard[1], 1.0, classes)
+    if folds_of_rival:
+        means = {}
+        for c in RIVAL:
+            parts = [(folds == k) for k in range(FOLDS)]
+            means[c] = statistics.mean(
+                logistic((standard[0][0][~held], targets[~held]), (standard[0][0][held], targets[held]), c, classes)
+                for held in parts
+            )
+        line["scikit_learn_C"] = max(means, key=lambda c: means[c])
+        line["scikit_learn_by_folds"] = logistic(standard[0], standard[1], line["scikit_learn_C"], classes)
+    line |= {"seconds_to_choose": seconds, "processor": processor(torch.device("cpu")), "torch": torch.__version__}
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
+
+
+def speed(root: str) -> None:
+    """Print heads a minute, each within which part of its least objective, and of scikit-learn's default."""
+    raw, targets = features("cifar10", root, 128, 100.0, 0)["train"]
+    basis = Basis.of(raw)
+    x, counts = basis.project(raw), targets.bincount(minlength=10).tolist()
+    losses = [recipe.make(counts) for recipe in recipes(BETAS, GAMMAS, ())]
+    started = time.perf_counter()
+    path = solve_path(x, targets, losses, LAMBDAS, basis.variances)
     seconds = time.perf_counter() - started
-    tests = {}
-    for c in (best, 1.0):
-        model = LogisticRegression(C=c, class_weight="balanced", max_iter=200).fit(x, y)
-        tests[c] = balanced(torch.from_numpy(model.predict(shown)), test.targets)
-    return {"C": best, "test": tests[best], "test at C = 1": tests[1.0], "seconds to choose": seconds}
+    tight = solve_path(x, targets, losses, LAMBDAS, basis.variances, 1e-7)
+    gaps = torch.cat([path[v].objective / tight[v].objective - 1 for v in LAMBDAS])
+    print(f"{len(targets)} x {x.shape[1]}: {60 * len(gaps) / seconds:.0f} heads a minute, gap at most {gaps.max():.1e}")
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--without_rival", action="store_true", help="leave scikit-learn out, which takes minutes")
+    for name in ("cifar10", "cifar100", "fashion"):
+        parser.add_argument(f"--{name}", help="folder; without it, its tasks are left out")
+    parser.add_argument("--out", type=Path, default=Path("heads.csv"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the subsets")
+    parser.add_argument("--only", help="tasks of one data set")
+    parser.add_argument("--factors", type=float, nargs="+", help="imbalance factors in place of all")
+    parser.add_argument("--folds_of_rival", action="store_true")
+    parser.add_argument("--speed", action="store_true", help="heads a minute on CIFAR-10, instead")
     options = parser.parse_args()
-    print(f"{processor(torch.device('cpu'))}, {torch.get_num_threads()} threads, torch {torch.__version__},", end=" ")
-    print(f"Python {platform.python_version()}")
-    for seed in options.seeds:
-        kept = features(options.root, seed)
-        targets = kept["train"].targets
-        folds = stratified_folds(targets, CLASSES, FOLDS, seed)
-        rows = {"ours": ours} | ({} if options.without_rival else {"scikit-learn": rival})
-        for name, measure in rows.items():
-            print(json.dumps({"seed": seed, "by": name, **measure(kept["train"], kept["test"], folds)}), flush=True)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+    roots = {"cifar10": options.cifar10, "cifar100": options.cifar100, "fashion_mnist": options.fashion, "digits": "."}
+    if options.speed:
+        speed(options.cifar10)
+        return
+    done = list(csv.DictReader(options.out.open())) if options.out.is_file() else []
+    keys = {(d["data"], float(d["imbalance_factor"]), int(d["subset_seed"])) for d in done}
+    for name, (size, factors) in TASKS.items():
+        for factor in options.factors or factors:
+            for seed in options.seeds:
+                if roots[name] is None or options.only not in (None, name) or (name, factor, seed) in keys:
+                    continue
+                line = row(name, roots[name], size, factor, seed, options.folds_of_rival)
+                print(line, flush=True)
+                done.append({key: str(value) for key, value in line.items()})
+                with options.out.open("w", newline="") as stream:
+                    writer = csv.DictWriter(stream, list(dict.fromkeys(key for d in done for key in d)))
+                    writer.writeheader()
+                    writer.writerows(done)
 
 
 if __name__ == "__main__":

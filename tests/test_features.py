@@ -40,7 +40,7 @@ def digits(**options) -> LongTailedDataModule:
 def network(data: LongTailedDataModule, name: str = "resnet10t", **options) -> LongTailedClassifier:
     torch.manual_seed(1)
     facts = {fact: getattr(data, fact) for fact in FACTS}
-    return LongTailedClassifier(SoftmaxLoss(data.class_counts), name, **facts, **options)
+    return LongTailedClassifier(SoftmaxLoss(data.class_counts), name, **facts, **options).eval()
 
 
 class BrokenError(RuntimeError):

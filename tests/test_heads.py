@@ -317,6 +317,9 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     result = run.read_result()
     assert result["class_counts"] == [30, 12, 8, 1]
     assert min(result["per_class_accuracy"][:3]) == 1.0
+    page = run.recommendation_page.read_text()
+    assert "Chosen: " in page.partition("<table>")[0]
+    assert all(f'"{name} ({images})"' in page for name, images in (("a", 30), ("b", 12), ("c", 8)))
     record = json.loads(run.recommendation.read_text())
     assert len(record["balanced_accuracy_by_fold"]) == 2 * 13
     options = [f"--ckpt_path={run.checkpoint}", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
@@ -328,6 +331,31 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     assert all(row["class"] == Path(row["file"]).parent.name for row in rows if Path(row["file"]).parent.name != "d")
     main(["recommend", *options, "--lambdas=[0.1]"])  # of a checkpoint of ours: the same backbone and data
     assert (tmp_path / "runs" / "run" / "version_3" / "recommendation.json").is_file()
+
+
+def test_heads_are_tested_over_subset_seeds(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    words = [f"--data.root={photos}", "--data.source=image_folder", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
+    words += ["--data.subset_counts=[20,8,6,1]", "--trainer.logger=lt_cb.loggers.WandB"]
+    options = ["--model.backbone=resnet20", "--lambdas=[0.1]", "--seeds=[3,0]", "--trainer.accelerator=cpu"]
+    main(["heads", *words, *options])
+    run = RunDir(tmp_path / "runs" / "run" / "version_0")
+    rows = list(csv.DictReader(run.heads.open()))
+    assert len(rows) == 2 * 13
+    assert {row["subset_seed"] for row in rows} == {"0", "3"}
+    alone = [float(row["balanced_acc"]) for row in rows if row["subset_seed"] == "0"]
+    main(["heads", *words[:3], words[3], *options[:2], "--seeds=[0]", "--trainer.accelerator=cpu"])
+    again = csv.DictReader(RunDir(tmp_path / "runs" / "run" / "version_1").heads.open())
+    assert [float(row["balanced_acc"]) for row in again] == alone
+    assert "26 heads" not in run.heads_page.read_text()
+    assert "13 heads on frozen features of resnet20" in run.heads_page.read_text()
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["heads", *words, "--seeds=[1,1]"])
+    assert "seeds is [1, 1], but must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -375,4 +403,4 @@ def test_random_weights_are_warned_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="resnet32 has random weights"):
         main(["recommend", *words, *grid])
     record = json.loads(RunDir(tmp_path / "r" / "run" / "version_0").recommendation.read_text())
-    assert list(record["balanced_accuracy_by_fold"]) == ["SoftmaxLoss, lambda 0.1"]
+    assert list(record["balanced_accuracy_by_fold"]) == ["softmax, λ 0.1"]

@@ -1,6 +1,5 @@
 """``lt-cb recommend``: which loss and weighting a head on a frozen backbone is to have, and a checkpoint with it."""
 
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from lt_cb import checkpoint as checkpoints
@@ -22,7 +22,6 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError, check_at_least, enumerate_names
 from lt_cb.heads.features import classifier_of, feature_trainer, frozen_features
 from lt_cb.heads.folds import (
-    Candidate,
     Choice,
     Trial,
     choose,
@@ -33,19 +32,20 @@ from lt_cb.heads.folds import (
     recipes,
     stratified_folds,
 )
+from lt_cb.heads.page import class_section, html, surface
 from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.loggers import RunFolder
 from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
-from lt_cb.report.tables import wilson
+from lt_cb.report.sections import Section
 from lt_cb.run import RunDir, write_json
 
 LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0003)
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
+PLAIN = ("--model.loss=lt_cb.losses.SoftmaxLoss", "--model.second_stage=null")  # what is solved goes in afterwards
 OWN = ("folds", "lambdas", "betas", "gammas", "taus", "ckpt_path", "weights_only")
-SHOWN = 10  # best candidates
 
 
 class Solved(NamedTuple):
@@ -65,7 +65,7 @@ class Solved(NamedTuple):
 
 
 class Recommend(CLI):
-    """The command line of a training, of which only the classifier is solved."""
+    """The command line of a training, of which only the classifier is solved; see `lt_cb.commands.heads` too."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add folds and grid."""
@@ -126,9 +126,8 @@ class Recommend(CLI):
         classifier.load_state_dict(solved.head)
         folder = self._write(solved.choice.chosen.recipe.arguments())
         if self.trainer.is_global_zero:
-            self._report(solved.trial, solved.choice)
             write_json(RunDir(folder).recommendation, _record(solved))
-            sys.stdout.write(f"Checkpoint for lt-cb test and lt-cb predict: {RunDir(folder).checkpoint}\n")
+            self._report(solved, folder)
 
     def _solve(self, features: Tensor, targets: Tensor) -> Solved:
         config, num_classes = self.config, self.model.num_classes
@@ -166,51 +165,62 @@ class Recommend(CLI):
         folder = str(cli.trainer.log_dir)
         file = RunDir(folder).checkpoint
         cli.trainer.save_checkpoint(file)
+        shown, _ = frozen_features(self.model, self.datamodule, "test", self.trainer)
+        self.datamodule.replace_images("test", torch.from_numpy(shown))
         cli.trainer.test(cli.model, datamodule=self.datamodule, ckpt_path=str(file), weights_only=True, verbose=False)
         return Path(folder)
 
-    def _report(self, trial: Trial, choice: Choice) -> None:
-        console = Console()
-        scores = {candidate: 100 * statistics.mean(values) for candidate, values in trial.scores().items()}
-        table = Table(title="Balanced accuracy of held-out images, the best candidates")
-        table.add_column("loss")
-        table.add_column("lambda", justify="right")
-        table.add_column("percent", justify="right")
-        for candidate in sorted(scores, key=lambda c: -scores[c])[:SHOWN]:
-            table.add_row(str(candidate.recipe), f"{candidate.strength:g}", f"{scores[candidate]:.1f}")
-        console.print(table)
-        console.print(self._class_table(trial, choice.chosen))
-        names, counted = self.model.class_names, trial.counted.sum(0).tolist()
+    def _finding(self, solved: Solved) -> str:
+        """Return what is chosen, and whether it is worth it, in words."""
+        choice = solved.choice
+        names, counted = self.model.class_names, solved.trial.counted.sum(0).tolist()
         small = [name for name, count in zip(names, counted, strict=True) if not count]
-        lines = [f"Chosen: {choice.chosen}."]
+        said = [f"Chosen: {choice.chosen}."]
         interval = f"{100 * choice.gain:.1f} points, 95 % interval {100 * choice.low:.1f} to {100 * choice.high:.1f}"
         if not choice.helps:
-            lines.append("Weighting does not help here: plain softmax is within one standard error of the best.")
+            said.append("Weighting does not help here: plain softmax is within one standard error of the best.")
         else:
             beats = "It beats" if choice.low > 0 else "It is not shown, beyond chance, to beat"
-            lines.append(f"{beats} plain softmax at its best lambda, {choice.plain.strength:g}: by {interval}.")
+            said.append(f"{beats} plain softmax at its best λ, {choice.plain.strength:g}: by {interval}.")
         if small:
-            lines.append(
+            said.append(
                 f"Of {enumerate_names(small)} there are fewer training images than {self.config.folds} folds: they are "
                 "trained on, but none was held out, and the choice is blind to them."
             )
-        for line in lines:
-            console.print(line, soft_wrap=True, highlight=False)
+        return " ".join(said)
 
-    def _class_table(self, trial: Trial, chosen: Candidate) -> Table:
-        table = Table(title="Held-out accuracy by class, with Wilson's 95 % interval")
-        for name in ("class", "images", "percent", "interval"):
-            table.add_column(name, justify="left" if name == "class" else "right")
-        rows = zip(
-            self.model.class_names, trial.correct[chosen].sum(0).tolist(), trial.counted.sum(0).tolist(), strict=True
+    def _report(self, solved: Solved, folder: Path) -> None:
+        """Print the tables and the finding, and write them as a page."""
+        trial, choice, names = solved.trial, solved.choice, self.model.class_names
+        words = f"Means over {self.config.folds} folds of the training images, in percent; bold is the best."
+        counted = trial.counted.sum(0)
+        by_class = class_section(
+            names, trial.correct[choice.chosen].sum(0), counted, f"Held-out images: {choice.chosen}."
         )
-        for name, correct, counted in rows:
-            low, high = wilson(correct, counted)
-            cells = (
-                (f"{100 * correct / counted:.1f}", f"{100 * low:.1f} to {100 * high:.1f}") if counted else ("–", "–")
-            )
-            table.add_row(name, str(counted), *cells)
-        return table
+        tables = [surface(trial.scores(), words), by_class]
+        finding = self._finding(solved)
+        classes = []
+        for candidate in dict.fromkeys((choice.plain, choice.chosen)):
+            right = trial.correct[candidate].sum(0).tolist()
+            each = zip(names, self.datamodule.class_counts, right, counted.tolist(), strict=True)
+            classes += [(str(candidate.recipe), *numbers) for numbers in each]
+        show(tables, finding)
+        page = RunDir(folder).recommendation_page
+        page.write_text(html("Recommendation", finding, tables, trial.scores(), "folds", classes))
+        sys.stdout.write(f"Page: {page}\nCheckpoint for lt-cb test and lt-cb predict: {RunDir(folder).checkpoint}\n")
+
+
+def show(tables: Sequence[Section], finding: str) -> None:
+    """Print tables and words."""
+    console = Console(highlight=False)
+    for section in tables:
+        table = Table(title=section.title, caption=section.words)
+        for i, name in enumerate(section.header):
+            table.add_column(name, justify="right" if i else "left")
+        for row in section.rows:
+            table.add_row(row[0], *(Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in row[1:]))
+        console.print(table)
+    console.print(finding, soft_wrap=True)
 
 
 def _record(solved: Solved) -> dict[str, Any]:
@@ -251,5 +261,4 @@ def main(args: Sequence[str]) -> None:
     Raises:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
-    plain = ["--model.loss=lt_cb.losses.SoftmaxLoss", "--model.second_stage=null"]
-    run(Recommend, "recommend", [*args, *plain], LongTailedClassifier, LongTailedDataModule)
+    run(Recommend, "recommend", [*args, *PLAIN], LongTailedClassifier, LongTailedDataModule)

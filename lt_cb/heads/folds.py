@@ -19,6 +19,8 @@ from lt_cb.report.tables import half_width
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 ROUGH = 1e-4  # tolerance of heads that are only compared
+NAMES = {"SoftmaxLoss": "softmax", "FocalLoss": "focal", "PostHocLogitAdjustment": "logit adjustment"}
+SIGNS = {"gamma": "γ", "tau": "τ"}
 Options = tuple[tuple[str, float], ...]
 
 
@@ -53,8 +55,9 @@ class Recipe(NamedTuple):
 
     def __str__(self) -> str:
         """Show loss, options and beta."""
-        shown = [f"{name} {value:g}" for name, value in self.options]
-        return ", ".join([self.loss, *shown, *([] if self.beta is None else [f"beta {self.beta:g}"])])
+        shown = [f"{SIGNS.get(name, name)} {value:g}" for name, value in self.options]
+        weights = [] if self.beta is None else [f"CB β {self.beta:g}"]
+        return ", ".join([" ".join([NAMES.get(self.loss, self.loss), *shown]), *weights])
 
 
 SOFTMAX = Recipe("SoftmaxLoss", 0)
@@ -97,7 +100,7 @@ class Candidate(NamedTuple):
 
     def __str__(self) -> str:
         """Show both."""
-        return f"{self.recipe}, lambda {self.strength:g}"
+        return f"{self.recipe}, λ {self.strength:g}"
 
 
 def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -> Tensor:
@@ -153,6 +156,44 @@ class Trial:
         return {c: (correct[:, held] / counted).mean(1).tolist() for c, correct in self.correct.items()}
 
 
+def try_all(
+    features: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    shown: tuple[Tensor, Tensor],
+    tried: Sequence[Recipe],
+    strengths: Sequence[float],
+    variances: Tensor | None = None,
+) -> dict[Candidate, Tensor]:
+    """Solve all heads, and return how many images of each class they predict rightly, int64 of shape (C,).
+
+    Args:
+        features: float32, shape (N, D), as `Basis.project` returns them.
+        targets: class indices, int64 of shape (N,).
+        num_classes: C.
+        shown: features and class indices of other images, to predict.
+        tried: recipes.
+        strengths: values of lambda, each at least 0.
+        variances: of the columns of the features.
+    """
+    counts = targets.bincount(minlength=num_classes).tolist()
+    made = {recipe: recipe.make(counts) for recipe in tried}
+    solved = [recipe for recipe in tried if recipe.loss != POST_HOC]
+    if len(solved) < len(tried) and SOFTMAX not in solved:
+        solved.append(SOFTMAX)
+        made[SOFTMAX] = SOFTMAX.make(counts)
+    right = {}
+    for strength, heads in solve_path(
+        features, targets, [made[recipe] for recipe in solved], strengths, variances, ROUGH
+    ).items():
+        logits = dict(zip(solved, heads.logits(shown[0]), strict=True))
+        for recipe in tried:
+            adjusted = made[recipe].adjust(logits[SOFTMAX if recipe.loss == POST_HOC else recipe])
+            hits = shown[1][adjusted.argmax(1) == shown[1]]
+            right[Candidate(recipe, strength)] = hits.bincount(minlength=num_classes)
+    return right
+
+
 def cross_validate(
     features: Tensor,
     targets: Tensor,
@@ -167,32 +208,23 @@ def cross_validate(
     Args:
         features: as `Basis.project` returns those of all training images; it looks at no targets, so that it may be of
             the held-out ones too.
-        targets: class indices, int64 of shape (N,).
+        targets: as of `try_all`, like all that is not said here.
         num_classes: C.
         folds: as `stratified_folds` returns them.
         tried: recipes.
-        strengths: values of lambda, each at least 0.
+        strengths: values of lambda.
         variances: of the columns of the features.
     """
     number = int(folds.max()) + 1
-    counted = torch.stack([targets[folds == k].bincount(minlength=num_classes) for k in range(number)])
-    trial = Trial(counted)
-    solved = [recipe for recipe in tried if recipe.loss != POST_HOC]
     results: dict[Candidate, list[Tensor]] = {}
     for k in progress(range(number), "Heads of folds", number):
         held = folds == k
-        x, y = features[~held], targets[~held]
-        counts = y.bincount(minlength=num_classes).tolist()
-        made = {recipe: recipe.make(counts) for recipe in tried}
-        path = solve_path(x, y, [made[recipe] for recipe in solved], strengths, variances, ROUGH)
-        for strength, heads in path.items():
-            logits = dict(zip(solved, heads.logits(features[held]), strict=True))
-            for recipe in tried:
-                adjusted = made[recipe].adjust(logits[SOFTMAX if recipe.loss == POST_HOC else recipe])
-                right = targets[held][adjusted.argmax(1) == targets[held]]
-                results.setdefault(Candidate(recipe, strength), []).append(right.bincount(minlength=num_classes))
-    trial.correct = {candidate: torch.stack(rows) for candidate, rows in results.items()}
-    return trial
+        shown = features[held], targets[held]
+        right = try_all(features[~held], targets[~held], num_classes, shown, tried, strengths, variances)
+        for candidate, hits in right.items():
+            results.setdefault(candidate, []).append(hits)
+    counted = torch.stack([targets[folds == k].bincount(minlength=num_classes) for k in range(number)])
+    return Trial(counted, {candidate: torch.stack(rows) for candidate, rows in results.items()})
 
 
 def held_out_logits(

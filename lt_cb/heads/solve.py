@@ -11,6 +11,7 @@ from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses import Loss
 
 HISTORY = 10  # pairs of steps and gradient differences that L-BFGS keeps
+NULL = 1e-9  # variance, as a share of the largest, that float32 features do not have
 SUFFICIENT = 1e-4  # Armijo: part of the decrease that the gradient promises
 ROWS = 4096  # a block of features that stays in the processor's cache between the two products
 COLUMNS = 4096  # logits an image that are evaluated at once, over all heads
@@ -19,16 +20,16 @@ MAX_ROUNDS = 1000
 
 @dataclass
 class Basis:
-    """Standardised features along the principal axes of the training images, float32 of shape (N, D).
+    """Standardised features along the principal axes of the training images, float32 of shape (N, R).
 
     A rotation leaves the L2 penalty as it is, and the curvature of the loss is nearly diagonal along these axes, which
-    is why heads converge in tens of steps there.
+    is why heads converge in tens of steps there. Axes without variance are left out: no solution has a part in them.
 
     Attributes:
         mean: of the features, shape (D,).
         scale: standard deviation of the features, 1 for a constant one, shape (D,).
-        axes: orthogonal, shape (D, D), a column an axis.
-        variances: of the standardised features along the axes, shape (D,).
+        axes: orthonormal, shape (D, R), a column an axis.
+        variances: of the standardised features along the axes, shape (R,).
     """
 
     mean: Tensor
@@ -59,11 +60,12 @@ class Basis:
         scale = covariance.diagonal().sqrt()
         scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-6), scale, 1.0)
         variances, axes = torch.linalg.eigh(covariance / scale.outer(scale))
-        return cls(mean.float(), scale.float(), axes.float(), variances.clamp(min=0.0).float())
+        kept = variances > NULL * variances[-1]
+        return cls(mean.float(), scale.float(), axes[:, kept].float(), variances[kept].float())
 
     def project(self, features: Tensor) -> Tensor:
-        """Return features, floating of shape (N, D), standardised and rotated, float32 of that shape."""
-        projected = torch.empty(features.shape)
+        """Return features, floating of shape (N, D), standardised and rotated, float32 of shape (N, R)."""
+        projected = torch.empty(len(features), self.axes.shape[1])
         for rows, block in zip(torch.split(projected, ROWS), torch.split(features, ROWS), strict=True):
             torch.mm((block.float() - self.mean) / self.scale, self.axes, out=rows)
         return projected

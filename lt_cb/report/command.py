@@ -8,7 +8,7 @@ from pathlib import Path
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.report import rows
 from lt_cb.report.collect import Runs, collect
-from lt_cb.report.figures import figures
+from lt_cb.report.figures import figures, methods_and_families
 from lt_cb.report.page import page
 from lt_cb.report.paper import write
 from lt_cb.report.posthoc import MEANS, class_means
@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     tables = sections(runs, cells, options.metric)
     found = finding(runs, options.metric)
     pictures = figures(runs, cells, options.metric, METRICS[options.metric])
-    web = page(found, tables, pictures, runs)
+    web = page("Report", found, tables, pictures, methods_and_families(runs), runs.columns())
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(f"{found}\n\n{_markdown(tables)}")
     (out / "report.csv").write_text(_csv(runs))

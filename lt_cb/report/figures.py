@@ -29,9 +29,13 @@ class Picture:
     wide: bool = False  # needs the width of a page
 
 
-def style_of(runs: Runs) -> dict[str, tuple[str, str]]:
-    """Return colour and shape of each method and family, the same in all pictures."""
-    names = [*runs.methods(), *(result.family for result in runs.results if result.family)]
+def methods_and_families(runs: Runs) -> list[str]:
+    """Return what is told apart by colour and shape, the same in all pictures."""
+    return [*runs.methods(), *(result.family for result in runs.results if result.family)]
+
+
+def style_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return colour and shape of each name."""
     shapes = list(SHAPES)
     return {
         name: (COLOURS[i % len(COLOURS)], shapes[i // len(COLOURS) % len(shapes)])
@@ -59,7 +63,9 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: 
     return [picture for picture in made if picture is not None]
 
 
-def _spec(values: list[dict[str, Any]], height: int, layers: list[dict[str, Any]], **more: object) -> dict[str, Any]:
+def specification(
+    values: list[dict[str, Any]], height: int, layers: list[dict[str, Any]], **more: object
+) -> dict[str, Any]:
     """Return a specification as wide as its place, of the data set and the methods that are chosen."""
     params = {"dataset": values[0]["dataset"], "hidden": [], "ink": "#222222", "paper": "#ffffff"}
     return {
@@ -74,9 +80,9 @@ def _spec(values: list[dict[str, Any]], height: int, layers: list[dict[str, Any]
     }
 
 
-def _coloured(runs: Runs, values: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return the encoding of methods by colour and shape, with a legend below."""
-    styles, used = style_of(runs), {row["method"] for row in values}
+def coloured(named: Iterable[str], values: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the encoding of methods, out of those named, by colour and shape, with a legend below."""
+    styles, used = style_of(named), {row["method"] for row in values}
     names = [name for name in styles if name in used]
     legend = {"orient": "bottom", "columns": 1 if len(names) <= FEW else 2, "title": None, "symbolOpacity": 1}
     scales = [{"domain": names, "range": [styles[name][part] for name in names]} for part in (0, 1)]
@@ -86,11 +92,13 @@ def _coloured(runs: Runs, values: Iterable[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _hover(**fields: str) -> list[dict[str, str]]:
+def hover(**fields: str) -> list[dict[str, str]]:
+    """Return what a mark says: fields, and what they are called."""
     return [{"field": field, "title": title} for field, title in fields.items()]
 
 
-def _value(field: str, title: str, **more: object) -> dict[str, Any]:
+def quantity(field: str, title: str, **more: object) -> dict[str, Any]:
+    """Return the encoding of a number, on an axis that need not begin at 0."""
     return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False}, **more}
 
 
@@ -113,13 +121,15 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
             if (score := r.score(metric)) is not None
         ]
     y = {"field": "method", "type": "nominal", "sort": order, "axis": None}
-    colour = {name: {**channel, "legend": None} for name, channel in _coloured(runs, values).items()}
-    x = _value("value", f"{title.lower()} in %", axis={"tickCount": 6})
+    colour = {
+        name: {**channel, "legend": None} for name, channel in coloured(methods_and_families(runs), values).items()
+    }
+    x = quantity("value", f"{title.lower()} in %", axis={"tickCount": 6})
     layers: list[dict[str, Any]] = [
         {
             "transform": [{"filter": "!datum.mean"}],
             "mark": {"type": "point", "size": 35, "opacity": 0.75, "yOffset": -9},
-            "encoding": {"x": x, "y": y, **colour, "tooltip": _hover(method="method", seed="seed", said="%")},
+            "encoding": {"x": x, "y": y, **colour, "tooltip": hover(method="method", seed="seed", said="%")},
         },
         {
             "transform": [{"filter": "datum.mean"}],
@@ -129,7 +139,7 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
         {
             "transform": [{"filter": "datum.mean"}],
             "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-            "encoding": {"x": x, "y": y, **colour, "tooltip": _hover(method="method", said="mean, %", seeds="seeds")},
+            "encoding": {"x": x, "y": y, **colour, "tooltip": hover(method="method", said="mean, %", seeds="seeds")},
         },
         {  # above its row, as a phone and a column of a paper have no width for it beside
             "transform": [{"filter": "datum.mean"}],
@@ -138,7 +148,7 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
         },
     ]
     words = "Filled: mean over seeds, with its 95 % interval of Student's t. Above it, open: the seeds."
-    return Picture("means", f"{title} of each method", words, _spec(values, 52 * len(order) + 50, layers))
+    return Picture("means", f"{title} of each method", words, specification(values, 52 * len(order) + 50, layers))
 
 
 def _by_class(runs: Runs) -> Picture | None:
@@ -163,11 +173,11 @@ def _by_class(runs: Runs) -> Picture | None:
     if not values:
         return None
     named = longest <= NAMED
-    colour = _coloured(runs, values)
+    colour = coloured(methods_and_families(runs), values)
     order = colour["color"]["sort"]
-    accuracy = _value("value", "accuracy in %")
-    hover = _hover(label="class", method="method", images="training images", tested="test images", said="accuracy, %")
-    shown = {**colour, "tooltip": [*hover, *_hover(seeds="seeds")]}
+    accuracy = quantity("value", "accuracy in %")
+    said = hover(label="class", method="method", images="training images", tested="test images", said="accuracy, %")
+    shown = {**colour, "tooltip": [*said, *hover(seeds="seeds")]}
     points = {"type": "point", "filled": True, "size": 55 if named else 30, "opacity": 0.9}
     layers: list[dict[str, Any]]
     if named:  # a line a class, as names are wide
@@ -182,13 +192,13 @@ def _by_class(runs: Runs) -> Picture | None:
         words = "Mean over seeds, with Wilson's 95 % interval of one run. In brackets: training images."
         height = min(longest * (9 * len(order) + 10) + 50, 800)
     else:
-        x = _value("images", "training images of the class", scale={"type": "log"}, axis={"tickCount": 6})
+        x = quantity("images", "training images of the class", scale={"type": "log"}, axis={"tickCount": 6})
         layers = [{"mark": points, "encoding": {"x": x, "y": accuracy, **shown}}]
         words, height = "Mean over seeds.", 340
     if longest > MARKS:
         words += f" More than {MARKS} classes are drawn as {MARKS} bands of as many classes."
     return Picture(
-        "accuracy_by_class", "Accuracy of each class", words, _spec(values, height, layers), len(order) > FEW
+        "accuracy_by_class", "Accuracy of each class", words, specification(values, height, layers), len(order) > FEW
     )
 
 
@@ -226,19 +236,19 @@ def _confusion(runs: Runs) -> Picture | None:
         return None
     x = {"field": "predicted", "type": "nominal", "sort": {"field": "j"}, "title": "predicted class"}
     y = {"field": "true", "type": "nominal", "sort": {"field": "i"}, "title": "true class"}
-    hover = _hover(true="true class", predicted="predicted", count="images", share="% of the class", method="method")
+    said = hover(true="true class", predicted="predicted", count="images", share="% of the class", method="method")
     share = {"field": "share", "type": "quantitative", "scale": {"domain": [0, 100]}, "legend": None}
     ink = {"condition": {"test": "datum.share > 50", "value": {"expr": "paper"}}, "value": {"expr": "ink"}}
     layers: list[dict[str, Any]] = [
-        {"mark": "rect", "encoding": {"color": share, "tooltip": [*hover, *_hover(seeds="seeds")]}},
+        {"mark": "rect", "encoding": {"color": share, "tooltip": [*said, *hover(seeds="seeds")]}},
         {
             "transform": [{"filter": "datum.count > 0"}],
             "mark": {"type": "text", "style": "count", "tooltip": None},
-            "encoding": {"text": {"field": "count"}, "color": ink, "tooltip": [*hover, *_hover(seeds="seeds")]},
+            "encoding": {"text": {"field": "count"}, "color": ink, "tooltip": [*said, *hover(seeds="seeds")]},
         },
     ]
     classes = max(row["i"] for row in values) + 1
-    spec = _spec(values, 30 * classes + 80, layers, encoding={"x": {**x, "axis": {"labelAngle": -40}}, "y": y})
+    spec = specification(values, 30 * classes + 80, layers, encoding={"x": {**x, "axis": {"labelAngle": -40}}, "y": y})
     spec["params"].append({"name": "confused", "value": values[0]["method"]})
     spec["transform"] = [{"filter": "datum.dataset === dataset && datum.method === confused"}]
     words = "Test images by true and predicted class, summed over seeds; the colour is their share of the true class."
@@ -263,8 +273,8 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
         values.append({**row, "value": round(cell.mean, 3), "said": str(cell)})
     order = ["none", *[f"{beta:g}" for beta in betas]]
     x = {"field": "beta", "type": "ordinal", "sort": order, "title": "β", "axis": {"labelAngle": 0}}
-    y, colour = _value("value", f"{title.lower()} in %"), _coloured(runs, values)
-    hover = _hover(method="loss", beta="β", said="%, mean ± standard deviation", seeds="seeds")
+    y, colour = quantity("value", f"{title.lower()} in %"), coloured(methods_and_families(runs), values)
+    said = hover(method="loss", beta="β", said="%, mean ± standard deviation", seeds="seeds")
     layers: list[dict[str, Any]] = [
         {"mark": "line", "encoding": {"x": x, "y": y, "color": colour["color"]}},
         {
@@ -273,11 +283,13 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
         },
         {
             "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {"x": x, "y": y, **colour, "tooltip": hover},
+            "encoding": {"x": x, "y": y, **colour, "tooltip": said},
         },
     ]
     words = "Mean ± standard deviation over seeds; at the left without weights."
-    return Picture("by_beta", f"{title} by β", words, _spec(values, 320, layers), len(colour["color"]["sort"]) > FEW)
+    return Picture(
+        "by_beta", f"{title} by β", words, specification(values, 320, layers), len(colour["color"]["sort"]) > FEW
+    )
 
 
 def _gains(runs: Runs) -> Picture | None:
@@ -293,18 +305,18 @@ def _gains(runs: Runs) -> Picture | None:
                 baselines.add(baseline)
     if not values:
         return None
-    colour = _coloured(runs, values)
+    colour = coloured(methods_and_families(runs), values)
     axis = {"labelAngle": 0, "grid": False}
     x = {"field": "group", "type": "nominal", "sort": groups, "title": "classes by training images", "axis": axis}
     place = {"x": x, "xOffset": {"field": "method", "sort": colour["color"]["sort"]}}
-    y = _value("value", "gain in points")
-    hover = _hover(method="method", group="classes", said="gain in points", seeds="seeds")
+    y = quantity("value", "gain in points")
+    said = hover(method="method", group="classes", said="gain in points", seeds="seeds")
     rule = {"y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour["color"]}
     points = {"type": "point", "filled": True, "size": 90, "opacity": 1}
     layers: list[dict[str, Any]] = [
         {"mark": {"type": "rule", "color": {"expr": "ink"}}, "encoding": {"y": {"datum": 0}}},
         {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**place, **rule}},
-        {"mark": points, "encoding": {**place, "y": y, **colour, "tooltip": hover}},
+        {"mark": points, "encoding": {**place, "y": y, **colour, "tooltip": said}},
     ]
     compared = ", or ".join(sorted(baselines))
     words = (
@@ -312,7 +324,7 @@ def _gains(runs: Runs) -> Picture | None:
         "the line at 0 is not told apart from it."
     )
     wide = len(colour["color"]["sort"]) > FEW
-    return Picture("gain_by_group", "Gain by shot group", words, _spec(values, 300, layers), wide)
+    return Picture("gain_by_group", "Gain by shot group", words, specification(values, 300, layers), wide)
 
 
 def _counts(runs: Runs) -> Picture:
@@ -328,10 +340,10 @@ def _counts(runs: Runs) -> Picture:
     x = {"field": "rank", "type": "ordinal", "axis": axis}
     if named:
         x |= {"field": "label", "sort": {"field": "rank"}}
-    y = _value("images", "training images", scale={"type": "log"}, axis={"tickCount": 4, "grid": False})
-    encoding = {"x": x, "y": y, "tooltip": _hover(label="class", images="training images")}
+    y = quantity("images", "training images", scale={"type": "log"}, axis={"tickCount": 4, "grid": False})
+    encoding = {"x": x, "y": y, "tooltip": hover(label="class", images="training images")}
     layer = {
         "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "color": COLOURS[0]},
         "encoding": encoding,
     }
-    return Picture("class_counts", "Training images of each class", "", _spec(values, 240, [layer]))
+    return Picture("class_counts", "Training images of each class", "", specification(values, 240, [layer]))

@@ -8,7 +8,6 @@ from importlib.metadata import version
 import numpy as np
 
 from lt_cb.data.cache import cache_file, read_cache, write_cache
-from lt_cb.report.collect import Runs
 from lt_cb.report.figures import SHAPES, VEGA_LITE, Picture, style_of
 from lt_cb.report.sections import Section
 
@@ -99,28 +98,38 @@ def as_script(content: object) -> str:
     return text
 
 
-def page(finding: str, tables: list[Section], pictures: list[Picture], runs: Runs) -> str:
-    """Return the page: the finding, the first table, the pictures, and the other tables."""
-    columns = runs.columns()
+def page(
+    title: str, finding: str, tables: list[Section], pictures: list[Picture], methods: list[str], columns: list[str]
+) -> str:
+    """Return the page: the finding, the first table, the pictures, and the other tables.
+
+    Args:
+        title: of the page.
+        finding: its first paragraph.
+        tables: at least one.
+        pictures: of the methods.
+        methods: in the order of their colours.
+        columns: data sets, of which one is chosen.
+    """
     confused = [p for p in pictures if p.name == "confusion"]
-    methods = dict.fromkeys(row["method"] for p in confused for row in p.spec["data"]["values"])
+    matrices = dict.fromkeys(row["method"] for p in confused for row in p.spec["data"]["values"])
     drawn = []
     for picture in pictures:
-        choice = _select("confused", "method", list(methods)) if picture in confused else ""
+        choice = _select("confused", "method", list(matrices)) if picture in confused else ""
         drawn.append(
             f"<h2>{html.escape(picture.title)}</h2>\n<p>{html.escape(picture.words)}</p>\n{choice}"
             f'<div class="picture" id="{picture.name}" style="min-height: {picture.spec["height"]}px"></div>'
         )
     made = [_table(section) for section in tables]
     data = _select("dataset", "data", columns) if len(columns) > 1 else ""
-    bar = f'<div class="bar" title="Click to hide or show a method">{data}{_legend(runs, pictures)}</div>'
+    bar = f'<div class="bar" title="Click to hide or show a method">{data}{_legend(methods, pictures)}</div>'
     body = "\n".join([made[0], "<div>", bar, *drawn, "</div>", *made[1:]])
     specs = as_script({picture.name: picture.spec for picture in pictures})
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb report</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {title.lower()}</title>
 <style>{STYLE}</style></head>
-<body><h1>Report</h1>
+<body><h1>{title}</h1>
 <p class="finding">{html.escape(finding)}</p>
 {body}
 <script type="application/json" id="pictures">{specs}</script>
@@ -164,12 +173,12 @@ def _select(name: str, label: str, options: list[str]) -> str:
     return f'<label>{label} <select name="{name}">{inner}</select></label>\n'
 
 
-def _legend(runs: Runs, pictures: list[Picture]) -> str:
+def _legend(methods: list[str], pictures: list[Picture]) -> str:
     """Return a button a method: its colour and shape, to be clicked off and on."""
     drawn = {row["method"] for picture in pictures for row in picture.spec["data"]["values"]}
     return "".join(
         f'<button value="{html.escape(name)}" aria-pressed="true"><span style="color: {colour}">{SHAPES[shape]}</span> '
         f"{html.escape(name)}</button>"
-        for name, (colour, shape) in style_of(runs).items()
+        for name, (colour, shape) in style_of(methods).items()
         if name in drawn
     )
