@@ -33,16 +33,21 @@ def beside_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "configs").symlink_to(ROOT / "configs")
 
 
-def run(example: str) -> Path:
-    """Run the command of an example and return the run's folder."""
+def words(example: str) -> list[str]:
+    """Return the command in the docstring of an example."""
     text = (ROOT / "examples" / example).read_text().replace("\\\n", "")
     (command,) = re.findall(r"^PYTHONPATH=examples uv run lt-cb (.*)$", text, re.MULTILINE)
-    main([*shlex.split(command), *TINY])
+    return shlex.split(command)
+
+
+def run(example: str) -> Path:
+    """Run the command of an example and return the run's folder."""
+    main([*words(example), *TINY])
     return Path("runs/quickstart/version_0")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", sorted(file.name for file in (ROOT / "examples").glob("*.py")))
+@pytest.mark.parametrize("example", sorted(file.name for file in (ROOT / "examples").glob("own_*.py")))
 def test_the_command_trains_tests_and_loads_again(example: str) -> None:
     folder = run(example)
     result = json.loads((folder / "result.json").read_text())
@@ -56,6 +61,16 @@ def test_the_command_trains_tests_and_loads_again(example: str) -> None:
         assert result["metrics"]["test/GeometricMean"] == pytest.approx(accuracy.log().mean().exp().item())
     if example == "own_source.py":
         assert result["class_names"][1] == "22°"
+
+
+def test_a_pretrained_backbone_out_of_a_wheel_gets_a_head(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos").symlink_to(folder)
+    main([*words("offline_backbone.py"), "--data.image_size=32", "--trainer.accelerator=cpu", "--lambdas=[0.1]"])
+    assert "Chosen: " in capsys.readouterr().out
+    run = Path("runs/image_folder/version_0")
+    main(["test", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trust_checkpoint=true", "--trainer.accelerator=cpu"])
+    again = json.loads(Path("runs/image_folder/version_1/result.json").read_text())
+    assert again["correct"] == json.loads((run / "result.json").read_text())["correct"]
 
 
 def test_inspect_takes_a_source_with_an_argument(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.commands.recommend import PLAIN, Recommend, show
+from lt_cb.commands.recommend import PLAIN, Recommend, data_module, show
 from lt_cb.commands.train import run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
@@ -42,8 +42,7 @@ class Heads(Recommend):
         for seed in self.config.seeds:
             if seed != self.datamodule.subset_seed:
                 self.config.data.subset_seed = seed
-                self.instantiate_classes()
-                self.after_instantiate_classes()
+                self.datamodule = data_module(type(self.datamodule), self.config.data)
             for candidate, score in self._test().items():
                 scores.setdefault(candidate, []).append(score)
         if self.trainer.is_global_zero:

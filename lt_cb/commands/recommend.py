@@ -102,7 +102,7 @@ class Recommend(CLI):
         if "." not in name and weights is not None:  # of timm
             config.model.backbone_args = {"pretrained": True, **(config.model.backbone_args or {})}
         if weights is not None and (config.model.backbone_args or {}).get("pretrained", True):
-            _take_preprocessing(config.data, weights, _data_module(self._datamodule_class, config.data).in_channels)
+            _take_preprocessing(config.data, weights, data_module(self._datamodule_class, config.data).in_channels)
 
     def instantiate_classes(self) -> None:
         """Make data and model, and a Trainer that predicts features."""
@@ -236,7 +236,8 @@ def _record(solved: Solved) -> dict[str, Any]:
     }
 
 
-def _data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: ANN401 - a class
+def data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: ANN401 - a class
+    """Return the data module of a configuration."""
     parser = Parser()
     parser.add_lightning_class_args(cls, "data")
     made: LongTailedDataModule = parser.instantiate_classes(Namespace(data=data)).data  # type: ignore[no-untyped-call]
