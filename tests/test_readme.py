@@ -57,6 +57,7 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     files = [file.relative_to(work / "photos") for file in sorted((work / "photos").rglob("*.*"))]
     rows = [f"{file},{file.parent.name},{file.parts[0]}" for file in files]
     (work / "photos/table.csv").write_text("\n".join(["path,label,split", *rows]))
+    (work / "shares.csv").write_text("class,share\ncat,1\ndog,1\neel,8\n")
     (work / "new_photos").mkdir()
     Image.effect_noise((40, 30), 50).save(work / "new_photos/new.png")
     monkeypatch.chdir(work)
