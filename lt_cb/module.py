@@ -74,6 +74,7 @@ class LongTailedClassifier(LightningModule):
 
     mean: Tensor
     std: Tensor
+    prior_shift: Tensor | None
 
     def __init__(
         self,
@@ -117,6 +118,8 @@ class LongTailedClassifier(LightningModule):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
+        self.prior: list[float] | None = None
+        self.register_buffer("prior_shift", None, persistent=False)
 
     def configure_loss(self, loss: Loss) -> Loss:
         """Return the loss to train with, or refuse it."""
@@ -229,16 +232,38 @@ class LongTailedClassifier(LightningModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.train_loss.reset()
 
+    def set_prior(self, prior: Tensor) -> None:
+        """Evaluate and predict as for images whose classes have another prior than the loss assumes (`log_posterior`).
+
+        ``loss`` and saved logits stay as they are.
+
+        Args:
+            prior: share of each class, floating of shape (C,), at least 0, not all 0; a class of 0 is never predicted.
+
+        Raises:
+            InputError: if the loss assumes none.
+        """
+        prior = prior.double() / prior.double().sum()
+        self.prior_shift = (prior.log() - self.loss.assumed_prior().log()).float()
+        self.prior = prior.tolist()
+
+    def predictions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores whose arg-max is the predicted class, and class probabilities, both (B, C), of raw logits."""
+        if self.prior_shift is None:
+            return self.loss.adjust(logits), self.loss.probabilities(logits)
+        scores = self.loss.log_posterior(logits) + self.prior_shift
+        return scores, scores.softmax(1)
+
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
         logits: Tensor = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
-        adjusted = self.loss.adjust(logits)
-        self.eval_classes.update(adjusted.argmax(1), targets)
+        scores, probabilities = self.predictions(logits)
+        self.eval_classes.update(scores.argmax(1), targets)
         if self.eval_top5 is not None:
-            self.eval_top5.update((adjusted.topk(5).indices == targets[:, None]).any(1).float().mean(), len(images))
+            self.eval_top5.update((scores.topk(5).indices == targets[:, None]).any(1).float().mean(), len(images))
         if self.eval_metrics is not None:
-            self.eval_metrics.update(self.loss.probabilities(logits), targets)
+            self.eval_metrics.update(probabilities, targets)
         return {"logits": logits, "targets": targets}
 
     def _log_results(self, stage: str) -> None:
@@ -277,9 +302,9 @@ class LongTailedClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Return predicted class index and its probability, both of shape (B,)."""
-        logits = self(batch[0]).float()
-        predicted = self.loss.adjust(logits).argmax(1)
-        return predicted, self.loss.probabilities(logits).gather(1, predicted[:, None]).squeeze(1)
+        scores, probabilities = self.predictions(self(batch[0]).float())
+        predicted = scores.argmax(1)
+        return predicted, probabilities.gather(1, predicted[:, None]).squeeze(1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser parameter groups with and without weight decay; a prior-initialised last bias is never decayed."""

@@ -263,11 +263,13 @@ def test_balanced_softmax_is_softmax_adjusted_afterwards(data: tuple[Tensor, Ten
         torch.testing.assert_close(trained.probabilities(logits[0]), adjusted, atol=2e-3, rtol=0.0)
 
 
-@pytest.mark.parametrize("loss", [SoftmaxLoss([1, 1, 1]), PostHocLogitAdjustment([1, 1, 1], tau=1.0)])
+@pytest.mark.parametrize(
+    "loss", [SoftmaxLoss([1, 1, 1]), PostHocLogitAdjustment([1, 1, 1], tau=1.0), SigmoidLoss([1] * 3)]
+)
 def test_temperature_is_that_of_logits_that_are_too_sure(loss: Loss) -> None:
     rng = torch.Generator().manual_seed(0)
     logits = 2.0 * torch.randn(20_000, 3, generator=rng)
-    targets = torch.multinomial(loss.probabilities(logits), 1, generator=rng)[:, 0]
+    targets = torch.multinomial(loss.log_posterior(logits).softmax(1), 1, generator=rng)[:, 0]
     assert fit_temperature(loss, 3.0 * logits, targets) == pytest.approx(3.0, rel=0.04)
 
 

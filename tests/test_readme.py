@@ -57,6 +57,7 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     files = [file.relative_to(work / "photos") for file in sorted((work / "photos").rglob("*.*"))]
     rows = [f"{file},{file.parent.name},{file.parts[0]}" for file in files]
     (work / "photos/table.csv").write_text("\n".join(["path,label,split", *rows]))
+    (work / "shares.csv").write_text("class,share\ncat,1\ndog,1\neel,8\n")
     (work / "new_photos").mkdir()
     Image.effect_noise((40, 30), 50).save(work / "new_photos/new.png")
     monkeypatch.chdir(work)
@@ -70,7 +71,11 @@ def test_commands_run_in_their_order(page: str, capsys: pytest.CaptureFixture[st
     listed = commands(PAGES[page])
     run([*([QUICKSTART] if QUICKSTART not in listed else []), *listed])
     out = capsys.readouterr().out
-    trained = [args for args in listed if args[0] in ("fit", "test") and not re.search("cifar|inat", " ".join(args))]
+    trained = [
+        args
+        for args in listed
+        if args[0] in ("fit", "test", "recommend") and not re.search("cifar|inat", " ".join(args))
+    ]
     assert out.count("Test accuracy by class") == len(trained) + (QUICKSTART not in listed)
     assert out.count("Predictions of 1 images") == sum(args[0] == "predict" for args in listed)
 

@@ -67,6 +67,7 @@ class ResultFile(Callback):
             "test_counts": tested,
             "confusion": pl_module.confusion if len(counts) <= CONFUSION else None,  # by true, then predicted class
             "test_images": sum(tested),
+            "prior": pl_module.prior,  # share of each class that --prior says, None without
             "epochs": trainer.current_epoch,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "seeds": {name: facts.get(name) for name in ("seed_everything", "subset_seed")},

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
 from lt_cb.commands.messages import Parser, input_error, quiet, values
+from lt_cb.commands.prior import read_prior
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
@@ -103,6 +104,9 @@ class CLI(LightningCLI):
         if self.command in ("fit", "validate", "test"):
             skip = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
             parser.add_method_arguments(Trainer, self.command, skip=skip)
+        if self.command in ("test", "predict"):
+            prior = "How often each class will come: uniform, train (as in training), or a CSV file of class and share."
+            parser.add_argument("--prior", type=str | None, help=prior)
         if self.command == "fit":
             parser.add_argument("--change_loss", type=bool, default=False, help="Go on with another loss than before.")
         if self.datamodule_class is not None:
@@ -114,7 +118,8 @@ class CLI(LightningCLI):
 
     def before_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return the part of a checkpoint's config that the command starts from."""
-        config.pop("ckpt_path", None)
+        for key in ("ckpt_path", "prior"):
+            config.pop(key, None)
         if folder := config.pop("folder", None):  # of that run; this one goes beside it
             place = Path(folder).parent
             config["trainer"]["default_root_dir"], config["name"] = str(place.parent), place.name
@@ -186,6 +191,8 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse, before anything is written, what does not fit; begin a second stage from the checkpoint's weights."""
         training = self.command == "fit"
+        if self.config.get("prior") is not None:
+            self._set_prior(self.config.prior)
         if training:
             _set_accumulation(self)
             _check_training(self.model, self.datamodule, self.trainer)
@@ -236,6 +243,24 @@ class CLI(LightningCLI):
         trainer = feature_trainer(config)
         for split in dict.fromkeys(("train", data.validation_split, "test")):
             data.replace_images(split, torch.from_numpy(frozen_features(model, data, split, trainer)[0]))
+
+    def _set_prior(self, given: str) -> None:
+        """Predict under another prior, if loss and class counts tell that of the network."""
+        before = (None if self.checkpoint is None else checkpoints.config(self.checkpoint)) or {}
+        stage, why = self.model.second_stage, None
+        if (before.get("data") or {}).get("sampler") is not None:
+            why = "the checkpoint was trained with a sampler, by which the classes came otherwise"
+        elif stage is not None and not stage.trains:
+            why = f"{type(stage).__name__} changes the logits"
+        elif before:
+            try:
+                now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+                checkpoints.check_loss(before["model"]["loss"], now["model"]["loss"])
+            except InputError:
+                why = "the checkpoint was trained with another loss than this --model.loss"
+        if why is not None:
+            raise InputError(f"--prior goes by the loss and the class counts of the training, but {why}: leave it out.")
+        self.model.set_prior(read_prior(given, self.model.class_names, self.model.loss))
 
     def _stage(self) -> str | None:
         stage = self.config.model.second_stage

@@ -261,18 +261,18 @@ def held_out_logits(
 
 
 def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:
-    """Return the T, in [0.05, 20], at which probabilities fit best (Guo et al. 2017), all classes counting alike.
+    """Return the T, in [0.05, 20], at which the posteriors of `cooled` logits fit best (Guo et al. 2017).
 
     Args:
-        loss: whose probabilities are those of ``cooled`` logits.
+        loss: the prior it assumes says how much a class counts.
         logits: of images that were held out, shape (M, C).
         targets: class indices, int64 of shape (M,).
     """
-    weights = 1.0 / targets.bincount(minlength=logits.shape[1]).clamp(min=1)[targets]
+    weights = (loss.assumed_prior() / targets.bincount(minlength=logits.shape[1]).clamp(min=1)).float()[targets]
 
     def entropy(log_t: float) -> float:
-        likelihood = loss.probabilities(cooled(loss, logits, math.exp(log_t))).gather(1, targets[:, None])[:, 0]
-        return float(-(weights * likelihood.clamp(min=1e-12).log()).sum())
+        posteriors = loss.log_posterior(cooled(loss, logits, math.exp(log_t))).log_softmax(1)
+        return float(-(weights * posteriors.gather(1, targets[:, None])[:, 0]).sum())
 
     low, high = math.log(0.05), math.log(20.0)
     while high - low > 1e-3:  # golden section

@@ -59,6 +59,9 @@ class Loss(nn.Module, ABC):
         normalized_classifier: whether logits have to be cosines, of normalised features and normalised weights.
         soft_targets: whether targets of the shape of the logits are taken.
         weighted: whether the class weights count; False until a deferred weighting sets in.
+        distorted_by: why the probabilities belong to no prior of the classes, which `assumed_prior` then says; None
+            where they do. A loss of your own that they do with sets it, and if it takes a prior off, overrides
+            `assumed_prior`.
 
     Raises:
         InputError: if there are fewer than 2 classes, a count is negative, or there is no such reduction.
@@ -69,6 +72,7 @@ class Loss(nn.Module, ABC):
     normalized_classifier = False
     soft_targets = True
     weighted = True
+    distorted_by: str | None = "a per_sample of its own"
 
     def __init__(
         self,
@@ -261,6 +265,38 @@ class Loss(nn.Module, ABC):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return class probabilities of shape (B, C), for logits as they come from the network, of shape (B, C)."""
         return self.adjust(logits).softmax(1)
+
+    def assumed_prior(self) -> Tensor:
+        r"""Return the class prior p under which the probabilities are posteriors, once the loss is at its minimum.
+
+        .. math:: p_c \propto w_c n_c
+
+        A weight multiplies the loss of each image of its class, as that many more images would. Deferred weights count,
+        for they do so at the end.
+
+        Returns:
+            float64 of shape (C,), which sums to 1 over the classes with images; for others see `positive_counts`.
+
+        Raises:
+            InputError: if the logits are no log-posteriors, by `distorted_by`.
+        """
+        if self.distorted_by is not None:
+            raise InputError(
+                f"the probabilities of {type(self).__name__} belong to no class prior that another could replace, for "
+                f"{self.distorted_by}: leave the prior out, or train with a softmax, focal or logit-adjusted loss."
+            )
+        mass = self.positive_counts()
+        if self.weighting is not None:
+            mass = mass * self.weighting(self.class_counts)
+        return mass / mass.where(with_images(self.class_counts), 0.0).sum()
+
+    def log_posterior(self, logits: Tensor) -> Tensor:
+        """Return log-probabilities of classes that exclude each other, (B, C), but for a constant of each sample.
+
+        Plus log q - log p, of p `assumed_prior`, they are those under another prior q (Saerens et al. 2002), as the
+        images of a class are taken to look alike under both.
+        """
+        return self.adjust(logits)
 
     def extra_repr(self) -> str:
         """Show the number of classes and the weighting."""

@@ -53,6 +53,11 @@ class LogitAdjustedLoss(SoftmaxLoss):
         """Return the shifted logits."""
         return logits + self.shift.to(logits.dtype)
 
+    def assumed_prior(self) -> Tensor:
+        """Return the prior w_c n_c of `Loss`, of which pi^tau has been taken off: in training, or after it."""
+        mass = super().assumed_prior() / self.class_prior() ** self.tau
+        return mass / mass.where(with_images(self.class_counts), 0.0).sum()
+
 
 class BalancedSoftmaxLoss(LogitAdjustedLoss):
     r"""Balanced softmax of `Ren et al. 2020`_: `LogitAdjustedLoss` at tau = 1.
@@ -114,6 +119,7 @@ class VectorScalingLoss(LogitAdjustedLoss):
         super().__init__(class_counts, tau, **options)
         check_at_least("gamma", gamma, 0, "0 scales nothing.")
         self.gamma = gamma
+        self.distorted_by = "the scale of each class" if gamma else None
         counts = self.positive_counts()
         self.register_constant("scale", (counts / counts.max()) ** gamma)
 
@@ -174,6 +180,7 @@ class LDAMLoss(SoftmaxLoss):
         super().__init__(class_counts, **options)
         check_at_least("max_margin", max_margin, 0, COSINES)
         self.max_margin, self.scale = max_margin, _check_scale(scale)
+        self.distorted_by = "its margins" if max_margin else None
         counts = self.bounded_counts()
         self.register_constant("margins", max_margin * (counts.min() / counts) ** 0.25)
 
@@ -233,6 +240,7 @@ class GCLLoss(SoftmaxLoss):
         super().__init__(class_counts, **options)
         check_at_least("noise", noise, 0, COSINES)
         self.noise, self.scale = noise, _check_scale(scale)
+        self.distorted_by = "its noise" if noise else None
         rarity = -self.bounded_counts().log()
         rarity = rarity - rarity.min()
         self.register_constant("clouds", noise * rarity / rarity.max().clamp(min=1e-12))

@@ -44,6 +44,7 @@ class EqualizationLoss(SoftmaxLoss):
         self.gamma, self.threshold = gamma, threshold
         counts = torch.tensor(self.class_counts, dtype=torch.float64)
         self.register_buffer("tail", counts < threshold * counts.sum(), persistent=False)
+        self.distorted_by = "the classes it leaves out" if gamma and self.tail.any() else None
         if gamma > 0 and not self.tail.any():
             share = (counts.min() / counts.sum()).item()
             message = f"no class is a tail class at threshold {threshold}, the rarest has a share of {share:.2g}: "
@@ -97,6 +98,7 @@ class SeesawLoss(SoftmaxLoss):
         check_at_least("p", p, 0, "0 mitigates nothing.")
         check_at_least("q", q, 0, "0 compensates nothing.")
         self.p, self.q = p, q
+        self.distorted_by = "its factors of pairs of classes" if p or q else None
         self.register_constant("log_counts", self.positive_counts().log())
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:

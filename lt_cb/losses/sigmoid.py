@@ -26,6 +26,7 @@ class SigmoidLoss(Loss):
     """
 
     gamma = 0.0
+    distorted_by: str | None = None
 
     def __init__(
         self, class_counts: Sequence[int], weighting: Weighting | None = None, **options: Unpack[ReductionOptions]
@@ -55,6 +56,25 @@ class SigmoidLoss(Loss):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return a probability for each class on its own; they need not sum to 1."""
         return self.adjust(logits).sigmoid()
+
+    def log_posterior(self, logits: Tensor) -> Tensor:
+        r"""Return the logarithm of each class's own probability, taken for one of classes that exclude each other.
+
+        Own odds cannot be shifted one by one: another prior also changes the mixture of the images that are not of the
+        class. But with one class an image the C binary posteriors are the posterior of the classes, to be weighted anew
+        and normalised. At the minimum of focal loss sigma(z) is no posterior; the log-odds of that are
+
+        .. math:: \gamma z + \log(p - \gamma (1 - p) \log(1 - p)) - \log(1 - p - \gamma p \log p), \quad p = \sigma(z)
+
+        as its derivative says (`Charoenphakdee et al. 2021`_ for softmax).
+
+        .. _Charoenphakdee et al. 2021: https://arxiv.org/abs/2011.09172
+        """
+        logits = self.adjust(logits)
+        z = logits.clamp(-60.0, 60.0)  # where both p are normal float32; the odds are linear from there on
+        p, rest = z.sigmoid(), (-z).sigmoid()
+        up, down = p - self.gamma * rest * F.logsigmoid(-z), rest - self.gamma * p * F.logsigmoid(z)
+        return F.logsigmoid(self.gamma * z + up.log() - down.log() + (1.0 + self.gamma) * (logits - z))
 
 
 class FocalLoss(SigmoidLoss):
@@ -121,6 +141,7 @@ class AsymmetricLoss(SigmoidLoss):
         check_at_least("gamma_negative", gamma_negative, 0, "0 is cross-entropy.")
         check_below_one("margin", margin, "0 spares nothing.")
         self.gamma_positive, self.gamma_negative, self.margin = gamma_positive, gamma_negative, margin
+        self.distorted_by = "its asymmetry" if gamma_positive or gamma_negative or margin else None
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over classes of the asymmetric terms."""

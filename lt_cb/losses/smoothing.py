@@ -11,6 +11,8 @@ from lt_cb.errors import check_below_one
 from lt_cb.losses.base import LossOptions
 from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss, at_targets
 
+SMOOTHED = "its smoothed targets, which hide how improbable a class is"
+
 
 class LabelSmoothingLoss(SoftmaxLoss):
     r"""Softmax cross-entropy with label smoothing, of `Szegedy et al. 2016`_, as ``torch.nn.CrossEntropyLoss`` has it.
@@ -33,6 +35,7 @@ class LabelSmoothingLoss(SoftmaxLoss):
         super().__init__(class_counts, **options)
         check_below_one("smoothing", smoothing, NEUTRAL)
         self.smoothing = smoothing
+        self.distorted_by = SMOOTHED if smoothing else None
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy with the smoothed target."""
@@ -73,6 +76,7 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
         check_below_one("head", head, "0 smooths nothing.")
         check_below_one("tail", tail, "0 smooths nothing.")
         self.head, self.tail = head, tail
+        self.distorted_by = SMOOTHED if head or tail else None
         counts = self.bounded_counts()
         least, most = counts.min(), counts.max()
         rank = (counts - least) / (most - least) if most > least else torch.ones_like(counts)

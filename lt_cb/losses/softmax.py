@@ -23,6 +23,8 @@ class SoftmaxLoss(Loss):
     .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
 
+    distorted_by: str | None = None
+
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the logits that the cross-entropy is taken of, shape (B, C)."""
         return logits
@@ -68,6 +70,7 @@ class PolyLoss(SoftmaxLoss):
         super().__init__(class_counts, **options)
         check_at_least("epsilon", epsilon, -1, NEUTRAL)
         self.epsilon = epsilon
+        self.distorted_by = "its polynomial" if epsilon else None
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return cross-entropy and first term; the p of soft targets is their mean probability."""

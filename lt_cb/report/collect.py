@@ -195,6 +195,7 @@ def _result(
     source, subset, method = source_of(config), subset_of(config, factor), method_of(config)
     others = [f"{key.partition('.')[2] or key} {config[key]}" for key in extra if config.get(key) is not None]
     others += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
+    others += [f"prior {config['prior']}"] if config.get("prior") else []  # of a test
     return Result(
         folder=folder,
         data=f"{source}, IF {factor:g}" if subset == WHOLE else f"{source} {subset}",

@@ -170,7 +170,7 @@ def list_table(file: Path) -> dict[str, Listing]:
 
 
 def _read_table(file: Path) -> dict[str, Listing]:
-    columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else _read_csv(file)
+    columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
     for name in ("path", "label", "split"):
         if name not in columns:
             given = enumerate_names(list(columns)) or "none"
@@ -190,7 +190,13 @@ def _read_table(file: Path) -> dict[str, Listing]:
     }
 
 
-def _read_csv(file: Path) -> dict[str, list[Any]]:
+def read_csv(file: Path, otherwise: str) -> dict[str, list[Any]]:
+    """Return the columns by the names in the header.
+
+    Raises:
+        InputError: if it cannot be read, or a row has too few or many fields; ``otherwise`` is what the sentence on the
+            former ends with.
+    """
     rows: list[list[str]] = []
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
@@ -201,7 +207,7 @@ def _read_csv(file: Path) -> dict[str, list[Any]]:
                     )
                 rows += [row] if row else []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): set --data.root to one.") from error
+        raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {otherwise}") from error
     header = rows[0] if rows else []
     return {name.strip(): [row[i] for row in rows[1:]] for i, name in enumerate(header)}
 
