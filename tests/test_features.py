@@ -102,7 +102,7 @@ def test_an_interrupted_computation_goes_on(monkeypatch):
     with pytest.raises(BrokenError):
         extract(other, data)
     monkeypatch.setattr(kept.FeatureExtractor, "predict_step", step)
-    assert kept.FeatureExtractor(other, data, "train").missing() == len(whole) - 128
+    assert kept.FeatureExtractor(other, data, "train").missing() == len(whole) - 2 * kept.CPU_BATCH
     features, _ = extract(other, data)
     assert np.isfinite(features).all()
     assert (features != 0).any(1).all()

@@ -246,15 +246,18 @@ class LongTailedDataModule(LightningDataModule):
         """Have the loaders of a split give out features, floating of shape (N, D), in place of its images."""
         self._splits[split] = features, self.targets(split)
 
-    def ordered_dataloader(self, split: Split, positions: Tensor) -> EpochLoader:
+    def ordered_dataloader(self, split: Split, positions: Tensor, batch_size: int | None = None) -> EpochLoader:
         """Batches of some images of a split, cropped as for a test, with their positions in place of classes.
 
         Args:
             split: which.
             positions: int64, shape (M,), of the images in the order to be shown, among those of the split.
+            batch_size: None is that of the training.
         """
         self.targets(split)  # has it be loaded
-        return self._loader(split, positions)
+        loader = self._loader(split, positions)
+        loader.batch_size = batch_size or self.batch_size
+        return loader
 
     def _loader(self, split: Split, positions: Tensor | None = None) -> EpochLoader:
         trainer, train = self.trainer, split == "train" and positions is None
