@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lt_cb.__main__ import main
-from lt_cb.commands.recommend import _take_preprocessing
+from lt_cb.commands.recommend import take_preprocessing
 from lt_cb.errors import InputError
 from lt_cb.heads.folds import (
     SOFTMAX,
@@ -385,16 +385,16 @@ def test_recommend_says_what_is_wrong(
 
 def test_preprocessing_is_that_of_the_weights_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = pretrained_cfg("resnet18")
-    given = Namespace(image_size=64, mean=None, std=[0.3])
-    _take_preprocessing(given, weights, 3)
+    given = Namespace(image_size=64, mean=[0.1], std=[0.3])
+    take_preprocessing(given, weights, 3, {"image_size", "std"})
     assert given == Namespace(image_size=64, mean=[0.485, 0.456, 0.406], std=[0.3])
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    own = Namespace(image_size=None, mean=None, std=None)
-    _take_preprocessing(own, pretrained_cfg("offline_backbone.efficientnet_lite0"), 3)
+    own = Namespace(image_size=64, mean=None, std=None)
+    take_preprocessing(own, pretrained_cfg("offline_backbone.efficientnet_lite0"), 3, ())
     assert own == Namespace(image_size=224, mean=[0.498] * 3, std=[0.502] * 3)
     assert pretrained_cfg("resnet32") is pretrained_cfg("lt_cb.models.resnet.resnet20") is None
     grey = Namespace(image_size=None, mean=None, std=None)
-    _take_preprocessing(grey, weights, 1)
+    take_preprocessing(grey, weights, 1, ())
     assert grey.image_size == 224
     np.testing.assert_allclose(grey.mean, [(0.485 + 0.456 + 0.406) / 3])
 

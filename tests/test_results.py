@@ -124,8 +124,26 @@ def test_the_campaigns_page_is_that_of_the_rows(monkeypatch: pytest.MonkeyPatch)
         assert all(f"<td>{name}</td>" in page for name in row["class_names"].split(";"))
 
 
+def test_the_regret_of_heads_is_that_of_its_rows() -> None:
+    with (ROOT / "results/heads.csv").open() as stream:
+        tasks = list(csv.DictReader(stream))
+    page = (ROOT / "docs/results.md").read_text()
+    (line,) = re.findall(r"^\| mean regret \|  \|  \| (.*) \|$", page, re.MULTILINE)
+    keys = sorted({(row["data"], row["imbalance_factor"]) for row in tasks})
+    names = ("recommended", "softmax", "cb_softmax_0.9999", "cb_focal_0.9999", "balanced_softmax", "scikit_learn")
+    for name, cell in zip(names, line.split(" | "), strict=False):
+        lost = [
+            statistics.mean(
+                float(row["best"]) - float(row[name]) for row in tasks if (row["data"], row["imbalance_factor"]) == key
+            )
+            for key in keys
+        ]
+        assert cell == f"{statistics.mean(lost):.2f}"
+        assert min(lost) >= 0 or name == "scikit_learn"  # which is not of the grid
+
+
 def test_every_row_has_its_configuration() -> None:
-    for table in (ROOT / "results").iterdir():
+    for table in filter(Path.is_dir, (ROOT / "results").iterdir()):
         used = {row["config"] for row in rows(table.name)}
         assert {file.stem for file in (table / "configs").iterdir()} == used
 

@@ -1,22 +1,22 @@
 """``lt-cb recommend``: which loss and weighting a head on a frozen backbone is to have, and a checkpoint with it."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
 from lt_cb import checkpoint as checkpoints
-from lt_cb.commands.messages import Parser
+from lt_cb.commands.messages import Parser, values
 from lt_cb.commands.train import CLI, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError, check_at_least, enumerate_names
@@ -78,6 +78,12 @@ class Recommend(CLI):
         parser.add_argument("--ckpt_path", type=str | None, help="A run, whose backbone is taken.")
         parser.add_argument("--weights_only", type=bool | None, help="Is not looked at, but is in the config of a run.")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments, and keep them."""
+        assert isinstance(args, list)
+        self.words = args
+        super().parse_arguments(parser, args)
+
     def before_instantiate_classes(self) -> None:
         """Refuse a grid that cannot be; take weights and preprocessing that timm has for its backbone."""
         config = self.config
@@ -102,7 +108,9 @@ class Recommend(CLI):
         if "." not in name and weights is not None:  # of timm
             config.model.backbone_args = {"pretrained": True, **(config.model.backbone_args or {})}
         if weights is not None and (config.model.backbone_args or {}).get("pretrained", True):
-            _take_preprocessing(config.data, weights, data_module(self._datamodule_class, config.data).in_channels)
+            channels = data_module(self._datamodule_class, config.data).in_channels
+            given = {name for name in ("image_size", "mean", "std") if list(values(self.words, f"--data.{name}"))}
+            take_preprocessing(config.data, weights, channels, given)
 
     def instantiate_classes(self) -> None:
         """Make data and model, and a Trainer that predicts features."""
@@ -244,13 +252,19 @@ def data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: ANN
     return made
 
 
-def _take_preprocessing(data: Namespace, weights: Mapping[str, Any], channels: int) -> None:
-    """Set image size, mean and deviation to those of the weights where they are not given."""
-    data.image_size = data.image_size or weights["input_size"][-1]
-    for name in ("mean", "std"):
-        values = list(weights[name])
-        if data[name] is None:
-            data[name] = values if len(values) == channels else [sum(values) / len(values)]
+def take_preprocessing(data: Namespace, weights: Mapping[str, Any], channels: int, given: Collection[str]) -> None:
+    """Set image size, mean and deviation to those of the weights, but for those given on the command line.
+
+    A config file's are for a network that is trained on the images.
+    """
+    if "image_size" not in given:
+        data.image_size = weights["input_size"][-1]
+        rank_zero_info(
+            f"Images are scaled to {data.image_size} pixels, as for the weights; --data.image_size is yours."
+        )
+    for name in {"mean", "std"} - set(given):
+        taken = list(weights[name])
+        data[name] = taken if len(taken) == channels else [sum(taken) / len(taken)]
 
 
 def main(args: Sequence[str]) -> None:
