@@ -1,6 +1,9 @@
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -406,3 +409,22 @@ def test_random_weights_are_warned_of(tmp_path: Path) -> None:
         main(["recommend", *words, *grid])
     record = json.loads(RunDir(tmp_path / "r" / "run" / "version_0").recommendation.read_text())
     assert list(record["balanced_accuracy_by_fold"]) == ["softmax, λ 0.1"]
+
+
+@pytest.mark.slow
+def test_two_processes_recommend_what_one_does(tmp_path: Path) -> None:
+    grid = ["--lambdas=[0.1,0.01]", "--betas=[0.9]", "--gammas=[]", "--taus=[1.0]", "--folds=2"]
+    words = ["recommend", "--data.imbalance_factor=5", "--model.backbone=resnet20", "--trainer.accelerator=cpu", *grid]
+    words += [f"--trainer.default_root_dir={tmp_path / 'runs'}"]
+    main(words)
+    command = [sys.executable, "-m", "lt_cb", *words, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    for _ in range(2):  # the first finds the features there; in a folder of its own, the second makes them
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        os.environ["LT_CB_CACHE"] = str(tmp_path / "other")  # which the fixture sets back
+    alone, *together = (RunDir(tmp_path / "runs" / "run" / f"version_{i}") for i in range(3))
+    for run in together:
+        assert run.read_result()["correct"] == alone.read_result()["correct"]
+        assert (
+            json.loads(run.recommendation.read_text())["chosen"]
+            == json.loads(alone.recommendation.read_text())["chosen"]
+        )

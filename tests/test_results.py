@@ -140,6 +140,10 @@ def test_the_regret_of_heads_is_that_of_its_rows() -> None:
         ]
         assert cell == f"{statistics.mean(lost):.2f}"
         assert min(lost) >= 0 or name == "scikit_learn"  # which is not of the grid
+    three = [row for row in tasks if (row["data"], row["imbalance_factor"]) == ("cifar10", "100.0")]
+    for name in ("recommended", "scikit_learn_by_folds", "scikit_learn"):
+        values = [float(row[name]) for row in three]
+        assert f"to {statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} %" in " ".join(page.split())
 
 
 def test_every_row_has_its_configuration() -> None:

@@ -78,7 +78,7 @@ def frozen_features(
         InputError: if the network has no linear classifier as its last layer, or the features cannot be kept.
     """
     task = FeatureExtractor(model, data, split, trainer.precision)
-    if task.missing():
+    if task.missing() or trainer.world_size > 1:  # with which the other processes begin, to wait for what comes of it
         handle = task.classifier.register_forward_hook(task.keep)
         try:
             trainer.predict(task, return_predictions=False)
