@@ -95,6 +95,19 @@ def test_the_sentences_on_the_papers_claim_are_those_of_the_rows(length: str) ->
         assert f"{spread(softmax, group)} % with softmax, {spread(focal, group)} % with class-balanced focal" in page
 
 
+def test_the_sentences_on_classifier_retraining_are_those_of_the_rows() -> None:
+    softmax = {
+        r["seed"]: accuracies(r)["balanced"] for r in rows("cifar10_curve") if r["experiment"] == "short_40_softmax"
+    }
+    again = {r["seed"]: accuracies(r)["balanced"] for r in rows("cifar10_losses") if r["experiment"] == "crt"}
+    errors = [100 - value for value in again.values()]
+    said = f"{statistics.mean(errors):.1f} ± {statistics.stdev(errors):.1f} %"
+    difference = interval([again[seed] - softmax[seed] for seed in ("0", "1", "2")], sign=-1)
+    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert f"has {said} error, or {difference} points against softmax on the same seeds" in page
+    assert f"has {said} (" in " ".join((ROOT / "README.md").read_text().split())
+
+
 def interval(gains: list[float], sign: int = 1) -> str:
     """Return mean and 95 % interval of Student's t, of the gains or, by the sign, of the losses."""
     gains = [sign * gain for gain in gains]

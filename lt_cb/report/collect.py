@@ -19,12 +19,13 @@ IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger"
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 NAMED = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
 NETWORK: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None}  # with their defaults
+STAGE = "model.second_stage"
 NOT_OF_THE_PAPER = (
     "data.val_fraction",
     "data.sampler",
     "model.mix",
     "model.drw_start",
-    "model.second_stage",
+    STAGE,
     "model.backbone_args.pretrained",
 )
 ERRORS = {"error": "acc", "error_top5": "acc_top5"}  # each is 100 % less a metric
@@ -193,7 +194,9 @@ def _result(
     counts = [int(n) for n in raw["class_counts"]]
     factor = config.get("data.imbalance_factor") or max(counts) / max(min(counts), 1)
     source, subset, method = source_of(config), subset_of(config, factor), method_of(config)
-    others = [f"{key.partition('.')[2] or key} {config[key]}" for key in extra if config.get(key) is not None]
+    stage = config.get(STAGE)  # is said also where all runs have it
+    named = sorted({*extra, *([STAGE] if stage else [])})
+    others = [f"{key.partition('.')[2] or key} {config[key]}" for key in named if config.get(key) is not None]
     others += [f"{_checkpoint(raw)} checkpoint"] if name_checkpoint else []
     others += [f"prior {config['prior']}"] if config.get("prior") else []  # of a test
     return Result(
