@@ -39,6 +39,7 @@ from lt_cb.heads.folds import (
 )
 from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.losses import SoftmaxLoss
+from lt_cb.metrics import accuracies
 from lt_cb.module import LongTailedClassifier
 
 FOLDS, LAMBDA = 5, 0.01
@@ -79,7 +80,7 @@ def features(name: str, root: str, size: int, factor: float, seed: int) -> dict[
 
 def balanced(hits: Tensor, counted: Tensor) -> float:
     """Return the balanced accuracy in percent, of right and of all images of each class."""
-    return 100 * (hits / counted).mean().item()
+    return 100 * accuracies(hits, counted, {})["balanced_acc"].item()
 
 
 def logistic(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], c: float, classes: int) -> float:

@@ -247,23 +247,25 @@ class LongTailedClassifier(LightningModule):
         self.prior_shift = (prior.log() - self.loss.assumed_prior().log()).float()
         self.prior = prior.tolist()
 
-    def predictions(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores whose arg-max is the predicted class, and class probabilities, both (B, C), of raw logits."""
-        if self.prior_shift is None:
-            return self.loss.adjust(logits), self.loss.probabilities(logits)
-        scores = self.loss.log_posterior(logits) + self.prior_shift
-        return scores, scores.softmax(1)
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return that whose arg-max is the predicted class, (B, C), of raw logits."""
+        shift = self.prior_shift
+        return self.loss.adjust(logits) if shift is None else self.loss.log_posterior(logits) + shift
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return class probabilities, (B, C), of raw logits."""
+        return self.loss.probabilities(logits) if self.prior_shift is None else self.scores(logits).softmax(1)
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
         logits: Tensor = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
-        scores, probabilities = self.predictions(logits)
+        scores = self.scores(logits)
         self.eval_classes.update(scores.argmax(1), targets)
         if self.eval_top5 is not None:
             self.eval_top5.update((scores.topk(5).indices == targets[:, None]).any(1).float().mean(), len(images))
         if self.eval_metrics is not None:
-            self.eval_metrics.update(probabilities, targets)
+            self.eval_metrics.update(self.probabilities(logits), targets)
         return {"logits": logits, "targets": targets}
 
     def _log_results(self, stage: str) -> None:
@@ -302,9 +304,9 @@ class LongTailedClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Return predicted class index and its probability, both of shape (B,)."""
-        scores, probabilities = self.predictions(self(batch[0]).float())
-        predicted = scores.argmax(1)
-        return predicted, probabilities.gather(1, predicted[:, None]).squeeze(1)
+        logits = self(batch[0]).float()
+        predicted = self.scores(logits).argmax(1)
+        return predicted, self.probabilities(logits).gather(1, predicted[:, None]).squeeze(1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser parameter groups with and without weight decay; a prior-initialised last bias is never decayed."""

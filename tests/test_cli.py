@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from refusals import refused
 
 import lt_cb
 from lt_cb.__main__ import main
@@ -41,18 +42,6 @@ def fit(*args: str) -> Path:
     """Train the quickstart for an epoch and return the newest run folder."""
     main(["fit", "--config", str(ROOT / "configs/quickstart.yaml"), *TINY, *args])
     return max(Path("runs").glob("*/version_*"), key=lambda folder: folder.stat().st_mtime_ns)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Return the sentence with which a command is refused; nothing may have been written."""
-    before = sorted(Path("runs").rglob("*"))
-    with pytest.raises(SystemExit) as stopped:
-        main(list(args))
-    assert stopped.value.code == 2
-    assert sorted(Path("runs").rglob("*")) == before
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lt-cb: error: ")]
-    assert len(error) == 1
-    return error[0].removeprefix("lt-cb: error: ")
 
 
 def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

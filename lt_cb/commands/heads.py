@@ -15,7 +15,8 @@ from lt_cb.heads.features import frozen_features
 from lt_cb.heads.folds import Candidate, try_all
 from lt_cb.heads.page import html, surface
 from lt_cb.heads.solve import Basis
-from lt_cb.loggers import RunFolder, WandB
+from lt_cb.loggers import WandB
+from lt_cb.metrics import accuracies
 from lt_cb.module import LongTailedClassifier
 from lt_cb.run import RunDir
 
@@ -61,14 +62,11 @@ class Heads(Recommend):
         x, config = basis.project(torch.from_numpy(values)), self.config
         right = try_all(x, targets, model.num_classes, shown, self.tried, config.lambdas, basis.variances)
         counted = test_targets.bincount(minlength=model.num_classes)
-        tested = counted > 0
-        return {candidate: (hits[tested] / counted[tested]).mean().item() for candidate, hits in right.items()}
+        return {candidate: accuracies(hits, counted, {})["balanced_acc"].item() for candidate, hits in right.items()}
 
     def _write_scores(self, scores: dict[Candidate, list[float]]) -> None:
         config = self.config
-        folder = RunFolder.of(config.folder, config.trainer.default_root_dir, config.name)
-        if config.folder is not None:
-            folder.claim(goes_on=False, epochs=0)
+        folder = self.run_folder()
         _ = folder.experiment  # takes the folder
         files = RunDir(folder.log_dir)
         header = ["loss", "options", "beta", "lambda", "subset_seed", "balanced_acc"]

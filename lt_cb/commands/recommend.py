@@ -33,7 +33,7 @@ from lt_cb.heads.folds import (
     stratified_folds,
 )
 from lt_cb.heads.page import class_section, html, surface
-from lt_cb.heads.solve import Basis, solve_path
+from lt_cb.heads.solve import Basis, solve_at
 from lt_cb.loggers import RunFolder
 from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
@@ -149,8 +149,7 @@ class Recommend(CLI):
         loss = recipe.make(self.datamodule.class_counts)
         held = held_out_logits(x, targets, num_classes, folds, choice.chosen, config.lambdas, basis.variances)
         temperature = fit_temperature(loss, *held)
-        path = [value for value in config.lambdas if value >= strength]
-        heads = solve_path(x, targets, [loss], path, basis.variances)[strength]
+        heads = solve_at(x, targets, loss, strength, config.lambdas, basis.variances)
         weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
         head = {"weight": weight / temperature, "bias": cooled(loss, bias[None], temperature)[0]}
         return Solved(head, temperature, trial, choice)

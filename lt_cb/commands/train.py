@@ -171,10 +171,7 @@ class CLI(LightningCLI):
         config = self.config_init["trainer"]
         asked = config["logger"]
         further: list[Logger] = asked if isinstance(asked, list) else [] if asked in (None, True, False) else [asked]
-        epochs = 0 if self.checkpoint is None else self.checkpoint.get("epoch", -1) + 1
-        folder = RunFolder.of(self.config.folder, config["default_root_dir"], self.config.name)
-        if self.config.folder is not None:
-            folder.claim(goes_on=self.command == "fit" and _same_run(self.config), epochs=epochs)
+        folder = self.run_folder()
         for logger in further:
             if isinstance(logger, WandB | TensorBoard):
                 logger.beside = folder
@@ -230,6 +227,19 @@ class CLI(LightningCLI):
             written = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
             options["ckpt_path"] = written[0] or None  # fast_dev_run writes none
             self.trainer.test(self.model, verbose=False, **options)
+
+    def run_folder(self) -> RunFolder:
+        """Return the logger of the run's folder.
+
+        Raises:
+            InputError: if it is one that is given, and has another run.
+        """
+        config = self.config
+        folder = RunFolder.of(config.folder, config.trainer.default_root_dir, config.name)
+        if config.folder is not None:
+            epochs = 0 if self.checkpoint is None else self.checkpoint.get("epoch", -1) + 1
+            folder.claim(goes_on=self.command == "fit" and _same_run(config), epochs=epochs)
+        return folder
 
     def _feed_features(self) -> None:
         """Run a frozen backbone once over images that are the same in every epoch, in place of once an epoch."""

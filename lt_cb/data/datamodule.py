@@ -198,9 +198,14 @@ class LongTailedDataModule(LightningDataModule):
     def _streams(self) -> bool:
         return must_stream(self.source, self.crop, self.trainer.num_devices if self.trainer else 1)
 
+    def origin(self, split: Split) -> Split:
+        """Return the source's split that the images of a split are taken from."""
+        return "train" if split == "val" and self.val_fraction else split
+
     def _load(self, split: Split) -> None:
         if split in self._splits:
             return
+        split = self.origin(split)
         images: npt.NDArray[Any]
         if self._streams and isinstance(self.source, FileSource):
             images, labels = self.source.files(split)
@@ -229,7 +234,7 @@ class LongTailedDataModule(LightningDataModule):
 
     def targets(self, split: Split) -> Tensor:
         """Return the class indices of a split's images, int64 of shape (N,), which are in the order of ``rows``."""
-        self._load("train" if split == "val" and self.val_fraction else split)
+        self._load(split)
         return self._splits[split][1].cpu()
 
     @property
@@ -254,12 +259,12 @@ class LongTailedDataModule(LightningDataModule):
             positions: int64, shape (M,), of the images in the order to be shown, among those of the split.
             batch_size: None is that of the training.
         """
-        self.targets(split)  # has it be loaded
         loader = self._loader(split, positions)
         loader.batch_size = batch_size or self.batch_size
         return loader
 
     def _loader(self, split: Split, positions: Tensor | None = None) -> EpochLoader:
+        self._load(split)
         trainer, train = self.trainer, split == "train" and positions is None
         images, targets = self._splits[split]
         if positions is not None:
@@ -298,17 +303,12 @@ class LongTailedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> EpochLoader:
         """Shuffled, augmented batches of the subset; outside of a Trainer, ``set_epoch`` draws others each epoch."""
-        self._load("train")
         return self._loader("train")
 
     def val_dataloader(self) -> EpochLoader:
         """Batches of the held-out images, or else of the source's validation split, or else of the test split."""
-        if not self.val_fraction and not self.source.has_val:
-            return self.test_dataloader()
-        self._load("train" if self.val_fraction else "val")
-        return self._loader("val")
+        return self._loader(self.validation_split)
 
     def test_dataloader(self) -> EpochLoader:
         """Batches of the whole test split, each image once over all processes."""
-        self._load("test")
         return self._loader("test")

@@ -103,8 +103,8 @@ class FeatureExtractor(LightningModule):
         self.model, self.data, self.split = model, data, split
         self.classifier = classifier_of(model)
         data.targets(split)  # has it be loaded
-        self.origin: Split = "train" if split == "val" and data.val_fraction else split
-        base = cache_file(f"features 1 {precision} ", network_digest(model), images_digest(data, self.origin))
+        images = images_digest(data, data.origin(split))
+        base = cache_file(f"features 1 {precision} ", network_digest(model), images)
         self.file, self.done_file = base.with_suffix(".npy"), base.with_suffix(".done.npy")
         self._seen: tuple[Tensor, Tensor] | None = None  # features and logits
         self._flushed, self._unflushed = time.monotonic(), list[npt.NDArray[np.int64]]()
@@ -124,7 +124,8 @@ class FeatureExtractor(LightningModule):
         return torch.from_numpy(np.flatnonzero(~done[rows]))
 
     def _num_images(self) -> int:
-        return sum(self.data.source.counts) if self.origin == "train" else len(self.data.rows[self.split])
+        of_training = self.data.origin(self.split) == "train"
+        return sum(self.data.source.counts) if of_training else len(self.data.rows[self.split])
 
     @staticmethod
     def _read(file: Path, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lt_cb import losses
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError, check_at_least
-from lt_cb.heads.solve import solve_path
+from lt_cb.heads.solve import solve_at, solve_path
 from lt_cb.losses import EffectiveNumber, Loss
 from lt_cb.report.tables import half_width
 
@@ -172,16 +172,13 @@ def try_all(
         targets: class indices, int64 of shape (N,).
         num_classes: C.
         shown: features and class indices of other images, to predict.
-        tried: recipes.
+        tried: recipes, plain softmax among them.
         strengths: values of lambda, each at least 0.
         variances: of the columns of the features.
     """
     counts = targets.bincount(minlength=num_classes).tolist()
     made = {recipe: recipe.make(counts) for recipe in tried}
     solved = [recipe for recipe in tried if recipe.loss != POST_HOC]
-    if len(solved) < len(tried) and SOFTMAX not in solved:
-        solved.append(SOFTMAX)
-        made[SOFTMAX] = SOFTMAX.make(counts)
     right = {}
     for strength, heads in solve_path(
         features, targets, [made[recipe] for recipe in solved], strengths, variances, ROUGH
@@ -248,13 +245,12 @@ def held_out_logits(
         variances: of the columns of the features.
     """
     recipe, strength = candidate
-    path = [strength, *(value for value in strengths if value > strength)]
     logits, labels = [], []
     for k in range(int(folds.max()) + 1):
         held = folds == k
         y = targets[~held]
         loss = recipe.make(y.bincount(minlength=num_classes).tolist())
-        heads = solve_path(features[~held], y, [loss], path, variances, ROUGH)[strength]
+        heads = solve_at(features[~held], y, loss, strength, strengths, variances, ROUGH)
         logits.append(heads.logits(features[held])[0])
         labels.append(targets[held])
     return torch.cat(logits), torch.cat(labels)

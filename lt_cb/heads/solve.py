@@ -268,6 +268,20 @@ def _direction(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]
     return q.neg_()
 
 
+def solve_at(
+    features: Tensor,
+    targets: Tensor,
+    loss: Loss,
+    strength: float,
+    strengths: Sequence[float],
+    variances: Tensor | None = None,
+    tolerance: float = 1e-5,
+) -> Heads:
+    """Return one head at one L2 strength, by way of the stronger of some others; the rest is as of `solve_path`."""
+    path = [strength, *(value for value in strengths if value > strength)]
+    return solve_path(features, targets, [loss], path, variances, tolerance)[strength]
+
+
 def solve_path(
     features: Tensor,
     targets: Tensor,

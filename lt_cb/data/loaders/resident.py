@@ -77,30 +77,16 @@ class ResidentLoader(EpochLoader):
         return crops.view(len(rows), height, width, channels).permute(0, 3, 1, 2)
 
 
-class FeatureLoader(EpochLoader):
-    """An `EpochLoader` of what a frozen network has made of the images: shuffled and resampled, but never augmented.
+class FeatureLoader(ResidentLoader):
+    """A `ResidentLoader` of what a frozen network has made of the images, floating of shape (N, D).
 
-    Args:
-        images: features, floating of shape (N, D).
-        targets: int64, shape (N,).
-        batch_size: features a batch of this process; the last may be smaller.
-        device: where they are kept.
-        options: further arguments of `EpochLoader`.
+    They are shuffled and resampled, but never cropped, flipped or augmented.
     """
-
-    def __init__(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        batch_size: int,
-        *,
-        device: torch.device | str = "cpu",
-        **options: Any,  # noqa: ANN401
-    ) -> None:
-        super().__init__(targets.to(device), batch_size, **options)
-        self.images = images.to(device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield features, shape (B, D), and targets, int64 of shape (B,)."""
-        for rows in torch.split(self._draw().rows.to(self.targets.device), self.batch_size):
+        for rows in torch.split(self._draw().rows.to(self.device), self.batch_size):
             yield self.images[rows], self.targets[rows]
+
+    def _pad(self, images: Tensor) -> Tensor:
+        return images.to(self.device)

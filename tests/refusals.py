@@ -1,0 +1,20 @@
+"""How a command refuses its input."""
+
+from pathlib import Path
+
+import pytest
+
+from lt_cb.__main__ import main
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Return the sentence with which a command is refused; nothing may have been written."""
+    before = sorted(Path("runs").rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        main(list(args))
+    assert stopped.value.code == 2
+    assert sorted(Path("runs").rglob("*")) == before
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    (sentence,) = [line for line in err.splitlines() if line.startswith("lt-cb: error: ")]
+    return sentence.removeprefix("lt-cb: error: ")
