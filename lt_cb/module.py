@@ -16,7 +16,9 @@ from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.metrics import Mean, PerClassAccuracy, accuracies, shot_groups
 from lt_cb.models import (
+    ResNetCifar,
     SecondStage,
+    TrainingGraph,
     build_backbone,
     draw_classifier,
     last_linear,
@@ -58,8 +60,9 @@ class LongTailedClassifier(LightningModule):
             leaves them as the backbone has them.
         second_stage: what is done to the classifier of a trained network, whose checkpoint ``fit`` then starts from.
         mix: mixes a batch of images and one-hot targets, as torchvision's ``MixUp`` and ``CutMix`` do.
-        fast: ``auto`` compiles the network for a long training on an NVIDIA GPU, and has the command line train in
-            bfloat16 mixed precision where the hardware has that and no ``--trainer.precision`` is given.
+        fast: ``auto`` launches the kernels of a `ResNetCifar` as one on a single NVIDIA GPU, compiles others for a long
+            training there, and has the command line train in bfloat16 mixed precision where the hardware has that and
+            no ``--trainer.precision`` is given.
         few_shot: classes of fewer training images are few-shot.
         many_shot: classes of more training images are many-shot.
         in_channels: channels of the images.
@@ -118,6 +121,7 @@ class LongTailedClassifier(LightningModule):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
+        self.graph: TrainingGraph | None = None
         self.prior: list[float] | None = None
         self.register_buffer("prior_shift", None, persistent=False)
 
@@ -193,14 +197,24 @@ class LongTailedClassifier(LightningModule):
         return self.second_stage is not None and not all(p.requires_grad for p in self.backbone.parameters())
 
     def on_fit_start(self) -> None:
-        """Compile a long training on an NVIDIA GPU, whose kernels are short; spare a CPU some bfloat16."""
+        """Spare a small network on an NVIDIA GPU its launches, compile a long training; spare a CPU some bfloat16."""
         device = self.trainer.strategy.root_device.type
         if device == "cpu" and self.trainer.precision == "bf16-mixed":
             spare_small_images(self.backbone)
-        on_gpu = device == "cuda"
-        if self.fast == "auto" and on_gpu and self.trainer.estimated_stepping_batches >= MANY_STEPS:
+        self.graph = None
+        if self.fast == "off" or device != "cuda":
+            return
+        if isinstance(self.backbone, ResNetCifar):
+            own_forward = type(self).forward is not LongTailedClassifier.forward
+            if not (own_forward or self.is_frozen or self.trainer.world_size > 1):
+                self.graph = TrainingGraph(self.backbone)
+        elif self.trainer.estimated_stepping_batches >= MANY_STEPS:
             torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
             self.backbone.compile()
+
+    def on_fit_end(self) -> None:
+        """Give the graph's memory back."""
+        self.graph = None
 
     def on_train_epoch_start(self) -> None:
         """Let the class weights count once their time has come."""
@@ -213,9 +227,15 @@ class LongTailedClassifier(LightningModule):
         if self.mix is not None:
             one_hot = nn.functional.one_hot(targets, len(self.class_names))
             images, targets = self.mix(self._normalized(images), one_hot.float())
-        loss: Tensor = self.loss(self(images), targets)
+        loss: Tensor = self.loss(self._training_logits(images), targets)
         self.train_loss.update(loss.detach(), len(images))
         return loss
+
+    def _training_logits(self, images: Tensor) -> Tensor:
+        if self.graph is None or images.ndim == 2 or self.trainer.accumulate_grad_batches > 1:
+            logits: Tensor = self(images)
+            return logits
+        return self.graph(self._normalized(images).contiguous(memory_format=torch.channels_last))
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch.

@@ -57,6 +57,7 @@ class ResultFile(Callback):
         data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
         facts = data.facts() if data else {}
         wandb = wandb_logger(trainer)
+        device = trainer.strategy.root_device  # the module is back on the CPU by now
         result: dict[str, Any] = {
             "metrics": metrics,
             "class_names": pl_module.class_names,
@@ -76,8 +77,8 @@ class ResultFile(Callback):
             "parameters": sum(p.numel() for p in pl_module.backbone.parameters()),
             "wall_time_s": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             "precision": str(trainer.precision),
-            "device": str(pl_module.device),
-            "processor": processor(pl_module.device),
+            "device": str(device),
+            "processor": processor(device),
             "threads": torch.get_num_threads(),
             "processes": trainer.world_size,
             "wandb_run": None if wandb is None else wandb.version,

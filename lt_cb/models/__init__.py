@@ -11,6 +11,7 @@ from lt_cb.models.classifier import (
     normalize_classifier,
 )
 from lt_cb.models.convolution import spare_small_images
+from lt_cb.models.graph import TrainingGraph
 from lt_cb.models.resnet import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ResNetCifar",
     "SecondStage",
     "TauNormalization",
+    "TrainingGraph",
     "build_backbone",
     "draw_classifier",
     "last_linear",
