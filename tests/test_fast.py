@@ -1,6 +1,9 @@
 """What `fast` does is the same training, faster."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from lt_cb import hardware
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.losses import EffectiveNumber, FocalLoss
+from lt_cb.models import TrainingGraph, resnet20
 from lt_cb.module import LongTailedClassifier
 
 QUICKSTART = str(Path(__file__).parents[1] / "configs/quickstart.yaml")
@@ -97,3 +101,80 @@ def test_a_precision_that_is_asked_for_counts(
     main(["fit", "--config", QUICKSTART, "--trainer.max_epochs=1", "--trainer.accelerator=cpu", *args])
     config = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
     assert config["trainer"]["precision"] == precision
+
+
+class Recorder:
+    """A CUDA graph where there is no GPU: computes anew what a graph would replay."""
+
+    def __init__(self) -> None:
+        self.replay = self.pool = lambda: None
+
+
+def trained(network: torch.nn.Module, run: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
+    """Train for five steps, whose third has a smaller batch."""
+    draw = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    for size in (8, 8, 5, 8, 8):
+        images, targets = torch.randn(size, 3, 8, 8, generator=draw), torch.arange(size) % 4
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(run(images), targets).backward()
+        optimizer.step()
+    return network
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: nullcontext())
+
+
+@pytest.mark.usefixtures("recorder")
+def test_a_replayed_pass_gives_its_own_gradients() -> None:
+    plain, network = resnet20(4), resnet20(4)
+    network.load_state_dict(plain.state_dict())
+    graph, shapes = TrainingGraph(network), []
+
+    def forward() -> None:
+        graph.logits.copy_(network(graph.images))
+
+    def backward() -> None:
+        shapes.append(tuple(graph.images.shape))
+        with torch.enable_grad():
+            again = torch.autograd.grad(network(graph.images), graph.parameters, graph.grad_logits)
+        for kept, gradient in zip(graph.gradients, again, strict=True):
+            kept.copy_(gradient)
+
+    graph.forward.replay, graph.backward.replay = forward, backward
+    expected = trained(plain, plain).parameters()
+    for p, q in zip(trained(network, graph).parameters(), expected, strict=True):
+        torch.testing.assert_close(p, q)
+    assert shapes == [(8, 3, 8, 8)] * 3
+
+
+@pytest.mark.usefixtures("recorder")
+def test_recording_leaves_the_running_statistics_as_they_are() -> None:
+    network = resnet20(4)
+    graph = TrainingGraph(network)
+    graph(torch.randn(8, 3, 8, 8))
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    graph._record(torch.randn(8, 3, 8, 8))
+    for name, buffer in network.named_buffers():
+        torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_the_losses_of_replayed_steps_are_those_without(tmp_path: Path) -> None:
+    runs = []
+    for fast in ("auto", "off"):
+        seed_everything(0)
+        data = LongTailedDataModule("digits", imbalance_factor=10, image_size=16, batch_size=32)
+        module = LongTailedClassifier(FocalLoss(data.class_counts), "resnet20", in_channels=1, fast=fast)
+        losses = Losses()
+        Trainer(max_steps=60, callbacks=[losses], default_root_dir=tmp_path, logger=False).fit(module, data)
+        runs.append(losses.values)
+    assert runs[0][:5] == pytest.approx(runs[1][:5], rel=1e-4)
+    assert np.mean(runs[0][-10:]) == pytest.approx(np.mean(runs[1][-10:]), rel=0.1)

@@ -40,10 +40,12 @@ def write(
     top5: float | None = None,
     epochs: int | None = None,
     data: dict | None = None,
+    trainer: dict | None = None,
+    weighting: str | None = None,
     **config: object,
 ) -> None:
     """Write what a run leaves, with these errors in percent and more of ``data`` and, by name, of ``model``."""
-    arguments: dict = {"reduction": "mean", "weighting": None} | ({} if gamma is None else {"gamma": gamma})
+    arguments: dict = {"reduction": "mean", "weighting": weighting} | ({} if gamma is None else {"gamma": gamma})
     if beta is not None:
         arguments["weighting"] = {"class_path": "lt_cb.losses.EffectiveNumber", "init_args": {"beta": beta}}
     folder.mkdir(parents=True)
@@ -51,6 +53,7 @@ def write(
         "seed_everything": seed,
         "model": {"loss": {"class_path": f"lt_cb.losses.{loss}", "init_args": arguments}, **config},
         "data": {"source": source, "imbalance_factor": factor, "root": f"/somewhere/{seed}", **(data or {})},
+        "trainer": trainer or {},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(resolved))
     accuracy = 1 - error / 100
@@ -264,6 +267,34 @@ def test_what_goes_with_the_data_is_no_other_method(tmp_path: Path) -> None:
     assert names() == {"Softmax"}
     write(tmp_path / "c", 31.0, data={"crop_padding": 2})
     assert names() == {"Softmax, crop_padding 4", "Softmax, crop_padding 2"}
+
+
+def test_of_settings_that_change_together_one_is_named(tmp_path: Path) -> None:
+    short: dict = {"trainer": {"max_epochs": 40}, "data": {"crop_padding": 2, "horizontal_flip": False}}
+    for seed in (0, 1):
+        write(tmp_path / f"a/{seed}", 30.0 + seed, trainer={"max_epochs": 200}, seed=seed)
+        write(tmp_path / f"b/{seed}", 33.0 + seed, seed=seed, **short)
+        write(tmp_path / f"c/{seed}", 34.0, loss="FocalLoss", gamma=1.0, beta=0.999, seed=seed, **short)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    page = (tmp_path / "report.md").read_text()
+    focal = "Focal gamma 1, CB β 0.999, max_epochs 40"
+    names = ["Softmax, max_epochs 40", "Softmax, max_epochs 200", focal]
+    assert [key[0] for key in table(page, "Error")] == names  # by number, not by letter
+    assert table(page, "Differences")[focal, "cifar10 IF 100"]["lower by"] == "-0.50"
+
+
+def test_the_baseline_is_the_plain_loss(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write(tmp_path / f"plain/{seed}", 30.0, seed=seed)
+        write(tmp_path / f"sampled/{seed}", 28.0, seed=seed, data={"sampler": "ClassBalancedSampler"})
+        write(tmp_path / f"weighted/{seed}", 35.0, seed=seed, weighting="InverseFrequency")
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    page = (tmp_path / "report.md").read_text()
+    assert "than that of Softmax, in points" in page
+    lower = {key[0]: row["lower by"] for key, row in table(page, "Differences").items()}
+    assert lower == {"Softmax, sampler ClassBalancedSampler": "+2.00", "Softmax, InverseFrequency": "-5.00"}
 
 
 def test_table_3_beside_table_2(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger"
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 NAMED = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
 NETWORK: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None}  # with their defaults
-STAGE = "model.second_stage"
+STAGE, LENGTH = "model.second_stage", "trainer.max_epochs"
 NOT_OF_THE_PAPER = (
     "data.val_fraction",
     "data.sampler",
@@ -83,6 +83,7 @@ class Runs:
 
     results: list[Result]
     missing: list[tuple[Path, str]]  # folder, and why it is not in the tables
+    unnamed: list[str] = field(default_factory=list)  # settings that differ beside those in the names of methods
 
     def cells(self) -> dict[tuple[str, str], list[Result]]:
         """Return the runs of each (method, data), over seeds."""
@@ -92,10 +93,15 @@ class Runs:
         return cells
 
     def methods(self) -> list[str]:
-        """Return the rows: losses without weights first."""
-        first = {result.method: result for result in reversed(self.results)}
+        """Return the rows: losses without weights first, of those what has no second stage, sampler or the like."""
         order = {"SoftmaxLoss": 0, "SigmoidLoss": 1, "FocalLoss": 2}
-        return sorted(first, key=lambda m: (first[m].beta is not None, order.get(first[m].loss, 3), m))
+
+        def place(r: Result) -> tuple[bool, bool, int, str]:
+            by_number = re.sub(r"\d+", lambda digits: digits[0].zfill(8), r.method)
+            return r.beta is not None or r.family is None, bool(r.unlike_paper), order.get(r.loss, 3), by_number
+
+        places = {r.method: place(r) for r in reversed(self.results)}
+        return sorted(places, key=lambda method: places[method])
 
     def columns(self) -> list[str]:
         """Return the data sets, each from the highest imbalance factor to the lowest."""
@@ -126,7 +132,8 @@ def collect(folder: Path) -> Runs:
     # what goes with a loss or a data set, as a rate or a schedule may, is no method of its own
     varied = {key for group in by_method.values() for key in _varied(group)}
     network = _varied(configs) & NETWORK.keys()
-    extras = [sorted(varied | {key for key in network if c.get(key) != NETWORK[key]}) for c in configs]
+    telling = _telling(list(by_method.values()), varied, {STAGE, *network}) | (varied & network)
+    extras = [sorted(telling | {key for key in network if c.get(key) != NETWORK[key]}) for c in configs]
     several = len({_checkpoint(raw) for raw in raws}) > 1
     results = [_result(*each, several) for each in zip(paths, raws, configs, extras, strict=True)]
     newest = {
@@ -139,7 +146,7 @@ def collect(folder: Path) -> Runs:
     missing = {result.folder: "repeated later" for result in results if result not in kept}
     missing |= {run.path: f"without its {run.config.name}" for run in existing if run.is_done and run.path not in paths}
     missing |= {run.path: state for run in existing if not run.is_done and (state := run.state)}
-    return Runs(kept, list(missing.items()))
+    return Runs(kept, list(missing.items()), sorted(varied - telling - {STAGE}))
 
 
 def read_run(where: str | Path) -> Result:
@@ -186,6 +193,22 @@ def _varied(configs: list[dict[str, Any]]) -> set[str]:
     keys = {key for config in configs for key in config if key.startswith(groups) and not key.startswith(ignored)}
     keys -= {*IGNORED, *NAMED}
     return {key for key in keys if len({json.dumps(c.get(key), default=str) for c in configs}) > 1}
+
+
+def _telling(groups: list[list[dict[str, Any]]], varied: set[str], said: set[str]) -> set[str]:
+    """Return the fewest settings, found greedily, that beside what is said tell apart what all that vary do.
+
+    Of settings that tell as much apart the length of the training is taken, or else the first by name.
+    """
+
+    def told(keys: set[str]) -> int:
+        return sum(len({json.dumps([c.get(key) for key in sorted(keys)], default=str) for c in g}) for g in groups)
+
+    telling: set[str] = set()
+    while told(telling | said) < told(varied | said):
+        left = sorted(varied - telling - said, key=lambda key: (key != LENGTH, key))
+        telling.add(max(left, key=lambda key: told(telling | said | {key})))
+    return telling
 
 
 def _result(

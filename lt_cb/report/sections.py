@@ -308,9 +308,15 @@ def _kept(runs: Runs) -> Section:
         again = command(first.row, first.folder.parents[1])
         rows.append([first.method, first.data, seeds, f"{minutes:.1f}", where, first.row["commit"], f"`{again}`"])
     words = (
-        "The command repeats the run of the first seed; --data.root says where the data lie. On such a processor, with "
-        "as many threads (OMP_NUM_THREADS) and the same versions, it gives the same figures to the digit."
+        "The command repeats the run of the first seed; --data.root says where the data lie. On such a CPU, with as "
+        "many threads (OMP_NUM_THREADS) and the same versions, it gives the same figures to the digit; a GPU may round "
+        "otherwise each time."
     )
+    if runs.unnamed:
+        words += (
+            " Methods of one loss differ in more than their names say: "
+            f"{', '.join(key.partition('.')[2] for key in runs.unnamed)}."
+        )
     return Section("The runs", words, ["method", "data", "seeds", "minutes", "on", "commit", "command"], rows)
 
 
