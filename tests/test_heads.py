@@ -160,6 +160,30 @@ def test_more_is_not_penalised_than_the_weights(data: tuple[Tensor, Tensor]) -> 
     torch.testing.assert_close(heads.bias[0].softmax(0), prior, atol=1e-3, rtol=0.0)
 
 
+def test_features_that_do_not_fit_in_memory_give_the_same_heads(
+    data: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, targets = data
+    folds = stratified_folds(targets, int(targets.max()) + 1, 3, 0)
+
+    def tried() -> dict[Candidate, Tensor]:
+        basis = Basis.of(features)
+        return cross_validate(
+            basis.project(features), targets, int(targets.max()) + 1, folds, [SOFTMAX], [0.1], basis.variances
+        ).correct
+
+    expected = tried()
+    monkeypatch.setattr("lt_cb.heads.solve.available_memory", lambda: 0)
+    monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "cache"))
+    for candidate, hits in tried().items():
+        assert torch.equal(hits, expected[candidate])
+    assert list((tmp_path / "cache").iterdir()) == []  # the files are gone
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="fit neither in the memory that is free nor in"):
+        Basis.of(features).project(features)
+
+
 @pytest.mark.parametrize(
     ("loss", "strength", "message"),
     [

@@ -19,13 +19,18 @@ def stamp(file: Path) -> str:
     return f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n"
 
 
+def cache_folder() -> Path:
+    """Return where caches are: ``$LT_CB_CACHE``, else in the user's cache directory."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LT_CB_CACHE") or Path(user_cache, "lt_cb"))
+
+
 def cache_file(*keys: str | bytes) -> Path:
-    """Return the cache, under ``$LT_CB_CACHE`` (else the user's cache directory), of what depends on the keys."""
+    """Return the cache of what depends on the keys."""
     digest = hashlib.sha256()
     for key in keys:
         digest.update(os.fsencode(key))
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LT_CB_CACHE") or Path(user_cache, "lt_cb"), f"{digest.hexdigest()[:32]}.npz")
+    return cache_folder() / f"{digest.hexdigest()[:32]}.npz"
 
 
 def read_cache(cache: Path) -> Arrays | None:

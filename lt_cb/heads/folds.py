@@ -13,7 +13,7 @@ from torch import Tensor
 from lt_cb import losses
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError, check_at_least
-from lt_cb.heads.solve import solve_at, solve_path
+from lt_cb.heads.solve import rows_of, solve_at, solve_path
 from lt_cb.losses import EffectiveNumber, Loss
 from lt_cb.report.tables import half_width
 
@@ -216,8 +216,8 @@ def cross_validate(
     results: dict[Candidate, list[Tensor]] = {}
     for k in progress(range(number), "Heads of folds", number):
         held = folds == k
-        shown = features[held], targets[held]
-        right = try_all(features[~held], targets[~held], num_classes, shown, tried, strengths, variances)
+        shown = rows_of(features, held), targets[held]
+        right = try_all(rows_of(features, ~held), targets[~held], num_classes, shown, tried, strengths, variances)
         for candidate, hits in right.items():
             results.setdefault(candidate, []).append(hits)
     counted = torch.stack([targets[folds == k].bincount(minlength=num_classes) for k in range(number)])
@@ -250,8 +250,8 @@ def held_out_logits(
         held = folds == k
         y = targets[~held]
         loss = recipe.make(y.bincount(minlength=num_classes).tolist())
-        heads = solve_at(features[~held], y, loss, strength, strengths, variances, ROUGH)
-        logits.append(heads.logits(features[held])[0])
+        heads = solve_at(rows_of(features, ~held), y, loss, strength, strengths, variances, ROUGH)
+        logits.append(heads.logits(rows_of(features, held))[0])
         labels.append(targets[held])
     return torch.cat(logits), torch.cat(labels)
 

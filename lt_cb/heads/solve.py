@@ -1,13 +1,19 @@
 """Linear heads solved to convergence, many at once, for any loss and weighting."""
 
+import math
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lt_cb.data.cache import cache_folder
 from lt_cb.errors import InputError, check_at_least
+from lt_cb.hardware import available_memory
 from lt_cb.losses import Loss
 
 HISTORY = 10  # pairs of steps and gradient differences that L-BFGS keeps
@@ -16,6 +22,46 @@ SUFFICIENT = 1e-4  # Armijo: part of the decrease that the gradient promises
 ROWS = 4096  # a block of features that stays in the processor's cache between the two products
 COLUMNS = 4096  # logits an image that are evaluated at once, over all heads
 MAX_ROUNDS = 1000
+
+
+def empty(*shape: int) -> Tensor:
+    """Return a float32 tensor of a shape, not filled: in memory, or in a file that is gone with it.
+
+    It is in a file of the cache's folder where it would take more than half of the memory that is free: whoever goes
+    through it block by block then needs no more memory than for a block.
+
+    Raises:
+        InputError: if there is no room for it on the disk either.
+    """
+    size = 4 * math.prod(shape)
+    if size <= available_memory() / 2:
+        return torch.empty(shape)
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # else a full disk would end the process at some later write
+                os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
+    except OSError as error:
+        raise InputError(
+            f"features of {size / 2**30:.1f} GiB fit neither in the memory that is free nor in '{folder}' "
+            f"({error.strerror}): make room there, or set LT_CB_CACHE to another folder."
+        ) from error
+
+
+def rows_of(features: Tensor, rows: Tensor) -> Tensor:
+    """Return some features, float32 of shape (M, D), in memory or not (`empty`).
+
+    Args:
+        features: float32, shape (N, D).
+        rows: which of them, int64 of shape (M,), or bool of shape (N,).
+    """
+    chosen = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+    copied = empty(len(chosen), features.shape[1])
+    for part, block in zip(torch.split(copied, ROWS), torch.split(chosen, ROWS), strict=True):
+        torch.index_select(features, 0, block, out=part)
+    return copied
 
 
 @dataclass
@@ -65,7 +111,7 @@ class Basis:
 
     def project(self, features: Tensor) -> Tensor:
         """Return features, floating of shape (N, D), standardised and rotated, float32 of shape (N, R)."""
-        projected = torch.empty(len(features), self.axes.shape[1])
+        projected = empty(len(features), self.axes.shape[1])
         for rows, block in zip(torch.split(projected, ROWS), torch.split(features, ROWS), strict=True):
             torch.mm((block.float() - self.mean) / self.scale, self.axes, out=rows)
         return projected
