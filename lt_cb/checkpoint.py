@@ -18,6 +18,7 @@ from lt_cb.losses import Loss
 
 CONFIG = "lt_cb_config"  # the resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
+METRICS = "lt_cb_metrics"  # of the epoch that it ends with, which are written to the run's folder after it
 BACKBONE, LOSS = "backbone.", "loss."  # in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std")  # what the model knows of its data
 

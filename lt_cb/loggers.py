@@ -12,8 +12,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from lt_cb.checkpoint import METRICS
 from lt_cb.errors import InputError
 from lt_cb.run import RunDir
 
@@ -32,7 +33,7 @@ class RunFolder(CSVLogger):
     def __init__(self, save_dir: str, name: str = "run", version: str | None = None) -> None:
         super().__init__(save_dir, name, version)
         self._chooses = version is None
-        self._first_epoch = 0
+        self._goes_on: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, folder: str | None, root: str | None, name: str) -> "RunFolder":
@@ -42,22 +43,21 @@ class RunFolder(CSVLogger):
         path = Path(folder)
         return cls(str(path.parent.parent), path.parent.name, path.name)
 
-    def claim(self, goes_on: bool, epochs: int) -> None:
+    def claim(self, goes_on: dict[str, Any] | None = None) -> None:
         """Take a folder that is given.
 
         Args:
-            goes_on: whether its run is trained further; its metrics stay.
-            epochs: that are done then.
+            goes_on: checkpoint that its run is trained further from; the metrics up to it stay.
 
         Raises:
             InputError: if it has another run.
         """
         run = RunDir(self.log_dir)
-        if not goes_on and (run.is_done or run.checkpoint.is_file()):
+        if goes_on is None and (run.is_done or run.checkpoint.is_file()):
             raise InputError(
                 f"'{run.path}' has a run already: set --folder to another, or go on with --ckpt_path {run.checkpoint}."
             )
-        self._first_epoch = epochs if goes_on else 0
+        self._goes_on = goes_on
 
     @property
     @rank_zero_experiment
@@ -70,31 +70,55 @@ class RunFolder(CSVLogger):
             except FileExistsError:
                 self._version = int(self.version) + 1
         if self._experiment is None:
-            self._experiment = _Metrics(self.log_dir, self._first_epoch)
+            self._experiment = _Metrics(self.log_dir, self._goes_on)
         return self._experiment
 
 
 class _Metrics(ExperimentWriter):
-    """The writer of ``metrics.csv``, which keeps the rows of the epochs before a resume."""
+    """The writer of ``metrics.csv``, which keeps the rows of the epochs before a resume, and never leaves a part of it.
 
-    def __init__(self, log_dir: str, first_epoch: int) -> None:
-        self._first_epoch = first_epoch
+    Args:
+        log_dir: folder of the run.
+        goes_on: checkpoint that it goes on from; None begins anew.
+    """
+
+    def __init__(self, log_dir: str, goes_on: dict[str, Any] | None) -> None:
+        self._goes_on = goes_on
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
+        run, kept = RunDir(self.log_dir), list[dict[str, Any]]()
+        if self._goes_on is not None:
+            try:
+                rows = run.read_metrics()
+            except InputError:
+                aside = run.metrics.with_suffix(".damaged.csv")
+                run.metrics.replace(aside)
+                rank_zero_warn(f"'{run.metrics}' is damaged: it is '{aside}' now, and its rows are left out.")
+                rows = []
+            first = self._goes_on.get("epoch", -1) + 1
+            kept += [row for row in rows if _epoch(row) < first]
+            last = self._goes_on.get(METRICS) or {}
+            written = {name for row in kept if _epoch(row) == first - 1 for name, value in row.items() if value}
+            if len(last) > 2 and not set(last) <= written:  # killed between the checkpoint and the row
+                kept.append(last)
+        self.metrics_keys = list(dict.fromkeys(key for row in kept for key in row))
+        if kept:
+            self._replace(kept)
+        else:
+            run.metrics.unlink(missing_ok=True)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._replace(RunDir(self.log_dir).read_metrics())
+
+    def _replace(self, rows: list[dict[str, Any]]) -> None:
         file = RunDir(self.log_dir).metrics
-        if not file.is_file():
-            return
-        with file.open(newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if _epoch(row) < self._first_epoch]
-        self.metrics_keys = list(rows[0]) if rows else []
         temporary = file.with_suffix(".tmp")
-        with temporary.open("w", newline="") as stream:
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(file) if rows else file.unlink()
-        temporary.unlink(missing_ok=True)
+        temporary.replace(file)
 
 
 def _epoch(row: dict[str, str]) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lt_cb import checkpoint as checkpoints
+from lt_cb.data.loaders.epoch import seed_of
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.metrics import Mean, PerClassAccuracy, accuracies, shot_groups
@@ -226,7 +227,10 @@ class LongTailedClassifier(LightningModule):
         images, targets = batch
         if self.mix is not None:
             one_hot = nn.functional.one_hot(targets, len(self.class_names))
-            images, targets = self.mix(self._normalized(images), one_hot.float())
+            seed = getattr(getattr(self._trainer, "datamodule", None), "seed", 0)
+            with torch.random.fork_rng(devices=[]):  # so that a resumed training draws as one that was not
+                torch.default_generator.manual_seed(seed_of(seed, self.current_epoch, batch_idx, self.global_rank))
+                images, targets = self.mix(self._normalized(images), one_hot.float())
         loss: Tensor = self.loss(self._training_logits(images), targets)
         self.train_loss.update(loss.detach(), len(images))
         return loss

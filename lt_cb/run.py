@@ -1,10 +1,12 @@
 """A run's folder: the names of its files, how they are read and written, and its state. Imports no torch."""
 
 import csv
+import functools
+import io
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,9 @@ class RunDir:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is a result."""
-        return self.result.is_file()
+        """Whether there is a result, it is whole, and of the run that a grid has planned here, if one has."""
+        result, grid = _stamp(self.result), _stamp(self.grid)
+        return result is not None and _is_of_run(self.path, result, grid)
 
     @property
     def is_training(self) -> bool:
@@ -54,7 +57,9 @@ class RunDir:
 
     @property
     def state(self) -> str | None:
-        """Why there is no result: failed, not begun or unfinished; None for one that none is expected of."""
+        """Why there is no result: damaged, failed, not begun or unfinished; None for one that none is expected of."""
+        if self.result.exists():
+            return f"its {self.result.name} is damaged, or of another run"
         if self.error.exists():
             return "failed"
         if not self.config.exists():
@@ -84,11 +89,11 @@ class RunDir:
             raise InputError(
                 f"'{self.path}' has no {self.result.name}: give a finished run's folder, or entity/project/run of W&B."
             ) from error
-        except ValueError as error:
+        except ValueError as error:  # no JSON, or no UTF-8
             raise InputError(f"'{self.result}' is damaged ({error}): remove it.") from error
-        if not isinstance(raw, dict) or not {"metrics", "class_counts", "per_class_accuracy", "seeds"} <= raw.keys():
+        if not _is_result(raw):
             raise InputError(f"'{self.result}' is not the result of a run: remove it.")
-        return raw
+        return dict(raw)
 
     def read_metrics(self) -> list[dict[str, str]]:
         """Return the rows of the metrics by epoch, none if there are none.
@@ -97,8 +102,12 @@ class RunDir:
             InputError: if they are damaged.
         """
         try:
-            with self.metrics.open(newline="") as stream:
-                return list(csv.DictReader(stream))
+            whole, end, _ = self.metrics.read_bytes().decode().rpartition("\n")  # a kill may have torn the last row
+            rows = list(csv.DictReader(io.StringIO(whole + end, newline="")))
+            for row in rows:
+                if None in row or not all(_is_number(value) for value in row.values() if value):
+                    raise csv.Error("a row is not of numbers under the header")
+            return rows
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -112,11 +121,82 @@ class RunDir:
         """
         try:
             raw = json.loads(self.grid.read_text())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"'{self.grid}' is damaged ({error}): remove it.") from error
-        if not isinstance(raw, dict) or "digest" not in raw:
+        if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
             raise InputError(f"'{self.grid}' is not of a run of a grid: remove it.")
         return raw
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+@functools.cache
+def _is_of_run(path: Path, result: tuple[int, int], grid: tuple[int, int] | None) -> bool:
+    """Return whether a folder's result reads, and is of its run; the stamps are for the cache to see other files."""
+    run = RunDir(path)
+    try:
+        own = run.read_result().get("grid")
+    except InputError:
+        return False
+    try:
+        return own is None or grid is None or run.read_grid()["digest"] == own
+    except InputError:  # the grid writes it anew
+        return True
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401 - of a table
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_result(raw: Any) -> bool:  # noqa: ANN401 - JSON
+    """Return whether JSON is what a run leaves, as far as anything reads it."""
+
+    def is_int(value: Any) -> bool:  # noqa: ANN401
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    def is_float(value: Any) -> bool:  # noqa: ANN401
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def are(values: Any, kind: Callable[[Any], bool], length: int | None = None) -> bool:  # noqa: ANN401
+        return isinstance(values, list) and all(map(kind, values)) and length in (None, len(values))
+
+    def is_table(values: Any, kind: Callable[[Any], bool]) -> bool:  # noqa: ANN401
+        return isinstance(values, dict) and all(map(kind, values.values()))
+
+    if not isinstance(raw, dict) or not are(raw.get("class_counts"), is_int):
+        return False
+    size = len(raw["class_counts"])
+    expected: dict[str, Callable[[Any], bool]] = {
+        "metrics": lambda v: is_table(v, is_float) and "test/acc" in v,
+        "per_class_accuracy": lambda v: are(v, lambda rate: rate is None or is_float(rate), size),
+        "seeds": lambda v: (
+            is_table(v, lambda n: n is None or is_int(n)) and {"seed_everything", "subset_seed"} <= v.keys()
+        ),
+    }
+    optional: dict[str, Callable[[Any], bool]] = {
+        "class_names": lambda v: are(v, lambda name: isinstance(name, str), size),
+        "shot_groups": lambda v: is_table(v, lambda g: are(g, lambda c: is_int(c) and 0 <= c < size)),
+        "correct": lambda v: are(v, is_int, size),
+        "test_counts": lambda v: are(v, is_int, size),
+        "confusion": lambda v: are(v, lambda line: are(line, is_int, size), size),
+        "epochs": is_int,
+        "checkpoint": lambda v: isinstance(v, str),
+        "wall_time_s": lambda v: is_table(v, is_float),
+        "versions": lambda v: isinstance(v, dict),
+    }
+    return all(name in raw and check(raw[name]) for name, check in expected.items()) and all(
+        check(raw[name]) for name, check in optional.items() if raw.get(name) is not None
+    )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from refusals import refused
 import lt_cb
 from lt_cb.__main__ import main
 from lt_cb.commands.train import CLI
+from lt_cb.loggers import RunFolder
 from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
@@ -258,6 +259,56 @@ def test_the_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         assert [row["epoch"] for row in csv.DictReader(stream) if row["train/loss"]] == ["0", "1"]
     main(["test", f"--ckpt_path={checkpoint}"])
     assert Path("runs/g/a/version_0/result.json").is_file()  # a folder of its own
+
+
+def epochs_of(run: Path) -> list[str]:
+    with (run / "metrics.csv").open() as stream:
+        return [row["epoch"] for row in csv.DictReader(stream) if row.get("train/loss")]
+
+
+def test_a_runs_history_is_whole_after_a_kill(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path("runs/g/a/seed_0")
+    main([*FIT, *TINY, f"--folder={run}", "--trainer.max_epochs=2"])
+    go_on = ("fit", f"--ckpt_path={run}/checkpoints/last.ckpt", f"--folder={run}")
+    whole = (run / "metrics.csv").read_text()
+    with (run / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    # the kill came between the checkpoint and the row of its epoch, or in the middle of that row
+    lines = whole.splitlines(keepends=True)
+    last = max(i for i, row in enumerate(rows, 1) if row["train/loss"])
+    for text in ("".join(lines[:last]), "".join(lines[:last]) + lines[last][:3]):
+        (run / "metrics.csv").write_text(text)
+        main([*go_on, "--trainer.max_epochs=2"])
+        assert epochs_of(run) == ["0", "1"]
+        with (run / "metrics.csv").open() as stream:
+            again = [row for row in csv.DictReader(stream) if row["train/loss"]]
+        assert [(row["step"], float(row["train/loss"])) for row in again] == [
+            (row["step"], pytest.approx(float(row["train/loss"]))) for row in rows if row["train/loss"]
+        ]
+    (run / "metrics.csv").write_bytes(b"epoch,step\n\xff")
+    with pytest.warns(UserWarning, match="is damaged"):
+        main([*go_on, "--trainer.max_epochs=3"])
+    assert epochs_of(run) == ["1", "2"]  # that of the checkpoint, and the next
+    assert (run / "metrics.damaged.csv").is_file()
+
+
+def test_a_kill_under_a_new_header_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RunFolder(str(tmp_path), "a", "b").experiment
+    for epoch in range(3):
+        writer.log_metrics({"epoch": epoch, "train/loss": 0.5}, epoch)
+        writer.save()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    writer.log_metrics({"epoch": 3, "test/acc": 0.5}, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("csv.DictWriter.writerows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            writer.save()
+    assert epochs_of(tmp_path / "a/b") == ["0", "1", "2"]
+    writer.save()
+    assert len((tmp_path / "a/b/metrics.csv").read_text().splitlines()) == 5
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from lt_cb.__main__ import main
 from lt_cb.grid import read_plan
 from lt_cb.grid.command import _devices
 from lt_cb.grid.plan import Run
+from lt_cb.grid.work import check_folder
 
 ROOT = Path(__file__).parents[1]
 GRIDS = ROOT / "configs/grids"
@@ -29,7 +30,13 @@ OVERLAYS = sorted(
     for folder in ("loss", "sampler", "recipe", "augment", "logger", "second_stage")
     for file in (ROOT / "configs" / folder).glob("*.yaml")
 )
-RESULT: dict = {"metrics": {}, "class_counts": [9, 1], "per_class_accuracy": [], "seeds": {}, "wall_time_s": {}}
+RESULT: dict = {
+    "metrics": {"test/acc": 0.5},
+    "class_counts": [9, 1],
+    "per_class_accuracy": [1.0, 0.0],
+    "seeds": {"seed_everything": 0, "subset_seed": 0},
+    "wall_time_s": {},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -278,7 +285,14 @@ class TestPlan:
         beside = Path("runs/cifar10_lt/version_0")
         beside.mkdir(parents=True)
         (beside / "result.json").write_text(
-            json.dumps({**RESULT, "wall_time_s": {"fit": 10.0}, "class_counts": [5000, 1581, 500]})
+            json.dumps(
+                {
+                    **RESULT,
+                    "wall_time_s": {"fit": 10.0},
+                    "class_counts": [5000, 1581, 500],
+                    "per_class_accuracy": [1.0, 0.0, 0.0],
+                }
+            )
         )
         config = {"data": {"source": "cifar10", "imbalance_factor": 10}, "trainer": {"max_epochs": 10}, "model": {}}
         (beside / "config.yaml").write_text(yaml.safe_dump(config))
@@ -288,20 +302,40 @@ class TestPlan:
         (beside / "config.yaml").write_text("[")
         assert "no estimate" in plan(settings)
 
-    def test_damaged_files_of_a_run_are_named(self, capsys: pytest.CaptureFixture[str]) -> None:
-        file = grid({"folder": "g", "axes": {"gamma": {"model.loss.gamma": [1, 2]}}})
-        run = read_plan(file).runs[0].dir
-        run.path.mkdir(parents=True)
-        run.result.write_text("{")
-        assert refused(capsys, str(file)).startswith(f"'{run.result}' is damaged")
-        run.result.write_text(json.dumps({**RESULT, "wall_time_s": None}))
-        assert refused(capsys, str(file)).startswith(f"'{run.result}' is damaged")
-        run.result.write_text(json.dumps(RESULT))
-        for text, sentence in (("{", "is damaged"), ("[]", "is not of a run of a grid")):
-            run.grid.write_text(text)
-            assert refused(capsys, str(file)).startswith(f"'{run.grid}' {sentence}")
-        run.grid.write_text('{"digest": "another"}')
-        assert refused(capsys, str(file)).startswith(f"'{run.path}' holds a run of another configuration")
+    def test_damaged_files_of_a_run_are_named_and_it_is_not_done(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run = read_plan(grid({"folder": "g", "axes": {"gamma": {"model.loss.gamma": [1, 2]}}})).runs[0]
+        run.folder.mkdir(parents=True)
+        run.dir.result.write_text(json.dumps(RESULT))  # of a version that did not say whose it is
+        assert (check_folder(run), run.dir.is_done) == ([], True)
+        foreign = json.dumps({**RESULT, "grid": "another"})
+        for text in ("", "{", "[]", "{}", json.dumps({**RESULT, "class_counts": "12"}), foreign):
+            run.dir.result.write_text(text)
+            assert check_folder(run) == [f"'{run.dir.result}' is damaged, or of another run: this one is not done."]
+            assert not run.dir.is_done
+        run.dir.result.write_bytes(b"\xff")
+        assert not run.dir.is_done
+        run.dir.result.write_text(json.dumps({**RESULT, "grid": run.digest}))
+        for text in ("", "{", "[]"):
+            run.dir.grid.write_text(text)
+            assert check_folder(run) == [f"'{run.dir.grid}' is damaged: it is written anew."]
+            assert (run.dir.read_grid()["digest"], run.dir.is_done) == (run.digest, True)
+        run.dir.grid.write_text('{"digest": "another"}')
+        run.dir.result.write_text(json.dumps(RESULT))
+        assert refused(capsys, "grid.yaml").startswith(f"'{run.folder}' holds a run of another configuration")
+
+    def test_a_lock_that_cannot_be_taken_is_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
+        file = grid({"folder": "g"})
+        run = read_plan(file).runs[0]
+        run.dir.lock.mkdir(parents=True)
+        assert refused(capsys, str(file)).startswith(f"'{run.dir.lock}' cannot be locked")
+
+    @pytest.mark.slow
+    def test_a_failure_is_seen_whatever_the_clock_says(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ahead = time.time() + 60
+        monkeypatch.setattr("time.time", lambda: ahead)  # of this machine, not of the file system
+        file = grid({"folder": "g", "axes": {"data": {"a": {"data.source": "nowhere"}}}})
+        with pytest.raises(SystemExit, match="1"):
+            main(["grid", str(file)])
 
     @pytest.mark.slow
     def test_no_torch_for_a_plan(self) -> None:
@@ -315,7 +349,7 @@ class TestPlan:
 
 
 WORKER = """
-import json, queue, sys, time
+import json, os, queue, sys, time
 from pathlib import Path
 import lt_cb.commands.train
 from lt_cb.grid import read_plan
@@ -324,12 +358,12 @@ from lt_cb.grid.work import work
 calls = []
 def fake(args):
     calls.append(args)
-    Path(args[args.index("--folder") + 1], "result.json").write_text("{}")
+    Path(args[args.index("--folder") + 1], "result.json").write_text(json.dumps(RESULT))
 lt_cb.commands.train.main = fake
 events = queue.Queue()
 runs = read_plan(Path("grid.yaml")).runs
 Path("c.yaml").write_text("{data: {root: changed}}")
-work(runs, time.time(), None, 1, events)
+work(runs, time.time(), None, 1, events, os.getppid())
 Path("calls.json").write_text(json.dumps([calls, [events.get() for _ in range(events.qsize())]]))
 """
 
@@ -347,7 +381,7 @@ def test_a_worker_gives_fit_its_arguments_and_goes_on_from_a_checkpoint() -> Non
         Path(f"g/{name}/seed_0/checkpoints").mkdir(parents=True)
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6"}, "g/half/seed_0/checkpoints/last.ckpt")
     Path("g/torn/seed_0/checkpoints/last.ckpt").write_bytes(b"PK")
-    subprocess.run([sys.executable, "-c", WORKER], check=True)
+    subprocess.run([sys.executable, "-c", f"RESULT = {RESULT}\n{WORKER}"], check=True)
     calls, events = json.loads(Path("calls.json").read_text())
     readers = next(word for word in calls[0] if word.startswith("--data.num_workers="))
     bar = "--trainer.enable_progress_bar=false"

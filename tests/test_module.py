@@ -347,6 +347,22 @@ def test_mixed_batches_train(kind: type[torch.nn.Module], tmp_path: Path) -> Non
     LongTailedClassifier.load_from_checkpoint(tmp_path / "mixed.ckpt", weights_only=True)
 
 
+@pytest.mark.parametrize("kind", [v2.MixUp, v2.CutMix])
+def test_a_mixed_training_goes_on_as_one_that_was_not_interrupted(kind: type[torch.nn.Module], tmp_path: Path) -> None:
+    def train(draws: int, **options) -> LongTailedClassifier:
+        seed_everything(0)
+        model = classifier(mix=kind(alpha=1.0))
+        torch.rand(draws)  # a resumed process has drawn other numbers by then
+        each = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        run = trainer(tmp_path, max_epochs=2, limit_train_batches=3, limit_val_batches=0, callbacks=[each])
+        run.fit(model, datamodule=digits(), **options)
+        return model
+
+    whole = train(0).state_dict()
+    resumed = train(9, ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True).state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
 def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
     model = classifier(optimizer=lambda params: torch.optim.SGD(params, lr=1e30))
     with pytest.raises(ValueError, match=r"has diverged: train/loss is nan in epoch [01]\. Lower --model.optimizer.lr"):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 import lt_cb
 from lt_cb.data import LongTailedDataModule
+from lt_cb.errors import InputError
 from lt_cb.hardware import processor
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
@@ -82,6 +83,7 @@ class ResultFile(Callback):
             "threads": torch.get_num_threads(),
             "processes": trainer.world_size,
             "wandb_run": None if wandb is None else wandb.version,
+            "grid": _grid(RunDir(folder)),  # digest of the run, if a grid has planned it
             "commit": commit(),
             "versions": {
                 "lt_cb": lt_cb.__version__,
@@ -92,6 +94,13 @@ class ResultFile(Callback):
         }
         write_json(RunDir(folder).result, result)
         Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
+
+
+def _grid(run: RunDir) -> str | None:
+    try:
+        return str(run.read_grid()["digest"])
+    except InputError:  # there is none
+        return None
 
 
 def class_accuracy(module: LongTailedClassifier) -> list[float | None]:

@@ -38,6 +38,8 @@ class SaveConfig(SaveConfigCallback):
         checkpoint[checkpoints.CONFIG] = self.parser.dump(self.config, skip_none=False)
         if (logger := wandb_logger(trainer)) is not None:
             checkpoint[checkpoints.WANDB] = logger.version
+        trained = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
+        checkpoint[checkpoints.METRICS] = {"epoch": trainer.current_epoch, "step": trainer.global_step - 1, **trained}
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Show the config in the loggers beside the CSV files."""
@@ -237,8 +239,8 @@ class CLI(LightningCLI):
         config = self.config
         folder = RunFolder.of(config.folder, config.trainer.default_root_dir, config.name)
         if config.folder is not None:
-            epochs = 0 if self.checkpoint is None else self.checkpoint.get("epoch", -1) + 1
-            folder.claim(goes_on=self.command == "fit" and _same_run(config), epochs=epochs)
+            goes_on = self.command == "fit" and _same_run(config)
+            folder.claim(self.checkpoint if goes_on else None)
         return folder
 
     def _feed_features(self) -> None:

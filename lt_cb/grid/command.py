@@ -6,6 +6,7 @@ import os
 import queue
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +50,9 @@ def main(args: Sequence[str]) -> int:
     if options.dry_run:
         return 0
     for run in runs:
-        check_folder(run)
-    return _train(console, runs, devices)
+        for line in check_folder(run):
+            console.print(line)
+    return _train(console, runs, devices, plan.folder)
 
 
 def _shard(runs: list[Run], shard: str) -> list[Run]:
@@ -97,14 +99,16 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, eve
             )
 
 
-def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
-    start = time.time()
+def _train(console: Console, runs: list[Run], devices: list[str | None], folder: Path) -> int:
+    start = time.monotonic()
+    with tempfile.TemporaryFile(dir=folder) as file:  # whose clock may be another than this machine's
+        begun = os.fstat(file.fileno()).st_mtime
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     events = context.Queue()
 
     def employ(device: str | None) -> multiprocessing.process.BaseProcess:
         # no daemon, which may have no processes of its own to read images; it ends with this one all the same
-        worker = context.Process(target=work, args=(runs, start, device, len(devices), events))
+        worker = context.Process(target=work, args=(runs, begun, device, len(devices), events, os.getpid()))
         worker.start()
         return worker
 
@@ -127,9 +131,9 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
                             workers[i] = employ(devices[i])
                 else:
                     if event == "start":
-                        under_way[pid] = title, time.time()
+                        under_way[pid] = title, time.monotonic()
                     else:
-                        finished.append(time.time() - under_way.pop(pid)[1])
+                        finished.append(time.monotonic() - under_way.pop(pid)[1])
                         live.console.print(f"{event} {title} ({_time(finished[-1])})")
                 live.update(_table(runs, under_way, finished, start, len(devices)), refresh=True)
         except KeyboardInterrupt:
@@ -138,7 +142,7 @@ def _train(console: Console, runs: list[Run], devices: list[str | None]) -> int:
         finally:
             for worker in workers:
                 worker.kill()
-    failed = [run for run in runs if failed_since(run, start)]
+    failed = [run for run in runs if failed_since(run, begun)]
     console.print(f"{sum(run.dir.is_done for run in runs)} of {len(runs)} runs done, {len(failed)} failed.")
     interrupted = [run for run in runs if not run.dir.is_done and run not in failed]
     if interrupted:
@@ -154,10 +158,10 @@ def _table(
     done = sum(run.dir.is_done for run in runs)
     table = Table("under way", Column("for", justify="right"), title=f"{done} of {len(runs)} runs done")
     for title, since in under_way.values():
-        table.add_row(title, _time(time.time() - since))
+        table.add_row(title, _time(time.monotonic() - since))
     if finished:
         table.add_section()
-        hour = 3600 * len(finished) / (time.time() - start)
+        hour = 3600 * len(finished) / (time.monotonic() - start)
         left = statistics.mean(finished) * (len(runs) - done) / workers
         table.add_row(f"{hour:.0f} runs an hour", f"{_time(left)} left")
     return table

@@ -24,38 +24,65 @@ def failed_since(run: Run, start: float) -> bool:
     return file.is_file() and file.stat().st_mtime >= start
 
 
-def check_folder(run: Run) -> None:
-    """Remember which configuration a folder is of.
+def check_folder(run: Run) -> list[str]:
+    """Remember which configuration a folder is of, and say what in it is damaged, and is made anew.
 
     Raises:
-        InputError: if it has a result or a checkpoint of another, or its file is damaged.
+        InputError: if it has a result or a checkpoint of another, or cannot be locked.
     """
+    damaged = []
     begun = run.dir.is_done or run.dir.checkpoint.is_file()
-    if begun and run.dir.grid.is_file() and run.dir.read_grid()["digest"] != run.digest:
+    try:
+        other = begun and run.dir.grid.is_file() and run.dir.read_grid()["digest"] != run.digest
+    except InputError:
+        damaged.append(f"'{run.dir.grid}' is damaged: it is written anew.")
+    else:
+        if other:
+            raise InputError(
+                f"'{run.folder}' holds a run of another configuration: give the grid another folder, or delete that "
+                "one."
+            )
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(run.dir.lock, timeout=0):
+            pass
+    except Timeout:  # another process trains it
+        pass
+    except OSError as error:
         raise InputError(
-            f"'{run.folder}' holds a run of another configuration: give the grid another folder, or delete that one."
-        )
+            f"'{run.dir.lock}' cannot be locked ({error.strerror}), by which processes share the runs: remove it, or "
+            "give the grid another folder."
+        ) from error
     write_json(run.dir.grid, {"name": run.name, "aliases": run.aliases, "digest": run.digest, "args": run.args})
+    if run.dir.result.exists() and not run.dir.is_done:
+        damaged.append(f"'{run.dir.result}' is damaged, or of another run: this one is not done.")
+    return damaged
 
 
 def work(
-    runs: list[Run], start: float, device: str | None, processes: int, events: "Queue[tuple[str, str, int]]"
+    runs: list[Run],
+    start: float,
+    device: str | None,
+    processes: int,
+    events: "Queue[tuple[str, str, int]]",
+    parent: int,
 ) -> None:
     """Train what is neither done nor held by another process, until all is done or has failed.
 
     Args:
         runs: all of the grid, or of a shard.
-        start: seconds since the epoch; a failure before is tried again.
+        start: when the grid was started, by the clock of the file system; a failure before is tried again.
         device: GPU to train on, by number.
         processes: how many share the cores of this machine.
         events: takes what happens: start, done, failed or interrupted, the run, and this process.
+        parent: process that this one ends with.
     """
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     elif processes > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     readers = max(1, available_cores() // processes)
     while True:
         held = False
@@ -72,6 +99,8 @@ def work(
                             return
             except Timeout:
                 held = True
+            except OSError as error:  # of the lock, which could be taken when the grid was started, or of the log
+                run.dir.error.write_text(f"'{error.filename}' cannot be written ({error.strerror}).\n")
         if not held:
             return
         time.sleep(WAIT_S)
