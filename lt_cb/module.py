@@ -323,7 +323,15 @@ class LongTailedClassifier(LightningModule):
         return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/...`` and keep correct and counted images of each class in ``per_class``."""
+        """Log ``test/...`` and keep correct and counted images of each class in ``per_class``.
+
+        Raises:
+            InputError: if the network gives no numbers.
+        """
+        if self.eval_loss.compute().isnan():
+            raise InputError(
+                "test/loss is nan: the weights are damaged, or of a training that diverged. Test another checkpoint."
+            )
         self._log_results("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from refusals import refused
 
 import lt_cb
 from lt_cb.__main__ import main
+from lt_cb.commands.predict import _shown
 from lt_cb.commands.train import CLI
 from lt_cb.loggers import RunFolder
 from lt_cb.module import LongTailedClassifier
@@ -240,6 +241,13 @@ def test_what_does_nothing_or_counts_twice_is_said(capsys: pytest.CaptureFixture
     for args in ([], [*constant, "--model.drw_start=0.5"], [*constant, sampler]):
         sentence = refused(capsys, *FIT, *TINY, *args, "--trainer.max_epochs=-1")
         assert sentence.endswith("it has no end: set --trainer.max_epochs.")
+
+
+def test_a_prediction_is_no_formula() -> None:
+    for text in ("=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\tx"):
+        assert _shown(text) == f"'{text}"
+    for text in ("cat", "photos/=1.png", "-1", "+2.5", ""):
+        assert _shown(text) == text
 
 
 def test_the_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:

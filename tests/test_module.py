@@ -369,6 +369,13 @@ def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
         trainer(tmp_path, max_epochs=9).fit(model, digits())
 
 
+def test_weights_that_are_no_numbers_have_no_accuracy(tmp_path: Path) -> None:
+    model = classifier()
+    torch.nn.init.constant_(model.backbone.fc.weight, float("nan"))
+    with pytest.raises(ValueError, match="test/loss is nan: the weights are damaged"):
+        trainer(tmp_path).test(model, digits(), verbose=False)
+
+
 def test_losses_that_cannot_be_trained_so_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"--model\.mix is Identity, but must take a batch of images and one-hot targets"

@@ -68,6 +68,24 @@ class TestSourceOfOnesOwn:
     def test_in_python(self, source) -> None:
         assert LongTailedDataModule(source, root="x", imbalance_factor=5).class_counts == [10, 2]
 
+    def test_what_is_not_as_it_says_is_refused(self) -> None:
+        class Miscounted(Checkers):
+            def load(self, split):
+                images, labels = super().load(split)
+                return images[1:], labels[1:]
+
+        class Floating(Checkers):
+            def load(self, split):
+                images, labels = super().load(split)
+                return images / 255, labels
+
+        for source, sentence in (
+            (Miscounted, "the source counts 10 training images of class 'black', but loads 9"),
+            (Floating, "the train images are float64, but must be uint8 pixels of 0 to 255"),
+        ):
+            with pytest.raises(ValueError, match=sentence):
+                LongTailedDataModule(source, root="x").train_dataloader()
+
 
 class TestImageFolder:
     def test_reads_what_is_there(self, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import operator
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -75,8 +76,14 @@ class Predict(CLI):
             writer = csv.writer(stream)
             writer.writerow(["file", "class", "probability"])
             for path, (label, probability) in zip(self.files, pairs, strict=True):
-                writer.writerow([path, self.model.class_names[int(label)], f"{float(probability):.6f}"])
+                name = self.model.class_names[int(label)]
+                writer.writerow([_shown(str(path)), _shown(name), f"{float(probability):.6f}"])
         sys.stdout.write(f"Predictions of {len(pairs)} images: {file}\n")
+
+
+def _shown(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: a quote stands before what would be one."""
+    return f"'{text}" if re.match(r"[=@\t\r]|[+-](?!\d+(\.\d+)?$)", text) else text
 
 
 def main(args: Sequence[str]) -> None:

@@ -212,6 +212,11 @@ class LongTailedDataModule(LightningDataModule):
         else:
             images, labels = self.source.load(split)
         num_classes = len(self.class_names)
+        if not self._streams and images.dtype != np.uint8:
+            raise InputError(
+                f"the {split} images are {images.dtype}, but must be uint8 pixels of 0 to 255, (N, H, W, channels): "
+                "convert them in the source's load()."
+            )
         if labels.min() < 0 or labels.max() >= num_classes:
             raise InputError(
                 f"the {split} labels go from {labels.min()} to {labels.max()}, but {num_classes} classes allow "
@@ -219,6 +224,13 @@ class LongTailedDataModule(LightningDataModule):
             )
         self.rows[split] = np.arange(len(labels))
         if split == "train":
+            loaded = np.bincount(labels, minlength=num_classes).tolist()
+            if loaded != list(self.source.counts):
+                wrong = next(c for c in range(num_classes) if loaded[c] != self.source.counts[c])
+                raise InputError(
+                    f"the source counts {self.source.counts[wrong]} training images of class "
+                    f"'{self.class_names[wrong]}', but loads {loaded[wrong]}: have its counts be those of load()."
+                )
             chosen = long_tailed_subset(labels, self.subset_counts, self.subset_seed)
             keep, held = hold_out(chosen, self.val_fraction)
             self.subset_hash = hashlib.sha256(keep.tobytes()).hexdigest()
