@@ -26,6 +26,7 @@ def efficientnet_lite0(num_classes: int, in_channels: int = 3, image_size: int =
 
 efficientnet_lite0.pretrained_cfg = {  # type: ignore[attr-defined]  # as timm's networks have it
     "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
     "mean": (0.498, 0.498, 0.498),
     "std": (0.502, 0.502, 0.502),
 }

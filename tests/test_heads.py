@@ -414,11 +414,14 @@ def test_preprocessing_is_that_of_the_weights_where_none_is_given(monkeypatch: p
     weights = pretrained_cfg("resnet18")
     given = Namespace(image_size=64, mean=[0.1], std=[0.3])
     take_preprocessing(given, weights, 3, {"image_size", "std"})
-    assert given == Namespace(image_size=64, mean=[0.485, 0.456, 0.406], std=[0.3])
+    assert given == Namespace(image_size=64, mean=[0.485, 0.456, 0.406], std=[0.3], interpolation="bicubic")
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
     own = Namespace(image_size=64, mean=None, std=None)
     take_preprocessing(own, pretrained_cfg("offline_backbone.efficientnet_lite0"), 3, ())
-    assert own == Namespace(image_size=224, mean=[0.498] * 3, std=[0.502] * 3)
+    assert own == Namespace(image_size=224, mean=[0.498] * 3, std=[0.502] * 3, interpolation="bicubic")
+    smooth = Namespace(image_size=64, mean=None, std=None, interpolation="bilinear")
+    take_preprocessing(smooth, weights, 3, {"interpolation"})
+    assert smooth.interpolation == "bilinear"
     assert pretrained_cfg("resnet32") is pretrained_cfg("lt_cb.models.resnet.resnet20") is None
     grey = Namespace(image_size=None, mean=None, std=None)
     take_preprocessing(grey, weights, 1, ())

@@ -197,6 +197,28 @@ class TestImageFolder:
         assert LongTailedDataModule("image_folder", str(folder), image_size=8).image_size == 8
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_images_are_scaled_as_pil_does(interpolation: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for c in "ab":
+            (tmp_path / split / c).mkdir(parents=True)
+            for i in range(2):
+                small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+                small.resize((16, 16), Image.Resampling.BICUBIC).save(tmp_path / split / c / f"{i}.png")
+    how = getattr(Image.Resampling, interpolation.upper())
+    for size in (8, 40):
+        data = LongTailedDataModule("image_folder", str(tmp_path), image_size=size, interpolation=interpolation)
+        images = next(iter(data.test_dataloader()))[0].permute(0, 2, 3, 1).numpy()
+        files = sorted((tmp_path / "test").glob("*/*.png"))
+        expected = np.stack([np.asarray(Image.open(file).resize((size, size), how)) for file in files])
+        np.testing.assert_array_equal(images, expected)
+        # images in memory, as CIFAR's, are scaled by torch
+        original = np.stack([np.asarray(Image.open(file)) for file in files])
+        scaled = images_module.resize(original, size, interpolation).astype(int)
+        assert np.abs(scaled - expected).max() <= 1
+
+
 class TestOtherSources:
     def test_cifar_as_a_folder_must_have_its_classes(self, folder: Path) -> None:
         with pytest.raises(ValueError, match="has 3 classes, but CIFAR10 has 10"):

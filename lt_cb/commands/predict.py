@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.commands.train import CLI, run
+from lt_cb.data.images import Interpolation
 from lt_cb.data.loaders import folder_loader
 from lt_cb.data.loaders.streaming import Crop
 from lt_cb.errors import InputError
@@ -22,6 +23,7 @@ class Predict(CLI):
     """The command line of a training without its data: what the model has to know of them is in the checkpoint."""
 
     crop: Crop = "padded"
+    interpolation: Interpolation = "bilinear"
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add Trainer and model, but no data."""
@@ -48,7 +50,8 @@ class Predict(CLI):
     def before_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
         """Keep the model and where runs go; images, callbacks and further loggers are of the training."""
         config = super().before_checkpoint(config)
-        self.crop = config.pop("data", {}).get("crop", "padded")
+        data = config.pop("data", {})
+        self.crop, self.interpolation = data.get("crop", "padded"), data.get("interpolation", "bilinear")
         trainer = config.get("trainer", {})
         kept = {key: trainer[key] for key in ("accelerator", "precision", "default_root_dir") if key in trainer}
         return {"trainer": kept, "model": config["model"], **({"name": config["name"]} if "name" in config else {})}
@@ -60,7 +63,13 @@ class Predict(CLI):
         super().instantiate_classes()
         hparams, config = self.model.hparams, self.config
         self.files, self.loader = folder_loader(
-            config.images, hparams.image_size, hparams.in_channels, self.crop, config.batch_size, config.num_workers
+            config.images,
+            hparams.image_size,
+            hparams.in_channels,
+            self.crop,
+            self.interpolation,
+            config.batch_size,
+            config.num_workers,
         )
 
     def run(self) -> None:

@@ -19,6 +19,7 @@ from lt_cb import checkpoint as checkpoints
 from lt_cb.commands.messages import Parser, values
 from lt_cb.commands.train import CLI, run
 from lt_cb.data import LongTailedDataModule
+from lt_cb.data.images import RESAMPLING
 from lt_cb.errors import InputError, check_at_least, enumerate_names
 from lt_cb.heads.features import classifier_of, feature_trainer, frozen_features
 from lt_cb.heads.folds import (
@@ -44,6 +45,7 @@ LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0003)
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
+PREPROCESSING = ("image_size", "interpolation", "mean", "std")
 PLAIN = ("--model.loss=lt_cb.losses.SoftmaxLoss", "--model.second_stage=null")  # what is solved goes in afterwards
 OWN = ("folds", "lambdas", "betas", "gammas", "taus", "ckpt_path", "weights_only")
 
@@ -109,7 +111,7 @@ class Recommend(CLI):
             config.model.backbone_args = {"pretrained": True, **(config.model.backbone_args or {})}
         if weights is not None and (config.model.backbone_args or {}).get("pretrained", True):
             channels = data_module(self._datamodule_class, config.data).in_channels
-            given = {name for name in ("image_size", "mean", "std") if list(values(self.words, f"--data.{name}"))}
+            given = {name for name in PREPROCESSING if list(values(self.words, f"--data.{name}"))}
             take_preprocessing(config.data, weights, channels, given)
 
     def instantiate_classes(self) -> None:
@@ -252,15 +254,17 @@ def data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: ANN
 
 
 def take_preprocessing(data: Namespace, weights: Mapping[str, Any], channels: int, given: Collection[str]) -> None:
-    """Set image size, mean and deviation to those of the weights, but for those given on the command line.
+    """Set image size, interpolation, mean and deviation to those of the weights, but for those that are given.
 
-    A config file's are for a network that is trained on the images.
+    Given is what the command line says. A config file's are for a network that is trained on the images.
     """
     if "image_size" not in given:
         data.image_size = weights["input_size"][-1]
         rank_zero_info(
             f"Images are scaled to {data.image_size} pixels, as for the weights; --data.image_size is yours."
         )
+    if "interpolation" not in given and weights.get("interpolation") in RESAMPLING:
+        data.interpolation = weights["interpolation"]
     for name in {"mean", "std"} - set(given):
         taken = list(weights[name])
         data[name] = taken if len(taken) == channels else [sum(taken) / len(taken)]

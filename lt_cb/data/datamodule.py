@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from lt_cb.data.images import resize
+from lt_cb.data.images import Interpolation, resize
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import make_loader, must_stream
 from lt_cb.data.loaders.resident import ResidentLoader
@@ -54,6 +54,7 @@ class LongTailedDataModule(LightningDataModule):
         global_batch_size: images an optimiser step, over all devices: ``lt-cb fit`` accumulates as many batches as that
             takes. None accumulates what the Trainer is told to.
         image_size: scale images to this height and width in pixels; None keeps the source's.
+        interpolation: of images that are scaled.
         crop: of training images: ``padded``, or ``resized`` for a random region of the image file, of 8 to 100 % of its
             area, scaled to image_size. That is for images larger than image_size, and the test then looks at the
             centre: of 256 pixels of height the middle 224, say.
@@ -85,6 +86,7 @@ class LongTailedDataModule(LightningDataModule):
         batch_size: int = 128,
         global_batch_size: int | None = None,
         image_size: int | None = None,
+        interpolation: Interpolation = "bilinear",
         crop: Crop = "padded",
         crop_padding: int = 4,
         horizontal_flip: bool = True,
@@ -110,7 +112,7 @@ class LongTailedDataModule(LightningDataModule):
         check_fraction("drs_start", drs_start)
         self.source = make_source(source, root)
         if isinstance(self.source, FileSource):
-            self.source.requested_size = image_size
+            self.source.requested_size, self.source.interpolation = image_size, interpolation
         elif crop == "resized":
             raise InputError(
                 f"crop is resized, but {type(self.source).__name__} has images of {self.source.image_size} pixels in "
@@ -126,6 +128,7 @@ class LongTailedDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.global_batch_size = global_batch_size
         self.crop = crop
+        self.interpolation = interpolation
         self.num_workers = num_workers
         self.image_size = image_size or self.source.image_size
         self.in_channels = self.source.channels
@@ -241,7 +244,7 @@ class LongTailedDataModule(LightningDataModule):
         self._keep(split, images, labels)
 
     def _keep(self, split: Split, images: npt.NDArray[Any], labels: Indices) -> None:
-        scaled = images if self._streams else torch.from_numpy(resize(images, self.image_size))
+        scaled = images if self._streams else torch.from_numpy(resize(images, self.image_size, self.interpolation))
         self._splits[split] = scaled, torch.from_numpy(labels)
 
     def targets(self, split: Split) -> Tensor:
@@ -290,6 +293,7 @@ class LongTailedDataModule(LightningDataModule):
             image_size=self.image_size,
             channels=self.in_channels,
             crop=self.crop,
+            interpolation=self.interpolation,
             strict=isinstance(self.source, FileSource) and self.source.fixed_size is None,
             num_workers=self.num_workers,
             copies=trainer.num_devices if trainer else 1,

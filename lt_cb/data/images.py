@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from lt_cb.errors import InputError, enumerate_names
 
 Item = TypeVar("Item")
 Images = npt.NDArray[np.uint8]
+Interpolation = Literal["bilinear", "bicubic"]
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
@@ -40,10 +42,16 @@ def find_images(folder: Path) -> list[Path]:
     )
 
 
-def load_images(files: Sequence[Path], image_size: int | None, channels: int, label: str) -> Images:
+def load_images(
+    files: Sequence[Path],
+    image_size: int | None,
+    channels: int,
+    label: str,
+    interpolation: Interpolation = "bilinear",
+) -> Images:
     """Decode image files to shape (N, H, W, channels), or take them from the cache of an earlier call.
 
-    An image of another size is scaled (bilinear, aspect kept) and cropped at its centre; its EXIF orientation is
+    An image of another size is scaled (aspect kept) and cropped at its centre; its EXIF orientation is
     applied. The cache is one file a set of images under ``$LT_CB_CACHE`` (else the user's cache directory). Its name
     is a hash of every file's path, size, and times of change, so a changed file asks for another cache; its
     checksums are verified on reading, and a damaged one is made anew.
@@ -53,12 +61,14 @@ def load_images(files: Sequence[Path], image_size: int | None, channels: int, la
         image_size: height and width in pixels; None asks for square images of one size.
         channels: 3 for RGB, 1 for grey.
         label: what the progress bar says.
+        interpolation: of an image that is scaled.
 
     Raises:
         InputError: if a file cannot be read as an image, or sizes differ and image_size is None.
     """
     try:
-        cache = cache_file(f"1 {image_size} {channels}", *map(stamp, files))
+        how = "" if interpolation == "bilinear" else f" {interpolation}"
+        cache = cache_file(f"1 {image_size} {channels}{how}", *map(stamp, files))
     except OSError as error:  # as a link that leads nowhere
         raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): replace or remove it.") from error
     cached = read_cache(cache)
@@ -70,7 +80,7 @@ def load_images(files: Sequence[Path], image_size: int | None, channels: int, la
 
     def decode_into(i: int) -> None:
         try:
-            images[i] = decode(files[i], side, strict, channels)
+            images[i] = decode(files[i], side, strict, channels, interpolation)
         except InputError as error:
             refused[i] = error
 
@@ -100,7 +110,7 @@ def square_size(file: Path) -> int:
     return width
 
 
-def decode(file: Path, side: int, strict: bool, channels: int) -> Images:
+def decode(file: Path, side: int, strict: bool, channels: int, interpolation: Interpolation = "bilinear") -> Images:
     """Decode an image file to shape (side, side, channels), scaled and cropped at its centre.
 
     Raises:
@@ -114,12 +124,14 @@ def decode(file: Path, side: int, strict: bool, channels: int) -> Images:
                 f"'{file}' is {image.width}x{image.height} pixels where others are {side}x{side}: "
                 "set --data.image_size to scale and crop all images to one size."
             )
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+        image = ImageOps.fit(image, (side, side), RESAMPLING[interpolation])
     return np.asarray(image).reshape(side, side, channels)
 
 
-def decode_region(file: Path, region: Callable[[int, int], Box], side: int, channels: int) -> Images:
-    """Decode a region of an image file to shape (side, side, channels), scaled bilinearly with antialiasing.
+def decode_region(
+    file: Path, region: Callable[[int, int], Box], side: int, channels: int, interpolation: Interpolation = "bilinear"
+) -> Images:
+    """Decode a region of an image file to shape (side, side, channels), scaled with antialiasing.
 
     ``region`` returns it, given width and height of the image in pixels. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
     size where the region still has ``side`` pixels then, which takes less time than decoding all of it.
@@ -134,7 +146,7 @@ def decode_region(file: Path, region: Callable[[int, int], Box], side: int, chan
             if reduced is not None:
                 scale = reduced[1][2] / width
                 box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-        image = _converted(image, channels).resize((side, side), Image.Resampling.BILINEAR, box)
+        image = _converted(image, channels).resize((side, side), RESAMPLING[interpolation], box)
     return np.asarray(image).reshape(side, side, channels)
 
 
@@ -156,13 +168,13 @@ def _reading(file: Path) -> Iterator[Image.Image]:
         raise InputError(f"'{file}' cannot be read as an image ({error}): replace or remove it.") from error
 
 
-def resize(images: Images, image_size: int) -> Images:
-    """Scale square images of shape (N, H, W, C) to (N, image_size, image_size, C), bilinear with antialiasing."""
+def resize(images: Images, image_size: int, interpolation: Interpolation = "bilinear") -> Images:
+    """Scale square images of shape (N, H, W, C) to (N, image_size, image_size, C), with antialiasing."""
     if images.shape[1] == image_size:
         return images
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
     scaled = [
-        F.interpolate(chunk, (image_size, image_size), mode="bilinear", antialias=True)
+        F.interpolate(chunk, (image_size, image_size), mode=interpolation, antialias=True)
         for chunk in torch.split(batch, 1024)
     ]
     return torch.cat(scaled).permute(0, 2, 3, 1).contiguous().numpy()

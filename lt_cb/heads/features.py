@@ -231,7 +231,8 @@ def network_digest(model: LongTailedClassifier) -> str:
 def images_digest(data: LongTailedDataModule, split: Split) -> str:
     """Return a digest of the images of a split, all that the source has, and of how they are scaled and cropped."""
     source: Source = getattr(data.source, "image_folder", None) or data.source
-    digest = hashlib.sha256(f"{split} {data.image_size} {data.in_channels} {data.crop}".encode())
+    how = "" if data.interpolation == "bilinear" else f" {data.interpolation}"
+    digest = hashlib.sha256(f"{split} {data.image_size} {data.in_channels} {data.crop}{how}".encode())
     if isinstance(source, FileSource):
         for path in source.files(split)[0].tolist():
             digest.update(os.fsencode(stamp(Path(os.fsdecode(path)))))

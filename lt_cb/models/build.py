@@ -50,7 +50,7 @@ def build_backbone(
 
 
 def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
-    """Return ``input_size`` (C, H, W), ``mean`` and ``std`` that a backbone's weights were trained with.
+    """Return ``input_size`` (C, H, W), ``interpolation``, ``mean`` and ``std`` of a backbone's weights.
 
     They are timm's, or the attribute ``pretrained_cfg`` of a function of your own; None without weights.
     """

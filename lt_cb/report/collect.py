@@ -19,6 +19,7 @@ IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger"
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 NAMED = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
 NETWORK: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None}  # with their defaults
+LATER: dict[str, Any] = {"data.interpolation": "bilinear"}  # options of which runs of earlier versions say nothing
 STAGE, LENGTH = "model.second_stage", "trainer.max_epochs"
 NOT_OF_THE_PAPER = (
     "data.val_fraction",
@@ -192,7 +193,7 @@ def _varied(configs: list[dict[str, Any]]) -> set[str]:
     groups, ignored = ("model", "data", "trainer."), ("model.loss", *IGNORED_PREFIXES)
     keys = {key for config in configs for key in config if key.startswith(groups) and not key.startswith(ignored)}
     keys -= {*IGNORED, *NAMED}
-    return {key for key in keys if len({json.dumps(c.get(key), default=str) for c in configs}) > 1}
+    return {key for key in keys if len({json.dumps(c.get(key, LATER.get(key)), default=str) for c in configs}) > 1}
 
 
 def _telling(groups: list[list[dict[str, Any]]], varied: set[str], said: set[str]) -> set[str]:
@@ -201,8 +202,11 @@ def _telling(groups: list[list[dict[str, Any]]], varied: set[str], said: set[str
     Of settings that tell as much apart the length of the training is taken, or else the first by name.
     """
 
+    def said_by(config: dict[str, Any], keys: set[str]) -> str:
+        return json.dumps([config.get(key, LATER.get(key)) for key in sorted(keys)], default=str)
+
     def told(keys: set[str]) -> int:
-        return sum(len({json.dumps([c.get(key) for key in sorted(keys)], default=str) for c in g}) for g in groups)
+        return sum(len({said_by(config, keys) for config in group}) for group in groups)
 
     telling: set[str] = set()
     while told(telling | said) < told(varied | said):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_cb.data.images import find_images, load_images
+from lt_cb.data.images import Interpolation, find_images, load_images
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import fits_in_memory, make_loader
 from lt_cb.data.loaders.streaming import Crop
@@ -20,6 +20,7 @@ def folder_loader(
     image_size: int,
     channels: int,
     crop: Crop = "padded",
+    interpolation: Interpolation = "bilinear",
     batch_size: int = 128,
     num_workers: int | None = None,
     device: torch.device | str = "cpu",
@@ -30,6 +31,7 @@ def folder_loader(
         folder: is searched with all folders in it.
         image_size: height and width that the network was trained at, in pixels.
         channels: 3 for RGB, 1 for grey.
+        interpolation: of images that are scaled.
         crop: as of training: after ``resized``, the square at the centre without a margin is shown.
         batch_size: images a batch.
         num_workers: processes that decode what is not in memory; None is one for each core.
@@ -47,7 +49,9 @@ def folder_loader(
     if not files:
         raise InputError(f"there are no images in '{folder}': set --images to a folder of images.")
     if crop == "padded" and fits_in_memory(len(files), image_size, channels):
-        images: Tensor | Paths = torch.from_numpy(load_images(files, image_size, channels, "Decoding images"))
+        images: Tensor | Paths = torch.from_numpy(
+            load_images(files, image_size, channels, "Decoding images", interpolation)
+        )
     else:
         images = np.array([os.fsencode(file) for file in files], bytes)
     return files, make_loader(
@@ -58,5 +62,6 @@ def folder_loader(
         image_size=image_size,
         channels=channels,
         crop=crop,
+        interpolation=interpolation,
         num_workers=num_workers,
     )

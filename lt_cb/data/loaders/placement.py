@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lt_cb.data.images import Interpolation
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.resident import FeatureLoader, ResidentLoader
 from lt_cb.data.loaders.streaming import Crop, StreamingLoader
@@ -61,6 +62,7 @@ def make_loader(
     image_size: int,
     channels: int,
     crop: Crop,
+    interpolation: Interpolation = "bilinear",
     strict: bool = False,
     num_workers: int | None = None,
     copies: int = 1,
@@ -81,6 +83,7 @@ def make_loader(
         image_size=image_size,
         channels=channels,
         crop=crop,
+        interpolation=interpolation,
         strict=strict,
         num_workers=max(1, available_cores() // copies) if num_workers is None else num_workers,
         pin_memory=device.type == "cuda",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lt_cb.data.images import Box, Images, decode, decode_region
+from lt_cb.data.images import Box, Images, Interpolation, decode, decode_region
 from lt_cb.data.loaders.epoch import EpochLoader, augmented
 from lt_cb.data.sources.listing import Paths
 from lt_cb.errors import InputError
@@ -40,6 +40,7 @@ class StreamingLoader(EpochLoader):
             ``resized`` takes a random region of it when training, of 8 to 100 % of its area and a ratio of width to
             height of 3/4 to 4/3, and else the square at its centre without a margin (224 pixels of 256), and scales
             that.
+        interpolation: of images that are scaled.
         strict: with ``padded``, refuse images that are not of image_size already.
         num_workers: processes that decode; 0 decodes in this one.
         pin_memory: whether a GPU copies the batches.
@@ -55,6 +56,7 @@ class StreamingLoader(EpochLoader):
         image_size: int,
         channels: int = 3,
         crop: Crop = "padded",
+        interpolation: Interpolation = "bilinear",
         strict: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -63,7 +65,9 @@ class StreamingLoader(EpochLoader):
         super().__init__(targets, batch_size, **options)
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self._decoder = _Decoder(paths, image_size, channels, crop, strict, self.train, self.seed, self.augment)
+        self._decoder = _Decoder(
+            paths, image_size, channels, crop, interpolation, strict, self.train, self.seed, self.augment
+        )
         self._batches: list[Tensor] = []  # of the epoch, as the decoder takes them
 
     @cached_property
@@ -101,6 +105,7 @@ class _Decoder(Dataset["Tensor | InputError"]):
     side: int
     channels: int
     crop: Crop
+    interpolation: Interpolation
     strict: bool
     train: bool
     seed: int
@@ -119,13 +124,13 @@ class _Decoder(Dataset["Tensor | InputError"]):
     def _decode(self, slot: Tensor, epoch: int, position: int, row: int, down: int, right: int, flip: int) -> None:
         file = Path(os.fsdecode(self.paths[row]))
         if self.crop == "padded":
-            image = shifted(decode(file, self.side, self.strict, self.channels), down, right)
+            image = shifted(decode(file, self.side, self.strict, self.channels, self.interpolation), down, right)
         else:
             if self.train:
                 region = partial(random_region, np.random.default_rng([self.seed, epoch, position]))
             else:
                 region = partial(centre_region, self.side)
-            image = decode_region(file, region, self.side, self.channels)
+            image = decode_region(file, region, self.side, self.channels, self.interpolation)
         slot.copy_(torch.from_numpy((image[:, ::-1] if flip else image).copy()))
         if self.augment is not None:
             changed = augmented(slot.permute(2, 0, 1), self.augment, self.seed, epoch, position)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from lt_cb.data.images import Images, load_images, square_size
+from lt_cb.data.images import Images, Interpolation, load_images, square_size
 from lt_cb.data.sources.listing import Listing, Paths, check_files
 from lt_cb.data.subset import Indices
 
@@ -58,11 +58,13 @@ class FileSource(Source):
     Attributes:
         default_size: height and width in pixels; None asks for square images of one size.
         requested_size: in place of the default, if set before ``image_size`` is asked for.
+        interpolation: of images that are scaled.
         folder: what the paths of the listings are below.
     """
 
     default_size: int | None = None
     requested_size: int | None = None
+    interpolation: Interpolation = "bilinear"
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -96,4 +98,5 @@ class FileSource(Source):
         """Return one split, decoded or from the cache."""
         paths, labels = self.files(split)
         files = [Path(os.fsdecode(path)) for path in paths.tolist()]
-        return load_images(files, self.fixed_size, self.channels, f"Decoding {split} images"), labels
+        label = f"Decoding {split} images"
+        return load_images(files, self.fixed_size, self.channels, label, self.interpolation), labels
