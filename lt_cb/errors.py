@@ -34,11 +34,11 @@ def enumerate_names(names: Sequence[str]) -> str:
 
 def check_below_one(name: str, value: float, otherwise: str) -> None:
     """Refuse a value outside [0, 1); ``otherwise`` is what the sentence ends with."""
-    if not 0.0 <= value < 1.0:
+    if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise InputError(f"{name} is {value}, but must be in [0, 1); {otherwise}")
 
 
 def check_at_least(name: str, value: float, least: float, otherwise: str) -> None:
     """Refuse a value that is below ``least`` or not finite; ``otherwise`` is what the sentence ends with."""
-    if not least <= value < math.inf:
+    if not isinstance(value, int | float) or not least <= value < math.inf:
         raise InputError(f"{name} is {value}, but must be at least {least} and finite; {otherwise}")

@@ -1,5 +1,6 @@
 """What the command line says: all that turns the prose of a parser, or an error, into one sentence."""
 
+import errno
 import logging
 import re
 import warnings
@@ -22,6 +23,9 @@ EXAMPLES = {
 }
 
 BASES: dict[str, type[Any]] = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ParseError(ValueError):
@@ -97,7 +101,11 @@ def input_error(error: BaseException | None) -> str | None:
     """Return the sentence for an error that the input has caused, None for any other."""
     if isinstance(error, ParseError):
         return sentence(str(error), error.parser)
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+    unusable = PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" for '{error.filename}'" if error.filename else ""
+        return f"there is no room{where} ({error.strerror}): make some, or choose another folder."
+    if isinstance(error, unusable) and error.filename:
         return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
     while error is not None and not isinstance(error, InputError):  # jsonargparse wraps what a constructor raises
         error = error.__cause__ or error.__context__

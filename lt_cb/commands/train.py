@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -135,8 +136,10 @@ class CLI(LightningCLI):
         if before is not None:
             args = ["--config", yaml.safe_dump(self.before_checkpoint(before)), *args]
         self.config = parser.parse_args(args)
-        if self.config.seed_everything < 0:
-            raise InputError(f"--seed_everything is {self.config.seed_everything}, but must be at least 0.")
+        if not 0 <= self.config.seed_everything < 2**32:  # as numpy has it
+            raise InputError(
+                f"--seed_everything is {self.config.seed_everything}, but must be at least 0 and below 2**32."
+            )
         self.change_loss = bool(self.config.pop("change_loss", False))
         self.config.pop("trust_checkpoint")
         check_kinds(self.config.as_dict())
@@ -149,6 +152,9 @@ class CLI(LightningCLI):
         """Choose the precision, and refuse what cannot be, before anything is made."""
         config = self.config
         check_loggers(config.trainer.logger)
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            if config.trainer[name] is not None and config.trainer[name] < 1:
+                raise InputError(f"--trainer.{name} is {config.trainer[name]}, but must be at least 1.")
         if config.trainer.precision is None and config.model.fast == "auto":
             config.trainer.precision = mixed_precision(config.trainer.accelerator)
         for key in ("logger", "callbacks"):  # an overlay added to a checkpoint's config that has it already
@@ -168,6 +174,22 @@ class CLI(LightningCLI):
             now = yaml.safe_load(self.parser.dump(config, skip_none=False))
             checkpoints.check_loss(before["model"]["loss"], now["model"]["loss"])
 
+    def instantiate_classes(self) -> None:
+        """Make data, model and Trainer.
+
+        Raises:
+            InputError: if a class takes none of the values that it is given.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if input_error(error) is not None:
+                raise
+            first: BaseException = error
+            while (cause := first.__cause__ or first.__context__) is not None:
+                first = cause
+            raise InputError(f"what is configured cannot be made ({' '.join(str(first).split())}).") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - of the Trainer
         """Make the Trainer, whose first logger is the run's folder."""
         config = self.config_init["trainer"]
@@ -184,7 +206,7 @@ class CLI(LightningCLI):
             kwargs["plugins"] = [checkpoints.WholeFiles()]
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, ImportError) as error:
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             raise InputError(f"the Trainer cannot be made ({' '.join(str(error).split())}): see --trainer.") from error
 
     def after_instantiate_classes(self) -> None:
@@ -296,7 +318,11 @@ def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, tra
     """Refuse a training without an end where fractions of it are asked for; warn of what does nothing, or twice."""
     try:
         scheduler = model.make_scheduler(model.make_optimizer(model.parameter_groups()))
-    except ValueError as error:
+        if not isinstance(scheduler, StepwiseSchedule | ReduceLROnPlateau):  # which know more than the step
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # there was no step of the optimiser
+                scheduler.step()
+    except (ValueError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"the optimiser or its schedule cannot be made ({error}): see --model.optimizer.") from error
     in_fractions = isinstance(scheduler, StepwiseSchedule) and scheduler.total_steps is None
     if in_fractions or model.drw_start > 0.0 or data.sampler is not None:

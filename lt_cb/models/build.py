@@ -29,10 +29,13 @@ def build_backbone(
         InputError: if there is no such model, or it does not take the options.
     """
     options = dict(options or {})
+    for told in ("num_classes", "in_channels", "in_chans", "model_name"):
+        if told in options:
+            raise InputError(f"--model.backbone_args has {told}, which data and --model.backbone tell: leave it out.")
     if name in OURS:
         return _call(name, getattr(resnet, name), num_classes=num_classes, in_channels=in_channels, **options)
     module, _, attribute = name.rpartition(".")
-    if module:
+    if module.strip("./\\") == module != "":  # no path
         try:
             custom = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError):

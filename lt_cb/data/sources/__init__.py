@@ -39,9 +39,9 @@ def make_source(source: str | SourceFactory, root: str) -> Source:
     module, _, attribute = source.rpartition(".")
     try:
         factory: SourceFactory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        if module and isinstance(error, ValueError):
-            raise
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        if module.strip(".") == module != "" and isinstance(error, TypeError | ValueError):
+            raise  # of a module of one's own
         raise InputError(
             f"there is no data source '{source}': choose {', '.join(SOURCES)}, or give the class path of your own."
             + did_you_mean(source, SOURCES)
