@@ -4,6 +4,7 @@ import functools
 import inspect
 import io
 import os
+import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,24 @@ def read(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises what pickle, zip and its own reader do
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).") from error
-    if not isinstance(content, dict) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
+    if not isinstance(content, dict) or not _is_whole(content):
         raise InputError(f"'{path}' is not a checkpoint of a run: set --ckpt_path to a run's checkpoints/last.ckpt.")
     return content
+
+
+def _is_whole(content: dict[str, Any]) -> bool:
+    """Return whether what a checkpoint has is of the kinds that Lightning takes for granted."""
+    kinds = {"epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "hyper_parameters": Mapping}
+    kinds |= {"optimizer_states": list, "lr_schedulers": list}
+    state, version = content.get("state_dict"), content.get("pytorch-lightning_version")
+    return (
+        isinstance(version, str)
+        and re.match(r"\d+(\.\d+)*", version) is not None
+        and isinstance(state, dict)
+        and all(isinstance(value, Tensor) for value in state.values())
+        and all(isinstance(content[key], kind) for key, kind in kinds.items() if key in content)
+        and ("loops" not in content or {"fit_loop", "validate_loop", "test_loop"} <= content["loops"].keys())
+    )
 
 
 class WholeFiles(TorchCheckpointIO):

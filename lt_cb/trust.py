@@ -151,6 +151,11 @@ def _named(config: Any, key: str = "", strict: bool = False) -> Iterator[tuple[s
             yield key, config
 
 
+def must_be_trusted(key: str, path: str) -> bool:
+    """Return whether a checkpoint that names this for a key is not loaded without being trusted."""
+    return _looks_importable(path) and not _is_known(key, path)
+
+
 def _looks_importable(text: str) -> bool:
     return PATH.fullmatch(text) is not None and find_spec(text.partition(".")[0]) is not None
 

@@ -13,6 +13,7 @@ import torch
 
 from lt_cb import checkpoint
 from lt_cb.commands.train import CLI
+from lt_cb.errors import InputError
 
 WRITE = """
 import os, sys, torch
@@ -75,3 +76,29 @@ def test_a_kill_while_it_is_written_keeps_the_checkpoint_before() -> None:
         assert not os.listdir(elsewhere)
     assert checkpoint.read("a/last.ckpt")["state_dict"]["w"].shape == (4_000_000,)
     assert len(list(Path("a").iterdir())) <= 2
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("epoch", (None, "x", [])),
+        ("pytorch-lightning_version", (None, 5, "x")),
+        ("state_dict", (None, [], {"w": 5})),
+        ("loops", (None, 5, {})),
+        ("callbacks", (None, 5, [])),
+        ("optimizer_states", (None, "x", {})),
+        ("lr_schedulers", (None, 5, {})),
+    ],
+)
+def test_a_part_of_another_kind_is_no_checkpoint(key: str, wrong: tuple[object, ...]) -> None:
+    whole = {
+        **{"state_dict": {"w": torch.ones(4)}, "pytorch-lightning_version": "2.6.0", "epoch": 1, "global_step": 9},
+        **{"loops": {"fit_loop": {}, "validate_loop": {}, "test_loop": {}}, "callbacks": {}, "hyper_parameters": {}},
+        **{"optimizer_states": [], "lr_schedulers": []},
+    }
+    torch.save(whole, "whole.ckpt")
+    assert checkpoint.read("whole.ckpt").keys() == whole.keys()
+    for value in wrong:
+        torch.save({**whole, key: value}, "part.ckpt")
+        with pytest.raises(InputError, match="is not a checkpoint of a run"):
+            checkpoint.read("part.ckpt")

@@ -249,13 +249,13 @@ def test_simpler_recipe_is_taken_within_a_standard_error() -> None:
     scores = {plain: base, prior: [0.78, 0.9, 0.97, 0.86, 0.93], focal: [0.8, 0.9, 0.96, 0.87, 0.93]}
     choice = choose(scores)
     assert choice.chosen == prior
-    assert choice.helps
+    assert not choice.is_plain
     assert 0 < choice.low < choice.gain < choice.high
     differences = np.array(scores[prior]) - np.array(base)
     interval = stats.t.interval(0.95, 4, differences.mean(), stats.sem(differences))
     np.testing.assert_allclose([choice.low, choice.high], interval, rtol=1e-6)
     alike = choose({plain: base, focal: [0.51, 0.59, 0.71, 0.54, 0.66]})
-    assert not alike.helps
+    assert alike.is_plain
     assert alike.gain == 0.0
 
 
@@ -391,7 +391,7 @@ def test_heads_are_tested_over_subset_seeds(
     ("words", "message"),
     [
         (["--lambdas=[-1]"], "lambda is -1"),
-        (["--lambdas=[]"], "lambda is"),
+        (["--lambdas=[]"], "--lambdas is empty"),
         (["--betas=[1.0]"], "beta is 1.0"),
         (["--taus=[-0.5]"], "tau is -0.5"),
         (["--folds=1"], "folds is 1"),

@@ -173,6 +173,20 @@ def test_the_regret_of_heads_is_that_of_its_rows() -> None:
         ]
         assert cell == f"{statistics.mean(lost):.2f}"
         assert min(lost) >= 0 or name == "scikit_learn"  # which is not of the grid
+    gains = [
+        statistics.mean(
+            float(r["recommended"]) - float(r["balanced_softmax"])
+            for r in tasks
+            if (r["data"], r["imbalance_factor"]) == key
+        )
+        for key in keys
+    ]
+    low, high = scipy.stats.t.interval(
+        0.95, len(gains) - 1, statistics.mean(gains), statistics.stdev(gains) / math.sqrt(len(gains))
+    )
+    said = f"is {statistics.mean(gains):+.2f} ({low:+.2f} to {high:+.2f}) points behind over the {len(gains)} tasks"
+    assert said in page
+    assert f"is better in {sum(gain < 0 for gain in gains)} of them" in page
     three = [row for row in tasks if (row["data"], row["imbalance_factor"]) == ("cifar10", "100.0")]
     for name in ("recommended", "scikit_learn_by_folds", "scikit_learn"):
         values = [float(row[name]) for row in three]

@@ -119,7 +119,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has a run folder of its own
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+    noise = ("Tip: For seamless", "`weights_only` was not set")  # which is looked at before Lightning loads anything
+    log.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
 
 
 def values(args: Sequence[str], option: str) -> Iterator[str]:

@@ -40,6 +40,7 @@ from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.report.sections import Section
 from lt_cb.run import RunDir, write_json
+from lt_cb.trust import must_be_trusted
 
 LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0003)
 BETAS = (0.9, 0.99, 0.999, 0.9999)
@@ -92,8 +93,10 @@ class Recommend(CLI):
         config.data.val_fraction = 0.0  # folds hold out
         config.trainer.precision = config.trainer.precision or "32-true"  # features are kept in float32
         self.tried = recipes(config.betas, config.gammas, config.taus)
-        for strength in config.lambdas or [-1.0]:
-            check_at_least("lambda", strength, 0, "set --lambdas to one or more, 0 does not regularise.")
+        if not config.lambdas:
+            raise InputError("--lambdas is empty: set it to one L2 strength or more, as --lambdas [0.1,0.01].")
+        for strength in config.lambdas:
+            check_at_least("lambda", strength, 0, "0 does not regularise.")
         if config.folds < 2:
             raise InputError(f"folds is {config.folds}, but must be at least 2.")
         if self.checkpoint is not None:
@@ -186,7 +189,7 @@ class Recommend(CLI):
         small = [name for name, count in zip(names, counted, strict=True) if not count]
         said = [f"Chosen: {choice.chosen}."]
         interval = f"{100 * choice.gain:.1f} points, 95 % interval {100 * choice.low:.1f} to {100 * choice.high:.1f}"
-        if not choice.helps:
+        if choice.is_plain:
             said.append("Weighting does not help here: plain softmax is within one standard error of the best.")
         else:
             beats = "It beats" if choice.low > 0 else "It is not shown, beyond chance, to beat"
@@ -201,7 +204,8 @@ class Recommend(CLI):
     def _report(self, solved: Solved, folder: Path) -> None:
         """Print the tables and the finding, and write them as a page."""
         trial, choice, names = solved.trial, solved.choice, self.model.class_names
-        words = f"Means over {self.config.folds} folds of the training images, in percent; bold is the best."
+        words = f"Means over {self.config.folds} folds of the training images, in percent; bold is the best, "
+        words += "which of so many is a little better than it will be on new images."
         counted = trial.counted.sum(0)
         by_class = class_section(
             names, trial.correct[choice.chosen].sum(0), counted, f"Held-out images: {choice.chosen}."
@@ -216,7 +220,8 @@ class Recommend(CLI):
         show(tables, finding)
         page = RunDir(folder).recommendation_page
         page.write_text(html("Recommendation", finding, tables, trial.scores(), "folds", classes))
-        sys.stdout.write(f"Page: {page}\nCheckpoint for lt-cb test and lt-cb predict: {RunDir(folder).checkpoint}\n")
+        own = " --trust_checkpoint true" * must_be_trusted("model.backbone", self.config.model.backbone)
+        sys.stdout.write(f"Page: {page}\nGo on: lt-cb test --ckpt_path {RunDir(folder).checkpoint}{own}, or predict\n")
 
 
 def show(tables: Sequence[Section], finding: str) -> None:
@@ -239,7 +244,7 @@ def _record(solved: Solved) -> dict[str, Any]:
         "plain_softmax": str(choice.plain),
         "gain": choice.gain,
         "interval": [choice.low, choice.high],
-        "helps": choice.helps,
+        "beats_plain_softmax": choice.low > 0,
         "temperature": solved.temperature,
         "balanced_accuracy_by_fold": {str(candidate): values for candidate, values in solved.trial.scores().items()},
     }

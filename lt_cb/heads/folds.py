@@ -301,17 +301,18 @@ class Choice(NamedTuple):
     high: float
 
     @property
-    def helps(self) -> bool:
-        """Whether something else than plain softmax is chosen."""
-        return self.chosen.recipe != SOFTMAX
+    def is_plain(self) -> bool:
+        """Whether plain softmax is chosen."""
+        return self.chosen.recipe == SOFTMAX
 
 
 def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
     """Choose by the one-standard-error rule.
 
     Of all candidates that are worse than the best by at most one standard error of the difference, paired by fold, the
-    simplest recipe is taken, at its best setting. Whether it beats plain softmax beyond chance is another question, for
-    which a few folds of few images are a weak test: the interval answers it, and the choice does not depend on it.
+    simplest recipe is taken, at its best setting; all tau count as equally simple. Whether it beats plain softmax
+    beyond chance is another question, for which a few folds of few images are a weak test: the interval answers it, and
+    the choice does not depend on it.
 
     Args:
         scores: balanced accuracy of each candidate in each fold, shape (K,), among them plain softmax.

@@ -57,7 +57,7 @@ def class_section(names: Sequence[str], correct: Tensor, counted: Tensor, words:
         low, high = (100 * bound for bound in wilson(right, total)) if total else (0.0, 0.0)
         cells = [f"{100 * right / total:.1f}", f"{low:.1f} to {high:.1f}"] if total else ["–", "–"]
         rows.append([name, str(total), *cells])
-    return Section("Accuracy of the classes", words, ["class", "images", "percent", "interval"], rows)
+    return Section("Accuracy of the classes", words, ["class", "held-out images", "percent", "interval"], rows)
 
 
 def _surface(methods: list[str], scores: Mapping[Candidate, Sequence[float]], parts: str) -> Picture:

@@ -37,10 +37,13 @@ def build_backbone(
     module, _, attribute = name.rpartition(".")
     if module.strip("./\\") == module != "":  # no path
         try:
-            custom = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError):
+            found = importlib.import_module(module)
+        except ImportError:
             pass  # some timm models have a dot in their name
         else:
+            custom = getattr(found, attribute, None)
+            if custom is None:
+                raise InputError(f"'{module}' has no '{attribute}'.{did_you_mean(attribute, vars(found))}")
             return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
     import timm
 
