@@ -223,7 +223,7 @@ def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML
         return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except OSError as error:
         raise InputError(f"cannot read '{file}' ({error.strerror}): give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of what is no UTF-8
         raise InputError(f"'{file}' is not YAML: {' '.join(str(error).split())}.") from error
 
 

@@ -1,5 +1,6 @@
 """Grids: what they expand to, and that each distinct run is done once, whatever happens to the processes."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -9,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
+from hypothesis import strategies as st
 
 from lt_cb.__main__ import main
+from lt_cb.errors import InputError
 from lt_cb.grid import read_plan
 from lt_cb.grid.command import _devices
 from lt_cb.grid.plan import Run
@@ -30,6 +35,25 @@ OVERLAYS = sorted(
     for folder in ("loss", "sampler", "recipe", "augment", "logger", "second_stage")
     for file in (ROOT / "configs" / folder).glob("*.yaml")
 )
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    float("nan"),
+    "",
+    "x",
+    "\0",
+    "../../x",
+    "[",
+    [],
+    [None],
+    ["x", 5],
+    {},
+    {"x": None},
+    {5: 6},
+]
 RESULT: dict = {
     "metrics": {"test/acc": 0.5},
     "class_counts": [9, 1],
@@ -337,6 +361,40 @@ class TestPlan:
         with pytest.raises(SystemExit, match="1"):
             main(["grid", str(file)])
 
+    @hypothesis.settings(
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
+    )
+    @hypothesis.given(where=st.integers(0, 30), value=st.sampled_from(ODD))
+    def test_a_wrong_grid_is_a_sentence_or_a_plan(self, where: int, value: object) -> None:
+        whole: dict = {
+            "folder": "g",
+            "config": ["a.yaml"],
+            "set": {"data.n_max": 5},
+            "seeds": {"seed_everything": [0, 1], "data.subset_seed": [0, 1]},
+            "axes": {"loss": {"a": {"config": "a.yaml", "axes": {"gamma": {"model.loss.gamma": [1, 2]}}}, "b": {}}},
+        }
+        Path("a.yaml").write_text("{model: {loss: SoftmaxLoss}}")
+
+        def places(node: object) -> Iterator[tuple[dict | list, object]]:
+            for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
+                yield node, key
+                if isinstance(child, dict | list):
+                    yield from places(child)
+
+        found = list(places(whole))
+        node, key = found[where % len(found)]
+        if where % 2 or isinstance(node, list):
+            node[key] = value
+        else:  # the key, where it may be one
+            node[value if isinstance(value, str | int | float | None) else str(value)] = node.pop(key)
+        with contextlib.suppress(InputError):
+            assert read_plan(grid(whole)).runs
+
+    def test_a_grid_of_a_million_runs_is_refused(self) -> None:
+        axes = {name: {f"data.{name}": list(range(10))} for name in "abcdef"}
+        with pytest.raises(InputError, match="names more than 20,000 runs"):
+            read_plan(grid({"axes": axes}))
+
     @pytest.mark.slow
     def test_no_torch_for_a_plan(self) -> None:
         code = (
@@ -352,6 +410,7 @@ WORKER = """
 import json, os, queue, sys, time
 from pathlib import Path
 import lt_cb.commands.train
+from lt_cb.errors import InputError
 from lt_cb.grid import read_plan
 from lt_cb.grid.work import work
 

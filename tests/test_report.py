@@ -1,15 +1,20 @@
 """What a report says of runs, against the numbers in their files."""
 
+import contextlib
 import csv
 import json
 import math
 import re
+import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import scipy.stats
@@ -22,8 +27,12 @@ from sklearn.metrics import balanced_accuracy_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lt_cb.__main__ import main
+from lt_cb.errors import InputError
 from lt_cb.report import collect
+from lt_cb.report.figures import figures
 from lt_cb.report.posthoc import class_means
+from lt_cb.report.sections import finding, sections
+from lt_cb.report.tables import cells_of
 
 
 def write(
@@ -267,6 +276,41 @@ def test_what_goes_with_the_data_is_no_other_method(tmp_path: Path) -> None:
     assert names() == {"Softmax"}
     write(tmp_path / "c", 31.0, data={"crop_padding": 2})
     assert names() == {"Softmax, crop_padding 4", "Softmax, crop_padding 2"}
+
+
+ODD = [None, True, -1, 10**9, 1.5, float("nan"), "", "x", [], [None], ["x", 5], {}, {"x": None}]
+
+
+@hypothesis.settings(
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=200, deadline=None
+)
+@given(where=st.integers(0, 60), value=st.sampled_from(ODD), file=st.sampled_from(["result.json", "config.yaml"]))
+def test_a_damaged_run_is_named_and_the_others_are_reported(
+    where: int, value: object, file: str, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    write(tmp_path / "runs/a", 30.0)
+    write(tmp_path / "runs/b", 31.0, seed=1)
+    broken = tmp_path / "runs/b" / file
+    content = json.loads(broken.read_text()) if file == "result.json" else yaml.safe_load(broken.read_text())
+
+    def places(node: Any) -> Iterator[tuple[Any, Any]]:
+        for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            yield node, key
+            if isinstance(child, dict | list):
+                yield from places(child)
+
+    found = list(places(content))
+    node, key = found[where % len(found)]
+    node[key] = value
+    broken.write_text(json.dumps(content) if file == "result.json" else yaml.safe_dump(content))
+    with contextlib.suppress(InputError):  # of a configuration
+        runs = collect(tmp_path / "runs")
+        assert runs.results[0].folder == tmp_path / "runs/a"
+        cells = cells_of(runs, "error")
+        assert sections(runs, cells, "error")
+        assert finding(runs, "error")
+        assert figures(runs, cells, "error", "Error")
 
 
 def test_of_settings_that_change_together_one_is_named(tmp_path: Path) -> None:

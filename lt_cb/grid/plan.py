@@ -10,6 +10,7 @@ from typing import Any
 from lt_cb.errors import InputError, did_you_mean
 from lt_cb.run import RunDir, flatten, read_yaml
 
+MOST = 20_000  # runs of a grid
 KEYS = ("folder", "config", "set", "seeds", "axes")
 
 
@@ -73,7 +74,10 @@ def read_plan(file: Path) -> Plan:
         if key not in KEYS:
             raise InputError(f"'{file}' has '{key}', but a grid has {', '.join(KEYS)}.{did_you_mean(str(key), KEYS)}")
     seeds = _seeds(grid.get("seeds", [0]), file)
-    folder = Path(grid.get("folder", f"runs/{file.stem}"))
+    folder = grid.get("folder", f"runs/{file.stem}")
+    if not isinstance(folder, str) or not folder or "\0" in folder:
+        raise InputError(f"'{file}': folder is {folder!r}, but must be a path, as runs/{file.stem}.")
+    folder = Path(folder)
     base = [
         *_arguments({"config": grid.get("config", [])}, file),
         *_arguments(_mapping(grid.get("set", {}), "set"), file),
@@ -85,6 +89,8 @@ def read_plan(file: Path) -> Plan:
         if name in names:
             raise InputError(f"'{file}': two combinations are both named '{name}': give their choices other names.")
         names.add(name)
+        if len(names) * len(seeds) > MOST:
+            raise InputError(f"'{file}' names more than {MOST:,} runs: give its axes fewer choices.")
         for seed, settings in seeds.items():
             complete = [*args, *_arguments(settings, file)]
             run = Run(name, seed, complete, digest(complete), folder / name / f"seed_{seed}")
@@ -111,10 +117,13 @@ def _arguments(settings: dict[str, Any], file: Path) -> list[str]:
     """Return the arguments of ``fit`` for config files, which come first, and keys."""
     files = settings.get("config", [])
     files = [files] if isinstance(files, str) else files
-    if not isinstance(files, list):
+    if not isinstance(files, list) or not all(isinstance(name, str) and "\0" not in name for name in files):
         raise InputError(f"'{file}': config is {files!r}, but must be a file or a list of files.")
+    for key in settings:
+        if not isinstance(key, str):
+            raise InputError(f"'{file}': {key!r} is set, but must be a key of the configuration, as model.loss.gamma.")
     args = []
-    for path in [file.parent / str(name) for name in files]:
+    for path in [file.parent / name for name in files]:
         _mapping(read_yaml(path), f"'{path}'")
         place = path.resolve()
         args += ["--config", str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)]

@@ -1,6 +1,7 @@
 """From run folders to rows and columns: what was trained on what, and how it came out."""
 
 import json
+import math
 import re
 import tempfile
 from collections import defaultdict
@@ -116,11 +117,21 @@ def collect(folder: Path) -> Runs:
     Raises:
         InputError: if there are none.
     """
+    damaged: dict[Path, str] = {}
     if (folder / rows.ROWS).is_file():
         existing, done = [], rows.read(folder)
     else:
-        existing = RunDir.below(folder)
-        done = [(run.path, _raw(run), run.read_config()) for run in existing if run.is_done and run.config.is_file()]
+        existing, done = RunDir.below(folder), []
+        for run in existing:
+            if run.is_done and run.config.is_file():
+                try:
+                    raw, config = _raw(run), run.read_config()
+                    _result(run.path, raw, flatten(config))
+                    done.append((run.path, raw, config))
+                except InputError as error:
+                    damaged[run.path] = str(error)
+                except (TypeError, ValueError, AttributeError, LookupError):  # of a value that no run has
+                    damaged[run.path] = f"its {run.config.name} is damaged"
     if not done:
         name = RunDir(folder).result.name
         raise InputError(f"there is no run with a {name} in '{folder}': give the folder of finished runs.")
@@ -146,6 +157,7 @@ def collect(folder: Path) -> Runs:
     kept = [result for result in results if newest[result.method, result.data, result.seed] == result.folder]
     missing = {result.folder: "repeated later" for result in results if result not in kept}
     missing |= {run.path: f"without its {run.config.name}" for run in existing if run.is_done and run.path not in paths}
+    missing |= damaged
     missing |= {run.path: state for run in existing if not run.is_done and (state := run.state)}
     return Runs(kept, list(missing.items()), sorted(varied - telling - {STAGE}))
 
@@ -235,15 +247,17 @@ def _result(
         source=source,
         imbalance_factor=float(factor),
         subset=subset,
-        backbone=config.get("model.backbone", NETWORK["model.backbone"]),
-        image_size=config.get("data.image_size"),
-        epochs=raw.get("epochs") or config.get("trainer.max_epochs"),  # 0 after a test from a checkpoint
+        backbone=str(config.get("model.backbone", NETWORK["model.backbone"])),
+        image_size=None if (size := config.get("data.image_size")) is None else int(size),
+        epochs=None if (length := raw.get("epochs") or config.get("trainer.max_epochs")) is None else int(length),
         unlike_paper=[f"{key.partition('.')[2]} {config[key]}" for key in NOT_OF_THE_PAPER if config.get(key)],
         loss=method.loss,
         gamma=method.gamma,
         beta=method.beta,
         seed=(raw["seeds"]["seed_everything"], raw["seeds"]["subset_seed"]),
-        metrics={name.removeprefix("test/"): value for name, value in raw["metrics"].items()},
+        metrics={
+            name.removeprefix("test/"): value for name, value in raw["metrics"].items() if value == value
+        },  # not nan
         class_names=raw.get("class_names") or list(map(str, range(len(counts)))),
         class_counts=counts,
         shot_groups=raw.get("shot_groups", {}),
