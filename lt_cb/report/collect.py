@@ -255,9 +255,7 @@ def _result(
         gamma=method.gamma,
         beta=method.beta,
         seed=(raw["seeds"]["seed_everything"], raw["seeds"]["subset_seed"]),
-        metrics={
-            name.removeprefix("test/"): value for name, value in raw["metrics"].items() if value == value
-        },  # not nan
+        metrics={name.removeprefix("test/"): value for name, value in raw["metrics"].items() if not math.isnan(value)},
         class_names=raw.get("class_names") or list(map(str, range(len(counts)))),
         class_counts=counts,
         shot_groups=raw.get("shot_groups", {}),
