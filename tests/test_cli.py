@@ -418,7 +418,7 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         (["--model.backbone=resnet33"], "there is no model 'resnet33': choose resnet20"),
         (["--model.backbone_args={width: 3}"], "model 'resnet32' does not take these options"),
         (["--model.optimizer.lr=-1"], "the optimiser or its schedule cannot be made (Invalid learning rate: -1.0)"),
-        (["--seed_everything=-1"], "--seed_everything is -1, but must be at least 0."),
+        (["--seed_everything=-1"], "--seed_everything is -1, but must be at least 0 and below 2**32."),
         (["--trainer.accelerator=none"], "the Trainer cannot be made (You selected an invalid accelerator name"),
         (["--model.optimizer=SGDD"], "there is no optimizer 'SGDD'"),
         (["--model.optimizer.lr=high"], "--model.optimizer.lr is high, but must be a number."),

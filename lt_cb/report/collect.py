@@ -133,6 +133,11 @@ def collect(folder: Path) -> Runs:
                 except (TypeError, ValueError, AttributeError, LookupError):  # of a value that no run has
                     damaged[run.path] = f"its {run.config.name} is damaged"
     if not done:
+        for run in existing:
+            if run.result.exists():
+                run.read_result()  # says what is wrong with it
+        for why in damaged.values():
+            raise InputError(why)
         name = RunDir(folder).result.name
         raise InputError(f"there is no run with a {name} in '{folder}': give the folder of finished runs.")
     paths, raws = [path for path, _, _ in done], [raw for _, raw, _ in done]
