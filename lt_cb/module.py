@@ -146,7 +146,7 @@ class LongTailedClassifier(LightningModule):
         head_init_std: float | None,
     ) -> nn.Module:
         """Return the network, images -> logits, whose last layer is as loss and second stage ask for it."""
-        backbone = build_backbone(name, self.num_classes, in_channels, options)
+        backbone = build_backbone(name, self.num_classes, in_channels, options, self.hparams.get("image_size"))
         if head_init_std is not None:
             draw_classifier(backbone, self.num_classes, head_init_std)
         if self.loss.normalized_classifier:

@@ -3,7 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lt_cb.losses import SoftmaxLoss
 from lt_cb.models import build_backbone, last_linear, resnet20, resnet32, resnet110, spare_small_images
+from lt_cb.module import LongTailedClassifier
 
 
 def parameters(model: nn.Module) -> int:
@@ -109,3 +111,11 @@ def test_bfloat16_gradients_of_small_images(kernel: int, stride: int, size: int)
     with torch.autocast("cpu", torch.bfloat16):
         network(images).float().square().sum().backward()
     torch.testing.assert_close(network[0].weight.grad.double(), exact.weight.grad, rtol=0.02, atol=0.5)
+
+
+def test_a_vit_is_built_for_the_size_of_the_images() -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    assert build_backbone("vit_tiny_patch16_224", 4, image_size=32)(images).shape == (2, 4)
+    model = LongTailedClassifier(SoftmaxLoss([3, 2, 1, 1]), "vit_tiny_patch16_224", image_size=32)
+    assert model(images).shape == (2, 4)
+    assert build_backbone("resnet10t", 4, image_size=32)(images).shape == (2, 4)  # which takes any size

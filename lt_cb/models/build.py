@@ -14,7 +14,11 @@ OURS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 
 
 def build_backbone(
-    name: str, num_classes: int, in_channels: int = 3, options: Mapping[str, Any] | None = None
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    options: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
 ) -> nn.Module:
     """Make a network that maps images to logits.
 
@@ -24,6 +28,7 @@ def build_backbone(
         num_classes: C.
         in_channels: channels of the images.
         options: further keyword arguments, as ``shortcut`` and ``init`` of ours or ``pretrained`` of timm's.
+        image_size: height and width in pixels, for what is built for one size alone, as timm's ViTs; None is its own.
 
     Raises:
         InputError: if there is no such model, or it does not take the options.
@@ -52,7 +57,14 @@ def build_backbone(
             f"there is no model '{name}': choose {', '.join(OURS)}, any name of timm.list_models(), or the class path "
             "of your own." + (did_you_mean(name, OURS) or did_you_mean(name, timm.list_models()))
         )
-    return _call(name, timm.create_model, model_name=name, num_classes=num_classes, in_chans=in_channels, **options)
+    config = timm.get_pretrained_cfg(name)
+    if image_size is not None and config is not None and config.fixed_input_size:
+        options = {"img_size": image_size, **options}
+    try:
+        return _call(name, timm.create_model, model_name=name, num_classes=num_classes, in_chans=in_channels, **options)
+    except (AssertionError, ZeroDivisionError, RuntimeError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"model '{name}' cannot be made for these images ({why}): see --data.image_size.") from error
 
 
 def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
