@@ -362,7 +362,7 @@ class TestPlan:
             main(["grid", str(file)])
 
     @hypothesis.settings(
-        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=150, deadline=None
     )
     @hypothesis.given(where=st.integers(0, 30), value=st.sampled_from(ODD))
     def test_a_wrong_grid_is_a_sentence_or_a_plan(self, where: int, value: object) -> None:
