@@ -179,8 +179,11 @@ class LongTailedClassifier(LightningModule):
             assert classifier is not None
             from_features: Tensor = classifier(images)
             return from_features
-        logits: Tensor = self.backbone(self._normalized(images).contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self.backbone(self._input(images))
         return logits
+
+    def _input(self, images: Tensor) -> Tensor:
+        return self._normalized(images).contiguous(memory_format=torch.channels_last)
 
     def _normalized(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std if images.dtype == torch.uint8 else images
@@ -239,7 +242,7 @@ class LongTailedClassifier(LightningModule):
         if self.graph is None or images.ndim == 2 or self.trainer.accumulate_grad_batches > 1:
             logits: Tensor = self(images)
             return logits
-        return self.graph(self._normalized(images).contiguous(memory_format=torch.channels_last))
+        return self.graph(self._input(images))
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch.

@@ -1,5 +1,8 @@
 """Inputs that several tests draw from."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -12,3 +15,11 @@ def batches(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
     scale = draw(st.sampled_from([0.1, 1.0, 10.0, 30.0, 100.0, 1e4]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     return counts, rng.uniform(-scale, scale, (batch, len(counts))), rng.integers(0, len(counts), batch)
+
+
+def places(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield all places of nested dicts and lists, each a node and a key of it, that may be set to something odd."""
+    for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        yield node, key
+        if isinstance(child, dict | list):
+            yield from places(child)

@@ -394,6 +394,23 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
     ("args", "sentence"),
     [
         (["--model.loss.weighting.beta=1.5"], "beta is 1.5, but must be in [0, 1)"),
+        (["--trainer.devices=x"], "the Trainer cannot be made"),
+        (["--trainer.accumulate_grad_batches=0"], "--trainer.accumulate_grad_batches is 0, but must be at least 1"),
+        (["--trainer.check_val_every_n_epoch=0"], "--trainer.check_val_every_n_epoch is 0, but must be at least 1"),
+        (["--seed_everything=4294967296"], "--seed_everything is 4294967296, but must be at least 0 and below 2**32"),
+        (["--model.loss=FocalLoss", "--model.loss.gamma=null"], "gamma is None, but must be at least 0"),
+        (["--folder=/proc/x"], "cannot use '/proc/x'"),
+        (["--model.backbone=../x"], "there is no model '../x'"),
+        (["--data.source=../x"], "there is no data source '../x'"),
+        (["--model.backbone_args={num_classes: 3}"], "--model.backbone_args has num_classes"),
+        (
+            ["--model.mix=torchvision.transforms.v2.MixUp", "--model.mix.alpha=-1"],
+            "what is configured cannot be made (Expected parameter concentration",
+        ),
+        (
+            ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size=0"],
+            "the optimiser or its schedule cannot be made",
+        ),
         (["--model.loss.weighting.beta=1"], "beta is 1.0, but must be in [0, 1)"),
         (["--model.loss.weighting.beta=much"], "--model.loss.weighting.beta is much, but must be a number."),
         (["--model.loss.gamma=-1"], "gamma is -1.0, but must be at least 0"),
@@ -547,30 +564,3 @@ def test_training_in_two_processes(tmp_path: Path) -> None:
     result = json.loads(Path("runs/quickstart/version_0/result.json").read_text())
     assert result["test_images"] == 400
     assert torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
-
-
-@pytest.mark.parametrize(
-    ("args", "sentence"),
-    [
-        (["--trainer.devices=x"], "the Trainer cannot be made"),
-        (["--trainer.accumulate_grad_batches=0"], "--trainer.accumulate_grad_batches is 0, but must be at least 1"),
-        (["--trainer.check_val_every_n_epoch=0"], "--trainer.check_val_every_n_epoch is 0, but must be at least 1"),
-        (["--seed_everything=4294967296"], "--seed_everything is 4294967296, but must be at least 0 and below 2**32"),
-        (["--model.loss=FocalLoss", "--model.loss.gamma=null"], "gamma is None, but must be at least 0"),
-        (["--folder=/proc/x"], "cannot use '/proc/x'"),
-        (["--model.backbone=../x"], "there is no model '../x'"),
-        (["--data.source=../x"], "there is no data source '../x'"),
-        (["--model.backbone_args={num_classes: 3}"], "--model.backbone_args has num_classes"),
-        (
-            ["--model.mix=torchvision.transforms.v2.MixUp", "--model.mix.alpha=-1"],
-            "what is configured cannot be made (Expected parameter concentration",
-        ),
-        (
-            ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size=0"],
-            "the optimiser or its schedule cannot be made",
-        ),
-    ],
-    ids=lambda value: value[-1] if isinstance(value, list) else "",
-)
-def test_what_cannot_be_is_a_sentence(args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, *FIT, *TINY, *args).startswith(sentence)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 import torch
 import yaml
 from hypothesis import strategies as st
+from strategies import places
 
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
@@ -374,12 +374,6 @@ class TestPlan:
             "axes": {"loss": {"a": {"config": "a.yaml", "axes": {"gamma": {"model.loss.gamma": [1, 2]}}}, "b": {}}},
         }
         Path("a.yaml").write_text("{model: {loss: SoftmaxLoss}}")
-
-        def places(node: object) -> Iterator[tuple[dict | list, object]]:
-            for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
-                yield node, key
-                if isinstance(child, dict | list):
-                    yield from places(child)
 
         found = list(places(whole))
         node, key = found[where % len(found)]

@@ -9,10 +9,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import numpy as np
@@ -24,6 +22,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
+from strategies import places
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lt_cb.__main__ import main
@@ -293,12 +292,6 @@ def test_a_damaged_run_is_named_and_the_others_are_reported(
     write(tmp_path / "runs/b", 31.0, seed=1)
     broken = tmp_path / "runs/b" / file
     content = json.loads(broken.read_text()) if file == "result.json" else yaml.safe_load(broken.read_text())
-
-    def places(node: Any) -> Iterator[tuple[Any, Any]]:
-        for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
-            yield node, key
-            if isinstance(child, dict | list):
-                yield from places(child)
 
     found = list(places(content))
     node, key = found[where % len(found)]

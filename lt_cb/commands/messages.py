@@ -107,9 +107,14 @@ def input_error(error: BaseException | None) -> str | None:
         return f"there is no room{where} ({error.strerror}): make some, or choose another folder."
     if isinstance(error, unusable) and error.filename:
         return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
-    while error is not None and not isinstance(error, InputError):  # jsonargparse wraps what a constructor raises
+    return next((str(e) for e in causes(error) if isinstance(e, InputError)), None)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it came from: jsonargparse wraps what a constructor raises."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return None if error is None else str(error)
 
 
 def quiet() -> None:

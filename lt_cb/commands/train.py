@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
-from lt_cb.commands.messages import Parser, input_error, quiet, values
+from lt_cb.commands.messages import Parser, causes, input_error, quiet, values
 from lt_cb.commands.prior import read_prior
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
@@ -185,9 +185,7 @@ class CLI(LightningCLI):
         except ValueError as error:
             if input_error(error) is not None:
                 raise
-            first: BaseException = error
-            while (cause := first.__cause__ or first.__context__) is not None:
-                first = cause
+            *_, first = causes(error)
             raise InputError(f"what is configured cannot be made ({' '.join(str(first).split())}).") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - of the Trainer

@@ -5,7 +5,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,16 @@ def cache_folder() -> Path:
     """Return where caches are: ``$LT_CB_CACHE``, else in the user's cache directory."""
     user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LT_CB_CACHE") or Path(user_cache, "lt_cb"))
+
+
+def reserve(stream: IO[bytes], size: int) -> None:
+    """Take the room of a file that is written through memory, where a full disk would end the process.
+
+    Raises:
+        OSError: if there is not as much.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def cache_file(*keys: str | bytes) -> Path:

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.cache import cache_file, stamp
+from lt_cb.data.cache import cache_file, reserve, stamp
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.sources.base import FileSource, Source, Split
 from lt_cb.errors import InputError
@@ -204,11 +204,9 @@ class FeatureExtractor(LightningModule):
 
 
 def _allocate(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    # a file with holes, written through memory, would end the process on a full disk
     np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
     with file.open("r+b") as stream:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+        reserve(stream, file.stat().st_size)
 
 
 def network_digest(model: LongTailedClassifier) -> str:

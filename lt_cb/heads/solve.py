@@ -1,7 +1,6 @@
 """Linear heads solved to convergence, many at once, for any loss and weighting."""
 
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_cb.data.cache import cache_folder
+from lt_cb.data.cache import cache_folder, reserve
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.hardware import available_memory
 from lt_cb.losses import Loss
@@ -40,8 +39,7 @@ def empty(*shape: int) -> Tensor:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):  # else a full disk would end the process at some later write
-                os.posix_fallocate(file.fileno(), 0, size)
+            reserve(file, size)
             return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
     except OSError as error:
         raise InputError(

@@ -119,14 +119,15 @@ def collect(folder: Path) -> Runs:
     """
     damaged: dict[Path, str] = {}
     if (folder / rows.ROWS).is_file():
-        existing, done = [], rows.read(folder)
+        existing = []
+        done = [(path, raw, flatten(config)) for path, raw, config in rows.read(folder)]
     else:
         existing, done = RunDir.below(folder), []
         for run in existing:
             if run.is_done and run.config.is_file():
                 try:
-                    raw, config = _raw(run), run.read_config()
-                    _result(run.path, raw, flatten(config))
+                    raw, config = _raw(run), flatten(run.read_config())
+                    _result(run.path, raw, config)
                     done.append((run.path, raw, config))
                 except InputError as error:
                     damaged[run.path] = str(error)
@@ -136,12 +137,11 @@ def collect(folder: Path) -> Runs:
         for run in existing:
             if run.result.exists():
                 run.read_result()  # says what is wrong with it
-        for why in damaged.values():
-            raise InputError(why)
+        if damaged:
+            raise InputError(next(iter(damaged.values())))
         name = RunDir(folder).result.name
         raise InputError(f"there is no run with a {name} in '{folder}': give the folder of finished runs.")
-    paths, raws = [path for path, _, _ in done], [raw for _, raw, _ in done]
-    configs = [flatten(config) for _, _, config in done]
+    paths, raws, configs = map(list, zip(*done, strict=True))
     by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for config in configs:
         named = {k: v for k, v in config.items() if k in NAMED or k.startswith("model.loss")}
