@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
+from lt_cb.run import ALIASED, expanded_size, parse_yaml
 
 CONFIG = "lt_cb_config"  # the resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
@@ -40,10 +40,16 @@ def read(path: str | Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what pickle, zip and its own reader do
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).") from error
+        other = f" The one before it is '{before(path)}'." if before(path).is_file() else ""
+        raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).{other}") from error
     if not isinstance(content, dict) or not _is_whole(content):
         raise InputError(f"'{path}' is not a checkpoint of a run: set --ckpt_path to a run's checkpoints/last.ckpt.")
     return content
+
+
+def before(path: str | Path) -> Path:
+    """Return where the checkpoint lies that one has taken the place of."""
+    return Path(path).with_suffix(".before.ckpt")
 
 
 def _is_whole(content: dict[str, Any]) -> bool:
@@ -63,6 +69,8 @@ def _is_whole(content: dict[str, Any]) -> bool:
 
 class WholeFiles(TorchCheckpointIO):
     """Writes checkpoints that are the one before or the new one, whenever a process is killed or a disk is full.
+
+    One that is overwritten is kept, by the name of `before`, until the next is.
 
     Lightning writes to the system's temporary folder, and where that is on another file system copies from there over
     the checkpoint before.
@@ -87,6 +95,8 @@ class WholeFiles(TorchCheckpointIO):
                 stream.write(buffer.getbuffer())
                 stream.flush()
                 os.fsync(stream.fileno())  # else a rename can reach the disk before what it names
+            if file.exists():
+                _keep(file)
             temporary.replace(file)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -98,6 +108,17 @@ class WholeFiles(TorchCheckpointIO):
             raise InputError(f"the checkpoint '{file}' cannot be written ({error.strerror}); {kept}.") from error
 
 
+def _keep(file: Path) -> None:
+    """Have the checkpoint that is to be overwritten in two places; there is one in its own all the time."""
+    link = file.with_name(f".{file.name}.before.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(file, link)
+    except OSError:  # a file system without links
+        return
+    link.replace(before(file))
+
+
 def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the configuration of the run, or of a checkpoint made in Python that of its model; None without either.
 
@@ -106,16 +127,17 @@ def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     hparams = content.get("hyper_parameters", {})
     if CONFIG in content:
-        try:
-            run = yaml.safe_load(content[CONFIG])
-        except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-            raise InputError("the configuration in the checkpoint is not YAML: the checkpoint is damaged.") from error
+        if not isinstance(content[CONFIG], str):
+            raise InputError("the configuration in the checkpoint is not YAML: the checkpoint is damaged.")
+        run = parse_yaml(content[CONFIG], "the configuration in the checkpoint")
         if not isinstance(run, dict) or not all(isinstance(run.get(k, {}), dict) for k in ("model", "data", "trainer")):
             raise InputError("the configuration in the checkpoint is not that of a run: the checkpoint is damaged.")
     elif isinstance(hparams.get("loss"), dict):
         model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
         options = {key: value for key, value in hparams["loss"]["init_args"].items() if key != "class_counts"}
         run = {"model": {**model, "loss": {**hparams["loss"], "init_args": options}}}
+        if expanded_size(run) > ALIASED:
+            raise InputError("the configuration in the checkpoint contains itself: the checkpoint is damaged.")
     else:
         return None
     return without_pretrained(run, "model")

@@ -1,5 +1,6 @@
 """The LightningModule: backbone, loss, metrics and optimiser."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Self
@@ -7,6 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -123,6 +125,7 @@ class LongTailedClassifier(LightningModule):
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
         self.graph: TrainingGraph | None = None
+        self._losses: list[tuple[int, float, Tensor]] = []  # step, rate and loss, of the epoch so far
         self.prior: list[float] | None = None
         self.register_buffer("prior_shift", None, persistent=False)
 
@@ -222,8 +225,43 @@ class LongTailedClassifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Let the class weights count once their time has come."""
+        self._losses.clear()
         if self.drw_start > 0.0:
             self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.drw_start
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Look at the first images."""
+        self._check_images(batch, batch_idx)
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Look at the first images."""
+        self._check_images(batch, batch_idx)
+
+    def on_test_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Look at the first images."""
+        self._check_images(batch, batch_idx)
+
+    def on_predict_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Look at the first images."""
+        self._check_images(batch, batch_idx)
+
+    def _check_images(self, batch: Batch, batch_idx: int) -> None:
+        """Look whether floating images of a loader of one's own can be what uint8 ones are normalised to."""
+        images = batch[0]
+        if batch_idx > 0 or images.ndim == 2 or not images.is_floating_point():
+            return
+        least, most = images.min().item(), images.max().item()
+        if not math.isfinite(most - least):
+            raise InputError("the images are not finite: look for NaN and infinity where they are read or normalised.")
+        black, white = (-self.mean / self.std).min().item(), ((255 - self.mean) / self.std).max().item()
+        slack = (white - black) / 4
+        if least < black - slack or most > white + slack or (least >= 0 and most <= 1 and black < -slack):
+            rank_zero_warn(
+                f"The images are floating, from {least:.3g} to {most:.3g}, and count as normalised; mean and std of "
+                f"this network make {black:.3g} to {white:.3g} of black and white. Give it uint8 pixels, or the mean "
+                "and std that these were normalised by.",
+                stacklevel=1,
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
@@ -236,6 +274,9 @@ class LongTailedClassifier(LightningModule):
                 images, targets = self.mix(self._normalized(images), one_hot.float())
         loss: Tensor = self.loss(self._training_logits(images), targets)
         self.train_loss.update(loss.detach(), len(images))
+        if self._trainer is not None:
+            rate = next((group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups), math.nan)
+            self._losses.append((self.global_step, rate, loss.detach()))
         return loss
 
     def _training_logits(self, images: Tensor) -> Tensor:
@@ -252,8 +293,10 @@ class LongTailedClassifier(LightningModule):
         """
         loss = self.train_loss.compute()
         if not loss.isfinite():
+            first = next(((step, rate) for step, rate, value in self._losses if not value.isfinite()), None)
+            when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
             raise InputError(
-                f"the training has diverged: train/loss is {loss.item()} in epoch {self.current_epoch}. Lower "
+                f"the training has diverged: train/loss is {loss.item()} in epoch {self.current_epoch}{when}. Lower "
                 "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
             )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)

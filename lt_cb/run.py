@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import yaml
 from lt_cb.errors import InputError
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
+ALIASED = 100_000  # most values that aliases may add to a YAML text
 
 
 class RunDir:
@@ -220,11 +222,43 @@ def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML
         InputError: if it cannot be read, or is not YAML.
     """
     try:
-        return yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return parse_yaml(file.read_text(), f"'{file}'")
     except OSError as error:
         raise InputError(f"cannot read '{file}' ({error.strerror}): give the path of a YAML file.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of what is no UTF-8
-        raise InputError(f"'{file}' is not YAML: {' '.join(str(error).split())}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{file}' is not YAML: {error}.") from error
+
+
+def parse_yaml(text: str, what: str) -> Any:  # noqa: ANN401 - YAML
+    """Return what a YAML text says.
+
+    Args:
+        text: YAML.
+        what: the text is, in a refusal.
+
+    Raises:
+        InputError: if it is none, or its aliases stand for far more than is written.
+    """
+    try:
+        value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        size = expanded_size(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not YAML: {' '.join(str(error).split())}.") from error
+    if size > len(text) + ALIASED:
+        raise InputError(f"{what} stands for more than {ALIASED:,} values by its aliases: write out what is meant.")
+    return value
+
+
+def expanded_size(value: Any, sizes: dict[int, float] | None = None) -> float:  # noqa: ANN401 - of lists and mappings
+    """Return how many values there are if what occurs again is counted again, infinity for what contains itself."""
+    sizes = {} if sizes is None else sizes
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = math.inf  # until it is known
+        inner = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(expanded_size(v, sizes) for v in inner)
+    return sizes[id(value)]
 
 
 def write_json(file: Path, value: Any) -> None:  # noqa: ANN401 - JSON

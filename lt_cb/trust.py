@@ -26,7 +26,7 @@ from lt_cb.errors import InputError
 from lt_cb.losses import Loss, Weighting
 from lt_cb.models import SecondStage
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import read_yaml
+from lt_cb.run import parse_yaml, read_yaml
 
 PACKAGES = ("lt_cb", "torch", "torchvision", "torchmetrics", "timm", "lightning")
 KINDS: dict[str, type[Any]] = {  # by config key
@@ -146,7 +146,7 @@ def _named(config: Any, key: str = "", strict: bool = False) -> Iterator[tuple[s
         except (yaml.YAMLError, ValueError):
             parsed = None
         if isinstance(parsed, Mapping | list):
-            yield from _named(parsed, key, strict)
+            yield from _named(parse_yaml(config, f"{key} in the checkpoint"), key, strict)
         elif _looks_importable(config) or (len(config) < 1000 and "\0" not in config and os.path.isfile(config)):
             yield key, config
 

@@ -1,5 +1,6 @@
 """How a command refuses its input."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,9 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     assert "Traceback" not in err
     (sentence,) = [line for line in err.splitlines() if line.startswith("lt-cb: error: ")]
     return sentence.removeprefix("lt-cb: error: ")
+
+
+def alias_bomb() -> str:
+    """Return a short YAML text that stands for 10^9 values."""
+    lines = [f"{key}: &{key} [{', '.join([f'*{before}'] * 10)}]" for before, key in itertools.pairwise("abcdefghij")]
+    return "\n".join(["a: &a [x]", *lines])

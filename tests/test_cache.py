@@ -1,5 +1,7 @@
 """A damaged cache is made anew, whatever the damage."""
 
+import pwd
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lt_cb.data.cache import read_cache, write_cache
+from lt_cb.data.cache import cache_folder, read_cache, write_cache
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("LT_CB_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    assert cache_folder() == Path(tempfile.gettempdir(), ".cache/lt_cb")
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

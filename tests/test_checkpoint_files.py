@@ -44,6 +44,11 @@ def test_fit_writes_whole_files_without_a_temporary_folder(monkeypatch: pytest.M
     assert isinstance(cli.trainer.strategy.checkpoint_io, checkpoint.WholeFiles)
     cli.trainer.strategy.checkpoint_io.save_checkpoint({"w": 1}, "b/last.ckpt")
     assert [file.name for file in Path("b").iterdir()] == ["last.ckpt"]
+    cli.trainer.strategy.checkpoint_io.save_checkpoint({"w": 2}, "b/last.ckpt")
+    assert {file.name: torch.load(file) for file in Path("b").iterdir()} == {
+        "last.ckpt": {"w": 2},
+        "last.before.ckpt": {"w": 1},
+    }
 
 
 @pytest.mark.slow
@@ -75,7 +80,7 @@ def test_a_kill_while_it_is_written_keeps_the_checkpoint_before() -> None:
         process.wait()
         assert not os.listdir(elsewhere)
     assert checkpoint.read("a/last.ckpt")["state_dict"]["w"].shape == (4_000_000,)
-    assert len(list(Path("a").iterdir())) <= 2
+    assert {file.name for file in Path("a").iterdir()} <= {"last.ckpt", "last.before.ckpt", ".last.ckpt.tmp"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from refusals import refused
+from refusals import alias_bomb, refused
 
 import lt_cb
 from lt_cb.__main__ import main
@@ -299,6 +299,14 @@ def test_a_runs_history_is_whole_after_a_kill(capsys: pytest.CaptureFixture[str]
     assert epochs_of(run) == ["1", "2"]  # that of the checkpoint, and the next
     assert (run / "metrics.damaged.csv").is_file()
 
+    last = run / "checkpoints/last.ckpt"
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    last.write_bytes(last.read_bytes()[:-1000])
+    assert refused(capsys, *go_on).endswith(f"The one before it is '{run}/checkpoints/last.before.ckpt'.")
+    main(["fit", f"--ckpt_path={run}/checkpoints/last.before.ckpt", f"--folder={run}", "--trainer.max_epochs=3"])
+    assert json.loads((run / "result.json").read_text())["metrics"] == metrics
+    assert epochs_of(run) == ["1", "2"]
+
 
 def test_a_kill_under_a_new_header_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = RunFolder(str(tmp_path), "a", "b").experiment
@@ -411,6 +419,10 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
             ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size=0"],
             "the optimiser or its schedule cannot be made",
         ),
+        (
+            ["--model.optimizer=SparseAdam"],
+            "the optimiser or its schedule cannot be made (SparseAdam does not support dense gradients",
+        ),
         (["--model.loss.weighting.beta=1"], "beta is 1.0, but must be in [0, 1)"),
         (["--model.loss.weighting.beta=much"], "--model.loss.weighting.beta is much, but must be a number."),
         (["--model.loss.gamma=-1"], "gamma is -1.0, but must be at least 0"),
@@ -482,6 +494,10 @@ def test_a_config_that_is_no_yaml_is_named(capsys: pytest.CaptureFixture[str]) -
     assert refused(capsys, *FIT, "--config=bad.yaml").startswith("'bad.yaml' is not YAML: while parsing")
     Path("bad.yaml").write_bytes(b"model: \xff")
     assert refused(capsys, *FIT, "--config", "bad.yaml").startswith("'bad.yaml' is not YAML: 'utf-8' codec")
+    for text in ("model: &own\n  loss: *own", alias_bomb()):
+        Path("bad.yaml").write_text(text)
+        sentence = "'bad.yaml' stands for more than 100,000 values by its aliases: write out what is meant."
+        assert refused(capsys, *FIT, "--config", "bad.yaml") == refused(capsys, "grid", "bad.yaml") == sentence
 
 
 @pytest.mark.parametrize("damage", ["truncated image", "empty class", "other classes", "stray image"])

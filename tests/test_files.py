@@ -11,6 +11,7 @@ from PIL import Image
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
+from lt_cb.data.images import find_images
 from lt_cb.data.sources.listing import list_annotations, list_lines, list_table, list_tree
 from lt_cb.losses import class_weights
 
@@ -278,6 +279,34 @@ class TestWrong:
         ):
             data.train_dataloader()
         assert len(data.test_dataloader()) == 1
+
+    def test_paths_that_lead_out_of_the_folder_are_meant_or_refused(self, tmp_path: Path, images: Callable) -> None:
+        images(["a.png", "below/b.png", "below/c.png"])
+        table = tmp_path / "below/t.csv"
+        for outside in ("../a.png", "x/../../a.png"):
+            table.write_text(f"path,label,split\n{outside},0,train\nb.png,1,train\n./../below/c.png,1,test\n")
+            with pytest.raises(
+                ValueError, match=rf"1 of 2 paths lead out of '\S+below': '{outside}'\. Write them whole"
+            ):
+                LongTailedDataModule("manifest", str(table), image_size=8).train_dataloader()
+        table.write_text(f"path,label,split\n{tmp_path}/a.png,0,train\nb.png,1,train\nc.png,1,test\n")
+        data = LongTailedDataModule("manifest", str(table), image_size=8)
+        assert shades(data, "test_dataloader") == [(2, 1)]
+        assert len(data.train_dataloader()) == 1
+
+    def test_links_in_a_circle_are_followed_once(self, tmp_path: Path, images: Callable) -> None:
+        images([f"{split}/{name}/x.png" for split in ("train", "test") for name in ("cat", "dog")])
+        images(["elsewhere/y.png"])
+        cat = tmp_path / "train/cat"
+        for name, target in (("up", ".."), ("self", "self"), ("out", tmp_path / "elsewhere")):
+            (cat / name).symlink_to(target)
+        (tmp_path / "elsewhere/back").symlink_to(cat)
+        assert list_tree(tmp_path / "train").paths.tolist() == [b"cat/out/y.png", b"cat/x.png", b"dog/x.png"]
+        found = [str(file.relative_to(cat)) for file in find_images(cat)]
+        assert found == ["out/y.png", "up/dog/x.png", "x.png"]
+        (tmp_path / "train/eel").symlink_to(tmp_path / "train")
+        with pytest.raises(ValueError, match="no images in 'eel'"):
+            LongTailedDataModule("image_folder", str(tmp_path), image_size=8)
 
 
 class TestCache:

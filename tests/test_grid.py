@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -428,12 +429,16 @@ def test_a_worker_gives_fit_its_arguments_and_goes_on_from_a_checkpoint() -> Non
     Path("c.yaml").write_text("{data: {root: y}}")
     new = {"config": "a.yaml"}
     half = {"config": "b.yaml", "ckpt_path": "first_stage.ckpt", "data.num_workers": 3}
-    axes = {"run": {"new": new, "half": half, "torn": {}, "changed": {"config": "c.yaml"}}}
+    axes = {
+        "run": {"new": new, "half": half, "torn": {}, "damaged": {"data.root": "x"}, "changed": {"config": "c.yaml"}}
+    }
     grid({"folder": "g", "axes": axes})
-    for name in ("half", "torn", "new", "changed"):
+    for name in ("half", "torn", "damaged", "new", "changed"):
         Path(f"g/{name}/seed_0/checkpoints").mkdir(parents=True)
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6"}, "g/half/seed_0/checkpoints/last.ckpt")
     Path("g/torn/seed_0/checkpoints/last.ckpt").write_bytes(b"PK")
+    Path("g/damaged/seed_0/checkpoints/last.ckpt").write_bytes(b"PK")
+    shutil.copy("g/half/seed_0/checkpoints/last.ckpt", "g/damaged/seed_0/checkpoints/last.before.ckpt")
     subprocess.run([sys.executable, "-c", f"RESULT = {RESULT}\n{WORKER}"], check=True)
     calls, events = json.loads(Path("calls.json").read_text())
     readers = next(word for word in calls[0] if word.startswith("--data.num_workers="))
@@ -446,8 +451,15 @@ def test_a_worker_gives_fit_its_arguments_and_goes_on_from_a_checkpoint() -> Non
             *("--folder", "g/half/seed_0", *checkpoint, bar),
         ],
         ["fit", "--seed_everything=0", readers, "--folder", "g/torn/seed_0", bar],
+        [
+            *("fit", "--data.root=x", "--seed_everything=0", readers, "--folder", "g/damaged/seed_0"),
+            *("--ckpt_path", "g/damaged/seed_0/checkpoints/last.before.ckpt", bar),
+        ],
     ]
-    assert [event for event, _, _ in events] == ["start", "done"] * 3 + ["start", "failed"]
+    assert (
+        "'g/damaged/seed_0/checkpoints/last.ckpt' is not a checkpoint" in Path("g/damaged/seed_0/log.txt").read_text()
+    )
+    assert [event for event, _, _ in events] == ["start", "done"] * 4 + ["start", "failed"]
     assert "a config file has changed" in Path("g/changed/seed_0/error.txt").read_text()
 
 

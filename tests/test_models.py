@@ -119,3 +119,5 @@ def test_a_vit_is_built_for_the_size_of_the_images() -> None:
     model = LongTailedClassifier(SoftmaxLoss([3, 2, 1, 1]), "vit_tiny_patch16_224", image_size=32)
     assert model(images).shape == (2, 4)
     assert build_backbone("resnet10t", 4, image_size=32)(images).shape == (2, 4)  # which takes any size
+    with pytest.raises(ValueError, match="images of 8 pixels, which are smaller than its patches"):
+        build_backbone("vit_tiny_patch16_224", 4, image_size=8)

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.metrics import f1_score
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassF1Score
 from torchvision.transforms import v2
 
@@ -364,9 +366,33 @@ def test_a_mixed_training_goes_on_as_one_that_was_not_interrupted(kind: type[tor
 
 
 def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
-    model = classifier(optimizer=lambda params: torch.optim.SGD(params, lr=1e30))
-    with pytest.raises(ValueError, match=r"has diverged: train/loss is nan in epoch [01]\. Lower --model.optimizer.lr"):
-        trainer(tmp_path, max_epochs=9).fit(model, digits())
+    """371 images are 3 batches; the rate is too high from the second epoch on."""
+    steps = {"optimizer": lambda params: torch.optim.SGD(params, lr=1e-3)}
+    steps["lr_scheduler"] = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=1e33)
+    last = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
+    said = r"is nan in epoch 1, first at step [45], at a rate of 1e\+30\. Lower --model.optimizer.lr"
+    with pytest.raises(ValueError, match=f"has diverged: train/loss {said}"):
+        trainer(tmp_path, max_epochs=9, callbacks=[last]).fit(classifier(**steps), digits())
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_floating_images_that_are_not_normalised_are_noticed(tmp_path: Path) -> None:
+    def loader(images: torch.Tensor) -> DataLoader:
+        return DataLoader(TensorDataset(images, torch.arange(4)), 4)
+
+    pixels = torch.rand(4, 1, 8, 8)
+    with pytest.warns(UserWarning, match=r"from 0\.\S+ to 0\.\S+, and count as normalised; .* make -1 to 0\.992 of"):
+        trainer(tmp_path).test(classifier(), loader(pixels), verbose=False)
+    with pytest.warns(UserWarning, match=r"to 25\S+, and count as normalised"):
+        trainer(tmp_path).predict(classifier(), loader(pixels * 255))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*count as normalised")
+        trainer(tmp_path).test(classifier(), loader(pixels * 2 - 1), verbose=False)
+        trainer(tmp_path).test(classifier(mean=[0.0], std=[1.0]), loader(pixels), verbose=False)
+    with pytest.raises(ValueError, match="the images are not finite"):
+        trainer(tmp_path, max_epochs=1).fit(classifier(), loader(pixels / 0))
 
 
 def test_weights_that_are_no_numbers_have_no_accuracy(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from refusals import alias_bomb
 
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
@@ -143,9 +144,25 @@ def test_what_the_user_names_is_trusted() -> None:
 def test_a_checkpoint_without_a_configuration_is_damaged(
     checkpoint: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for text in ("model: hub.yaml", "[", "3", "model: {loss: {}}\ndata: 3"):
+    for text in ("model: hub.yaml", "[", "3", "model: {loss: {}}\ndata: 3", None):
         torch.save({**checkpoint, "lt_cb_config": text}, "evil.ckpt")
-        assert stopped(capsys, "test", "--ckpt_path=evil.ckpt").endswith("the checkpoint is damaged.")
+        assert "the configuration in the checkpoint is not " in stopped(capsys, "test", "--ckpt_path=evil.ckpt")
+
+
+def test_a_checkpoint_with_a_bomb_of_aliases_is_refused(
+    checkpoint: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss: dict[str, Any] = {"class_path": "lt_cb.losses.SoftmaxLoss", "init_args": {}}
+    loss["init_args"]["weighting"] = loss
+    config = yaml.safe_dump({"model": {"loss": alias_bomb()}})
+    python = {name: value for name, value in checkpoint.items() if name != "lt_cb_config"}
+    for content, what in (
+        ({**checkpoint, "lt_cb_config": alias_bomb()}, "the configuration in the checkpoint stands for more than"),
+        ({**checkpoint, "lt_cb_config": config}, "model.loss in the checkpoint stands for more than 100,000 values"),
+        ({**python, "hyper_parameters": {"loss": loss}}, "the configuration in the checkpoint contains itself"),
+    ):
+        torch.save(content, "evil.ckpt")
+        assert what in stopped(capsys, "test", "--ckpt_path=evil.ckpt")
 
 
 def test_shipped_configs_are_known() -> None:

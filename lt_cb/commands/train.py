@@ -300,9 +300,10 @@ class CLI(LightningCLI):
 
 
 def _same_run(config: Any) -> bool:  # noqa: ANN401 - as parsed
-    """Return whether the checkpoint to start from is that of the folder to write to."""
+    """Return whether the checkpoint to start from is one of the folder to write to."""
     path, own = config.get("ckpt_path"), RunDir(config.folder).checkpoint
-    return path is not None and own.is_file() and Path(path).resolve() == own.resolve()
+    kept = [file.resolve() for file in (own, checkpoints.before(own)) if file.is_file()]
+    return path is not None and Path(path).resolve() in kept
 
 
 def _set_accumulation(cli: CLI) -> None:
@@ -320,6 +321,9 @@ def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, tra
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # there was no step of the optimiser
                 scheduler.step()
+        trial = torch.nn.Parameter(torch.zeros(2, 2))
+        trial.grad = torch.zeros(2, 2)  # dense, which not every optimiser takes
+        model.make_optimizer([{"params": [trial]}]).step(lambda: 0.0)
     except (ValueError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"the optimiser or its schedule cannot be made ({error}): see --model.optimizer.") from error
     in_fractions = isinstance(scheduler, StepwiseSchedule) and scheduler.total_steps is None

@@ -21,7 +21,11 @@ def stamp(file: Path) -> str:
 
 def cache_folder() -> Path:
     """Return where caches are: ``$LT_CB_CACHE``, else in the user's cache directory."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user of a container who has none
+        home = Path(tempfile.gettempdir())
+    user_cache = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
     return Path(os.environ.get("LT_CB_CACHE") or Path(user_cache, "lt_cb"))
 
 

@@ -37,9 +37,45 @@ def progress(items: Iterable[Item], label: str, count: int) -> Iterable[Item]:
 
 def find_images(folder: Path) -> list[Path]:
     """Return the files under ``folder`` that `is_image` takes for images, sorted."""
-    return sorted(
-        Path(p, name) for p, _, names in os.walk(folder, followlinks=True) for name in names if is_image(name)
-    )
+    return sorted(Path(place, name) for place, names in walk(folder) for name in names if is_image(name))
+
+
+def walk(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, list[str]]]:
+    """Yield a folder and each below it, with the names of its files; links are followed, but not in a circle.
+
+    Args:
+        folder: where to begin.
+        above: device and number of the folders that it lies in.
+
+    Raises:
+        InputError: if a folder cannot be read.
+    """
+    own = folder_id(folder)
+    if own in above:
+        return
+    folders, names = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                (folders if _is_folder(entry) else names).append(entry.name)
+    except OSError as error:
+        raise InputError(f"'{folder}' cannot be read ({error.strerror}): change its permissions.") from error
+    yield str(folder), names
+    for name in folders:
+        yield from walk(os.path.join(folder, name), above | {own})
+
+
+def folder_id(folder: Path | str) -> tuple[int, int]:
+    """Return device and number of a folder, by whatever path it is reached."""
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def load_images(

@@ -147,14 +147,16 @@ def _fit(run: Run, readers: int) -> None:
 
     if digest(run.args) != run.digest:
         raise InputError("a config file has changed since the grid was started: start it again.")
-    args = run.args
-    try:
-        checkpoint.read(run.dir.checkpoint)
-    except InputError:  # there is none, or a kill came while it was written
-        resume = []
-    else:
-        args = [arg for arg in args if not arg.startswith("--ckpt_path=")]  # what a second stage started from
-        resume = ["--ckpt_path", str(run.dir.checkpoint)]
+    args, resume = run.args, list[str]()
+    for file in (run.dir.checkpoint, checkpoint.before(run.dir.checkpoint)):
+        if file.is_file() and not resume:
+            try:
+                checkpoint.read(file)
+            except InputError as error:
+                sys.stderr.write(f"lt-cb: {error}\n")
+            else:
+                args = [arg for arg in args if not arg.startswith("--ckpt_path=")]  # what a second stage started from
+                resume = ["--ckpt_path", str(file)]
     if "data.num_workers" not in run.settings():
         args = [*args, f"--data.num_workers={readers}"]
     main(["fit", *args, "--folder", str(run.folder), *resume, "--trainer.enable_progress_bar=false"])

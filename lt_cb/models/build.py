@@ -61,10 +61,17 @@ def build_backbone(
     if image_size is not None and config is not None and config.fixed_input_size:
         options = {"img_size": image_size, **options}
     try:
-        return _call(name, timm.create_model, model_name=name, num_classes=num_classes, in_chans=in_channels, **options)
+        made = _call(name, timm.create_model, model_name=name, num_classes=num_classes, in_chans=in_channels, **options)
     except (AssertionError, ZeroDivisionError, RuntimeError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"model '{name}' cannot be made for these images ({why}): see --data.image_size.") from error
+    patches = getattr(getattr(made, "patch_embed", None), "grid_size", None)
+    if patches is not None and min(patches) < 1:
+        raise InputError(
+            f"model '{name}' cannot be made for images of {image_size} pixels, which are smaller than its patches: "
+            "set --data.image_size higher."
+        )
+    return made
 
 
 def pretrained_cfg(name: str) -> Mapping[str, Any] | None:

@@ -39,7 +39,7 @@ class Source(ABC):
     has_val: bool = False
 
     def __init__(self, root: str) -> None:
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))
 
     @abstractmethod
     def load(self, split: Split) -> tuple[Images, Indices]:

@@ -1,5 +1,6 @@
 """Data sets of image files: folders, the large data sets of the field, and lists of one's own."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ class ImageFolder(FileSource):
     test_folders: tuple[str, ...] = ("test", "val")
 
     def __init__(self, root: str) -> None:
-        existing = [name for name in self.test_folders if Path(root).expanduser().joinpath(name).is_dir()]
+        existing = [name for name in self.test_folders if Path(os.path.expanduser(root)).joinpath(name).is_dir()]
         self._folders: dict[Split, str] = {"train": "train", "test": [*existing, self.test_folders[0]][0]}
         self.has_val = len(existing) > 1
         if self.has_val:
@@ -157,7 +158,7 @@ class Manifest(FileSource):
     """
 
     def __init__(self, root: str) -> None:
-        self._splits = list_table(Path(root).expanduser())
+        self._splits = list_table(Path(os.path.expanduser(root)))
         if unknown := self._splits.keys() - {"train", "val", "test"}:
             raise InputError(f"'{root}' has split '{min(unknown)}', but allowed are train, val and test.")
         if missing := {"train", "test"} - self._splits.keys():

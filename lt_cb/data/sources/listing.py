@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lt_cb.data.cache import Arrays, cache_file, read_cache, stamp, write_cache
-from lt_cb.data.images import is_image, progress
+from lt_cb.data.images import folder_id, is_image, progress, walk
 from lt_cb.data.subset import Indices
 from lt_cb.errors import InputError, enumerate_names
 
@@ -54,10 +54,10 @@ def list_tree(folder: Path) -> Listing:
             f"{len(stray)} images lie in '{folder}' itself, as '{stray[0]}': move each to its class's folder."
         )
     paths: list[str] = []
-    counts, folders = [], [str(folder)]
+    counts, folders, above = [], [str(folder)], frozenset([folder_id(folder)])
     for name in progress(names, f"Finding images in {folder}", len(names)):
         images: list[str] = []
-        for place, _, files in os.walk(folder / name, followlinks=True):
+        for place, files in walk(folder / name, above):
             folders.append(place)
             below = os.path.relpath(place, folder)
             images += [f"{below}/{file}" for file in files if is_image(file)]
@@ -225,10 +225,20 @@ def _read_parquet(file: Path) -> dict[str, list[Any]]:
 
 
 def check_files(folder: Path, paths: Paths) -> None:
-    """Look for all files of a list at once, and remember that none is missing."""
-    cache = cache_file("existing", str(folder.absolute()), paths.tobytes())
+    """Look for all files of a list at once, and remember that none is missing.
+
+    Raises:
+        InputError: if one is, or lies elsewhere than its path lets a reader think.
+    """
+    cache = cache_file("below", str(folder.absolute()), paths.tobytes())
     if read_cache(cache) is not None:
         return
+    names = [os.fsdecode(path) for path in paths.tolist() if b".." in path]
+    if leaving := [name for name in names if not os.path.isabs(name) and os.path.normpath(name).startswith("..")]:
+        raise InputError(
+            f"{len(leaving)} of {len(paths)} paths lead out of '{folder}': {enumerate_names(leaving)}. Write them "
+            "whole, from / on, if that is meant."
+        )
     existing: dict[bytes, set[bytes]] = {}  # names of the files in each folder
     missing = []
     base = os.fsencode(folder)
