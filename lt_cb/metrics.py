@@ -90,7 +90,7 @@ def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> 
         groups: class indices by name, as `shot_groups` returns.
 
     Returns:
-        Scalars in [0, 1]: ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
+        Scalars from 0 to 1, ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
         classes of a group). Classes without samples are left out of the means; a mean over none is NaN.
     """
     per_class = correct.double() / total  # NaN for a class without samples

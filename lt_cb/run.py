@@ -54,12 +54,12 @@ class RunDir:
 
     @property
     def is_training(self) -> bool:
-        """Whether it is of ``fit``: the configurations of ``validate`` and ``test`` have an option more."""
+        """Whether it is of ``fit``, as the configurations of ``validate`` and ``test`` have an option more."""
         return "verbose" not in self.read_config()
 
     @property
     def state(self) -> str | None:
-        """Why there is no result: damaged, failed, not begun or unfinished; None for one that none is expected of."""
+        """Why there is no result (damaged, failed, not begun or unfinished), None for one that none is expected of."""
         if self.result.exists():
             return f"its {self.result.name} is damaged, or of another run"
         if self.error.exists():

@@ -1,6 +1,6 @@
 """Long-tailed data: count profiles, sources of images, subsets, samplers and the data module.
 
-The names are imported when they are asked for: `lt_cb.data.profile` alone needs no torch.
+The names are imported when they are asked for: ``lt_cb.data.profile`` alone needs no torch.
 """
 
 import importlib
@@ -43,3 +43,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
     files = {"Module": "datamodule", "exponential": "profile", "step": "profile", "Sampler": "sampler"}
     file = next((file for end, file in files.items() if name.endswith(end)), "sources.base")
     return getattr(importlib.import_module(f"{__name__}.{file}"), name)
+
+
+def __dir__() -> list[str]:
+    """Name what is public too, whether imported yet or not."""
+    return sorted({*globals(), *__all__})

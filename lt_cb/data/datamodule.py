@@ -149,7 +149,7 @@ class LongTailedDataModule(LightningDataModule):
 
     @property
     def class_counts(self) -> list[int]:
-        """Images of each class that are trained on: those of the subset less those held out for validation."""
+        """Images of each class that are trained on, those of the subset less those held out for validation."""
         return [n - int(np.ceil((n - 1) * self.val_fraction)) if n else 0 for n in self.subset_counts]
 
     def _channel_values(self, name: str, values: list[float] | None) -> list[float]:

@@ -112,7 +112,7 @@ class EpochSampler(DistributedSampler[int]):
     """The draw of a `Sampler` for a DataLoader in a loop or trainer of your own: ``DataLoader(..., sampler=this)``.
 
     Each process takes every world_size-th index of the draw, which depends on seed and epoch alone; indices of the
-    beginning fill up the last round. Call ``set_epoch`` before each epoch, as for torch's `DistributedSampler`;
+    beginning fill up the last round. Call ``set_epoch`` before each epoch, as for torch's ``DistributedSampler``;
     Lightning does so by itself, and leaves this sampler in its place.
 
     Args:

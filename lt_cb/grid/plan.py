@@ -36,7 +36,7 @@ class Run:
         return RunDir(self.folder)
 
     def settings(self) -> dict[str, Any]:
-        """Return the keys that the arguments set, the last value of each: `fit` alone knows what they come to."""
+        """Return the keys that the arguments set, the last value of each: ``fit`` alone knows what they come to."""
         flat: dict[str, Any] = {}
         for key, value in _said(self.args):
             flat |= flatten(value if key == "config" else {key: value})

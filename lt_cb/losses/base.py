@@ -278,7 +278,7 @@ class Loss(nn.Module, ABC):
             float64 of shape (C,), which sums to 1 over the classes with images; for others see `positive_counts`.
 
         Raises:
-            InputError: if the logits are no log-posteriors, by `distorted_by`.
+            InputError: if the logits are no log-posteriors, by ``distorted_by``.
         """
         if self.distorted_by is not None:
             raise InputError(

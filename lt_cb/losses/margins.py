@@ -261,7 +261,7 @@ class LADELoss(BalancedSoftmaxLoss):
     r"""Label-distribution disentangling loss of `Hong et al. 2021`_: balanced softmax and a regulariser of the batch.
 
     .. math:: L &= L_{\text{balanced softmax}} + \alpha \sum_c \pi_c
-        \big(S_c - \tfrac{1}{N_c} \textstyle\sum_{i: y_i = c} z_{ic} + \lambda S_c^2\big) \\
+        \bigl(S_c - \tfrac{1}{N_c} \sum_{i: y_i = c} z_{ic} + \lambda S_c^2\bigr) \\
         S_c &= \log \frac{1}{N} \sum_i \frac{1 / C}{\pi_{y_i}} e^{z_{ic}}
 
     S is the logarithm of the mean over the batch as it were with uniform classes; it and the mean logit of the class

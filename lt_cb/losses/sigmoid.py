@@ -109,8 +109,8 @@ class FocalLoss(SigmoidLoss):
 class AsymmetricLoss(SigmoidLoss):
     r"""Asymmetric loss for several labels, of `Ridnik et al. 2021`_, summed over classes.
 
-    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Big(-(1 - p_{iy})^{\gamma_+} \log p_{iy}
-        - \sum_{c \ne y} \tilde p_{ic}^{\,\gamma_-} \log(1 - \tilde p_{ic})\Big),
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Bigl(-(1 - p_{iy})^{\gamma_+} \log p_{iy}
+        - \sum_{c \ne y} \tilde p_{ic}^{\,\gamma_-} \log(1 - \tilde p_{ic})\Bigr),
         \quad p = \sigma(z), \quad \tilde p = \max(p - m, 0)
 
     The defaults are the paper's; the gradient flows through all of it.

@@ -16,7 +16,7 @@ NO_INDEX = -(2**62)  # an ignore_index that no target has: torch's -100 is out o
 class SoftmaxLoss(Loss):
     r"""Softmax cross-entropy, with the class-balanced term equation 5 of `Cui et al. 2019`_.
 
-    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Big(\log \sum_c e^{z_{ic}} - z_{i y_i}\Big)
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Bigl(\log \sum_c e^{z_{ic}} - z_{i y_i}\Bigr)
 
     Losses that are the cross-entropy of other logits in training define ``training_logits``.
 
@@ -52,7 +52,7 @@ class SoftmaxLoss(Loss):
 class PolyLoss(SoftmaxLoss):
     r"""Poly-1 cross-entropy, of `Leng et al. 2022`_.
 
-    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \big(-\log p_{iy} + \epsilon (1 - p_{iy})\big)
+    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \bigl(-\log p_{iy} + \epsilon (1 - p_{iy})\bigr)
 
     Args:
         class_counts: training images of each class, shape (C,).

@@ -68,7 +68,7 @@ def draw_classifier(backbone: nn.Module, num_classes: int, std: float) -> None:
 
 
 def normalize_classifier(backbone: nn.Module, num_classes: int) -> None:
-    """Replace the classifier of a backbone by a `NormalizedLinear`.
+    """Replace the classifier of a backbone by a ``NormalizedLinear``.
 
     Raises:
         InputError: if it has none.

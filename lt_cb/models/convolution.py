@@ -20,7 +20,7 @@ class SmallImageConv2d(nn.Conv2d):
 
 
 def spare_small_images(network: nn.Module) -> None:
-    """Make each `torch.nn.Conv2d` of a network, subclasses left as they are, a `SmallImageConv2d`."""
+    """Make each ``torch.nn.Conv2d`` of a network, subclasses left as they are, a ``SmallImageConv2d``."""
     for layer in network.modules():
         if type(layer) is nn.Conv2d:
             layer.__class__ = SmallImageConv2d

@@ -1,0 +1,69 @@
+"""The documentation as a site: uv run sphinx-build -W --keep-going -b html docs build/site."""
+
+import re
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.addnodes import download_reference
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+from lt_cb import __version__
+
+project = "lt_cb"
+author = "The lt_cb authors"
+release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_extra_path = ["report.html"]
+html_math_renderer = "mathml"
+html_copy_source = False
+
+myst_heading_anchors = 4  # by GitHub's rule, so that a link with an anchor leads to the same place there and here
+nitpicky = True
+default_role = "any"
+nitpick_ignore_regex = [("py:.*", r"(torch|torchmetrics|lightning|numpy|np|collections|typing|pathlib)\..*")]
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+PAGES = {  # files outside of docs/ that a page here includes
+    "../CHANGELOG.md": "changelog.rst",
+    "../CONTRIBUTING.md": "contributing.rst",
+    "../benchmarks/RESULTS.md": "speed.rst",
+    "../benchmarks/RESULTS_large.md": "speed_large.rst",
+    "../examples": "examples.rst",
+}
+
+
+def read_source(app: Sphinx, page: str, source: list[str]) -> None:
+    """Lead links to included files to their pages, and put a table of contents under each heading of the index."""
+    source[0] = re.sub(r"(?<=\]\()[^)#]+(?=[)#])", lambda link: PAGES.get(link[0], link[0]), source[0])
+    if page == "index":
+        parts = re.split(r"^## (.*)\n", source[0], flags=re.MULTILINE)
+        for caption, text in zip(parts[1::2], parts[2::2], strict=True):
+            pages = "\n".join(re.findall(r"\]\(([\w/]+)\.(?:md|rst)\)", text))
+            source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
+
+
+def link_report(app: Sphinx, tree: nodes.document) -> None:
+    """Open report.html, where a file that is no page would be downloaded."""
+    for link in tree.findall(download_reference):
+        if link["reftarget"] == "report.html":
+            link.replace_self(nodes.reference("", "", *link.children, refuri="report.html"))
+
+
+def visit_math(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML: browsers show it without a script, which would be loaded from elsewhere."""
+    writer.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is ours."""
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("source-read", read_source)
+    app.connect("doctree-read", link_report, priority=100)  # before what is to be downloaded is gathered
