@@ -17,6 +17,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_extra_path = ["report.html"]
+html_static_path = ["static"]
+html_css_files = ["math.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 
@@ -27,8 +29,7 @@ nitpick_ignore_regex = [("py:.*", r"(torch|torchmetrics|lightning|numpy|np|colle
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+python_maximum_signature_line_length = 100
 
 PAGES = {  # files outside of docs/ that a page here includes
     "../CHANGELOG.md": "changelog.rst",
@@ -49,8 +50,12 @@ def read_source(app: Sphinx, page: str, source: list[str]) -> None:
             source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n"
 
 
-def link_report(app: Sphinx, tree: nodes.document) -> None:
-    """Open report.html, where a file that is no page would be downloaded."""
+def read_tree(app: Sphinx, tree: nodes.document) -> None:
+    """Put the parts of a page of several titles under the first; open report.html, in place of a download."""
+    titles = [part for part in tree.children if isinstance(part, nodes.section)]
+    for part in titles[1:]:
+        tree.remove(part)
+        titles[0].append(part)
     for link in tree.findall(download_reference):
         if link["reftarget"] == "report.html":
             link.replace_self(nodes.reference("", "", *link.children, refuri="report.html"))
@@ -58,7 +63,9 @@ def link_report(app: Sphinx, tree: nodes.document) -> None:
 
 def visit_math(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML: browsers show it without a script, which would be loaded from elsewhere."""
-    writer.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    formula = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+    gap = '<mspace width="0.17em"/>'  # between log and x, but not before a bracket, as in TeX
+    writer.body.append(re.sub(r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>\()", gap, formula))
     raise nodes.SkipNode
 
 
@@ -66,4 +73,4 @@ def setup(app: Sphinx) -> None:
     """Connect what is ours."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("source-read", read_source)
-    app.connect("doctree-read", link_report, priority=100)  # before what is to be downloaded is gathered
+    app.connect("doctree-read", read_tree, priority=100)  # before titles and downloads are gathered

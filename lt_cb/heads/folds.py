@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -147,7 +147,7 @@ class Trial:
     """
 
     counted: Tensor
-    correct: dict[Candidate, Tensor] = field(default_factory=dict)
+    correct: dict[Candidate, Tensor]
 
     def scores(self) -> dict[Candidate, list[float]]:
         """Return the balanced accuracy of each candidate in each fold, over the classes that are held out of."""

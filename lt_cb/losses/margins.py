@@ -210,9 +210,9 @@ class LDAMLoss(SoftmaxLoss):
 class GCLLoss(SoftmaxLoss):
     r"""Gaussian clouded logit adjustment of `Li et al. 2022`_: noise on the cosines, the more the rarer the class.
 
-    .. math:: L = \frac{1}{B} \sum_i -\log
-        \frac{e^{s \tilde z_{iy}}}{\sum_c e^{s \tilde z_{ic}}}, \quad
-        \tilde z_{ic} = z_{ic} - a\, |\epsilon_{ic}|\, \frac{\log n_{\max} - \log n_c}{\log n_{\max} - \log n_{\min}},
+    .. math:: L &= \frac{1}{B} \sum_i -\log \frac{e^{s u_{iy}}}{\sum_c e^{s u_{ic}}} \\
+        u_{ic} &= z_{ic} - a \lvert \epsilon_{ic} \rvert
+        \frac{\log n_{\max} - \log n_c}{\log n_{\max} - \log n_{\min}},
         \quad \epsilon_{ic} \sim N(0, 1/9) \text{ clipped to } [-1, 1]
 
     The logits are cosines, as for `LDAMLoss`. There is noise in training mode alone. The paper trains the classifier

@@ -69,8 +69,8 @@ class EqualizationLoss(SoftmaxLoss):
 class SeesawLoss(SoftmaxLoss):
     r"""Seesaw loss of `Wang et al. 2021`_.
 
-    .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{e^{z_{iy}} + \sum_{c \ne y} M_{yc} C_{yc} e^{z_{ic}}},
-        \quad M_{yc} = \min\bigl(1, n_c / n_y\bigr)^p, \quad C_{yc} = \max\bigl(1, \sigma_{ic} / \sigma_{iy}\bigr)^q
+    .. math:: L &= \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{e^{z_{iy}} + \sum_{c \ne y} M_{yc} C_{yc} e^{z_{ic}}} \\
+        M_{yc} &= \min\bigl(1, n_c / n_y\bigr)^p, \quad C_{yc} = \max\bigl(1, \sigma_{ic} / \sigma_{iy}\bigr)^q
 
     sigma is softmax(z), through which no gradient flows. The counts are those of the training set, where the paper
     counts them during training. mmdetection's code raises sigma_iy to at least 0.01 in C, as the paper does not: for a

@@ -109,9 +109,9 @@ class FocalLoss(SigmoidLoss):
 class AsymmetricLoss(SigmoidLoss):
     r"""Asymmetric loss for several labels, of `Ridnik et al. 2021`_, summed over classes.
 
-    .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Bigl(-(1 - p_{iy})^{\gamma_+} \log p_{iy}
-        - \sum_{c \ne y} \tilde p_{ic}^{\,\gamma_-} \log(1 - \tilde p_{ic})\Bigr),
-        \quad p = \sigma(z), \quad \tilde p = \max(p - m, 0)
+    .. math:: L &= \frac{1}{B} \sum_i w_{y_i} \Bigl(-(1 - p_{iy})^{\gamma_+} \log p_{iy}
+        - \sum_{c \ne y} q_{ic}^{\gamma_-} \log(1 - q_{ic})\Bigr) \\
+        p &= \sigma(z), \quad q = \max(p - m, 0)
 
     The defaults are the paper's; the gradient flows through all of it.
 

@@ -46,9 +46,9 @@ class LabelSmoothingLoss(SoftmaxLoss):
 class LabelAwareSmoothingLoss(SoftmaxLoss):
     r"""Label-aware smoothing, of `Zhong et al. 2021`_ (MiSLAS), concave: head classes are smoothed more.
 
-    .. math:: L = \frac{1}{B} \sum_i -(1 - \epsilon_y) \log p_{iy}
-        - \frac{\epsilon_y}{C - 1} \sum_{c \ne y} \log p_{ic},
-        \quad \epsilon_y = \epsilon_t + (\epsilon_h - \epsilon_t)
+    .. math:: L &= \frac{1}{B} \sum_i -(1 - \epsilon_y) \log p_{iy}
+        - \frac{\epsilon_y}{C - 1} \sum_{c \ne y} \log p_{ic} \\
+        \epsilon_y &= \epsilon_t + (\epsilon_h - \epsilon_t)
         \sin \frac{\pi (n_y - n_{\min})}{2 (n_{\max} - n_{\min})}
 
     In the paper it is for the second stage, when the classifier is trained anew. If all classes have as many images,
