@@ -61,6 +61,18 @@ def read_tree(app: Sphinx, tree: nodes.document) -> None:
             link.replace_self(nodes.reference("", "", *link.children, refuri="report.html"))
 
 
+def is_skipped(app: Sphinx, kind: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Leave out what a NamedTuple says of its fields, which stand in its docstring."""
+    return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def signature(
+    app: Sphinx, kind: str, name: str, value: object, options: object, args: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Write a dataclass's default that is made anew in a way that Sphinx can parse."""
+    return args and args.replace("<factory>", "..."), returns
+
+
 def visit_math(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
     """Write a formula as MathML: browsers show it without a script, which would be loaded from elsewhere."""
     formula = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
@@ -73,4 +85,6 @@ def setup(app: Sphinx) -> None:
     """Connect what is ours."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("source-read", read_source)
+    app.connect("autodoc-skip-member", is_skipped)
+    app.connect("autodoc-process-signature", signature)
     app.connect("doctree-read", read_tree, priority=100)  # before titles and downloads are gathered

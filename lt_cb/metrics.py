@@ -37,7 +37,7 @@ class PerClassAccuracy(Metric):
     There is no host sync in ``update``, and no C x C matrix of many classes.
 
     Args:
-        num_classes: C.
+        num_classes: C, the number of classes.
         confusable: most classes whose confusion matrix is counted.
     """
 
@@ -90,7 +90,7 @@ def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> 
         groups: class indices by name, as `shot_groups` returns.
 
     Returns:
-        Scalars from 0 to 1, ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
+        Scalars in [0, 1] by name, ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
         classes of a group). Classes without samples are left out of the means; a mean over none is NaN.
     """
     per_class = correct.double() / total  # NaN for a class without samples

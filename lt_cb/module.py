@@ -303,7 +303,7 @@ class LongTailedClassifier(LightningModule):
         self.train_loss.reset()
 
     def set_prior(self, prior: Tensor) -> None:
-        """Evaluate and predict as for images whose classes have another prior than the loss assumes (`Loss.log_posterior`).
+        """Evaluate and predict as for images of another class prior than the loss assumes (`Loss.log_posterior`).
 
         ``loss`` and saved logits stay as they are.
 

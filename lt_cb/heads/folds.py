@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +111,7 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
 
     Args:
         targets: class indices, int64 of shape (N,).
-        num_classes: C.
+        num_classes: C, the number of classes.
         folds: at least 2.
         seed: of the choice.
 
@@ -147,7 +147,7 @@ class Trial:
     """
 
     counted: Tensor
-    correct: dict[Candidate, Tensor]
+    correct: dict[Candidate, Tensor] = field(default_factory=dict)
 
     def scores(self) -> dict[Candidate, list[float]]:
         """Return the balanced accuracy of each candidate in each fold, over the classes that are held out of."""
@@ -170,7 +170,7 @@ def try_all(
     Args:
         features: float32, shape (N, D), as `Basis.project` returns them.
         targets: class indices, int64 of shape (N,).
-        num_classes: C.
+        num_classes: C, the number of classes.
         shown: features and class indices of other images, to predict.
         tried: recipes, plain softmax among them.
         strengths: values of lambda, each at least 0.
@@ -206,7 +206,7 @@ def cross_validate(
         features: as `Basis.project` returns those of all training images; it looks at no targets, so that it may be of
             the held-out ones too.
         targets: as of `try_all`, like all that is not said here.
-        num_classes: C.
+        num_classes: C, the number of classes.
         folds: as `stratified_folds` returns them.
         tried: recipes.
         strengths: values of lambda.
@@ -238,7 +238,7 @@ def held_out_logits(
     Args:
         features: as of `cross_validate`, like all that is not said here.
         targets: class indices, int64 of shape (N,).
-        num_classes: C.
+        num_classes: C, the number of classes.
         folds: of the images.
         candidate: whose heads are solved again.
         strengths: stronger ones, from which its heads start.

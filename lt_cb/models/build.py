@@ -25,7 +25,7 @@ def build_backbone(
     Args:
         name: ``resnet32`` (or 20, 44, 56, 110), a timm model, or ``package.module.function`` of your own, which is
             called with ``num_classes``, ``in_channels`` and the options.
-        num_classes: C.
+        num_classes: C, the number of classes.
         in_channels: channels of the images.
         options: further keyword arguments, as ``shortcut`` and ``init`` of ours or ``pretrained`` of timm's.
         image_size: height and width in pixels, for what is built for one size alone, as timm's ViTs; None is its own.
