@@ -21,6 +21,7 @@ html_static_path = ["static"]
 html_css_files = ["math.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
+html_show_copyright = False
 
 myst_heading_anchors = 4  # by GitHub's rule, so that a link with an anchor leads to the same place there and here
 nitpicky = True
@@ -56,7 +57,7 @@ def read_tree(app: Sphinx, tree: nodes.document) -> None:
     for part in titles[1:]:
         tree.remove(part)
         titles[0].append(part)
-    for link in tree.findall(download_reference):
+    for link in list(tree.findall(download_reference)):
         if link["reftarget"] == "report.html":
             link.replace_self(nodes.reference("", "", *link.children, refuri="report.html"))
 
