@@ -233,15 +233,15 @@ class LongTailedClassifier(LightningModule):
         """Look at the first images."""
         self._check_images(batch, batch_idx)
 
-    def on_validation_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Look at the first images."""
         self._check_images(batch, batch_idx)
 
-    def on_test_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Look at the first images."""
         self._check_images(batch, batch_idx)
 
-    def on_predict_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Look at the first images."""
         self._check_images(batch, batch_idx)
 
@@ -264,7 +264,7 @@ class LongTailedClassifier(LightningModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch, which in the last one of several processes counts by its images."""
         images, targets = batch
         if self.mix is not None:
             one_hot = nn.functional.one_hot(targets, len(self.class_names))
@@ -277,7 +277,14 @@ class LongTailedClassifier(LightningModule):
         if self._trainer is not None:
             rate = next((group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups), math.nan)
             self._losses.append((self.global_step, rate, loss.detach()))
-        return loss
+        return loss * self._share(len(images))
+
+    def _share(self, images: int) -> float:
+        """Return what this process's mean counts in that over processes, of which some have a smaller last batch."""
+        if self._trainer is None or self._trainer.world_size == 1 or not self._trainer.is_last_batch:
+            return 1.0
+        mean = self._trainer.strategy.reduce(torch.tensor(float(images), device=self.device), reduce_op="mean")
+        return images / float(mean)
 
     def _training_logits(self, images: Tensor) -> Tensor:
         if self.graph is None or images.ndim == 2 or self.trainer.accumulate_grad_batches > 1:

@@ -563,20 +563,34 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
         assert there["confidence"].shape == (400,)
 
 
+FLAT = """
+from torch import nn
+def flat(num_classes, in_channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(256 * in_channels, num_classes))
+"""
+
+
 @pytest.mark.slow
-def test_training_in_two_processes(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lt_cb",
-        *FIT,
-        *TINY,
-        "--data.batch_size=128",
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_two_processes_with_uneven_batches_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """371 images are a step of 256 and one of 115: 58 in one process and 57 in the other."""
+    (tmp_path / "plain.py").write_text(FLAT)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*FIT, *TINY, "--trainer.max_epochs=3", "--model.backbone=plain.flat", "--model.fast=off"]
+    words += ["--trainer.check_val_every_n_epoch=1"]
+    main([*words, "--data.batch_size=256"])
+    command = [sys.executable, "-m", "lt_cb", *words, "--data.batch_size=128"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
     subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
-    result = json.loads(Path("runs/quickstart/version_0/result.json").read_text())
-    assert result["test_images"] == 400
-    assert torch.load("runs/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    one, two = Path("runs/quickstart/version_0"), Path("runs/quickstart/version_1")
+    result = json.loads((two / "result.json").read_text())
+    assert (sum(result["class_counts"]), result["test_images"], result["processes"]) == (371, 400, 2)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    for last in (one, two):
+        assert torch.load(last / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    return [float(row[name]) for name in ("train/loss", "val/loss") for row in rows if row[name]]

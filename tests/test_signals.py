@@ -1,7 +1,9 @@
 """What SIGTERM leaves: a run that can go on, and exit codes that say it has not ended."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,7 +37,7 @@ def test_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = _start("fit", "--config", QUICKSTART, *words, "--folder=runs/a/b", "--trainer.enable_progress_bar=false")
     _wait_for(Path("runs/a/b/checkpoints/last.ckpt"), fit)
     fit.terminate()
-    out, _ = fit.communicate(timeout=60)
+    out, _ = fit.communicate(timeout=300)
     assert fit.returncode == 143
     assert "lt-cb: terminated" in out
     assert "Traceback" not in out
@@ -49,9 +51,47 @@ def test_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     children = Path(f"/proc/{grid.pid}/task/{grid.pid}/children").read_text().split()
     (worker,) = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(worker), signal.SIGTERM)
-    out, _ = grid.communicate(timeout=60)
+    out, _ = grid.communicate(timeout=300)
     assert grid.returncode == 1
     assert "0 of 1 runs done, 0 failed." in out
     assert "1 interrupted: the same command goes on" in out
     assert not (run / "result.json").exists()
     assert not (run / "error.txt").exists()
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_come_or_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    words = [f"--{key}={value}" for key, value in OPTIONS.items()]
+    words += [
+        "--trainer.num_nodes=2",
+        "--trainer.devices=1",
+        "--trainer.enable_progress_bar=false",
+        "--folder=runs/a/b",
+    ]
+    words += ["--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"]
+
+    def node(rank: int, patience: str) -> "subprocess.Popen[str]":
+        monkeypatch.setenv("NODE_RANK", str(rank))
+        return _start("fit", "--config", QUICKSTART, *words, f"--trainer.strategy.timeout={patience}")
+
+    sentence = r"lt-cb: error: another process of this training has not come, or is gone \((.*)\): look at what it says"
+    alone = node(0, "0:00:02")
+    out, _ = alone.communicate(timeout=300)
+    assert alone.returncode == 1
+    assert "Traceback" not in out
+    assert re.search(sentence, out)[1].endswith("1/2 clients joined")
+
+    first, second = node(0, "0:10:00"), node(1, "0:10:00")
+    _wait_for(Path("runs/a/b/checkpoints/last.ckpt"), first)
+    second.kill()
+    out, _ = first.communicate(timeout=300)
+    second.communicate()
+    assert first.returncode == 1
+    assert "Traceback" not in out
+    assert "closed by peer" in re.search(sentence, out)[1]
+    checkpoint.read("runs/a/b/checkpoints/last.ckpt")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import jsonargparse._typehints as jsonargparse_types
+import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lt_cb.data import Sampler
@@ -108,6 +109,15 @@ def input_error(error: BaseException | None) -> str | None:
     if isinstance(error, unusable) and error.filename:
         return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
     return next((str(e) for e in causes(error) if isinstance(e, InputError)), None)
+
+
+def lost_process(error: BaseException) -> str | None:
+    """Return the sentence for an error that comes of other processes of the training, None for any other."""
+    for cause in causes(error):
+        if isinstance(cause, torch.distributed.DistError) or "Connection closed by peer" in str(cause):
+            why = str(cause).partition("\n")[0].rpartition("] ")[2].rstrip(".")
+            return f"another process of this training has not come, or is gone ({why}): look at what it says itself."
+    return None
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
-from lt_cb.commands.messages import Parser, causes, input_error, quiet, values
+from lt_cb.commands.messages import Parser, causes, input_error, lost_process, quiet, values
 from lt_cb.commands.prior import read_prior
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
@@ -394,11 +394,11 @@ def run(
         raise SystemExit(TERMINATED) from None
     except Exception as error:
         finish(succeeded=False)
-        wrong = input_error(error)
-        if wrong is None:
+        wrong, lost = input_error(error), lost_process(error)
+        if wrong is None and lost is None:
             raise
-        sys.stderr.write(f"lt-cb: error: {wrong}\n")
-        raise SystemExit(2) from None
+        sys.stderr.write(f"lt-cb: error: {wrong or lost}\n")
+        raise SystemExit(1 if wrong is None else 2) from None
 
 
 def main(

@@ -53,7 +53,7 @@ def walk(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) ->
     own = folder_id(folder)
     if own in above:
         return
-    folders, names = [], []
+    folders, names = list[str](), list[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

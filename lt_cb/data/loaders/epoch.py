@@ -27,8 +27,9 @@ class EpochLoader(ABC):
     Args:
         targets: int64, shape (N,).
         batch_size: images a batch of this process; the last may be smaller.
-        train: shuffle and augment. Processes then get equally many samples (the first are repeated to fill up);
-            without, no sample is given out twice.
+        train: shuffle and augment. Processes then get equally many batches, of which the last may have one sample
+            less on some of them; where it has fewer samples than there are processes, the first ones are repeated to
+            fill up. Without, no sample is given out twice.
         crop_padding: zeros around an image before cropping, in pixels.
         horizontal_flip: flip half of the images.
         seed: of the shuffling and the augmentation.
@@ -79,7 +80,10 @@ class EpochLoader(ABC):
 
     def _num_samples(self) -> int:
         total = len(self.targets)
-        return -(-total // self.world_size) if self.train else len(range(self.rank, total, self.world_size))
+        last = total % (self.world_size * self.batch_size)  # of all processes
+        if self.train and 0 < last < self.world_size:
+            return -(-total // self.world_size)
+        return len(range(self.rank, total, self.world_size))
 
     def __len__(self) -> int:
         """Return the number of batches of this process."""
@@ -101,7 +105,8 @@ class EpochLoader(ABC):
             order = resampled
         offsets = torch.randint(2 * self.crop_padding + 1, (total, 2), generator=draw) - self.crop_padding
         flips = torch.rand(total, generator=draw) < 0.5
-        positions = torch.arange(self.rank, self._num_samples() * self.world_size, self.world_size) % total
+        positions = torch.arange(self._num_samples()) * self.world_size + self.rank
+        positions %= total
         flips = flips[positions] & self.horizontal_flip
         return Draws(positions, order[positions], offsets[positions], flips)
 
