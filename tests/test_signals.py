@@ -24,8 +24,8 @@ def _start(*words: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
 
 
-def _wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
-    while not file.exists():
+def _wait_for(file: Path, process: "subprocess.Popen[str]", later_than: float = 0.0) -> None:
+    while not file.exists() or file.stat().st_mtime < later_than:
         assert process.poll() is None
         time.sleep(0.05)
 
@@ -57,6 +57,16 @@ def test_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 interrupted: the same command goes on" in out
     assert not (run / "result.json").exists()
     assert not (run / "error.txt").exists()
+
+    grid = _start("grid", "grid.yaml")
+    _wait_for(run / "config.yaml", grid, later_than=time.time())
+    grid.terminate()
+    out, _ = grid.communicate(timeout=300)
+    assert grid.returncode == 143
+    assert "Interrupted: the same command goes on from the last checkpoints." in out
+    assert "leaked" not in out
+    assert "Traceback" not in out
+    assert _start("grid", "grid.yaml", "--dry-run").communicate(timeout=300)[0].count("0 done, 1 to do") == 1
 
 
 @pytest.mark.slow

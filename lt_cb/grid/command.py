@@ -4,6 +4,7 @@ import glob
 import multiprocessing
 import os
 import queue
+import signal
 import statistics
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from lt_cb.grid.estimate import time_left
 from lt_cb.grid.plan import Plan, Run, read_plan
 from lt_cb.grid.work import check_folder, failed_since, work
 from lt_cb.hardware import available_cores, available_memory
+from lt_cb.run import TERMINATED
 
 RUN_BYTES = 2 * 10**9  # of main memory that a training on small images takes at most, with what it imports
 
@@ -31,7 +33,7 @@ def main(args: Sequence[str]) -> int:
         args: the words behind ``grid``.
 
     Returns:
-        0 if all runs are done, 1 if some have failed or were interrupted.
+        0 if all runs are done, 1 if some have failed or were interrupted, 143 after a SIGTERM.
 
     Raises:
         InputError: if the grid file or an option is wrong.
@@ -112,6 +114,13 @@ def _train(console: Console, runs: list[Run], devices: list[str | None], folder:
         worker.start()
         return worker
 
+    def terminate(*_: object) -> None:  # as ctrl-C does: to be killed by it would leave semaphores behind
+        nonlocal code
+        code = TERMINATED
+        raise KeyboardInterrupt
+
+    code = 1
+    signal.signal(signal.SIGTERM, terminate)
     workers = [employ(device) for device in devices]
     under_way: dict[int | None, tuple[str, float]] = {}  # by process
     by_title = {run.title: run for run in runs}
@@ -138,10 +147,12 @@ def _train(console: Console, runs: list[Run], devices: list[str | None], folder:
                 live.update(_table(runs, under_way, finished, start, len(devices)), refresh=True)
         except KeyboardInterrupt:
             console.print("Interrupted: the same command goes on from the last checkpoints.")
-            return 1
+            return code
         finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             for worker in workers:
                 worker.kill()
+                worker.join()
     failed = [run for run in runs if failed_since(run, begun)]
     console.print(f"{sum(run.dir.is_done for run in runs)} of {len(runs)} runs done, {len(failed)} failed.")
     interrupted = [run for run in runs if not run.dir.is_done and run not in failed]
