@@ -1,6 +1,6 @@
 """What damaged input leads to: success, one sentence, or what must not be, which makes the exit code 1.
 
-PYTHONPATH=tests python benchmarks/mutations.py configs --count 500
+python benchmarks/mutations.py configs --count 500
 
 repeats itself with the same --seed, and with --only N the N-th case alone.
 """
@@ -31,7 +31,6 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from strategies import places
 
 from lt_cb.__main__ import main as lt_cb
 from lt_cb.data import images
@@ -102,8 +101,8 @@ def mutated(rng: random.Random, tree: Any) -> Any:
     """Return nested dicts and lists with another value, without a key or with one more, at one or two places."""
     tree = copy.deepcopy(tree)
     for _ in range(rng.choice((1, 1, 2))):
-        node, key = rng.choice(list(places(tree)) or [({}, 0)])
-        if (how := rng.random()) < 0.1 and isinstance(node, dict):
+        node, key = place(rng, tree)
+        if (how := rng.random()) < 0.1 and isinstance(node, dict) and len(node) > 1:
             del node[key]
         elif how < 0.2 and isinstance(node, dict):
             node[f"{key}s"] = node[key]
@@ -117,6 +116,15 @@ def mutated(rng: random.Random, tree: Any) -> Any:
             value = copy.deepcopy(rng.choice(ODD))
             node[key] = 1 if key in STARTS_PROCESSES and isinstance(value, int | float) else value
     return tree
+
+
+def place(rng: random.Random, node: Any) -> tuple[Any, Any]:
+    """Return one of nested dicts and lists and a key of it; of large and small parts each is as likely."""
+    while True:
+        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if not isinstance(node[key], dict | list) or not node[key] or rng.random() < 0.2:
+            return node, key
+        node = node[key]
 
 
 def shorter(tensor: torch.Tensor) -> torch.Tensor:
