@@ -462,6 +462,14 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pyt
 
 def test_nearest_names_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     for args, name in (
+@pytest.mark.parametrize("said", ["data:", "data: 5", "trainer: [1]", "model: null"])
+def test_a_group_of_options_is_a_mapping(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.yaml").write_text(said)
+    assert " in a configuration file, but must be a mapping of its options" in refused(
+        capsys, *FIT, "--config=odd.yaml"
+    )
+
+
         (["--model.loss=FocalLos"], "FocalLoss"),
         (["--model.loss=sofmaxloss"], "SoftmaxLoss"),
         (["--model.loss.weighting=EffectiveNumbr"], "EffectiveNumber"),

@@ -136,6 +136,14 @@ class CLI(LightningCLI):
         if before is not None:
             args = ["--config", yaml.safe_dump(self.before_checkpoint(before)), *args]
         self.config = parser.parse_args(args)
+        for content in config_files(args):
+            for key in ("trainer", "model", "data"):  # in place of which jsonargparse takes what it has not been told
+                if not isinstance(content.get(key, {}), dict):
+                    given = "null" if content[key] is None else str(content[key])[:80]
+                    raise InputError(
+                        f"{key} is {given} in a configuration file, but must be a mapping of its "
+                        "options: write them below it, or leave it out."
+                    )
         if not 0 <= self.config.seed_everything < 2**32:  # as numpy has it
             raise InputError(
                 f"--seed_everything is {self.config.seed_everything}, but must be at least 0 and below 2**32."
