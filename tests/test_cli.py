@@ -447,6 +447,7 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         (["--trainer.max_epoch=1"], "there is no option --trainer.max_epoch: see lt-cb fit --help. Did you mean"),
         (["--config=missing.yaml"], "--config: File does not exist"),
         (["--ckpt_path=missing.ckpt"], "there is no checkpoint 'missing.ckpt'"),
+        (["--model_class=.x"], "--model is '.x', which cannot be imported"),
         ([f"--ckpt_path={__file__}"], f"'{__file__}' is not a checkpoint of a run"),
     ],
 )

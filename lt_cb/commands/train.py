@@ -367,7 +367,7 @@ def _own_class(
     module, _, name = str(named[-1]).rpartition(".")
     try:
         own = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(
             f"--{which} is '{named[-1]}', which cannot be imported ({error}): give a class path."
         ) from error
