@@ -84,6 +84,11 @@ class Predict(CLI):
         with file.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["file", "class", "probability"])
+        if any(probabilities.isnan().any() for _, probabilities in batches):
+            raise InputError(
+                "the probabilities are nan: the weights are damaged, or of a training that diverged. Take another "
+                "checkpoint."
+            )
             for path, (label, probability) in zip(self.files, pairs, strict=True):
                 name = self.model.class_names[int(label)]
                 writer.writerow([_shown(str(path)), _shown(name), f"{float(probability):.6f}"])
