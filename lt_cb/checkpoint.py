@@ -245,6 +245,21 @@ def describe(hparams: MutableMapping[str, Any]) -> None:
     arguments as attributes cannot be described, and is then an argument of ``load_from_checkpoint``.
     """
     loss = hparams.pop("loss")
+def check_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the classes of optimiser and schedule with those in a checkpoint, whose training is to go on.
+
+    Raises:
+        InputError: if one is another, which what the checkpoint has of it is not for.
+    """
+    for key in ("optimizer", "lr_scheduler"):
+        theirs, ours = before.get(key), now.get(key)
+        if isinstance(theirs, dict) and isinstance(ours, dict) and _short(theirs) != _short(ours):
+            raise InputError(
+                f"the checkpoint was trained with --model.{key} {_short(theirs)}, but it is {_short(ours)} now: go on "
+                "with that which it was trained with, or train anew."
+            )
+
+
     for name in ("optimizer", "lr_scheduler", "mix", "metrics"):
         hparams.pop(name, None)
     try:

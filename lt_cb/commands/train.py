@@ -182,6 +182,8 @@ class CLI(LightningCLI):
             now = yaml.safe_load(self.parser.dump(config, skip_none=False))
             checkpoints.check_loss(before["model"]["loss"], now["model"]["loss"])
 
+        if self.command == "fit" and before is not None and not self.new_stage:
+            checkpoints.check_steps(before["model"], config.model.as_dict())
     def instantiate_classes(self) -> None:
         """Make data, model and Trainer.
 
@@ -254,8 +256,12 @@ class CLI(LightningCLI):
             if self.new_stage:  # it has its weights already, and starts at epoch 0
                 options["ckpt_path"] = None
             self.trainer.fit(self.model, **options)
-            written = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
-            options["ckpt_path"] = written[0] or None  # fast_dev_run writes none
+            begins_at = 0 if self.checkpoint is None or self.new_stage else self.checkpoint.get("global_step", 0)
+            if self.trainer.global_step > begins_at:  # else there was nothing left to train
+                written = [
+                    c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)
+                ]
+                options["ckpt_path"] = written[0] or None  # fast_dev_run writes none
             self.trainer.test(self.model, verbose=False, **options)
 
     def run_folder(self) -> RunFolder:
