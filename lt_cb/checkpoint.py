@@ -61,7 +61,10 @@ def _is_whole(content: dict[str, Any]) -> bool:
         and isinstance(state, dict)
         and all(isinstance(value, Tensor) for value in state.values())
         and all(isinstance(content[key], kind) for key, kind in kinds.items() if key in content)
-        and ("loops" not in content or {"fit_loop", "validate_loop", "test_loop"} <= content["loops"].keys())
+        and all(
+            isinstance(content.get("loops", {name: {}}).get(name), dict)
+            for name in ("fit_loop", "validate_loop", "test_loop")
+        )
     )
 
 
@@ -114,7 +117,7 @@ def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
             run = yaml.safe_load(content[CONFIG])
         except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
             raise InputError("the configuration in the checkpoint is not YAML: the checkpoint is damaged.") from error
-        if not isinstance(run, dict) or not all(isinstance(run.get(k, {}), dict) for k in ("model", "data", "trainer")):
+        if not _is_config(run):
             raise InputError("the configuration in the checkpoint is not that of a run: the checkpoint is damaged.")
     elif isinstance(hparams.get("loss"), dict):
         model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
@@ -123,6 +126,14 @@ def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     else:
         return None
     return without_pretrained(run, "model")
+
+
+def _is_config(run: Any) -> bool:  # noqa: ANN401 - YAML
+    """Return whether it is the configuration of a run, as far as it is looked into before a parser does."""
+    if not isinstance(run, dict) or not all(isinstance(run.get(key), dict) for key in ("model", "data", "trainer")):
+        return False
+    nested = [run["model"].get(key) for key in ("second_stage", "backbone_args")]
+    return "loss" in run["model"] and all(value is None or isinstance(value, dict) for value in nested)
 
 
 def without_pretrained(hparams: dict[str, Any], *path: str) -> dict[str, Any]:
@@ -234,17 +245,6 @@ def check_loss(before: Any, now: Any, key: str = "model.loss") -> None:  # noqa:
         )
 
 
-def _short(value: Any) -> str:  # noqa: ANN401 - YAML
-    return str(value.get("class_path")) if isinstance(value, dict) else "null" if value is None else str(value)
-
-
-def describe(hparams: MutableMapping[str, Any]) -> None:
-    """Replace objects among the hyper-parameters by plain values, as LightningCLI has them.
-
-    So that ``load_from_checkpoint`` rebuilds the loss with ``weights_only=True``. A loss that does not keep its
-    arguments as attributes cannot be described, and is then an argument of ``load_from_checkpoint``.
-    """
-    loss = hparams.pop("loss")
 def check_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare the classes of optimiser and schedule with those in a checkpoint, whose training is to go on.
 
@@ -260,6 +260,17 @@ def check_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
 
 
+def _short(value: Any) -> str:  # noqa: ANN401 - YAML
+    return str(value.get("class_path")) if isinstance(value, dict) else "null" if value is None else str(value)
+
+
+def describe(hparams: MutableMapping[str, Any]) -> None:
+    """Replace objects among the hyper-parameters by plain values, as LightningCLI has them.
+
+    So that ``load_from_checkpoint`` rebuilds the loss with ``weights_only=True``. A loss that does not keep its
+    arguments as attributes cannot be described, and is then an argument of ``load_from_checkpoint``.
+    """
+    loss = hparams.pop("loss")
     for name in ("optimizer", "lr_scheduler", "mix", "metrics"):
         hparams.pop(name, None)
     try:

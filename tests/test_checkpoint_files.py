@@ -96,7 +96,7 @@ def test_a_flipped_bit_in_a_weight_is_damage() -> None:
         ("epoch", (None, "x", [])),
         ("pytorch-lightning_version", (None, 5, "x")),
         ("state_dict", (None, [], {"w": 5})),
-        ("loops", (None, 5, {})),
+        ("loops", (None, 5, {}, {"fit_loop": [], "validate_loop": {}, "test_loop": {}})),
         ("callbacks", (None, 5, [])),
         ("optimizer_states", (None, "x", {})),
         ("lr_schedulers", (None, 5, {})),

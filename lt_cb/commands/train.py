@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,8 +124,8 @@ class CLI(LightningCLI):
         """Return the part of a checkpoint's config that the command starts from."""
         for key in ("ckpt_path", "prior"):
             config.pop(key, None)
-        if folder := config.pop("folder", None):  # of that run; this one goes beside it
-            place = Path(folder).parent
+        if isinstance(config.get("folder"), str):  # of that run; this one goes beside it
+            place = Path(config.pop("folder")).parent
             config["trainer"]["default_root_dir"], config["name"] = str(place.parent), place.name
         self.trained_stage = (config["model"].get("second_stage") or {}).get("class_path")
         return config
@@ -135,7 +136,6 @@ class CLI(LightningCLI):
         before = None if self.checkpoint is None else checkpoints.config(self.checkpoint)
         if before is not None:
             args = ["--config", yaml.safe_dump(self.before_checkpoint(before)), *args]
-        self.config = parser.parse_args(args)
         for content in config_files(args):
             for key in ("trainer", "model", "data"):  # in place of which jsonargparse takes what it has not been told
                 if not isinstance(content.get(key, {}), dict):
@@ -144,6 +144,7 @@ class CLI(LightningCLI):
                         f"{key} is {given} in a configuration file, but must be a mapping of its "
                         "options: write them below it, or leave it out."
                     )
+        self.config = parser.parse_args(args)
         if not 0 <= self.config.seed_everything < 2**32:  # as numpy has it
             raise InputError(
                 f"--seed_everything is {self.config.seed_everything}, but must be at least 0 and below 2**32."
@@ -181,9 +182,9 @@ class CLI(LightningCLI):
         if self.command == "fit" and before is not None and not self.new_stage and not self.change_loss:
             now = yaml.safe_load(self.parser.dump(config, skip_none=False))
             checkpoints.check_loss(before["model"]["loss"], now["model"]["loss"])
-
         if self.command == "fit" and before is not None and not self.new_stage:
             checkpoints.check_steps(before["model"], config.model.as_dict())
+
     def instantiate_classes(self) -> None:
         """Make data, model and Trainer.
 
@@ -255,8 +256,8 @@ class CLI(LightningCLI):
             self._feed_features()
             if self.new_stage:  # it has its weights already, and starts at epoch 0
                 options["ckpt_path"] = None
-            self.trainer.fit(self.model, **options)
             begins_at = 0 if self.checkpoint is None or self.new_stage else self.checkpoint.get("global_step", 0)
+            self.trainer.fit(self.model, **options)
             if self.trainer.global_step > begins_at:  # else there was nothing left to train
                 written = [
                     c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)
@@ -382,6 +383,14 @@ def _own_class(
     return own, words
 
 
+def _restoring(error: Exception) -> str | None:
+    """Return the sentence for an error that came up while Lightning took what is in a checkpoint, None for others."""
+    if not any(frame.name.startswith("restore") for frame in traceback.extract_tb(error.__traceback__)):
+        return None
+    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"what is in the checkpoint cannot be restored ({why}): take another."
+
+
 def run(
     make: type[CLI],
     command: str,
@@ -404,7 +413,7 @@ def run(
         raise SystemExit(TERMINATED) from None
     except Exception as error:
         finish(succeeded=False)
-        wrong = input_error(error)
+        wrong = input_error(error) or _restoring(error)
         if wrong is None:
             raise
         sys.stderr.write(f"lt-cb: error: {wrong}\n")
