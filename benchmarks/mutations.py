@@ -357,7 +357,7 @@ def folders(base: Path) -> Case:
         size = rng.choice(("16", "16", "null", "12"))
         more = rng.choice(([], ["--data.val_fraction=0"], ["--data.num_workers=0", "--data.crop=random_area"]))
         train = Path("images/train")
-        unique = {p.resolve() for p in images.find_images(train)} if train.is_dir() else set()
+        unique = {os.path.realpath(p) for p in images.find_images(train)} if train.is_dir() else set()
         given = ["--data.root=images", f"--data.image_size={size}", "--model.backbone=resnet20", *more]
         how, said = attempt("fit", f"--config={ROOT}/configs/image_folder.yaml", *QUIET, *SHORT, *given)
         if how == "success":
