@@ -462,6 +462,11 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pyt
     assert sentence.startswith(f"cannot use '{tmp_path}/file")
 
 
+def test_a_name_is_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.yaml").write_text("name: {a: 1}")
+    assert refused(capsys, *FIT, "--config=odd.yaml").startswith("--name: Expected a <class 'str'>")
+
+
 @pytest.mark.parametrize("said", ["data:", "data: 5", "trainer: [1]", "model: null"])
 def test_a_group_of_options_is_a_mapping(said: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("odd.yaml").write_text(said)

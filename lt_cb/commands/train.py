@@ -99,7 +99,9 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours, link what the model has to know of the data, and set defaults."""
-        parser.add_argument("--name", default="run", help="Runs go to trainer.default_root_dir/NAME/version_N.")
+        parser.add_argument(
+            "--name", type=str | None, default="run", help="Runs go to trainer.default_root_dir/NAME/version_N."
+        )
         parser.add_argument("--folder", type=str | None, help="Where this run goes instead; it must have no run yet.")
         for which in ("model", "data"):
             parser.add_argument(f"--{which}_class", type=str | None, help=f"Class path of your own, as --{which} PATH.")
