@@ -5,6 +5,7 @@ import inspect
 import io
 import os
 import re
+import zipfile
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ def read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the CRC-32 that it writes: a flipped bit in a
+            if (part := archive.testzip()) is not None:  # weight would go unseen; it takes as long as loading
+                raise zipfile.BadZipFile(f"the checksum of {part} is another")
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what pickle, zip and its own reader do
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -63,7 +67,10 @@ def _is_whole(content: dict[str, Any]) -> bool:
         and isinstance(state, dict)
         and all(isinstance(value, Tensor) for value in state.values())
         and all(isinstance(content[key], kind) for key, kind in kinds.items() if key in content)
-        and ("loops" not in content or {"fit_loop", "validate_loop", "test_loop"} <= content["loops"].keys())
+        and all(
+            isinstance(content.get("loops", {name: {}}).get(name), dict)
+            for name in ("fit_loop", "validate_loop", "test_loop")
+        )
     )
 
 
@@ -130,7 +137,7 @@ def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
         if not isinstance(content[CONFIG], str):
             raise InputError("the configuration in the checkpoint is not YAML: the checkpoint is damaged.")
         run = parse_yaml(content[CONFIG], "the configuration in the checkpoint")
-        if not isinstance(run, dict) or not all(isinstance(run.get(k, {}), dict) for k in ("model", "data", "trainer")):
+        if not _is_config(run):
             raise InputError("the configuration in the checkpoint is not that of a run: the checkpoint is damaged.")
     elif isinstance(hparams.get("loss"), dict):
         model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
@@ -141,6 +148,14 @@ def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     else:
         return None
     return without_pretrained(run, "model")
+
+
+def _is_config(run: Any) -> bool:  # noqa: ANN401 - YAML
+    """Return whether it is the configuration of a run, as far as it is looked into before a parser does."""
+    if not isinstance(run, dict) or not all(isinstance(run.get(key), dict) for key in ("model", "data", "trainer")):
+        return False
+    nested = [run["model"].get(key) for key in ("second_stage", "backbone_args")]
+    return "loss" in run["model"] and all(value is None or isinstance(value, dict) for value in nested)
 
 
 def without_pretrained(hparams: dict[str, Any], *path: str) -> dict[str, Any]:
@@ -250,6 +265,21 @@ def check_loss(before: Any, now: Any, key: str = "model.loss") -> None:  # noqa:
             f"the checkpoint was trained with --{key} {_short(before)}, but it is {_short(now)} now: go on with the "
             "loss it was trained with, or set --change_loss true."
         )
+
+
+def check_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the classes of optimiser and schedule with those in a checkpoint, whose training is to go on.
+
+    Raises:
+        InputError: if one is another, which what the checkpoint has of it is not for.
+    """
+    for key in ("optimizer", "lr_scheduler"):
+        theirs, ours = before.get(key), now.get(key)
+        if isinstance(theirs, dict) and isinstance(ours, dict) and _short(theirs) != _short(ours):
+            raise InputError(
+                f"the checkpoint was trained with --model.{key} {_short(theirs)}, but it is {_short(ours)} now: go on "
+                "with that which it was trained with, or train anew."
+            )
 
 
 def _short(value: Any) -> str:  # noqa: ANN401 - YAML

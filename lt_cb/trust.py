@@ -181,7 +181,7 @@ def _import(path: str) -> Any:  # noqa: ANN401 - what it names
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+    except (ImportError, AttributeError, ValueError, TypeError):  # the last of a name that begins with a dot
         return None
 
 

@@ -83,13 +83,25 @@ def test_a_kill_while_it_is_written_keeps_the_checkpoint_before() -> None:
     assert {file.name for file in Path("a").iterdir()} <= {"last.ckpt", "last.before.ckpt", ".last.ckpt.tmp"}
 
 
+def test_a_flipped_bit_in_a_weight_is_damage() -> None:
+    file = Path("a/last.ckpt")
+    whole = file.read_bytes()
+    place = whole.index(torch.ones(4).numpy().tobytes())
+    for i in range(16):
+        changed = bytearray(whole)
+        changed[place + i] ^= 1 << i % 8
+        file.write_bytes(changed)
+        with pytest.raises(InputError, match=r"is damaged \(the checksum of \S+/data/0 is another\)"):
+            checkpoint.read(file)
+
+
 @pytest.mark.parametrize(
     ("key", "wrong"),
     [
         ("epoch", (None, "x", [])),
         ("pytorch-lightning_version", (None, 5, "x")),
         ("state_dict", (None, [], {"w": 5})),
-        ("loops", (None, 5, {})),
+        ("loops", (None, 5, {}, {"fit_loop": [], "validate_loop": {}, "test_loop": {}})),
         ("callbacks", (None, 5, [])),
         ("optimizer_states", (None, "x", {})),
         ("lr_schedulers", (None, 5, {})),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -458,6 +459,7 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         (["--model.loss.gama=1"], "there is no option --model.loss.gama: see lt-cb fit --help."),
         (["--trainer.max_epoch=1"], "there is no option --trainer.max_epoch: see lt-cb fit --help. Did you mean"),
         (["--config=missing.yaml"], "--config: File does not exist"),
+        (["--model_class=.x"], "--model is '.x', which cannot be imported"),
         (["--ckpt_path=missing.ckpt"], "there is no checkpoint 'missing.ckpt'"),
         ([f"--ckpt_path={__file__}"], f"'{__file__}' is not a checkpoint of a run"),
     ],
@@ -472,6 +474,19 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pyt
     assert sentence.startswith(f"cannot use '{tmp_path}/file")
 
 
+def test_a_name_is_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.yaml").write_text("name: {a: 1}")
+    assert refused(capsys, *FIT, "--config=odd.yaml").startswith("--name: Expected a <class 'str'>")
+
+
+@pytest.mark.parametrize("said", ["data:", "data: 5", "trainer: [1]", "model: null"])
+def test_a_group_of_options_is_a_mapping(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.yaml").write_text(said)
+    assert " in a configuration file, but must be a mapping of its options" in refused(
+        capsys, *FIT, "--config=odd.yaml"
+    )
+
+
 def test_nearest_names_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     for args, name in (
         (["--model.loss=FocalLos"], "FocalLoss"),
@@ -482,6 +497,67 @@ def test_nearest_names_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data.imbalanse_factor=3"], "--data.imbalance_factor"),
     ):
         assert refused(capsys, *FIT, *args).endswith(f" Did you mean '{name}'?")
+
+
+def test_a_checkpoint_and_what_it_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = [f"--trainer.limit_{part}_batches=1" for part in ("train", "test")]
+    run = fit(*short)
+    moved = (run / "checkpoints/last.ckpt").rename(tmp_path / "moved.ckpt")
+    main(["fit", f"--ckpt_path={moved}"])  # nothing is left to train
+    results = [json.loads((run.with_name(f"version_{i}") / "result.json").read_text()) for i in range(2)]
+    assert results[0]["per_class_accuracy"] == results[1]["per_class_accuracy"]
+    assert results[1]["checkpoint"] == str(moved)
+
+    go_on = ["fit", f"--ckpt_path={moved}", "--trainer.max_epochs=2"]
+    sentence = refused(capsys, *go_on, "--model.optimizer=torch.optim.AdamW")
+    assert sentence.startswith(
+        "the checkpoint was trained with --model.optimizer torch.optim.SGD, but it is torch.optim.Ad"
+    )
+    step = ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size=1"]
+    sentence = refused(capsys, *go_on, *step)
+    assert sentence.startswith(
+        "the checkpoint was trained with --model.lr_scheduler lt_cb.schedule.WarmupLinear, but it"
+    )
+
+    content = torch.load(moved, weights_only=True)
+    for (group, key), value, words, said in (
+        (("model", "second_stage"), 5, ["inspect"], "is not that of a run"),
+        (("model", "backbone_args"), [1], ["test"], "is not that of a run"),
+        (("data", "crop"), "round", ["predict", "--images=."], "data.crop is 'round', but must be padded or"),
+        (
+            ("data", "interpolation"),
+            [1],
+            ["predict", "--images=."],
+            "data.interpolation is [1], but must be bilinear or",
+        ),
+    ):
+        config = yaml.safe_load(content["lt_cb_config"])
+        config[group][key] = value
+        torch.save({**content, "lt_cb_config": yaml.safe_dump(config)}, "odd.ckpt")
+        assert said in refused(capsys, *words, "--ckpt_path=odd.ckpt")
+    config = yaml.safe_load(content["lt_cb_config"]) | {"folder": True}
+    torch.save({**content, "lt_cb_config": yaml.safe_dump(config)}, "odd.ckpt")
+    assert refused(capsys, "inspect", "--ckpt_path=odd.ckpt").endswith("folder: Expected a <class 'str'>")
+
+    (state,) = content["optimizer_states"]
+    for odd in (
+        {"loops": {**content["loops"], "fit_loop": {"epoch_progress": 5}}},
+        {"lr_schedulers": [5]},
+        {"callbacks": dict.fromkeys(content["callbacks"], 5)},
+        {"optimizer_states": [{**state, "state": []}]},
+    ):
+        torch.save({**content, **odd}, "odd.ckpt")
+        with pytest.raises(SystemExit, match="2"):
+            main(["fit", "--ckpt_path=odd.ckpt", "--trainer.max_epochs=2"])
+        assert "what is in the checkpoint cannot be restored" in capsys.readouterr().err
+
+    state = {name: v * math.nan if v.is_floating_point() else v for name, v in content["state_dict"].items()}
+    torch.save({**content, "state_dict": state}, "odd.ckpt")
+    Image.effect_noise((20, 30), 50).save("0.png")
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "--images=.", "--ckpt_path=odd.ckpt"])
+    assert "lt-cb: error: the probabilities are nan" in capsys.readouterr().err
+    assert not list(Path("runs").rglob("predictions.csv"))
 
 
 def test_an_untrained_model_is_not_tested(capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,6 +176,13 @@ class TestImageFolder:
         with pytest.raises(ValueError, match=r"dog/03\.jpg' cannot be read as an image"):
             ImageFolder(str(folder)).load("train")
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name")
+    def test_a_pipe_is_not_waited_for(self, folder: Path) -> None:
+        (folder / "train/dog/03.jpg").unlink()
+        os.mkfifo(folder / "train/dog/03.jpg")
+        with pytest.raises(ValueError, match=r"dog/03\.jpg' cannot be read as an image \(it is no regular file\)"):
+            ImageFolder(str(folder)).load("train")
+
     def test_all_damaged_images_are_named_at_once(self, folder: Path) -> None:
         for name in ("cat/02.png", "dog/03.jpg", "eel/00.webp"):
             (folder / "train" / name).write_bytes(b"not an image")

@@ -5,7 +5,7 @@ import operator
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -52,6 +52,12 @@ class Predict(CLI):
         config = super().before_checkpoint(config)
         data = config.pop("data", {})
         self.crop, self.interpolation = data.get("crop", "padded"), data.get("interpolation", "bilinear")
+        for key, value, allowed in (("crop", self.crop, Crop), ("interpolation", self.interpolation, Interpolation)):
+            if value not in get_args(allowed):
+                choice = " or ".join(get_args(allowed))
+                raise InputError(
+                    f"the checkpoint's data.{key} is {value!r}, but must be {choice}: the checkpoint is damaged."
+                )
         trainer = config.get("trainer", {})
         kept = {key: trainer[key] for key in ("accelerator", "precision", "default_root_dir") if key in trainer}
         return {"trainer": kept, "model": config["model"], **({"name": config["name"]} if "name" in config else {})}
@@ -78,6 +84,11 @@ class Predict(CLI):
         folder = self.trainer.log_dir  # a broadcast, which all processes have to join
         if not self.trainer.is_global_zero or not batches:
             return
+        if any(probabilities.isnan().any() for _, probabilities in batches):
+            raise InputError(
+                "the probabilities are nan: the weights are damaged, or of a training that diverged. Take another "
+                "checkpoint."
+            )
         file = RunDir(folder or ".").predictions
         file.parent.mkdir(parents=True, exist_ok=True)
         pairs = [pair for classes, probabilities in batches for pair in zip(classes, probabilities, strict=True)]

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,9 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours, link what the model has to know of the data, and set defaults."""
-        parser.add_argument("--name", default="run", help="Runs go to trainer.default_root_dir/NAME/version_N.")
+        parser.add_argument(
+            "--name", type=str | None, default="run", help="Runs go to trainer.default_root_dir/NAME/version_N."
+        )
         parser.add_argument("--folder", type=str | None, help="Where this run goes instead; it must have no run yet.")
         for which in ("model", "data"):
             parser.add_argument(f"--{which}_class", type=str | None, help=f"Class path of your own, as --{which} PATH.")
@@ -123,8 +126,8 @@ class CLI(LightningCLI):
         """Return the part of a checkpoint's config that the command starts from."""
         for key in ("ckpt_path", "prior"):
             config.pop(key, None)
-        if folder := config.pop("folder", None):  # of that run; this one goes beside it
-            place = Path(folder).parent
+        if isinstance(config.get("folder"), str):  # of that run; this one goes beside it
+            place = Path(config.pop("folder")).parent
             config["trainer"]["default_root_dir"], config["name"] = str(place.parent), place.name
         self.trained_stage = (config["model"].get("second_stage") or {}).get("class_path")
         return config
@@ -135,6 +138,14 @@ class CLI(LightningCLI):
         before = None if self.checkpoint is None else checkpoints.config(self.checkpoint)
         if before is not None:
             args = ["--config", yaml.safe_dump(self.before_checkpoint(before)), *args]
+        for content in config_files(args):
+            for key in ("trainer", "model", "data"):  # in place of which jsonargparse takes what it has not been told
+                if not isinstance(content.get(key, {}), dict):
+                    given = "null" if content[key] is None else str(content[key])[:80]
+                    raise InputError(
+                        f"{key} is {given} in a configuration file, but must be a mapping of its "
+                        "options: write them below it, or leave it out."
+                    )
         self.config = parser.parse_args(args)
         if not 0 <= self.config.seed_everything < 2**32:  # as numpy has it
             raise InputError(
@@ -173,6 +184,8 @@ class CLI(LightningCLI):
         if self.command == "fit" and before is not None and not self.new_stage and not self.change_loss:
             now = yaml.safe_load(self.parser.dump(config, skip_none=False))
             checkpoints.check_loss(before["model"]["loss"], now["model"]["loss"])
+        if self.command == "fit" and before is not None and not self.new_stage:
+            checkpoints.check_steps(before["model"], config.model.as_dict())
 
     def instantiate_classes(self) -> None:
         """Make data, model and Trainer.
@@ -245,9 +258,13 @@ class CLI(LightningCLI):
             self._feed_features()
             if self.new_stage:  # it has its weights already, and starts at epoch 0
                 options["ckpt_path"] = None
+            begins_at = 0 if self.checkpoint is None or self.new_stage else self.checkpoint.get("global_step", 0)
             self.trainer.fit(self.model, **options)
-            written = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
-            options["ckpt_path"] = written[0] or None  # fast_dev_run writes none
+            if self.trainer.global_step > begins_at:  # else there was nothing left to train
+                written = [
+                    c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)
+                ]
+                options["ckpt_path"] = written[0] or None  # fast_dev_run writes none
             self.trainer.test(self.model, verbose=False, **options)
 
     def run_folder(self) -> RunFolder:
@@ -363,13 +380,21 @@ def _own_class(
     module, _, name = str(named[-1]).rpartition(".")
     try:
         own = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(
             f"--{which} is '{named[-1]}', which cannot be imported ({error}): give a class path."
         ) from error
     if not isinstance(own, type) or not issubclass(own, default):
         raise InputError(f"--{which} is '{named[-1]}', but must be a class that derives from {default.__name__}.")
     return own, words
+
+
+def _restoring(error: Exception) -> str | None:
+    """Return the sentence for an error that came up while Lightning took what is in a checkpoint, None for others."""
+    if not any(frame.name.startswith("restore") for frame in traceback.extract_tb(error.__traceback__)):
+        return None
+    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"what is in the checkpoint cannot be restored ({why}): take another."
 
 
 def run(
@@ -394,7 +419,7 @@ def run(
         raise SystemExit(TERMINATED) from None
     except Exception as error:
         finish(succeeded=False)
-        wrong, lost = input_error(error), lost_process(error)
+        wrong, lost = input_error(error) or _restoring(error), lost_process(error)
         if wrong is None and lost is None:
             raise
         sys.stderr.write(f"lt-cb: error: {wrong or lost}\n")

@@ -1,6 +1,7 @@
 """Image files as one uint8 array: listed, decoded with a progress bar, and cached on disk."""
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +199,8 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
 @contextmanager
 def _reading(file: Path) -> Iterator[Image.Image]:
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe is waited for without an end
+            raise OSError("it is no regular file")
         with Image.open(file) as image:
             yield image
     except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
