@@ -1,0 +1,65 @@
+"""A disk that is full, at each write of a run in turn: a run that ends well, or one sentence and what was whole before."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SWEEP = """
+import contextlib, io, json, os, subprocess, sys
+from pathlib import Path
+from lt_cb import checkpoint
+from lt_cb.__main__ import main
+from lt_cb.run import RunDir
+
+def run(*words):
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(list(words))
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException as error:
+            code = repr(error)
+    return code, [line for line in err.getvalue().splitlines() if line.startswith("lt-cb: ")]
+
+os.mkdir("disk")
+found = []
+for size in range(4, int(sys.argv[1]) + 1, 4):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", "disk"], check=True)
+    words = ["fit", *sys.argv[2:], "--folder=disk/runs/a", "--trainer.callbacks+=SaveLogits"]
+    code, said = run(*words)
+    folder = RunDir("disk/runs/a")
+    whole = [epoch for epoch in {row["epoch"] for row in folder.read_metrics()}]
+    last = checkpoint.read(folder.checkpoint)["epoch"] if folder.checkpoint.exists() else None
+    report = run("report", "disk/runs", "--save", "disk/rows") if code == 0 else None
+    found.append([size, code, said, folder.result.exists(), folder.is_done, last, report])
+    subprocess.run(["umount", "disk"], check=True)
+print(json.dumps(found))
+"""
+FLAT = """
+from torch import nn
+def flat(num_classes, in_channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(256 * in_channels, num_classes))
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_each_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
+    can_mount = subprocess.run([*namespace, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
+    if can_mount.returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    Path("plain.py").write_text(FLAT)
+    words = ["--config", str(ROOT / "configs/quickstart.yaml"), "--model.backbone=plain.flat", "--trainer.max_epochs=2"]
+    words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    command = [*namespace, sys.executable, "-c", SWEEP, "128", *words]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500).stdout
+    for line in json.loads(out.splitlines()[-1]):
+        print(line)
