@@ -283,7 +283,7 @@ def runs(options: argparse.Namespace) -> dict[str, Count]:
     import lt_cb.commands.train  # noqa: F401 - for the processes that are forked
 
     make_images()
-    kinds = options.kinds or list(KINDS)
+    kinds = list(KINDS)
     share = -(-options.cycles // len(kinds))
     counts = {kind: Count() for kind in kinds}
     with ProcessPoolExecutor(AT_ONCE, multiprocessing.get_context("fork")) as pool:
@@ -300,111 +300,95 @@ def runs(options: argparse.Namespace) -> dict[str, Count]:
 
 
 class Grid:
-    """A grid of tiny runs in a folder of its own, and the commands that train it.
-
-    Args:
-        name: of the file and the folder.
-        seeds: how many runs.
-        epochs: of each.
-        words: further options of the command.
-    """
+    """A grid of tiny runs in a folder of its own, and the command that trains it."""
 
     def __init__(self, name: str, seeds: int, epochs: int, *words: str) -> None:
-        settings = {**TINY, "trainer.max_epochs": epochs}
-        grid = {"folder": f"runs/{name}", "config": str(CONFIGS / "quickstart.yaml"), "set": settings}
+        settings = {"folder": f"runs/{name}", "config": str(CONFIGS / "quickstart.yaml"), "seeds": list(range(seeds))}
         self.file = Path(f"{name}.yaml")
-        self.file.write_text(json.dumps({**grid, "seeds": list(range(seeds))}))  # which is YAML
-        self.folder, self.words = Path("runs", name, name), words
-        self.runs = [self.folder / f"seed_{seed}" for seed in range(seeds)]
+        self.file.write_text(json.dumps({**settings, "set": {**TINY, "trainer.max_epochs": epochs}}))  # which is YAML
+        self.runs = [Path("runs", name, name, f"seed_{seed}") for seed in range(seeds)]
+        self.words = words
 
-    def start(self) -> "subprocess.Popen[str]":
-        """Start a command that trains it, in a session of its own."""
-        command = [sys.executable, "-m", "lt_cb", "grid", str(self.file), *self.words]
-        with self.file.with_suffix(".log").open("a") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, text=True)
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start the command."""
+        return command("grid", str(self.file), *self.words)
 
     def done(self) -> int:
         """Return how many runs are done."""
         return sum((run / "result.json").exists() for run in self.runs)
 
 
+def command(*words: str) -> "subprocess.Popen[bytes]":
+    """Start a command in a session of its own."""
+    with Path("commands.log").open("a") as log:
+        return subprocess.Popen([sys.executable, "-m", "lt_cb", *words], stdout=log, stderr=log, start_new_session=True)
+
+
 def grid(options: argparse.Namespace) -> dict[str, Count]:
     """Kill two commands that share a grid, and their processes, until all runs are done; then another grid."""
-    count, rng = Count(), random.Random(options.seed)
-    reference = Grid("reference", 16, EPOCHS)
-    if reference.start().wait(timeout=1800) != 0:
-        raise SystemExit(f"the reference has failed: {reference.file.with_suffix('.log').read_text()[-600:]}")
-    print("reference done", flush=True)
-    while count.kills < options.kills:
-        shared = Grid(f"shared{count.runs // 16}", 16, EPOCHS)
+    count, rng, reference = Count(), random.Random(options.seed), Grid("reference", 16, EPOCHS)
+    if reference.start().wait() != 0:
+        raise SystemExit("the reference has failed")
+    while count.kills < options.kills and not count.wrong:
+        shared = Grid(f"shared{count.runs}", 16, EPOCHS)
         _kill(shared, count, options.kills, rng)
-        count.runs += 16
-        for run in shared.runs:
+        for whole, run in zip(reference.runs, shared.runs, strict=True):
+            said, count.runs = (run / "log.txt").read_text(errors="replace"), count.runs + 1
             if not (run / "result.json").exists():
+                count.wrong.append(f"{run} is not done")
                 continue
-            unequal, rows = compare(reference.folder / run.name, run)
+            unequal, rows = compare(whole, run)
             count.unequal += unequal
             count.rows += rows
-            said = (run / "log.txt").read_text(errors="replace")
-            if (ends := said.count("Run folder:")) > 1:  # printed when there is a result
-                count.wrong.append(f"{run} was trained to its end {ends} times")
-            if "Traceback" in said:
-                count.wrong.append(f"{run / 'log.txt'}: a traceback")
+            if said.count("Run folder:") > 1 or "Traceback" in said:  # a line that comes when there is a result
+                count.wrong.append(f"{run / 'log.txt'} has two ends, or a traceback")
             try:
                 with FileLock(run / "lock", timeout=0):
                     pass
             except Timeout:
                 count.wrong.append(f"{run / 'lock'} is held")
-        if count.wrong:
-            break
     return {"grid": count}
 
 
 def _kill(shared: Grid, count: Count, kills: int, rng: random.Random) -> None:
     """Kill, and start again, until all is done."""
-    parents: list[subprocess.Popen[str]] = [shared.start(), shared.start()]
+    parents = [shared.start(), shared.start()]
     count.sessions += [parent.pid for parent in parents]
-    seen: dict[int, float] = {}  # processes that train, and since when
+    seen: dict[int, int] = {}  # processes that train, and since when
     results: dict[Path, int] = {}
-    following = 0.0
-    moved, state = time.monotonic(), None
-    while True:
-        for i, parent in enumerate(parents):
-            if (code := parent.poll()) is None or (code == 0 and shared.done() == 16):
-                continue
-            if code not in (0, 1, -signal.SIGKILL) or code == 0:
-                count.wrong.append(f"a command ended with {code} and {shared.done()} of 16 runs done")
-            if shared.done() == 16 and code == 1:
-                count.wrong.append(f"all is done, but a command ended with 1: {shared.file.with_suffix('.log')}")
-            parents[i] = shared.start()
-            count.resumes += 1
-            count.sessions.append(parents[i].pid)
-        workers = [worker for parent in parents if parent.poll() is None for worker in children(parent.pid)]
-        for worker in workers:
-            seen.setdefault(worker, time.time_ns())
+    pause, state, moved = 0.0, (0, 0), time.monotonic()
+    while shared.done() < len(shared.runs) or any(parent.poll() != 0 for parent in parents):
+        for i, code in enumerate([parent.poll() for parent in parents]):
+            if code == -signal.SIGKILL or (code == 1 and shared.done() < len(shared.runs)):
+                parents[i] = shared.start()
+                count.resumes += 1
+                count.sessions.append(parents[i].pid)
+            elif code is not None and (code != 0 or shared.done() < len(shared.runs)):
+                count.wrong.append(f"a command ended with {code} and {shared.done()} of {len(shared.runs)} runs done")
+                return
         for run in shared.runs:
-            if written := stamp(run / "result.json"):
-                if results.setdefault(run, written) != written:
-                    count.wrong.append(f"{run} has another result than before")
-        now = (shared.done(), count.kills, max(stamp(run / "checkpoints/last.ckpt") for run in shared.runs))
+            written = stamp(run / "result.json")
+            if written and results.setdefault(run, written) != written:
+                count.wrong.append(f"{run} has another result than before")
+                results[run] = written
+        now = count.kills, max(stamp(run / "checkpoints/last.ckpt") for run in shared.runs)
         if now != state:
-            moved, state = time.monotonic(), now
-        if shared.done() == 16 and all(parent.poll() == 0 for parent in parents):
-            return
-        if time.monotonic() > moved + HANG_S:
-            count.wrong.append(f"nothing has moved for {HANG_S} s at {shared.done()} of 16 runs")
+            state, moved = now, time.monotonic()
+        elif time.monotonic() > moved + HANG_S:
+            count.wrong.append(f"nothing has moved for {HANG_S} s with {shared.done()} runs done")
             for parent in parents:
-                os.killpg(parent.pid, signal.SIGKILL)
+                parent.kill()
             return
-        ready = [worker for worker in workers if _has_written(worker, seen[worker])]
-        if ready and count.kills < kills and time.monotonic() > following:
+        alive = [parent.pid for parent in parents if parent.poll() is None]
+        workers = [worker for parent in alive for worker in children(parent)]
+        ready = [worker for worker in workers if _has_written(worker, seen.setdefault(worker, time.time_ns()))]
+        if ready and count.kills < kills and time.monotonic() > pause:
             time.sleep(rng.uniform(0, 0.5))
-            all_ = [parent.pid for parent in parents if parent.poll() is None]
-            victim = rng.choice(rng.choices([ready, all_ or ready, workers], [6, 2, 2])[0])
             with suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
+                os.kill(rng.choice(rng.choices([ready, alive, workers], [6, 2, 2])[0]), signal.SIGKILL)
                 count.kills += 1
-            following = time.monotonic() + rng.uniform(0, 2)
+                print(f"{count.kills} kills, {shared.done()} runs done", flush=True)
+            pause = time.monotonic() + rng.uniform(0, 2)
         time.sleep(0.02)
 
 
@@ -417,20 +401,15 @@ def _has_written(worker: int, since: float) -> bool:
     return log.name == "log.txt" and stamp(log.parent / "checkpoints/last.ckpt") > since
 
 
-def growth(options: argparse.Namespace) -> dict[str, Count]:
+def growth(_: argparse.Namespace) -> dict[str, Count]:
     """Measure a training of 300 epochs, and 100 runs of a grid in one process."""
-    count = Count()
-    words = [*fit("plain", Path("runs/long/a")), "--trainer.max_epochs=300"]
-    with Path("long.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lt_cb", *words], stdout=log, stderr=log, start_new_session=True
-        )
-    rows = Path("runs/long/a/metrics.csv")
-    _measure("epochs", 300, process, lambda: process.pid, lambda: _epochs(rows), count)
+    counts = {"epochs": Count(runs=1), "runs": Count(runs=100)}
+    fitted = command(*fit("plain", Path("runs/long/a")), "--trainer.max_epochs=300")
+    _measure(counts["epochs"], 300, fitted, lambda: fitted.pid, lambda: _epochs(Path("runs/long/a/metrics.csv")))
     many = Grid("many", 100, 2, "--devices", "")  # no GPU, and so one process
-    command = many.start()
-    _measure("runs", 100, command, lambda: next(iter(children(command.pid)), 0), many.done, count)
-    return {"growth": count}
+    parent = many.start()
+    _measure(counts["runs"], 100, parent, lambda: next(iter(children(parent.pid)), 0), many.done)
+    return counts
 
 
 def _epochs(rows: Path) -> int:
@@ -440,15 +419,9 @@ def _epochs(rows: Path) -> int:
 
 
 def _measure(
-    what: str,
-    end: int,
-    process: "subprocess.Popen[Any]",
-    pid: Callable[[], int],
-    progress: Callable[[], int],
-    count: Count,
+    count: Count, end: int, process: "subprocess.Popen[bytes]", pid: Callable[[], int], progress: Callable[[], int]
 ) -> None:
-    """Print memory and descriptors of a process at a tenth, at half and at the end of what it does."""
-    count.runs += 1
+    """Print memory and descriptors of a process around a tenth, half and the end of what it does."""
     count.sessions.append(process.pid)
     samples: list[tuple[float, float, int]] = []
     while process.poll() is None:
@@ -457,17 +430,14 @@ def _measure(
             memory = next(int(line.split()[1]) for line in status if line.startswith("VmRSS:")) / 1024
             samples.append((progress() / end, memory, len(os.listdir(f"/proc/{pid()}/fd"))))
         time.sleep(0.1)
-    if process.returncode != 0:
-        count.wrong.append(f"{what}: exit code {process.returncode}")
-    at = []
-    for low, high in ((0.05, 0.15), (0.45, 0.55), (0.9, 0.999)):
-        part = [sample for sample in samples if low <= sample[0] <= high]
-        at.append((statistics.median(s[1] for s in part), statistics.median(s[2] for s in part)))
-    print(
-        f"{end} {what}: " + ", ".join(f"{memory:.1f} MiB and {files:g} descriptors" for memory, files in at), flush=True
-    )
-    if at[2][0] > at[1][0] + GROWN_MB or at[2][1] > at[1][1]:
-        count.wrong.append(f"{what}: it has grown")
+    parts = [[s for s in samples if low <= s[0] <= low + 0.099] for low in (0.05, 0.45, 0.9)]
+    if process.returncode != 0 or not all(parts):
+        count.wrong.append(f"exit code {process.returncode}")
+        return
+    _, middle, last = at = [tuple(statistics.median(s[i] for s in part) for i in (1, 2)) for part in parts]
+    print(f"{end}: " + ", ".join(f"{memory:.1f} MiB and {files:g} descriptors" for memory, files in at), flush=True)
+    if last[0] > middle[0] + GROWN_MB or last[1] > middle[1]:
+        count.wrong.append("it has grown")
 
 
 def main() -> int:
@@ -476,9 +446,7 @@ def main() -> int:
     parser.add_argument("what", choices=("runs", "grid", "growth"))
     parser.add_argument("--cycles", type=int, default=100, help="kills of runs")
     parser.add_argument("--kills", type=int, default=60, help="of the processes of a grid")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, help="of runs")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--keep", action="store_true", help="the folder with the runs, if something is wrong")
     options = parser.parse_args()
     shared = {file.name for file in shared_memory()}
     other = "/dev/shm" if Path("/dev/shm").is_dir() else None  # than the runs are on
@@ -497,7 +465,7 @@ def main() -> int:
         wrong += c.unequal + c.rows + c.wrong
     print(f"{time.monotonic() - begun:.0f} s", *(wrong or ["nothing is lost, unequal or left behind"]), sep="\n")
     os.chdir("/")
-    for path in (temporary, folder)[: 1 if wrong and options.keep else 2]:
+    for path in (temporary, folder)[: 1 if wrong else 2]:
         shutil.rmtree(path)
     return 1 if wrong else 0
 
