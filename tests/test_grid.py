@@ -25,7 +25,7 @@ from lt_cb.errors import InputError
 from lt_cb.grid import read_plan
 from lt_cb.grid.command import _devices
 from lt_cb.grid.plan import Run
-from lt_cb.grid.work import check_folder
+from lt_cb.grid.work import check_folder, failed_since
 
 ROOT = Path(__file__).parents[1]
 GRIDS = ROOT / "configs/grids"
@@ -346,6 +346,14 @@ class TestPlan:
         run.dir.grid.write_text('{"digest": "another"}')
         run.dir.result.write_text(json.dumps(RESULT))
         assert refused(capsys, "grid.yaml").startswith(f"'{run.folder}' holds a run of another configuration")
+
+    def test_a_run_that_is_done_has_not_failed(self) -> None:
+        (run,) = runs({}, folder="g")
+        run.folder.mkdir(parents=True)
+        run.dir.error.write_text("its process ended with exit code -9\n")
+        assert failed_since(run, 0.0)
+        run.dir.result.write_text(json.dumps(RESULT))
+        assert not failed_since(run, 0.0)
 
     def test_a_lock_that_cannot_be_taken_is_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
         file = grid({"folder": "g"})

@@ -125,7 +125,7 @@ def _train(console: Console, runs: list[Run], devices: list[str | None], folder:
                     for i, worker in enumerate(workers):
                         if worker.exitcode not in (None, 0):  # killed, as for lack of memory
                             title, _ = under_way.pop(worker.pid, ("", 0.0))
-                            if title in by_title:
+                            if title in by_title and not by_title[title].dir.is_done:
                                 why = f"its process ended with exit code {worker.exitcode}\n"
                                 by_title[title].dir.error.write_text(why)
                             workers[i] = employ(devices[i])

@@ -19,9 +19,12 @@ WAIT_S = 2.0  # between looks at runs that other processes hold
 
 
 def failed_since(run: Run, start: float) -> bool:
-    """Return whether a run has failed since ``start``, a time in seconds; an older failure is tried again."""
+    """Return whether a run has failed since ``start``, a time in seconds; an older failure is tried again.
+
+    A process may be killed behind the result, or another one train the run before the kill is seen.
+    """
     file = run.dir.error
-    return file.is_file() and file.stat().st_mtime >= start
+    return file.is_file() and file.stat().st_mtime >= start and not run.dir.is_done
 
 
 def check_folder(run: Run) -> list[str]:
