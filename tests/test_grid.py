@@ -2,14 +2,17 @@
 
 import contextlib
 import csv
+import gc
 import io
 import itertools
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from lt_cb.errors import InputError
 from lt_cb.grid import read_plan
 from lt_cb.grid.command import _devices
 from lt_cb.grid.plan import Run
-from lt_cb.grid.work import check_folder, failed_since
+from lt_cb.grid.work import check_folder, failed_since, work
 
 ROOT = Path(__file__).parents[1]
 GRIDS = ROOT / "configs/grids"
@@ -354,6 +357,30 @@ class TestPlan:
         assert failed_since(run, 0.0)
         run.dir.result.write_text(json.dumps(RESULT))
         assert not failed_since(run, 0.0)
+
+    def test_what_a_run_held_is_freed_before_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Trained:
+            def __init__(self) -> None:
+                self.itself = self
+                held.append(weakref.ref(self))
+
+        def train(*_: object) -> str:
+            alive.append(sum(ref() is not None for ref in held))
+            Trained()
+            return "done"
+
+        held: list[weakref.ref[Trained]] = []
+        alive: list[int] = []
+        monkeypatch.setattr("lt_cb.grid.work._train", train)
+        monkeypatch.setattr("lt_cb.grid.work._end_with", lambda _: None)
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        planned = runs({"gamma": {"model.loss.gamma": [1, 2, 3]}}, folder="g")
+        for run in planned:
+            check_folder(run)
+        gc.disable()
+        work(planned, 0.0, None, 1, queue.Queue(), 0)
+        gc.enable()
+        assert alive == [0, 0, 0]
 
     def test_a_lock_that_cannot_be_taken_is_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
         file = grid({"folder": "g"})

@@ -1,5 +1,6 @@
 """A process that trains the runs of a grid, one after the other, beside others that do the same."""
 
+import gc
 import os
 import signal
 import sys
@@ -97,6 +98,7 @@ def work(
                     if not run.dir.is_done and not failed_since(run, start):
                         events.put(("start", run.title, os.getpid()))
                         how = _train(run, readers)
+                        gc.collect()  # network and images are parts of cycles, which Python lets lie for dozens of runs
                         events.put((how, run.title, os.getpid()))
                         if how == "interrupted":
                             return
