@@ -467,11 +467,13 @@ def main() -> int:
     begun = time.monotonic()
     counts: dict[str, Count] = {"runs": runs, "grid": grid, "growth": growth}[options.what](options)
     wrong = left_behind(Count(sessions=[pid for count in counts.values() for pid in count.sessions]), shared)
-    print(f"\n{'':10}{'runs':>6}{'kills':>7}{'resumes':>9}{'bit-equal':>11}{'rows once':>11}")
+    if options.what != "growth":
+        print(f"\n{'':10}{'runs':>6}{'kills':>7}{'resumes':>9}{'bit-equal':>11}{'rows once':>11}")
     for kind, c in counts.items():
-        flags = ("no" if c.unequal else "yes"), ("no" if c.rows else "yes")
-        print(f"{kind:10}{c.runs:6}{c.kills:7}{c.resumes:9}{flags[0]:>11}{flags[1]:>11}")
-        wrong += c.unequal + c.rows + c.wrong
+        wrong += [f"{kind}: {line}" for line in c.unequal + c.rows + c.wrong]
+        if options.what != "growth":
+            equal, once = ("no" if lines else "yes" for lines in (c.unequal, c.rows))
+            print(f"{kind:10}{c.runs:6}{c.kills:7}{c.resumes:9}{equal:>11}{once:>11}")
     print(f"{time.monotonic() - begun:.0f} s", *(wrong or ["nothing is lost, unequal or left behind"]), sep="\n")
     os.chdir("/")
     for path in (temporary, folder)[: 1 if wrong else 2]:
