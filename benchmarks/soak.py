@@ -268,8 +268,8 @@ def left_behind(count: Count, shared: set[str]) -> list[str]:
 
 
 def shared_memory() -> list[Path]:
-    """Return what is in shared memory, of others too, but for our temporary folders."""
-    return [file for file in Path("/dev/shm").glob("*") if not file.name.startswith("soak_")]
+    """Return what torch and Python have in shared memory, for others too."""
+    return [file for file in Path("/dev/shm").glob("*") if file.name.startswith(("torch_", "sem.", "psm_"))]
 
 
 def make_images() -> None:
