@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
 import torch
@@ -197,6 +197,14 @@ class LongTailedClassifier(LightningModule):
         if self.is_frozen:
             self.backbone.eval()
         return self
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """Yield the buffers that a checkpoint has.
+
+        A moving average would round the others, which are constant, at each step, and anew once a training goes on.
+        """
+        kept = self.state_dict()
+        return (buffer for name, buffer in self.named_buffers(recurse=recurse) if name in kept)
 
     @property
     def is_frozen(self) -> bool:

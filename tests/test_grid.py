@@ -2,15 +2,18 @@
 
 import contextlib
 import csv
+import gc
 import io
 import itertools
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from lt_cb.errors import InputError
 from lt_cb.grid import read_plan
 from lt_cb.grid.command import _devices
 from lt_cb.grid.plan import Run
-from lt_cb.grid.work import check_folder
+from lt_cb.grid.work import check_folder, failed_since, work
 
 ROOT = Path(__file__).parents[1]
 GRIDS = ROOT / "configs/grids"
@@ -347,6 +350,38 @@ class TestPlan:
         run.dir.grid.write_text('{"digest": "another"}')
         run.dir.result.write_text(json.dumps(RESULT))
         assert refused(capsys, "grid.yaml").startswith(f"'{run.folder}' holds a run of another configuration")
+
+    def test_a_run_that_is_done_has_not_failed(self) -> None:
+        (run,) = runs({}, folder="g")
+        run.folder.mkdir(parents=True)
+        run.dir.error.write_text("its process ended with exit code -9\n")
+        assert failed_since(run, 0.0)
+        run.dir.result.write_text(json.dumps(RESULT))
+        assert not failed_since(run, 0.0)
+
+    def test_what_a_run_held_is_freed_before_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Trained:
+            def __init__(self) -> None:
+                self.itself = self
+                held.append(weakref.ref(self))
+
+        def train(*_: object) -> str:
+            alive.append(sum(ref() is not None for ref in held))
+            Trained()
+            return "done"
+
+        held: list[weakref.ref[Trained]] = []
+        alive: list[int] = []
+        monkeypatch.setattr("lt_cb.grid.work._train", train)
+        monkeypatch.setattr("lt_cb.grid.work._end_with", lambda _: None)
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        planned = runs({"gamma": {"model.loss.gamma": [1, 2, 3]}}, folder="g")
+        for run in planned:
+            check_folder(run)
+        gc.disable()
+        work(planned, 0.0, None, 1, queue.Queue(), 0)
+        gc.enable()
+        assert alive == [0, 0, 0]
 
     def test_a_lock_that_cannot_be_taken_is_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
         file = grid({"folder": "g"})

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.metrics import f1_score
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassF1Score
 from torchvision.transforms import v2
@@ -363,6 +364,20 @@ def test_a_mixed_training_goes_on_as_one_that_was_not_interrupted(kind: type[tor
     whole = train(0).state_dict()
     resumed = train(9, ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True).state_dict()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_constants_are_not_averaged() -> None:
+    """An average with itself is rounded; a resumed training, which starts from what is exact, would go on otherwise."""
+    model = classifier(FocalLoss(COUNTS, weighting=EffectiveNumber(0.9999)), mean=[0.3], std=[0.3])
+    averaged = AveragedModel(model, avg_fn=get_ema_avg_fn(0.999), use_buffers=True)
+    running = model.backbone.get_buffer("bn1.running_mean")
+    for _ in range(20):
+        running += 1
+        averaged.update_parameters(model)
+    constant = {name: value for name, value in model.named_buffers() if name not in model.state_dict()}
+    assert {"mean", "std"} < constant.keys()
+    assert all(torch.equal(value, averaged.module.get_buffer(name)) for name, value in constant.items())
+    assert 1 < averaged.module.get_buffer("backbone.bn1.running_mean")[0] < 2
 
 
 def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def _train(console: Console, runs: list[Run], devices: list[str | None], folder:
                     for i, worker in enumerate(workers):
                         if worker.exitcode not in (None, 0):  # killed, as for lack of memory
                             title, _ = under_way.pop(worker.pid, ("", 0.0))
-                            if title in by_title:
+                            if title in by_title and not by_title[title].dir.is_done:
                                 why = f"its process ended with exit code {worker.exitcode}\n"
                                 by_title[title].dir.error.write_text(why)
                             workers[i] = employ(devices[i])
@@ -142,7 +142,7 @@ def _train(console: Console, runs: list[Run], devices: list[str | None], folder:
                     if event == "start":
                         under_way[pid] = title, time.monotonic()
                     else:
-                        finished.append(time.monotonic() - under_way.pop(pid)[1])
+                        finished.append(time.monotonic() - under_way.pop(pid, (title, start))[1])
                         live.console.print(f"{event} {title} ({_time(finished[-1])})")
                 live.update(_table(runs, under_way, finished, start, len(devices)), refresh=True)
         except KeyboardInterrupt:
@@ -159,7 +159,8 @@ def _train(console: Console, runs: list[Run], devices: list[str | None], folder:
     if interrupted:
         console.print(f"{len(interrupted)} interrupted: the same command goes on from the last checkpoints.")
     for run in failed:
-        console.print(f"{run.title}: {run.dir.error.read_text().strip().splitlines()[-1]} (see {run.dir.log})")
+        if run.dir.error.exists():  # else another grid has taken it up
+            console.print(f"{run.title}: {run.dir.error.read_text().strip().splitlines()[-1]} (see {run.dir.log})")
     return 1 if failed or interrupted else 0
 
 

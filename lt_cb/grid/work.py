@@ -1,5 +1,6 @@
 """A process that trains the runs of a grid, one after the other, beside others that do the same."""
 
+import gc
 import os
 import signal
 import sys
@@ -19,9 +20,12 @@ WAIT_S = 2.0  # between looks at runs that other processes hold
 
 
 def failed_since(run: Run, start: float) -> bool:
-    """Return whether a run has failed since ``start``, a time in seconds; an older failure is tried again."""
+    """Return whether a run has failed since ``start``, a time in seconds; an older failure is tried again.
+
+    A process may be killed behind the result, or another one train the run before the kill is seen.
+    """
     file = run.dir.error
-    return file.is_file() and file.stat().st_mtime >= start
+    return file.is_file() and file.stat().st_mtime >= start and not run.dir.is_done
 
 
 def check_folder(run: Run) -> list[str]:
@@ -94,6 +98,7 @@ def work(
                     if not run.dir.is_done and not failed_since(run, start):
                         events.put(("start", run.title, os.getpid()))
                         how = _train(run, readers)
+                        gc.collect()  # network and images are parts of cycles, which Python lets lie for dozens of runs
                         events.put((how, run.title, os.getpid()))
                         if how == "interrupted":
                             return
