@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from lt_cb import __version__
-from lt_cb.errors import InputError, did_you_mean
+from lt_cb.errors import InputError, did_you_mean, file_error
 
 COMMANDS = {  # module with a `main`, and what the command is for
     "fit": ("lt_cb.commands.train", "train, or go on training, and test the last checkpoint"),
@@ -48,8 +48,11 @@ def main(args: Sequence[str] | None = None) -> None:
             module.main([command, *rest])
         elif (code := module.main(rest)) is not None:
             raise SystemExit(code)
-    except InputError as error:
-        sys.stderr.write(f"lt-cb: error: {error}\n")
+    except (InputError, OSError) as error:
+        wrong = str(error) if isinstance(error, InputError) else file_error(error)
+        if wrong is None:
+            raise
+        sys.stderr.write(f"lt-cb: error: {wrong}\n")
         raise SystemExit(2) from None
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import math
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -17,6 +18,20 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the arguments."""
         raise InputError(f"{message}: see {self.prog} --help.")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def file_error(error: BaseException) -> str | None:
+    """Return the sentence for a file or folder that cannot be used, None for any other error."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" for '{error.filename}'" if error.filename else ""
+        return f"there is no room{where} ({error.strerror}): make some, or choose another folder."
+    unusable = PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError
+    if isinstance(error, unusable) and error.filename:
+        return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
+    return None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

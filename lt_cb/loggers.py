@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lt_cb.checkpoint import METRICS
 from lt_cb.errors import InputError
-from lt_cb.run import RunDir
+from lt_cb.run import RunDir, whole_file
 
 MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
@@ -84,6 +84,7 @@ class _Metrics(ExperimentWriter):
 
     def __init__(self, log_dir: str, goes_on: dict[str, Any] | None) -> None:
         self._goes_on = goes_on
+        self._header = list[str]()
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
@@ -108,17 +109,35 @@ class _Metrics(ExperimentWriter):
         else:
             run.metrics.unlink(missing_ok=True)
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        self._replace(RunDir(self.log_dir).read_metrics())
+    def save(self) -> None:
+        """Append what has been logged since, or write all anew under another header.
+
+        Raises:
+            OSError: with the file's name, if it cannot be written; the rows before are kept.
+        """
+        run = RunDir(self.log_dir)
+        self._record_new_keys()
+        if not self.metrics:
+            return
+        if self._header != self.metrics_keys:
+            self._replace([*run.read_metrics(), *self.metrics])
+        else:
+            size = run.metrics.stat().st_size
+            try:
+                with run.metrics.open("a", newline="", encoding="utf-8") as stream:
+                    csv.DictWriter(stream, self.metrics_keys).writerows(self.metrics)
+            except OSError as error:
+                os.truncate(run.metrics, size)  # a full disk takes a part of a row
+                error.filename = str(run.metrics)
+                raise
+        self.metrics = []
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
-        file = RunDir(self.log_dir).metrics
-        temporary = file.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
+        with whole_file(RunDir(self.log_dir).metrics) as stream:
             writer = csv.DictWriter(stream, self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(file)
+        self._header = list(self.metrics_keys)
 
 
 def _epoch(row: dict[str, str]) -> float:

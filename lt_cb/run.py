@@ -7,9 +7,10 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -86,7 +87,7 @@ class RunDir:
             InputError: if there is none, or it is damaged.
         """
         try:
-            raw = json.loads(self.result.read_text())
+            raw = json.loads(self.result.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(
                 f"'{self.path}' has no {self.result.name}: give a finished run's folder, or entity/project/run of W&B."
@@ -122,7 +123,7 @@ class RunDir:
             InputError: if they are damaged.
         """
         try:
-            raw = json.loads(self.grid.read_text())
+            raw = json.loads(self.grid.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"'{self.grid}' is damaged ({error}): remove it.") from error
         if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
@@ -222,7 +223,7 @@ def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML
         InputError: if it cannot be read, or is not YAML.
     """
     try:
-        return parse_yaml(file.read_text(), f"'{file}'")
+        return parse_yaml(file.read_text(encoding="utf-8"), f"'{file}'")
     except OSError as error:
         raise InputError(f"cannot read '{file}' ({error.strerror}): give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
@@ -262,11 +263,38 @@ def expanded_size(value: Any, sizes: dict[int, float] | None = None) -> float:  
 
 
 def write_json(file: Path, value: Any) -> None:  # noqa: ANN401 - JSON
-    """Write a file that is never seen half-written, also where another process writes the same."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(file)
+    """Write a value as a `whole_file`."""
+    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text as a `whole_file`."""
+    with whole_file(file) as stream:
+        stream.write(text)
+
+
+@contextmanager
+def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file to write that is never seen half-written, also where another process writes the same.
+
+    Args:
+        file: whose folder is made if there is none.
+        mode: ``w``, of UTF-8, or ``wb``.
+
+    Raises:
+        OSError: with the file's name, if it cannot be written; what was there before is kept.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open(mode) if "b" in mode else temporary.open(mode, newline="", encoding="utf-8") as stream:
+            yield stream
+        temporary.replace(file)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(file)
+        raise
 
 
 def commit() -> str | None:

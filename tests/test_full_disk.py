@@ -1,6 +1,7 @@
-"""A disk that is full, at each write of a run in turn: a run that ends well, or one sentence and what was whole before."""
+"""A disk that is full at each write of a run in turn: it ends well, or in a sentence, and what was whole stays."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ for size in range(4, int(sys.argv[1]) + 1, 4):
     words = ["fit", *sys.argv[2:], "--folder=disk/runs/a", "--trainer.callbacks+=SaveLogits"]
     code, said = run(*words)
     folder = RunDir("disk/runs/a")
-    whole = [epoch for epoch in {row["epoch"] for row in folder.read_metrics()}]
+    folder.read_metrics()
     last = checkpoint.read(folder.checkpoint)["epoch"] if folder.checkpoint.exists() else None
     report = run("report", "disk/runs", "--save", "disk/rows") if code == 0 else None
     found.append([size, code, said, folder.result.exists(), folder.is_done, last, report])
@@ -59,7 +60,15 @@ def test_a_disk_that_is_full_at_each_write(tmp_path: Path, monkeypatch: pytest.M
     Path("plain.py").write_text(FLAT)
     words = ["--config", str(ROOT / "configs/quickstart.yaml"), "--model.backbone=plain.flat", "--trainer.max_epochs=2"]
     words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    command = [*namespace, sys.executable, "-c", SWEEP, "128", *words]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500).stdout
-    for line in json.loads(out.splitlines()[-1]):
-        print(line)
+    command = [*namespace, sys.executable, "-c", SWEEP, "112", *words]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=580).stdout
+    reached = set()
+    for size, code, said, result, done, last, report in json.loads(out.splitlines()[-1]):
+        assert result == done == (code == 0), size  # a result is whole, or is not there
+        for exit_code, words in ((code, said), *([report] if report else [])):
+            if exit_code != 0:
+                assert exit_code == 2, exit_code
+                assert re.fullmatch(r"lt-cb: error: [^.]*'\S+' .*\(No space left on device\).*", *words), size
+        reached |= {re.search(r"'\S+/(\S+)'", line)[1] for line in said + (report[1] if report else [])}
+        assert last in (None, 0, 1)
+    assert reached >= {"last.ckpt", "metrics.csv", "logits.npz", "result.json"}

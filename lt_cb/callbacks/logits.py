@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir
+from lt_cb.run import RunDir, whole_file
 
 
 class SaveLogits(Callback):
@@ -54,6 +54,5 @@ class SaveLogits(Callback):
                 whole[rank :: len(shares)] = share.cpu()
             arrays[name] = whole.numpy()
         if trainer.is_global_zero:
-            file = RunDir(folder or ".").logits
-            np.savez(file.with_suffix(".part.npz"), **arrays)
-            file.with_suffix(".part.npz").replace(file)
+            with whole_file(RunDir(folder or ".").logits, "wb") as stream:
+                np.savez(stream, **arrays)

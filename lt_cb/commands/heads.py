@@ -18,7 +18,7 @@ from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
 from lt_cb.metrics import accuracies
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir
+from lt_cb.run import RunDir, whole_file, write_text
 
 
 class Heads(Recommend):
@@ -75,7 +75,7 @@ class Heads(Recommend):
             for c, each in scores.items()
             for seed, score in zip(config.seeds, each, strict=True)
         ]
-        with files.heads.open("w", newline="") as stream:
+        with whole_file(files.heads) as stream:
             csv.writer(stream).writerows([header, *rows])
         words = (
             f"Test images, means over {len(config.seeds)} subset seeds, in percent; bold is the best. Choose by none."
@@ -86,7 +86,7 @@ class Heads(Recommend):
             f"{', '.join(map(str, config.seeds))} and tested. lt-cb recommend chooses one by the training images alone."
         )
         show(tables, finding)
-        files.heads_page.write_text(html("Heads", finding, tables, scores, "subset seeds"))
+        write_text(files.heads_page, html("Heads", finding, tables, scores, "subset seeds"))
         sys.stdout.write(f"{files.heads}, {files.heads_page}\n")
         asked = self.config_init.trainer.logger
         for logger in asked if isinstance(asked, list) else [asked]:

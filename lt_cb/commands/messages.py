@@ -1,6 +1,5 @@
 """What the command line says: all that turns the prose of a parser, or an error, into one sentence."""
 
-import errno
 import logging
 import re
 import warnings
@@ -12,7 +11,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lt_cb.data import Sampler
-from lt_cb.errors import InputError, did_you_mean
+from lt_cb.errors import InputError, did_you_mean, file_error
 from lt_cb.losses import Loss, Weighting
 from lt_cb.models import SecondStage
 
@@ -24,9 +23,6 @@ EXAMPLES = {
 }
 
 BASES: dict[str, type[Any]] = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ParseError(ValueError):
@@ -102,12 +98,8 @@ def input_error(error: BaseException | None) -> str | None:
     """Return the sentence for an error that the input has caused, None for any other."""
     if isinstance(error, ParseError):
         return sentence(str(error), error.parser)
-    unusable = PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError
-    if isinstance(error, OSError) and error.errno in FULL:
-        where = f" for '{error.filename}'" if error.filename else ""
-        return f"there is no room{where} ({error.strerror}): make some, or choose another folder."
-    if isinstance(error, unusable) and error.filename:
-        return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."
+    if error is not None and (sentence_of_files := file_error(error)) is not None:
+        return sentence_of_files
     return next((str(e) for e in causes(error) if isinstance(e, InputError)), None)
 
 

@@ -16,7 +16,7 @@ from lt_cb.data.loaders import folder_loader
 from lt_cb.data.loaders.streaming import Crop
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir
+from lt_cb.run import RunDir, whole_file
 
 
 class Predict(CLI):
@@ -90,9 +90,8 @@ class Predict(CLI):
                 "checkpoint."
             )
         file = RunDir(folder or ".").predictions
-        file.parent.mkdir(parents=True, exist_ok=True)
         pairs = [pair for classes, probabilities in batches for pair in zip(classes, probabilities, strict=True)]
-        with file.open("w", newline="") as stream:
+        with whole_file(file) as stream:
             writer = csv.writer(stream)
             writer.writerow(["file", "class", "probability"])
             for path, (label, probability) in zip(self.files, pairs, strict=True):

@@ -39,7 +39,7 @@ from lt_cb.loggers import RunFolder
 from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.report.sections import Section
-from lt_cb.run import RunDir, write_json
+from lt_cb.run import RunDir, write_json, write_text
 from lt_cb.trust import must_be_trusted
 
 LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0003)
@@ -219,7 +219,7 @@ class Recommend(CLI):
             classes += [(str(candidate.recipe), *numbers) for numbers in each]
         show(tables, finding)
         page = RunDir(folder).recommendation_page
-        page.write_text(html("Recommendation", finding, tables, trial.scores(), "folds", classes))
+        write_text(page, html("Recommendation", finding, tables, trial.scores(), "folds", classes))
         own = " --trust_checkpoint true" * must_be_trusted("model.backbone", self.config.model.backbone)
         sys.stdout.write(f"Page: {page}\nGo on: lt-cb test --ckpt_path {RunDir(folder).checkpoint}{own}, or predict\n")
 

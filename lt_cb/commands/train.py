@@ -27,7 +27,7 @@ from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
 from lt_cb.loggers import RunFolder, TensorBoard, WandB, check_loggers, finish, wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import TERMINATED, RunDir
+from lt_cb.run import TERMINATED, RunDir, write_text
 from lt_cb.schedule import StepwiseSchedule, training_progress
 from lt_cb.trust import check_kinds, config_files, is_trusted, read_checkpoint
 
@@ -44,7 +44,9 @@ class SaveConfig(SaveConfigCallback):
         checkpoint[checkpoints.METRICS] = {"epoch": trainer.current_epoch, "step": trainer.global_step - 1, **trained}
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Show the config in the loggers beside the CSV files."""
+        """Write the config to the run's folder, and show it in the loggers beside the CSV files."""
+        folder = trainer.loggers[0].log_dir
+        write_text(RunDir(folder or ".").config, self.parser.dump(self.config, skip_none=False))
         for logger in trainer.loggers[1:]:
             logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))
 
@@ -89,7 +91,7 @@ class CLI(LightningCLI):
             args=args,
             parser_class=Parser,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},  # `RunFolder` has looked whether there is a run
+            save_config_kwargs={"save_to_log_dir": False},  # it does so itself
             seed_everything_default=0,
             parser_kwargs={"allow_abbrev": False, "prog": f"lt-cb {command}"},
             auto_configure_optimizers=False,

@@ -114,12 +114,13 @@ def _train(console: Console, runs: list[Run], devices: list[str | None], folder:
         worker.start()
         return worker
 
+    code = 1
+
     def terminate(*_: object) -> None:  # as ctrl-C does: to be killed by it would leave semaphores behind
         nonlocal code
         code = TERMINATED
         raise KeyboardInterrupt
 
-    code = 1
     signal.signal(signal.SIGTERM, terminate)
     workers = [employ(device) for device in devices]
     under_way: dict[int | None, tuple[str, float]] = {}  # by process

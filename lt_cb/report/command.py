@@ -14,6 +14,7 @@ from lt_cb.report.paper import write
 from lt_cb.report.posthoc import MEANS, class_means
 from lt_cb.report.sections import METRICS, Section, finding, sections
 from lt_cb.report.tables import cells_of
+from lt_cb.run import write_text
 
 
 def main(args: Sequence[str]) -> int:
@@ -45,10 +46,9 @@ def main(args: Sequence[str]) -> int:
     found = finding(runs, options.metric)
     pictures = figures(runs, cells, options.metric, METRICS[options.metric])
     web = page("Report", found, tables, pictures, methods_and_families(runs), runs.columns())
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(f"{found}\n\n{_markdown(tables)}")
-    (out / "report.csv").write_text(_csv(runs))
-    (out / "report.html").write_text(web)
+    write_text(out / "report.md", f"{found}\n\n{_markdown(tables)}")
+    write_text(out / "report.csv", _csv(runs))
+    write_text(out / "report.html", web)
     if options.figures:
         write(pictures, runs.columns(), out / "figures", options.figures)
     print(f"{found}\n\n{_markdown(tables[:1])}")

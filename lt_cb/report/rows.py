@@ -12,7 +12,7 @@ import yaml
 
 from lt_cb.errors import InputError
 from lt_cb.report.names import method_of, source_of
-from lt_cb.run import RunDir, flatten, read_yaml
+from lt_cb.run import RunDir, flatten, read_yaml, whole_file, write_text
 
 ROWS, CONFIGS = "runs.csv", "configs"
 # what does not change what is trained, or has a column of its own
@@ -63,14 +63,11 @@ def save(runs: Path, to: Path) -> tuple[int, int]:
         row, config = _row(run)
         kept[_key(row)] = row
         file = to / CONFIGS / f"{row['config']}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(config, sort_keys=False))
-    temporary = (to / ROWS).with_suffix(".tmp")
-    with temporary.open("w", newline="") as stream:
+        write_text(file, yaml.safe_dump(config, sort_keys=False))
+    with whole_file(to / ROWS) as stream:
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
         writer.writerows([kept[key] for key in sorted(kept)])
-    temporary.replace(to / ROWS)
     return len(kept) - before, len(kept)
 
 
