@@ -1,14 +1,19 @@
 """A damaged cache is made anew, whatever the damage."""
 
 import pwd
+import shutil
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lt_cb.data import LongTailedDataModule
 from lt_cb.data.cache import cache_folder, read_cache, write_cache
 
 
@@ -20,6 +25,26 @@ def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
     assert cache_folder() == Path(tempfile.gettempdir(), ".cache/lt_cb")
+
+
+def test_starts_at_once_and_a_cache_that_is_deleted(folder: Path, own_cache: Path) -> None:
+    def start() -> LongTailedDataModule:
+        data = LongTailedDataModule("image_folder", str(folder))
+        data.train_dataloader()
+        return data
+
+    def shown(data: LongTailedDataModule) -> torch.Tensor:
+        return torch.cat([images for images, _ in data.train_dataloader()])
+
+    together = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: together.wait() * 0 or start(), range(4))
+    (cache,) = own_cache.iterdir()
+    assert read_cache(cache)["images"].shape == (21, 12, 12, 3)
+    shutil.rmtree(own_cache)
+    whole = shown(first)
+    assert all(torch.equal(shown(data), whole) for data in (*others, start()))
+    assert list(own_cache.iterdir()) == [cache]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
