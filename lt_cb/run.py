@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import yaml
 
-from lt_cb.errors import InputError
+from lt_cb.errors import InputError, did_you_mean
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
 ALIASED = 100_000  # most values that aliases may add to a YAML text
@@ -214,6 +214,26 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def shipped(path: str) -> str:
+    """Return where a configuration lies that comes with lt_cb, named as ``lt_cb:loss/cb_focal``; another path as it is.
+
+    Raises:
+        InputError: if none has this name.
+    """
+    scheme, colon, name = path.partition(":")
+    if scheme != "lt_cb" or not colon:
+        return path
+    package = Path(__file__).parent
+    folder = next(place for place in (package / "configs", package.parent / "configs") if place.is_dir())
+    names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+    if name.removesuffix(".yaml") not in names:
+        raise InputError(
+            f"there is no configuration '{path}': choose {', '.join(f'lt_cb:{name}' for name in names)}."
+            + did_you_mean(path, [f"lt_cb:{name}" for name in names])
+        )
+    return str(folder / f"{name.removesuffix('.yaml')}.yaml")
 
 
 def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML

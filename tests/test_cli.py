@@ -4,9 +4,11 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -574,6 +576,37 @@ def test_a_config_that_is_no_yaml_is_named(capsys: pytest.CaptureFixture[str]) -
         Path("bad.yaml").write_text(text)
         sentence = "'bad.yaml' stands for more than 100,000 values by its aliases: write out what is meant."
         assert refused(capsys, *FIT, "--config", "bad.yaml") == refused(capsys, "grid", "bad.yaml") == sentence
+
+
+def test_shipped_configurations_have_names(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for words in (
+        ["--config", "lt_cb:quickstart", "--config=lt_cb:loss/cb_focal"],
+        ["-c", "lt_cb:quickstart", "-c=lt_cb:loss/cb_focal.yaml"],
+        [f"--config={ROOT}/configs/quickstart.yaml", f"--config={ROOT}/configs/loss/cb_focal.yaml"],
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", *words, "--print_config"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == printed[2]
+    for words in (("fit", "--config=lt_cb:quikstart"), ("grid", "lt_cb:quikstart")):
+        sentence = refused(capsys, *words)
+        assert sentence.startswith("there is no configuration 'lt_cb:quikstart': choose lt_cb:augment/")
+        assert sentence.endswith("Did you mean 'lt_cb:quickstart'?")
+    Path("grid.yaml").write_text("config: [lt_cb:quickstart, lt_cb:loss/softmax]")
+    for file, said in (("lt_cb:grids/digits", "distinct runs in runs/digits"), ("grid.yaml", "1 distinct runs")):
+        with pytest.raises(SystemExit, match="0"):
+            main(["grid", file, "--dry-run"])
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the wheel")
+def test_the_wheel_has_the_configurations(tmp_path: Path) -> None:
+    subprocess.run(["uv", "build", "--quiet", "--wheel", "--out-dir", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert {f"lt_cb/{file.relative_to(ROOT)}" for file in CONFIGS} <= set(archive.namelist())
 
 
 @pytest.mark.parametrize("damage", ["truncated image", "empty class", "other classes", "stray image"])

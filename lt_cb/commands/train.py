@@ -27,7 +27,7 @@ from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
 from lt_cb.loggers import RunFolder, TensorBoard, WandB, check_loggers, finish, wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import TERMINATED, RunDir, write_text
+from lt_cb.run import TERMINATED, RunDir, shipped, write_text
 from lt_cb.schedule import StepwiseSchedule, training_progress
 from lt_cb.trust import check_kinds, config_files, is_trusted, read_checkpoint
 
@@ -391,6 +391,18 @@ def _own_class(
     return own, words
 
 
+def _located(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the paths of the configuration files that come with lt_cb."""
+    words = list(args)
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in ("--config", "-c"):
+            words[i] = f"--config={shipped(value)}" if equals else "--config"
+            if not equals and i + 1 < len(words):
+                words[i + 1] = shipped(words[i + 1])
+    return words
+
+
 def _restoring(error: Exception) -> str | None:
     """Return the sentence for an error that came up while Lightning took what is in a checkpoint, None for others."""
     if not any(frame.name.startswith("restore") for frame in traceback.extract_tb(error.__traceback__)):
@@ -409,7 +421,7 @@ def run(
     """Run a command whose parser is LightningCLI's, and show what is wrong with its input as one sentence."""
     quiet()
     try:
-        words = list(args)
+        words = _located(args)
         checkpoint = read_checkpoint(words)
         model_class, words = _own_class(words, "model", model_class, checkpoint)
         data_class, words = _own_class(words, "data", data_class or LongTailedDataModule, checkpoint)

@@ -21,7 +21,7 @@ from lt_cb.grid.estimate import time_left
 from lt_cb.grid.plan import Plan, Run, read_plan
 from lt_cb.grid.work import check_folder, failed_since, work
 from lt_cb.hardware import available_cores, available_memory
-from lt_cb.run import TERMINATED
+from lt_cb.run import TERMINATED, shipped
 
 RUN_BYTES = 2 * 10**9  # of main memory that a training on small images takes at most, with what it imports
 
@@ -39,12 +39,12 @@ def main(args: Sequence[str]) -> int:
         InputError: if the grid file or an option is wrong.
     """
     parser = ArgumentParser("lt-cb grid", description="Train the runs of a grid file, each distinct one once.")
-    parser.add_argument("file", type=Path, help="the grid, as configs/grids/digits.yaml")
+    parser.add_argument("file", help="the grid, as configs/grids/digits.yaml, or lt_cb:grids/digits")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
     parser.add_argument("--devices", help="GPUs to share the runs out to, one run each: 0,1,2,3; 0,0 is two on one")
     parser.add_argument("--shard", default="1/1", help="of n parts of the runs take the i-th: i/n")
     options = parser.parse_args(args)
-    plan = read_plan(options.file)
+    plan = read_plan(Path(shipped(options.file)))
     runs = _shard(plan.runs, options.shard)
     devices = _devices(options.devices, sum(not run.dir.is_done for run in runs))
     console = Console(highlight=False, soft_wrap=True)

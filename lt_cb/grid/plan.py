@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError, did_you_mean
-from lt_cb.run import RunDir, flatten, read_yaml
+from lt_cb.run import RunDir, flatten, read_yaml, shipped
 
 MOST = 20_000  # runs of a grid
 KEYS = ("folder", "config", "set", "seeds", "axes")
@@ -123,7 +123,7 @@ def _arguments(settings: dict[str, Any], file: Path) -> list[str]:
         if not isinstance(key, str):
             raise InputError(f"'{file}': {key!r} is set, but must be a key of the configuration, as model.loss.gamma.")
     args = []
-    for path in [file.parent / name for name in files]:
+    for path in [file.parent / shipped(name) for name in files]:
         _mapping(read_yaml(path), f"'{path}'")
         place = path.resolve()
         args += ["--config", str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)]
