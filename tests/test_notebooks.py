@@ -86,6 +86,17 @@ def test_beta_for_class_counts(clone: Path) -> None:
     assert float(row[2]) == pytest.approx(float(weights.max() / weights.min()), abs=0.06)
 
 
+def test_from_a_folder_to_a_recommendation(clone: Path, folder: Path) -> None:
+    (clone / "examples").symlink_to(ROOT / "examples")
+    folder.rename(clone / "photos")
+    printed = run(clone, "recommendation")
+    assert "3 classes, 21 training images, imbalance factor 4" in printed
+    found = json.loads((clone / "runs/recommended/version_0/recommendation.json").read_text())
+    assert f"chosen: {found['chosen']}" in printed
+    result = json.loads((clone / "runs/recommended/version_0/result.json").read_text())
+    assert f"balanced accuracy {100 * result['metrics']['test/balanced_acc']:.1f} %" in printed
+
+
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_outputs_are_not_kept(file: Path) -> None:
     assert all(not cell.get("outputs") for cell in nbformat.read(file, as_version=4).cells)
