@@ -28,6 +28,8 @@ def file_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" for '{error.filename}'" if error.filename else ""
         return f"there is no room{where} ({error.strerror}): make some, or choose another folder."
+    if isinstance(error, ValueError) and str(error) == "embedded null byte":
+        return "a path has a null byte: write it without."
     unusable = PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError
     if isinstance(error, unusable) and error.filename:
         return f"cannot use '{error.filename}' ({error.strerror}): choose another folder, or change its permissions."

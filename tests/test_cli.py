@@ -407,6 +407,9 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         (["--model.loss.weighting.beta=1.5"], "beta is 1.5, but must be in [0, 1)"),
         (["--trainer.devices=x"], "the Trainer cannot be made"),
         (["--trainer.accumulate_grad_batches=0"], "--trainer.accumulate_grad_batches is 0, but must be at least 1"),
+        (["--trainer.gradient_clip_val=.nan"], "--trainer.gradient_clip_val is nan, but must be at least 0"),
+        (["--data.batch_size=null"], "--data.batch_size is"),
+        (["--name=a\0b"], "a path has a null byte"),
         (["--trainer.check_val_every_n_epoch=0"], "--trainer.check_val_every_n_epoch is 0, but must be at least 1"),
         (["--seed_everything=4294967296"], "--seed_everything is 4294967296, but must be at least 0 and below 2**32"),
         (["--model.loss=FocalLoss", "--model.loss.gamma=null"], "gamma is None, but must be at least 0"),
@@ -468,6 +471,13 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
 )
 def test_wrong_input_gets_one_sentence(args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, *FIT, *args).startswith(sentence)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "lr_scheduler"])
+def test_a_null_in_a_file_gets_one_sentence(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("null.yaml").write_text(f"model: {{{name}: null}}")
+    sentence = refused(capsys, *FIT, "--config=null.yaml")
+    assert sentence.startswith(f"--model.{name} is null, but must be a class")
 
 
 def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """``lt-cb fit``, ``validate`` and ``test``: LightningCLI, wired for long-tailed classification."""
 
 import importlib
+import math
 import sys
 import traceback
 import warnings
@@ -168,6 +169,9 @@ class CLI(LightningCLI):
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             if config.trainer[name] is not None and config.trainer[name] < 1:
                 raise InputError(f"--trainer.{name} is {config.trainer[name]}, but must be at least 1.")
+        clipped = config.trainer.gradient_clip_val
+        if clipped is not None and not 0 <= clipped < math.inf:
+            raise InputError(f"--trainer.gradient_clip_val is {clipped}, but must be at least 0 and finite.")
         if config.trainer.precision is None and config.model.fast == "auto":
             config.trainer.precision = mixed_precision(config.trainer.accelerator)
         for key in ("logger", "callbacks"):  # an overlay added to a checkpoint's config that has it already
@@ -334,6 +338,9 @@ def _set_accumulation(cli: CLI) -> None:
 
 def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, trainer: Trainer) -> None:
     """Refuse a training without an end where fractions of it are asked for; warn of what does nothing, or twice."""
+    for name, made in (("optimizer", model.make_optimizer), ("lr_scheduler", model.make_scheduler)):
+        if made is None:
+            raise InputError(f"--model.{name} is null, but must be a class, as torch.optim has it: name one.")
     try:
         scheduler = model.make_scheduler(model.make_optimizer(model.parameter_groups()))
         if not isinstance(scheduler, StepwiseSchedule | ReduceLROnPlateau):  # which know more than the step

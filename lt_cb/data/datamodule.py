@@ -105,7 +105,7 @@ class LongTailedDataModule(LightningDataModule):
             ("subset_seed", subset_seed, 0),
             ("seed", seed, 0),
         ):
-            if value < least:
+            if value is None or value < least:
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
         if not 0.0 <= val_fraction < 1.0:
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
