@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lt_cb.data import ClassBalancedSampler, EpochSampler
-from lt_cb.losses import EffectiveNumber, FocalLoss, InverseFrequency, SoftmaxLoss, class_weights
+from lt_cb.losses import BalancedSoftmaxLoss, EffectiveNumber, FocalLoss, InverseFrequency, SoftmaxLoss, class_weights
 
 PAGE = (Path(__file__).parents[1] / "docs/trainers.md").read_text()
 COUNTS = [70, 20, 6]
@@ -40,6 +40,11 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def run(section: str, names: dict[str, Any]) -> None:
     exec(block(f"## {section}"), names)
+
+
+def test_no_code_of_the_page_is_left_out() -> None:
+    """Nine blocks: the first, one of each of seven sections and ultralytics', each run below or where it is installed."""
+    assert len(re.findall("^```python$", PAGE, re.MULTILINE)) == 9
 
 
 def focal(logits: torch.Tensor, labels: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -175,6 +180,14 @@ def test_timms_network_optimizer_and_mixed_targets(page: dict[str, Any]) -> None
     logits = torch.randn(16, 3)
     expected = F.cross_entropy(logits + torch.tensor(COUNTS).log(), targets)
     torch.testing.assert_close(page["loss"].cpu()(logits, targets), expected)
+
+
+def test_timms_task_takes_a_loss(page: dict[str, Any]) -> None:
+    tasks = pytest.importorskip("timm.task")
+    images, labels = page["data"].tensors
+    task = tasks.ClassificationTask(page["network"], criterion=BalancedSoftmaxLoss(COUNTS), device=torch.device("cpu"))
+    expected = F.cross_entropy(page["network"](images) + torch.tensor(COUNTS).log(), labels)
+    torch.testing.assert_close(task(images, labels)["loss"], expected)
 
 
 class Picture(torch.Tensor):
