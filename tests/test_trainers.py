@@ -43,7 +43,7 @@ def run(section: str, names: dict[str, Any]) -> None:
 
 
 def test_no_code_of_the_page_is_left_out() -> None:
-    """Nine blocks: the first, one of each of seven sections and ultralytics', each run below or where it is installed."""
+    """Nine blocks: the first, one in each of seven sections, and ultralytics' own; some run where it is installed."""
     assert len(re.findall("^```python$", PAGE, re.MULTILINE)) == 9
 
 
