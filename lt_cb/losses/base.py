@@ -165,6 +165,7 @@ class Loss(nn.Module, ABC):
                 some, and compiled code, do not get there. Soft targets are looked at on the CPU alone, as
                 elsewhere the host would wait for the device, and not in compiled code.
         """
+        logits, targets = plain(logits), plain(targets)
         num_classes = len(self.class_counts)
         shape, soft = logits.shape, targets.ndim == logits.ndim
         places = shape[:1] + shape[2:]
@@ -302,6 +303,17 @@ class Loss(nn.Module, ABC):
         """Show the number of classes and the weighting."""
         weighting = None if self.weighting is None else f"{type(self.weighting).__name__}({vars(self.weighting)})"
         return f"classes={len(self.class_counts)}, weighting={weighting}"
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor that only bears a type, as images and categories of fastai do, as one of torch.
+
+    Operations refuse two such types at once. A tensor that is more than a type, as torch's fake and distributed ones,
+    has a dispatch of its own and is left as it is.
+    """
+    if type(tensor) is Tensor or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return tensor
+    return tensor.as_subclass(Tensor)
 
 
 def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
