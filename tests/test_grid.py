@@ -298,6 +298,16 @@ class TestPlan:
         out = capsys.readouterr().out
         assert "2 done, 4 to do" in out
         assert "1 min 0 s a run so far: about 2 min 0 s left on 2 at a time" in out  # (2 x 100 + 2 x 20) / 2
+        begun = next(run.dir for run in read_plan(file).runs if run.name == "if2_gamma1")
+        begun.checkpoint.parent.mkdir(parents=True)
+        begun.checkpoint.touch()
+        begun.metrics.write_text("epoch,train/loss\n0,1.0\n1,0.9\n2,0.8\n")
+        with pytest.raises(SystemExit, match="0"):
+            main(["grid", str(file), "--dry-run", "--devices", "0,1"])
+        assert "about 1 min 22 s left on 2 at a time" in capsys.readouterr().out  # (100 / 4 + 100 + 2 x 20) / 2
+        grid({"folder": "runs/g", "set": {"trainer.max_epochs": "many"}, "axes": axes})
+        with pytest.raises(SystemExit, match="0"):
+            main(["grid", str(file), "--dry-run"])
 
     def test_time_left_of_a_new_grid_is_that_of_runs_beside_it(self, capsys: pytest.CaptureFixture[str]) -> None:
         def plan(set_: dict) -> str:

@@ -43,13 +43,17 @@ def time_left(plan: Plan, runs: Sequence[Run]) -> tuple[float | None, float, int
         for kind in _kinds(run.settings):
             by_kind[kind].append(run)
     total, unknown = 0.0, 0
-    for settings in [run.settings() for run in runs if not run.dir.is_done]:
+    for run in [run for run in runs if not run.dir.is_done]:
+        settings = run.settings()
         comparable = next((by_kind[kind] for kind in _kinds(settings) if kind in by_kind), None)
         if comparable is None:
             unknown += 1
-        else:
-            rate = statistics.mean(run.seconds / sum(run.counts) / _epochs(run.settings) for run in comparable)
-            total += rate * _images(settings, comparable[0]) * _epochs(settings)
+            continue
+        try:
+            rate = statistics.mean(other.seconds / sum(other.counts) / _epochs(other.settings) for other in comparable)
+            total += rate * _images(settings, comparable[0]) * max(_epochs(settings) - _trained(run.dir), 0.0)
+        except (TypeError, ValueError, ArithmeticError):  # what is set is wrong, as fit will say
+            unknown += 1
     return statistics.mean(run.seconds for run in finished) if finished else None, total, unknown
 
 
@@ -77,6 +81,15 @@ def _kinds(settings: dict[str, Any]) -> tuple[str, str]:
 
 def _epochs(settings: dict[str, Any]) -> float:
     return max(float(settings.get("trainer.max_epochs") or 1), 1.0)
+
+
+def _trained(run: RunDir) -> float:
+    """Return how many epochs a run that was interrupted has behind it."""
+    try:
+        rows = run.read_metrics() if run.checkpoint.is_file() else []
+    except InputError:
+        return 0.0
+    return 1.0 + max((float(row["epoch"]) for row in rows if row.get("epoch")), default=-1.0)
 
 
 def _images(settings: dict[str, Any], run: _Finished) -> float:
