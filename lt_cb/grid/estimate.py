@@ -43,15 +43,15 @@ def time_left(plan: Plan, runs: Sequence[Run]) -> tuple[float | None, float, int
         for kind in _kinds(run.settings):
             by_kind[kind].append(run)
     total, unknown = 0.0, 0
-    for run in [run for run in runs if not run.dir.is_done]:
-        settings = run.settings()
+    for planned in [run for run in runs if not run.dir.is_done]:
+        settings = planned.settings()
         comparable = next((by_kind[kind] for kind in _kinds(settings) if kind in by_kind), None)
         if comparable is None:
             unknown += 1
             continue
         try:
             rate = statistics.mean(other.seconds / sum(other.counts) / _epochs(other.settings) for other in comparable)
-            total += rate * _images(settings, comparable[0]) * max(_epochs(settings) - _trained(run.dir), 0.0)
+            total += rate * _images(settings, comparable[0]) * max(_epochs(settings) - _trained(planned.dir), 0.0)
         except (TypeError, ValueError, ArithmeticError):  # what is set is wrong, as fit will say
             unknown += 1
     return statistics.mean(run.seconds for run in finished) if finished else None, total, unknown
