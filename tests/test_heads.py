@@ -446,7 +446,7 @@ def test_two_processes_recommend_what_one_does(tmp_path: Path) -> None:
     main(words)
     command = [sys.executable, "-m", "lt_cb", *words, "--trainer.devices=2", "--trainer.strategy=ddp"]
     for _ in range(2):  # the first finds the features there; in a folder of its own, the second makes them
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        subprocess.run(command, check=True, capture_output=True, timeout=500)
         os.environ["LT_CB_CACHE"] = str(tmp_path / "other")  # which the fixture sets back
     alone, *together = (RunDir(tmp_path / "runs" / "run" / f"version_{i}") for i in range(3))
     for run in together:
