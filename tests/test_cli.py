@@ -18,6 +18,7 @@ from refusals import alias_bomb, refused
 
 import lt_cb
 from lt_cb.__main__ import main
+from lt_cb.commands.messages import HELP
 from lt_cb.commands.predict import _shown
 from lt_cb.commands.train import CLI
 from lt_cb.loggers import RunFolder
@@ -597,6 +598,36 @@ def test_a_bad_folder_leaves_no_run(folder: Path, damage: str, capsys: pytest.Ca
         "stray image": "1 images lie in",
     }
     assert expected[damage] in sentence
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    with pytest.raises(SystemExit, match="0"):
+        main(list(words))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_help_of_a_command_fits_two_screens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short, full = help_of(capsys, "fit", "--help"), help_of(capsys, "fit", "--help_all")
+    assert len(short) <= 100
+    assert max(map(len, short)) <= 80
+    assert len(full) > 1000
+    there = {word.rstrip(",") for line in full for word in line.split() if word.startswith("--")}
+    keys = {f"--{group}.{name}" for group, names in HELP.items() for name in names.split() if group != "run"}
+    assert keys | {"--config", "--ckpt_path", "--name", "--folder", "--seed_everything", "--change_loss"} <= there
+    shown = [line.split() for line in short if line.startswith("  --")]
+    assert keys <= {line[0] for line in shown}
+    assert ["--data.batch_size", "128", "images", "a", "batch,", "for", "each", "device"] in shown
+    assert ["--model.loss", "SoftmaxLoss"] in [line[:2] for line in shown]
+    assert any(line.endswith("…") for line in short)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert not any(line.endswith("…") for line in help_of(capsys, "predict", "--help"))
+    assert any(line.startswith("  --folds 5 ") for line in help_of(capsys, "recommend", "--help"))
+    text = "\n".join(help_of(capsys, "fit", "--model.loss.help", "FocalLoss"))
+    assert "Help for --model.loss.help=lt_cb.losses.FocalLoss" in text
+    assert "--model.loss.gamma" in text
 
 
 def test_console_script_and_module_exit_alike() -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
-from lt_cb.commands.messages import Parser, causes, input_error, lost_process, quiet, values
+from lt_cb.commands.messages import HelpAll, Parser, causes, input_error, lost_process, quiet, values
 from lt_cb.commands.prior import read_prior
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
@@ -101,6 +101,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours, link what the model has to know of the data, and set defaults."""
+        parser.add_argument("--help_all", action=HelpAll, help="Show the help of all options and exit.")
         parser.add_argument(
             "--name", type=str | None, default="run", help="Runs go to trainer.default_root_dir/NAME/version_N."
         )
