@@ -17,7 +17,7 @@ from PIL import Image
 from refusals import alias_bomb, refused
 
 import lt_cb
-from lt_cb.__main__ import main
+from lt_cb.__main__ import COMMANDS, main
 from lt_cb.commands.messages import HELP
 from lt_cb.commands.predict import _shown
 from lt_cb.commands.train import CLI
@@ -337,7 +337,7 @@ def test_help_and_version_do_not_wait_for_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("\nFalse False\n")
-    for command in ("fit", "validate", "test", "predict", "inspect", "grid", "report"):
+    for command in ("fit", "validate", "test", "predict", "inspect", "grid", "report", "completion"):
         assert out.count(f"\n  {command} ") == 2
     assert f"\nlt_cb {lt_cb.__version__}\n" in out
 
@@ -628,6 +628,38 @@ def test_the_help_of_a_command_fits_two_screens(
     text = "\n".join(help_of(capsys, "fit", "--model.loss.help", "FocalLoss"))
     assert "Help for --model.loss.help=lt_cb.losses.FocalLoss" in text
     assert "--model.loss.gamma" in text
+
+
+@pytest.mark.slow
+def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", "bash"])
+    Path("lt-cb.bash").write_text(capsys.readouterr().out)
+
+    def completed(*words: str) -> set[str]:
+        asked = 'source lt-cb.bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _lt_cb; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", asked, "-", "lt-cb", *words], capture_output=True, text=True, check=True)
+        assert not done.stderr
+        return set(done.stdout.split())
+
+    assert completed("") == set(COMMANDS)
+    assert completed("re") == {"recommend", "report"}
+    assert completed("fit", "--data.source", "inat") == {"inat2017", "inat2018"}
+    assert completed("fit", "--data.source", "=", "inat") == {"inat2017", "inat2018"}  # as bash splits it
+    assert completed("fit", "--data.source=inat") == {"--data.source=inat2017", "--data.source=inat2018"}
+    assert completed("fit", "--model.loss", "=") >= {"FocalLoss", "SoftmaxLoss"}
+    assert completed("fit", "--model.loss.help", "Fo") == {"FocalLoss"}
+    assert completed("fit", "--model.loss.weighting", "E") == {"EffectiveNumber"}
+    assert completed("fit", "--model.loss.wei") >= {"--model.loss.weighting", "--model.loss.weighting.beta"}
+    assert completed("test", "--data.sampler", "C") == {"ClassBalancedSampler"}
+    assert completed("fit", "--model.second_stage", "T") == {"TauNormalization"}
+    assert completed("fit", "--model.backbone", "=", "resnet3") == {"resnet32"}
+    assert completed("fit", "--data.horizontal_flip", "") == {"true", "false"}
+    assert completed("fit", "a.yaml", "--data.imb") == {"--data.imbalance_factor", "--data.imbalance_type"}
+    assert completed("predict", "--im") == {"--images"}
+    assert completed("grid", "--d") == {"--dry-run", "--devices"}
+    assert completed("report", "--metric", "err") == {"error"}
+    for words in (["fit", "--config", "c"], ["predict", "--images", "=", ""], ["grid", "c"], ["fit", "--name", "c"]):
+        assert completed(*words) == set()  # bash has files of its own for the first three
 
 
 def test_console_script_and_module_exit_alike() -> None:
