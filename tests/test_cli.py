@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -628,6 +629,56 @@ def test_the_help_of_a_command_fits_two_screens(
     text = "\n".join(help_of(capsys, "fit", "--model.loss.help", "FocalLoss"))
     assert "Help for --model.loss.help=lt_cb.losses.FocalLoss" in text
     assert "--model.loss.gamma" in text
+
+
+BEST = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/loss", "--test_best=true"]
+
+
+@pytest.mark.slow
+def test_what_ended_a_training_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def ending(*args: str) -> list[str]:
+        short = [f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
+        fit(*short, "--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=1", *args)
+        return [
+            line for line in capsys.readouterr().out.splitlines() if re.match(r"Trained |val/|There was|Tested", line)
+        ]
+
+    ended, scored = ending("--trainer.check_val_every_n_epoch=2")
+    assert ended == "Trained 4 epochs, 4 steps: --trainer.max_epochs is reached."
+    number = r"0\.\d+|\d\.\d+"
+    assert re.fullmatch(
+        rf"val/balanced_acc: best ({number}) after [24] epochs, last ({number}) after 4\. Tested: last\.ckpt\.", scored
+    )
+    stopper = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    stopper += ["--trainer.callbacks.min_delta=100", "--trainer.callbacks.patience=2"]
+    ended, scored = ending(*stopper)
+    assert re.fullmatch(
+        rf"Trained 3 epochs, 3 steps: stopped early, as val/loss was no better than ({number}) 2 times in a row\.",
+        ended,
+    )
+    assert scored.startswith("val/loss: best ")
+    assert ending("--trainer.max_steps=2")[0] == "Trained 2 epochs, 2 steps: --trainer.max_steps is reached."
+    ended, _ = ending("--trainer.max_time=00:00:00:01", "--trainer.max_epochs=10000")
+    assert ended.endswith("steps: --trainer.max_time is over.")
+    with pytest.warns(UserWarning, match="check_val_every_n_epoch is 5, but --trainer.max_epochs 4: nothing is valid"):
+        _, scored = ending("--trainer.check_val_every_n_epoch=5")
+    assert scored == "There was no validation. Tested: last.ckpt."
+
+    _, scored = ending(*BEST, "--trainer.callbacks.mode=max")  # the loss falls: the first epoch is its best
+    best, epoch = re.findall(r"best (\S+) after (\d)", scored)[0]
+    assert scored.endswith(f"Tested: epoch={int(epoch) - 1}-step={epoch}.ckpt.")
+    run = max(Path("runs/quickstart").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    result = json.loads((run / "result.json").read_text())
+    assert Path(result["checkpoint"]).name == f"epoch={int(epoch) - 1}-step={epoch}.ckpt"
+    assert result["metrics"]["test/loss"] == pytest.approx(float(best), rel=1e-3)  # it validates on the test images
+    main(["test", f"--ckpt_path={result['checkpoint']}"])
+
+
+def test_the_best_checkpoint_needs_something_to_tell_it(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(capsys, *FIT, *TINY, "--test_best=true")
+    assert sentence.startswith("--test_best needs what keeps the best checkpoint: add --trainer.callbacks+=ModelCheck")
+    sentence = refused(capsys, *FIT, *TINY, *BEST)
+    assert sentence.startswith("--trainer.check_val_every_n_epoch is 10, but --trainer.max_epochs 1: nothing is valid")
 
 
 @pytest.mark.slow
