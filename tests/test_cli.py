@@ -674,6 +674,19 @@ def test_what_ended_a_training_is_said(capsys: pytest.CaptureFixture[str]) -> No
     main(["test", f"--ckpt_path={result['checkpoint']}"])
 
 
+def test_a_line_stands_for_the_summary_of_the_model(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    short = [f"--trainer.limit_{part}_batches=1" for part in ("train", "test")]
+    for asked, table, line in (([], False, True), (["true"], True, False), (["false"], False, False)):
+        with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+            fit(*short, *[f"--trainer.enable_model_summary={value}" for value in asked])
+        assert ("FLOPs" in capsys.readouterr().out) is table
+        said = "resnet20: 0.269 M parameters; FocalLoss with EffectiveNumber; 10 classes, 371 training images, imbal"
+        assert (said in caplog.text) is line
+        caplog.clear()
+
+
 def test_the_best_checkpoint_needs_something_to_tell_it(capsys: pytest.CaptureFixture[str]) -> None:
     sentence = refused(capsys, *FIT, *TINY, "--test_best=true")
     assert sentence.startswith("--test_best needs what keeps the best checkpoint: add --trainer.callbacks+=ModelCheck")

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb import checkpoint as checkpoints
@@ -221,6 +221,8 @@ class CLI(LightningCLI):
             if isinstance(logger, WandB) and self.checkpoint and self.command == "fit" and not self.new_stage:
                 logger.go_on(self.checkpoint.get(checkpoints.WANDB))
         kwargs["logger"] = [folder, *further]
+        if config["enable_model_summary"] is None:  # `run` says what there is to say
+            kwargs["enable_model_summary"] = False
         if config["plugins"] is None:
             kwargs["plugins"] = [checkpoints.WholeFiles()]
         try:
@@ -267,6 +269,8 @@ class CLI(LightningCLI):
             self._feed_features()
             if self.new_stage:  # it has its weights already, and starts at epoch 0
                 options["ckpt_path"] = None
+            if self.config_init["trainer"]["enable_model_summary"] is None:
+                rank_zero_info(_summary(self.model, str(self.config.model.backbone)))
             begins_at = 0 if self.checkpoint is None or self.new_stage else self.checkpoint.get("global_step", 0)
             self.trainer.fit(self.model, **options)
             if self.trainer.global_step > begins_at:  # else there was nothing left to train
@@ -376,6 +380,18 @@ def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, tra
             "--model.loss.weighting null or --data.sampler null.",
             stacklevel=1,
         )
+
+
+def _summary(model: LongTailedClassifier, backbone: str) -> str:
+    """Return what is trained on what."""
+    parameters, loss, counts = list(model.parameters()), model.loss, model.loss.class_counts
+    size, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    weighting = f" with {type(loss.weighting).__name__}" if loss.weighting is not None else ""
+    return (
+        f"{backbone}: {size / 1e6:.3g} M parameters{f', {trained:,} of them trained' if trained < size else ''}; "
+        f"{type(loss).__name__}{weighting}; {len(counts)} classes, {sum(counts):,} training images, imbalance factor "
+        f"{max(counts) / min(count for count in counts if count):.4g}."
+    )
 
 
 def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
