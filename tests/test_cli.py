@@ -127,6 +127,15 @@ def test_inspect_shows_numbers_and_weights_and_writes_nothing(capsys: pytest.Cap
     assert refused(capsys, "inspect", *FIT[1:], "--betas=[2]").startswith("beta is 2.0, but must be")
 
 
+def test_inspect_counts_what_is_held_out(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", *FIT[1:], "--data.val_fraction=0.1"])
+    out = capsys.readouterr().out
+    cells = [line.replace("│", " ").split() for line in out.split("Class weight")[0].splitlines() if line[:1] == "│"]
+    assert [row[2] for row in cells] == ["14", "9", "6", "4", "3", "2", "1", "1", "1", "1"]
+    assert [int(row[1]) + int(row[2]) for row in cells] == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
+    assert "42 more images are held out for validation (1 to 14 a class)." in out
+
+
 def test_many_classes_fit_on_a_screen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["inspect", "--config", str(ROOT / "configs/cifar100_lt.yaml")])
     out = capsys.readouterr().out
