@@ -125,7 +125,7 @@ def print_ending(trainer: Trainer, folder: str | None, tested: str | None) -> No
         if scores:
             best, last = (max if mode == "max" else min)(scores, key=lambda score: score[0]), scores[-1]
             scored.append(f"{name}: best {best[0]:.4g} after {best[1]} epochs, last {last[0]:.4g} after {last[1]}.")
-    if not any(key.startswith("val/") and value for row in rows for key, value in row.items()):
+    if folder is not None and not any(key.startswith("val/") and value for row in rows for key, value in row.items()):
         scored.append("There was no validation.")
     what = "the weights as they are" if tested is None else Path(tested).name
     console = Console(soft_wrap=True, highlight=False)

@@ -212,7 +212,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has a run folder of its own
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    noise = ("Tip: For seamless", "`weights_only` was not set")  # which is looked at before Lightning loads anything
+    noise = (
+        "Tip: For seamless",
+        "`weights_only` was not set",  # which is looked at before Lightning loads anything
+        "`Trainer.fit` stopped: `max_",  # `print_ending` says so too
+    )
     log.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
 
 
