@@ -17,6 +17,10 @@ COMMANDS = {  # module with a `main`, and what the command is for
     "heads": ("lt_cb.commands.heads", "test every loss, weighting and L2 strength on features of a frozen backbone"),
     "grid": ("lt_cb.grid", "train the runs of a grid file, each distinct one once"),
     "report": ("lt_cb.report", "tables and pictures of a folder of runs"),
+    "completion": (
+        "lt_cb.commands.completion",
+        "a script by which bash or zsh completes these words and their options",
+    ),
 }
 
 
@@ -32,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> None:
     command, *rest = list(sys.argv[1:] if args is None else args) or ["--help"]
     if command in ("-h", "--help"):
         sys.stdout.write("usage: lt-cb COMMAND [OPTION ...]\n\n")
-        sys.stdout.writelines(f"  {name:10}{purpose}\n" for name, (_, purpose) in COMMANDS.items())
+        sys.stdout.writelines(f"  {name:12}{purpose}\n" for name, (_, purpose) in COMMANDS.items())
         sys.stdout.write("\nlt-cb COMMAND --help has the options of a command, lt-cb --version the version.\n")
         return
     if command in ("-V", "--version"):

@@ -47,7 +47,8 @@ class LongTailedClassifier(LightningModule):
     ``configure_backbone``, ``configure_metrics``, or any hook of Lightning.
 
     Args:
-        loss: of (logits, targets); its ``class_counts`` say how many classes there are and what a tail class is.
+        loss: what is minimised, of (logits, targets); its ``class_counts`` say how many classes there are and what a
+            tail class is.
         backbone: ``resnet32`` (or 20, 44, 56, 110), any timm model, or the class path of your own.
         backbone_args: further keyword arguments of the backbone.
         optimizer: made from parameter groups. The recipe's is SGD of rate 0.1, momentum 0.9, weight decay 2e-4.

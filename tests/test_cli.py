@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from PIL import Image
 from refusals import alias_bomb, refused
 
 import lt_cb
-from lt_cb.__main__ import main
+from lt_cb.__main__ import COMMANDS, main
+from lt_cb.commands.messages import HELP
 from lt_cb.commands.predict import _shown
 from lt_cb.commands.train import CLI
 from lt_cb.loggers import RunFolder
@@ -125,6 +127,15 @@ def test_inspect_shows_numbers_and_weights_and_writes_nothing(capsys: pytest.Cap
     assert "--model.loss.weighting.beta 0.992537" in out
     assert not Path("runs").exists()
     assert refused(capsys, "inspect", *FIT[1:], "--betas=[2]").startswith("beta is 2.0, but must be")
+
+
+def test_inspect_counts_what_is_held_out(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inspect", *FIT[1:], "--data.val_fraction=0.1"])
+    out = capsys.readouterr().out
+    cells = [line.replace("│", " ").split() for line in out.split("Class weight")[0].splitlines() if line[:1] == "│"]
+    assert [row[2] for row in cells] == ["14", "9", "6", "4", "3", "2", "1", "1", "1", "1"]
+    assert [int(row[1]) + int(row[2]) for row in cells] == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
+    assert "42 more images are held out for validation (1 to 14 a class)." in out
 
 
 def test_many_classes_fit_on_a_screen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -338,7 +349,7 @@ def test_help_and_version_do_not_wait_for_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("\nFalse False\n")
-    for command in ("fit", "validate", "test", "predict", "inspect", "grid", "report"):
+    for command in ("fit", "validate", "test", "predict", "inspect", "grid", "report", "completion"):
         assert out.count(f"\n  {command} ") == 2
     assert f"\nlt_cb {lt_cb.__version__}\n" in out
 
@@ -640,6 +651,131 @@ def test_a_bad_folder_leaves_no_run(folder: Path, damage: str, capsys: pytest.Ca
         "stray image": "1 images lie in",
     }
     assert expected[damage] in sentence
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    with pytest.raises(SystemExit, match="0"):
+        main(list(words))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_help_of_a_command_fits_two_screens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short, full = help_of(capsys, "fit", "--help"), help_of(capsys, "fit", "--help_all")
+    assert len(short) <= 100
+    assert max(map(len, short)) <= 80
+    assert len(full) > 1000
+    there = {word.rstrip(",") for line in full for word in line.split() if word.startswith("--")}
+    keys = {f"--{group}.{name}" for group, names in HELP.items() for name in names.split() if group != "run"}
+    assert keys | {"--config", "--ckpt_path", "--name", "--folder", "--seed_everything", "--change_loss"} <= there
+    shown = [line.split() for line in short if line.startswith("  --")]
+    assert keys <= {line[0] for line in shown}
+    assert ["--data.batch_size", "128", "images", "a", "batch,", "for", "each", "device"] in shown
+    assert ["--model.loss", "SoftmaxLoss"] in [line[:2] for line in shown]
+    assert any(line.endswith("…") for line in short)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert not any(line.endswith("…") for line in help_of(capsys, "predict", "--help"))
+    assert any(line.startswith("  --folds 5 ") for line in help_of(capsys, "recommend", "--help"))
+    text = "\n".join(help_of(capsys, "fit", "--model.loss.help", "FocalLoss"))
+    assert "Help for --model.loss.help=lt_cb.losses.FocalLoss" in text
+    assert "--model.loss.gamma" in text
+
+
+BEST = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/loss", "--test_best=true"]
+
+
+@pytest.mark.slow
+def test_what_ended_a_training_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    def ending(*args: str) -> list[str]:
+        short = [f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
+        fit(*short, "--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=1", *args)
+        return [
+            line for line in capsys.readouterr().out.splitlines() if re.match(r"Trained |val/|There was|Tested", line)
+        ]
+
+    ended, scored = ending("--trainer.check_val_every_n_epoch=2")
+    assert ended == "Trained 4 epochs, 4 steps: --trainer.max_epochs is reached."
+    number = r"0\.\d+|\d\.\d+"
+    assert re.fullmatch(
+        rf"val/balanced_acc: best ({number}) after [24] epochs, last ({number}) after 4\. Tested: last\.ckpt\.", scored
+    )
+    stopper = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    stopper += ["--trainer.callbacks.min_delta=100", "--trainer.callbacks.patience=2"]
+    ended, scored = ending(*stopper)
+    assert re.fullmatch(
+        rf"Trained 3 epochs, 3 steps: stopped early, as val/loss was no better than ({number}) 2 times in a row\.",
+        ended,
+    )
+    assert scored.startswith("val/loss: best ")
+    assert ending("--trainer.max_steps=2")[0] == "Trained 2 epochs, 2 steps: --trainer.max_steps is reached."
+    ended, _ = ending("--trainer.max_time=00:00:00:01", "--trainer.max_epochs=10000")
+    assert ended.endswith("steps: --trainer.max_time is over.")
+    with pytest.warns(UserWarning, match="check_val_every_n_epoch is 5, but --trainer.max_epochs 4: nothing is valid"):
+        _, scored = ending("--trainer.check_val_every_n_epoch=5")
+    assert scored == "There was no validation. Tested: last.ckpt."
+
+    _, scored = ending(*BEST, "--trainer.callbacks.mode=max")  # the loss falls: the first epoch is its best
+    best, epoch = re.findall(r"best (\S+) after (\d)", scored)[0]
+    assert scored.endswith(f"Tested: epoch={int(epoch) - 1}-step={epoch}.ckpt.")
+    run = max(Path("runs/quickstart").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    result = json.loads((run / "result.json").read_text())
+    assert Path(result["checkpoint"]).name == f"epoch={int(epoch) - 1}-step={epoch}.ckpt"
+    assert result["metrics"]["test/loss"] == pytest.approx(float(best), rel=1e-3)  # it validates on the test images
+    main(["test", f"--ckpt_path={result['checkpoint']}"])
+
+
+def test_a_line_stands_for_the_summary_of_the_model(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    short = [f"--trainer.limit_{part}_batches=1" for part in ("train", "test")]
+    for asked, table, line in (([], False, True), (["true"], True, False), (["false"], False, False)):
+        with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+            fit(*short, *[f"--trainer.enable_model_summary={value}" for value in asked])
+        assert ("FLOPs" in capsys.readouterr().out) is table
+        said = "resnet20: 0.269 M parameters; FocalLoss with EffectiveNumber; 10 classes, 371 training images, imbal"
+        assert (said in caplog.text) is line
+        caplog.clear()
+
+
+def test_the_best_checkpoint_needs_something_to_tell_it(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(capsys, *FIT, *TINY, "--test_best=true")
+    assert sentence.startswith("--test_best needs what keeps the best checkpoint: add --trainer.callbacks+=ModelCheck")
+    sentence = refused(capsys, *FIT, *TINY, *BEST)
+    assert sentence.startswith("--trainer.check_val_every_n_epoch is 10, but --trainer.max_epochs 1: nothing is valid")
+
+
+@pytest.mark.slow
+def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", "bash"])
+    Path("lt-cb.bash").write_text(capsys.readouterr().out)
+
+    def completed(*words: str) -> set[str]:
+        asked = 'source lt-cb.bash; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _lt_cb; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", asked, "-", "lt-cb", *words], capture_output=True, text=True, check=True)
+        assert not done.stderr
+        return set(done.stdout.split())
+
+    assert completed("") == set(COMMANDS)
+    assert completed("re") == {"recommend", "report"}
+    assert completed("fit", "--data.source", "inat") == {"inat2017", "inat2018"}
+    assert completed("fit", "--data.source", "=", "inat") == {"inat2017", "inat2018"}  # as bash splits it
+    assert completed("fit", "--data.source=inat") == {"--data.source=inat2017", "--data.source=inat2018"}
+    assert completed("fit", "--model.loss", "=") >= {"FocalLoss", "SoftmaxLoss"}
+    assert completed("fit", "--model.loss.help", "Fo") == {"FocalLoss"}
+    assert completed("fit", "--model.loss.weighting", "E") == {"EffectiveNumber"}
+    assert completed("fit", "--model.loss.wei") >= {"--model.loss.weighting", "--model.loss.weighting.beta"}
+    assert completed("test", "--data.sampler", "C") == {"ClassBalancedSampler"}
+    assert completed("fit", "--model.second_stage", "T") == {"TauNormalization"}
+    assert completed("fit", "--model.backbone", "=", "resnet3") == {"resnet32"}
+    assert completed("fit", "--data.horizontal_flip", "") == {"true", "false"}
+    assert completed("fit", "a.yaml", "--data.imb") == {"--data.imbalance_factor", "--data.imbalance_type"}
+    assert completed("predict", "--im") == {"--images"}
+    assert completed("grid", "--d") == {"--dry-run", "--devices"}
+    assert completed("report", "--metric", "err") == {"error"}
+    for words in (["fit", "--config", "c"], ["predict", "--images", "=", ""], ["grid", "c"], ["fit", "--name", "c"]):
+        assert completed(*words) == set()  # bash has files of its own for the first three
 
 
 def test_console_script_and_module_exit_alike() -> None:

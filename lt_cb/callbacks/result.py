@@ -2,11 +2,14 @@
 
 import platform
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from rich.console import Console
 from rich.table import Table
 
@@ -101,6 +104,52 @@ def _grid(run: RunDir) -> str | None:
         return str(run.read_grid()["digest"])
     except InputError:  # there is none
         return None
+
+
+def print_ending(trainer: Trainer, folder: str | None, tested: str | None) -> None:
+    """Print what stopped a training, its best and last validation score, and what is tested.
+
+    Args:
+        trainer: behind its fit.
+        folder: of the run, None without.
+        tested: checkpoint, None for the weights as they are.
+    """
+    watched = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)]  # type: ignore[attr-defined]
+    modes = {str(c.monitor): c.mode for c in watched if str(c.monitor).startswith("val/")} or {
+        "val/balanced_acc": "max"
+    }
+    rows = [] if folder is None else RunDir(folder).read_metrics()
+    scored = []
+    for name, mode in modes.items():
+        scores = [(float(row[name]), int(row["epoch"]) + 1) for row in rows if row.get(name)]
+        if scores:
+            best, last = (max if mode == "max" else min)(scores, key=lambda score: score[0]), scores[-1]
+            scored.append(f"{name}: best {best[0]:.4g} after {best[1]} epochs, last {last[0]:.4g} after {last[1]}.")
+    if folder is not None and not any(key.startswith("val/") and value for row in rows for key, value in row.items()):
+        scored.append("There was no validation.")
+    what = "the weights as they are" if tested is None else Path(tested).name
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"Trained {trainer.current_epoch} epochs, {trainer.global_step} steps: {_why_it_ended(trainer)}.")
+    console.print(*scored, f"Tested: {what}.")
+
+
+def _why_it_ended(trainer: Trainer) -> str:
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return "--trainer.max_steps is reached"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
+        return "--trainer.max_epochs is reached"
+    for callback in trainer.early_stopping_callbacks:
+        if callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            best = float(callback.best_score)
+            return (
+                f"stopped early, as {callback.monitor} was no better than {best:.4g} {callback.patience} times in a row"
+            )
+        if callback.stopping_reason_message is not None:
+            return f"stopped early ({callback.stopping_reason_message.partition('. ')[0]})"
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    if any((left := timer.time_remaining()) is not None and left <= 0.0 for timer in timers):
+        return "--trainer.max_time is over"
+    return "a callback has stopped it"
 
 
 def class_accuracy(module: LongTailedClassifier) -> list[float | None]:

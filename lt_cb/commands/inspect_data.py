@@ -42,14 +42,19 @@ class Inspect(CLI):
 
     def run(self) -> None:
         """Print counts, numbers and weights."""
-        counts, console = self.datamodule.class_counts, Console()
-        suggested = suggest_beta(counts)
-        for table in weight_tables(self.datamodule.class_names, counts, sorted({*self.config.betas, suggested})):
+        data, console = self.datamodule, Console()
+        counts, suggested = data.class_counts, suggest_beta(data.class_counts)
+        held_out = [n - count for n, count in zip(data.subset_counts, counts, strict=True)]
+        for table in weight_tables(data.class_names, counts, sorted({*self.config.betas, suggested}), held_out):
             console.print(table)
         least = min(count for count in counts if count)
+        validation = (
+            f"{sum(held_out)} more images are held out for validation ({min(held_out)} to {max(held_out)} a class)."
+        )
         lines = (
             f"{len(counts)} classes, {sum(counts)} training images, imbalance factor {max(counts) / least:.2f} "
             f"({max(counts)} to {least} images).",
+            *([validation] if any(held_out) else []),
             f"A start for the search: --model.loss.weighting.beta {suggested:.6g} (1 - 1 / largest class count).",
             "That is close to inverse frequency, within a factor of 0.63 whatever the data;",
             "the paper tries 0.9, 0.99, 0.999 and 0.9999.",
@@ -58,13 +63,16 @@ class Inspect(CLI):
             console.print(line, soft_wrap=True, highlight=False)
 
 
-def weight_tables(class_names: Sequence[str], class_counts: Sequence[int], betas: Sequence[float]) -> list[Table]:
+def weight_tables(
+    class_names: Sequence[str], class_counts: Sequence[int], betas: Sequence[float], held_out: Sequence[int] = ()
+) -> list[Table]:
     """Return two tables, of effective numbers and of class weights, with a column for each beta.
 
     Args:
         class_names: C names.
         class_counts: training images of each class, shape (C,).
         betas: each in [0, 1).
+        held_out: further images of each class for validation, shape (C,), which the first table shows if there are any.
 
     Raises:
         InputError: if a beta is outside [0, 1).
@@ -80,13 +88,18 @@ def weight_tables(class_names: Sequence[str], class_counts: Sequence[int], betas
         table = Table(title=title)
         table.add_column("class")
         table.add_column("images", justify="right")
+        validates = any(held_out) and columns is numbers
+        if validates:
+            table.add_column("held out", justify="right")
         for beta in betas:
             table.add_column(f"β {beta:.6g}", justify="right")
         for c in shown:
             if c is None:
-                table.add_row(f"{len(order) - 2 * SHOWN} more", *["…"] * (1 + len(betas)))
+                table.add_row(f"{len(order) - 2 * SHOWN} more", *["…"] * (1 + validates + len(betas)))
             else:
                 cells = [f"{column[c].item():.4g}" for column in columns]
+                if validates:
+                    cells.insert(0, str(held_out[c]))
                 table.add_row(class_names[c], str(class_counts[c]), *cells)
         tables.append(table)
     tables[1].add_section()

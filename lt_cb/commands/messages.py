@@ -1,13 +1,18 @@
 """What the command line says: all that turns the prose of a parser, or an error, into one sentence."""
 
+import argparse
 import logging
 import re
+import shutil
+import sys
+import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jsonargparse._typehints as jsonargparse_types
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lt_cb.data import Sampler
@@ -24,6 +29,27 @@ EXAMPLES = {
 
 BASES: dict[str, type[Any]] = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
 
+CLASSES = {  # options that take a class of ours by its name alone
+    "model.loss": "loss",
+    "model.loss.weighting": "weighting",
+    "model.second_stage": "second_stage",
+    "data.sampler": "sampler",
+}
+HELP = {  # what --help shows, of the options that a command has
+    "run": "config ckpt_path images name folder seed_everything test_best change_loss prior batch_size num_workers "
+    "folds lambdas betas gammas taus seeds",
+    "data": "source root imbalance_factor imbalance_type n_max subset_seed val_fraction sampler drs_start batch_size "
+    "image_size crop horizontal_flip augment num_workers",
+    "model": "loss backbone backbone_args optimizer lr_scheduler drw_start second_stage mix metrics fast",
+    "trainer": "max_epochs check_val_every_n_epoch accelerator devices precision accumulate_grad_batches "
+    "gradient_clip_val logger callbacks enable_progress_bar default_root_dir",
+}
+MORE = {
+    "--help_all": "all options, with types and in full",
+    "--model.loss.help FocalLoss": "the options of a class, as of --model.optimizer, --data.sampler",
+    "--print_config=skip_default": "the configuration that these words make, and nothing else",
+}
+
 
 class ParseError(ValueError):
     """What jsonargparse says is wrong, over several lines, and the parser that says it."""
@@ -39,6 +65,60 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what is wrong with the arguments."""
         raise ParseError(message, self) from ex
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """Return the help of a class, which is short, or of a command: of what is changed often, a line an option."""
+        if not any(isinstance(action, HelpAll) for action in self._actions):
+            return self.format_all()
+        actions = {action.dest: action for action in self._actions}
+        lines = [f"usage: {self.prog} [--config FILE ...] [--OPTION VALUE ...]"]
+        for group, names in HELP.items():
+            keys = [name if group == "run" else f"{group}.{name}" for name in names.split()]
+            shown = [_option_line(actions[key]) for key in keys if key in actions]
+            lines += ["", f"{group}, with defaults:", *shown] if shown else []
+        width = shutil.get_terminal_size().columns
+        lines += ["", "classes of ours:"]
+        for option, kind in CLASSES.items():
+            if option.removesuffix(".weighting") in actions:
+                text = f"  --{option:21} {', '.join(cls.__name__ for cls in known(kind))}"
+                lines += textwrap.wrap(text, width, subsequent_indent=" " * 26, break_on_hyphens=False)
+        lines += ["", "more:"]
+        for words, purpose in MORE.items():
+            lines.append(f"  {words:32} {purpose}")
+        return "\n".join(_cut(line, width) for line in lines) + "\n"
+
+    def format_all(self) -> str:
+        """Return the help of all options."""
+        return str(super().format_help())
+
+
+class HelpAll(argparse._HelpAction):
+    """``--help_all``: the help of all options."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Show it, and exit."""
+        assert isinstance(parser, Parser)
+        sys.stdout.write(parser.format_all())
+        parser.exit()
+
+
+def _option_line(action: argparse.Action) -> str:
+    """Return an option with its default, as it would be typed, and the first clause of its help."""
+    value = action.default
+    if isinstance(value, Mapping | Namespace) and "class_path" in value:
+        value = str(value["class_path"]).rpartition(".")[2]
+    elif isinstance(value, list):
+        value = f"[{','.join(map(str, value))}]" if all(isinstance(v, float | int) for v in value) else ""
+    elif isinstance(value, bool) or value is None:
+        value = {None: "null", True: "true", False: "false"}[value]
+    value = "FILE" if action.dest == "config" else value
+    option = f"--{action.dest} {value}"
+    clause = re.split(r"[;.:](?:\s|$)", " ".join((action.help or "").replace("`", "").split()))[0]
+    return f"  {option:36} {clause}"
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1].rstrip()}…"
 
 
 def _start_from_defaults(parser: Any, before: Any, now: Any) -> None:  # noqa: ANN401 - as jsonargparse has them
@@ -70,14 +150,14 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
         name, kind = match[1], key.rpartition(".")[2]
         base = BASES.get(kind)
         if base is not None:
-            known = sorted(cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("lt_cb."))
-            choice = f"choose {', '.join(known)}, or give the class path of your own." + did_you_mean(name, known)
+            names = [cls.__name__ for cls in known(kind)]
+            choice = f"choose {', '.join(names)}, or give the class path of your own." + did_you_mean(name, names)
             return f"there is no {kind} '{name}': {choice}"
         return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
     if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
         option = f"--{match[1] or match[2]}"
-        known = [name for action in parser._actions for name in action.option_strings]
-        return f"there is no option {option}: see {parser.prog} --help." + did_you_mean(option, known)
+        options = [name for action in parser._actions for name in action.option_strings]
+        return f"there is no option {option}: see {parser.prog} --help." + did_you_mean(option, options)
     if match := re.search(r"Option '([\w.]+)' is not accepted", message):
         return f"there is no option --{f'{key}.' if key else ''}{match[1]}: see lt-cb fit --help."
     noise = (
@@ -86,6 +166,12 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
     lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
     kept = [line.removeprefix("- ") for line in lines if not re.match(noise, line)]
     return f"--{key}: {' '.join(kept)}" if key else " ".join(kept)
+
+
+def known(kind: str) -> list[type[Any]]:
+    """Return the classes of ours of a kind, by name."""
+    ours = (cls for cls in _subclasses(BASES[kind]) if cls.__module__.startswith("lt_cb."))
+    return sorted(ours, key=lambda cls: cls.__name__)
 
 
 def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
@@ -126,7 +212,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has a run folder of its own
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    noise = ("Tip: For seamless", "`weights_only` was not set")  # which is looked at before Lightning loads anything
+    noise = (
+        "Tip: For seamless",
+        "`weights_only` was not set",  # which is looked at before Lightning loads anything
+        "`Trainer.fit` stopped: `max_",  # `print_ending` says so too
+    )
     log.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
 
 

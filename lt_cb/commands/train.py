@@ -16,12 +16,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, ReduceLROnPlateau, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
-from lt_cb.commands.messages import Parser, causes, input_error, lost_process, quiet, values
+from lt_cb.callbacks.result import print_ending
+from lt_cb.commands.messages import HelpAll, Parser, causes, input_error, lost_process, quiet, values
 from lt_cb.commands.prior import read_prior
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
@@ -86,6 +87,7 @@ class CLI(LightningCLI):
         self.trained_stage: str | None = None  # class path of the checkpoint's second stage
         self.new_stage = False  # whether the second stage asked for is another
         self.change_loss = False
+        self.test_best = False
         super().__init__(
             model_class,
             data_class,
@@ -102,6 +104,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours, link what the model has to know of the data, and set defaults."""
+        parser.add_argument("--help_all", action=HelpAll, help="Show the help of all options and exit.")
         parser.add_argument(
             "--name", type=str | None, default="run", help="Runs go to trainer.default_root_dir/NAME/version_N."
         )
@@ -118,6 +121,8 @@ class CLI(LightningCLI):
             parser.add_argument("--prior", type=str | None, help=prior)
         if self.command == "fit":
             parser.add_argument("--change_loss", type=bool, default=False, help="Go on with another loss than before.")
+            best = "Test the best checkpoint, of a ModelCheckpoint with a monitor, in place of the last."
+            parser.add_argument("--test_best", type=bool, default=False, help=best)
         if self.datamodule_class is not None:
             parser.link_arguments("seed_everything", "data.seed", compute_fn=int, apply_on="parse")
             parser.link_arguments("data.class_counts", "model.loss.init_args.class_counts", apply_on="instantiate")
@@ -155,6 +160,7 @@ class CLI(LightningCLI):
                 f"--seed_everything is {self.config.seed_everything}, but must be at least 0 and below 2**32."
             )
         self.change_loss = bool(self.config.pop("change_loss", False))
+        self.test_best = bool(self.config.pop("test_best", False))
         self.config.pop("trust_checkpoint")
         check_kinds(self.config.as_dict())
         if self.config.get("weights_only") is False and not is_trusted(args):
@@ -219,6 +225,8 @@ class CLI(LightningCLI):
             if isinstance(logger, WandB) and self.checkpoint and self.command == "fit" and not self.new_stage:
                 logger.go_on(self.checkpoint.get(checkpoints.WANDB))
         kwargs["logger"] = [folder, *further]
+        if config["enable_model_summary"] is None:  # `run` says what there is to say
+            kwargs["enable_model_summary"] = False
         if config["plugins"] is None:
             kwargs["plugins"] = [checkpoints.WholeFiles()]
         try:
@@ -234,6 +242,7 @@ class CLI(LightningCLI):
         if training:
             _set_accumulation(self)
             _check_training(self.model, self.datamodule, self.trainer)
+            _check_validation(self.trainer, self.test_best)
         if self.checkpoint is None:
             return
         stage = self.model.second_stage
@@ -264,14 +273,26 @@ class CLI(LightningCLI):
             self._feed_features()
             if self.new_stage:  # it has its weights already, and starts at epoch 0
                 options["ckpt_path"] = None
+            if self.config_init["trainer"]["enable_model_summary"] is None:
+                rank_zero_info(_summary(self.model, str(self.config.model.backbone)))
             begins_at = 0 if self.checkpoint is None or self.new_stage else self.checkpoint.get("global_step", 0)
             self.trainer.fit(self.model, **options)
             if self.trainer.global_step > begins_at:  # else there was nothing left to train
-                written = [
-                    c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)
-                ]
-                options["ckpt_path"] = written[0] or None  # fast_dev_run writes none
+                options["ckpt_path"] = self._written()
+            folder = self.trainer.log_dir  # a broadcast, which all processes have to join
+            if self.trainer.is_global_zero:
+                print_ending(self.trainer, folder, options["ckpt_path"])
             self.trainer.test(self.model, verbose=False, **options)
+
+    def _written(self) -> str | None:
+        """Return the checkpoint to test after a training, None if there is none, as after a fast_dev_run."""
+        best = _best_checkpoint(self.trainer)
+        if self.test_best and best is not None and best.best_model_path:
+            return best.best_model_path
+        if self.test_best:
+            rank_zero_warn("There is no best checkpoint, as nothing was validated: the last is tested.", stacklevel=1)
+        written = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+        return written[0] or None
 
     def run_folder(self) -> RunFolder:
         """Return the logger of the run's folder.
@@ -366,6 +387,39 @@ def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, tra
             "--model.loss.weighting null or --data.sampler null.",
             stacklevel=1,
         )
+
+
+def _summary(model: LongTailedClassifier, backbone: str) -> str:
+    """Return what is trained on what."""
+    parameters, loss, counts = list(model.parameters()), model.loss, model.loss.class_counts
+    size, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    weighting = f" with {type(loss.weighting).__name__}" if loss.weighting is not None else ""
+    return (
+        f"{backbone}: {size / 1e6:.3g} M parameters{f', {trained:,} of them trained' if trained < size else ''}; "
+        f"{type(loss).__name__}{weighting}; {len(counts)} classes, {sum(counts):,} training images, imbalance factor "
+        f"{max(counts) / min(count for count in counts if count):.4g}."
+    )
+
+
+def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """Return what keeps the best checkpoint, if anything does."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+
+
+def _check_validation(trainer: Trainer, test_best: bool) -> None:
+    """Refuse to test the best where nothing tells it; warn of a training that ends before its first validation."""
+    best, every, epochs = _best_checkpoint(trainer), trainer.check_val_every_n_epoch, trainer.max_epochs
+    if test_best and best is None:
+        raise InputError(
+            "--test_best needs what keeps the best checkpoint: add --trainer.callbacks+=ModelCheckpoint "
+            "--trainer.callbacks.monitor=val/balanced_acc --trainer.callbacks.mode=max."
+        )
+    if every is None or epochs is None or not 0 < epochs < every or trainer.limit_val_batches == 0:
+        return
+    early = f"--trainer.check_val_every_n_epoch is {every}, but --trainer.max_epochs {epochs}: nothing is validated."
+    if test_best and str(best and best.monitor).startswith("val/"):
+        raise InputError(f"{early[:-1]}, and no checkpoint is the best.")
+    rank_zero_warn(early, stacklevel=1)
 
 
 def _own_class(
