@@ -63,6 +63,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     result = json.loads((run / "result.json").read_text())
     assert result["class_counts"] == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
     assert result["test_counts"] == [40] * 10
+    assert result["skipped_images"] == {}
     assert [sum(line) for line in result["confusion"]] == [40] * 10
     assert [line[c] for c, line in enumerate(result["confusion"])] == result["correct"]
     assert result["seeds"] == {"seed_everything": 7, "subset_seed": 0}

@@ -69,6 +69,7 @@ class ResultFile(Callback):
             "test_counts": tested,
             "confusion": pl_module.confusion if len(counts) <= CONFUSION else None,  # by true, then predicted class
             "test_images": sum(tested),
+            "skipped_images": data.skipped if data else {},  # by split, of what cannot be read
             "prior": pl_module.prior,  # share of each class that --prior says, None without
             "epochs": trainer.current_epoch,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
