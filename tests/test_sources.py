@@ -162,12 +162,36 @@ class TestImageFolder:
         (folder / "train/fox").mkdir()
         with pytest.raises(ValueError, match="no images in 'fox'"):
             ImageFolder(str(folder))
-        shutil.copy(folder / "train/cat/00.png", folder / "train/fox")
-        with pytest.raises(ValueError, match="differ in 'fox'"):
+        (folder / "train/fox").rmdir()
+        shutil.copytree(folder / "test/cat", folder / "test/fox")
+        with pytest.raises(
+            ValueError,
+            match=r"test' has images of 'fox', of which '\S+train' has none to learn from: add some there, or",
+        ):
+            ImageFolder(str(folder))
+        for file in (folder / "test").rglob("*.*"):
+            file.unlink()
+        with pytest.raises(ValueError, match=r"there are no images in the class folders of '\S+test'"):
             ImageFolder(str(folder))
         shutil.rmtree(folder / "test")
         with pytest.raises(ValueError, match=r"there is no folder .*test'"):
             ImageFolder(str(folder))
+
+    @pytest.mark.parametrize("empty", [True, False])
+    def test_a_class_without_test_images_is_trained_on(self, folder: Path, empty: bool) -> None:
+        shutil.rmtree(folder / "test/cat")
+        for file in (folder / "test/eel").iterdir():
+            file.unlink()
+        if empty:
+            (folder / "test/cat").mkdir()
+            (folder / "test/fox").mkdir()  # of no split
+        else:
+            (folder / "test/eel").rmdir()
+        with pytest.warns(UserWarning, match=r"^'\S+test' has no images of 'cat', 'eel': what is learnt") as said:
+            source = ImageFolder(str(folder))
+        assert len(said) == 1
+        assert (source.class_names, source.counts) == (["cat", "dog", "eel"], [12, 6, 3])
+        assert source.load("test")[1].tolist() == [1] * 4
 
     @pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
     def test_a_damaged_image_is_named(self, folder: Path, damage: str) -> None:

@@ -1,5 +1,6 @@
 """The end of a run: a table of classes on the screen, and everything in ``result.json``."""
 
+import math
 import platform
 import time
 from typing import Any
@@ -128,5 +129,6 @@ def _print_table(names: list[str], counts: list[int], accuracy: list[float | Non
     table.add_section()
     for name, value in metrics.items():
         label = name.removeprefix("test/")
-        table.add_row(label, "", f"{value:.4f}" if label == "loss" else f"{value:.1%}")
+        measured = "–" if math.isnan(value) else f"{value:.1%}"  # of no class with test images
+        table.add_row(label, "", f"{value:.4f}" if label == "loss" else measured)
     Console().print(table)
