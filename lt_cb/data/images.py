@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import ExifTags, Image, ImageOps
 from rich.progress import track
 from torch.nn import functional as F
+from torch.utils.data import get_worker_info
 
 from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
 from lt_cb.data.subset import Indices
@@ -25,7 +28,10 @@ Item = TypeVar("Item")
 Images = npt.NDArray[np.uint8]
 Interpolation = Literal["bilinear", "bicubic"]
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+DARK = 4096  # of 65536: where 16 bits hold 12, no value is more
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+_dark_said = threading.Lock()  # is taken by the first, and kept
 
 
 class UnreadableError(InputError):
@@ -243,7 +249,7 @@ def decode(file: Path, side: int, strict: bool, channels: int, interpolation: In
         InputError: if ``strict`` refuses its size.
     """
     with _reading(file) as opened:
-        image = _converted(ImageOps.exif_transpose(opened), channels)
+        image = _converted(ImageOps.exif_transpose(opened), channels, file)
     if image.size != (side, side):
         if strict:
             raise InputError(
@@ -272,17 +278,32 @@ def decode_region(
             if reduced is not None:
                 scale = reduced[1][2] / width
                 box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-        image = _converted(image, channels).resize((side, side), RESAMPLING[interpolation], box)
+        image = _converted(image, channels, file).resize((side, side), RESAMPLING[interpolation], box)
     return np.asarray(image).reshape(side, side, channels)
 
 
-def _converted(image: Image.Image, channels: int) -> Image.Image:
+def _converted(image: Image.Image, channels: int, file: Path) -> Image.Image:
     if image.mode.startswith("I;16"):  # what PIL's own conversion turns white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        if 0 < values.max() < DARK:
+            _warn_of_dark(file, int(values.max()))
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels are of mode {image.mode}, of 32 bits, which have no white")
     mode = "RGB" if channels == 3 else "L"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _warn_of_dark(file: Path, most: int) -> None:
+    """Say once of all images that a process reads, or the first of those that read for it, that one is almost black."""
+    worker = get_worker_info()
+    if (worker is not None and worker.id > 0) or not _dark_said.acquire(blocking=False):
+        return
+    rank_zero_warn(
+        f"'{file}' has 16 bits a pixel, but no value above {most}: taken as 0 to 65535, it is almost black. If it "
+        "holds fewer bits, as 10 or 12, scale the values of such files to 0 to 65535.",
+        stacklevel=1,
+    )
 
 
 @contextmanager
