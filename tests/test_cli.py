@@ -337,7 +337,7 @@ def test_help_and_version_do_not_wait_for_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("\nFalse False\n")
-    for command in ("fit", "validate", "test", "predict", "inspect", "grid", "report"):
+    for command in ("fit", "validate", "test", "predict", "export", "inspect", "grid", "report"):
         assert out.count(f"\n  {command} ") == 2
     assert f"\nlt_cb {lt_cb.__version__}\n" in out
 

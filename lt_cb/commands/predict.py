@@ -22,6 +22,7 @@ from lt_cb.run import RunDir, whole_file
 class Predict(CLI):
     """The command line of a training without its data: what the model has to know of them is in the checkpoint."""
 
+    needs_images = True
     crop: Crop = "padded"
     interpolation: Interpolation = "bilinear"
 
@@ -66,7 +67,7 @@ class Predict(CLI):
 
     def instantiate_classes(self) -> None:
         """Find the images, then make model and Trainer."""
-        if self.config.images is None:
+        if self.config.images is None and self.needs_images:
             raise InputError("predict needs images: set --images to a folder of images.")
         super().instantiate_classes()
         hparams, config, classes = self.model.hparams, self.config, len(self.model.class_names)
@@ -74,6 +75,8 @@ class Predict(CLI):
             raise InputError(f"--top is {config.top}, but must be from 1 to {classes}, the number of classes.")
         if config.top > 1 or config.probabilities:
             self.model.top = classes if config.probabilities else config.top
+        if config.images is None:
+            return
         self.files, self.loader = folder_loader(
             config.images,
             hparams.image_size,
