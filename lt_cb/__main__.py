@@ -12,6 +12,7 @@ COMMANDS = {  # module with a `main`, and what the command is for
     "validate": ("lt_cb.commands.train", "look at the validation images with a checkpoint"),
     "test": ("lt_cb.commands.train", "look at the test images with a checkpoint"),
     "predict": ("lt_cb.commands.predict", "write the classes of a folder of images to predictions.csv"),
+    "export": ("lt_cb.commands.export", "write a file that maps images to probabilities: torch.export or ONNX"),
     "inspect": ("lt_cb.commands.inspect_data", "class counts, effective numbers and class weights of a data set"),
     "recommend": ("lt_cb.commands.recommend", "choose loss and weighting for a frozen backbone, and solve its head"),
     "heads": ("lt_cb.commands.heads", "test every loss, weighting and L2 strength on features of a frozen backbone"),

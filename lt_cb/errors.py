@@ -37,10 +37,10 @@ def file_error(error: BaseException) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
-    by_lower = {option.lower(): option for option in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return f" Did you mean '{by_lower[near[0]]}'?" if near else ""
+    """Return ``" Did you mean 'x'?"`` for the known name nearest to ``name``, of equals the first, or nothing."""
+    ratios = {option: difflib.SequenceMatcher(None, option.lower(), name.lower()).ratio() for option in known}
+    nearest = max(ratios, key=ratios.__getitem__, default="")
+    return f" Did you mean '{nearest}'?" if ratios.get(nearest, 0) >= 0.5 else ""
 
 
 def enumerate_names(names: Sequence[str]) -> str:

@@ -128,6 +128,7 @@ class LongTailedClassifier(LightningModule):
         self.graph: TrainingGraph | None = None
         self._losses: list[tuple[int, float, Tensor]] = []  # step, rate and loss, of the epoch so far
         self.prior: list[float] | None = None
+        self.top: int | None = None  # classes that `predict_step` returns
         self.register_buffer("prior_shift", None, persistent=False)
 
     def configure_loss(self, loss: Loss) -> Loss:
@@ -397,10 +398,19 @@ class LongTailedClassifier(LightningModule):
         self._log_results("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Return predicted class index and its probability, both of shape (B,)."""
+        """Return predicted class index and its probability, both of shape (B,).
+
+        With ``top`` set, the so many classes of the highest scores in descending order, and their probabilities, both
+        of shape (B, top).
+        """
         logits = self(batch[0]).float()
-        predicted = self.scores(logits).argmax(1)
-        return predicted, self.probabilities(logits).gather(1, predicted[:, None]).squeeze(1)
+        scores, probabilities = self.scores(logits), self.probabilities(logits)
+        predicted = scores.argmax(1, keepdim=True)
+        if self.top is None:
+            return predicted.squeeze(1), probabilities.gather(1, predicted).squeeze(1)
+        first = scores.scatter(1, predicted, torch.inf)  # of equal ones, that which is predicted
+        ranked = first.sort(dim=1, descending=True, stable=True).indices[:, : self.top]
+        return ranked, probabilities.gather(1, ranked)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser parameter groups with and without weight decay; a prior-initialised last bias is never decayed."""

@@ -67,6 +67,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     result = json.loads((run / "result.json").read_text())
     assert result["class_counts"] == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
     assert result["test_counts"] == [40] * 10
+    assert result["skipped_images"] == {}
     assert [sum(line) for line in result["confusion"]] == [40] * 10
     assert [line[c] for c, line in enumerate(result["confusion"])] == result["correct"]
     assert result["seeds"] == {"seed_everything": 7, "subset_seed": 0}
@@ -349,7 +350,7 @@ def test_help_and_version_do_not_wait_for_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("\nFalse False\n")
-    for command in ("fit", "validate", "test", "predict", "inspect", "grid", "report", "completion"):
+    for command in ("fit", "validate", "test", "predict", "export", "inspect", "grid", "report", "completion"):
         assert out.count(f"\n  {command} ") == 2
     assert f"\nlt_cb {lt_cb.__version__}\n" in out
 
@@ -647,7 +648,7 @@ def test_a_bad_folder_leaves_no_run(folder: Path, damage: str, capsys: pytest.Ca
     expected = {
         "truncated image": "02.jpg",
         "empty class": "'dog'",
-        "other classes": "'dog', 'wolf'",
+        "other classes": "test' has images of 'wolf', of which",
         "stray image": "1 images lie in",
     }
     assert expected[damage] in sentence

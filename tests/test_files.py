@@ -11,7 +11,7 @@ from PIL import Image
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.images import find_images
+from lt_cb.data.images import find_images, walk
 from lt_cb.data.sources.listing import list_annotations, list_lines, list_table, list_tree
 from lt_cb.losses import class_weights
 
@@ -315,10 +315,7 @@ class TestCache:
     ) -> None:
         monkeypatch.setattr("lt_cb.data.sources.listing.WORTH_CACHING", 3)
         walked = []
-        walk = os.walk
-        monkeypatch.setattr(
-            "lt_cb.data.sources.listing.os.walk", lambda *args, **kw: walked.append(args) or walk(*args, **kw)
-        )
+        monkeypatch.setattr("lt_cb.data.sources.listing.walk", lambda *args: walked.append(args) or walk(*args))
         for name in ("cat/1.png", "cat/deep/2.png", "dog/3.png"):
             (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "train" / name).touch()

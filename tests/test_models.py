@@ -89,6 +89,9 @@ def test_unknown_models_and_options_are_refused() -> None:
         ValueError, match=r"there is no model 'vit_tiny_patch16_225'.*Did you mean 'vit_tiny_patch16_224'"
     ):
         build_backbone("vit_tiny_patch16_225", 10)
+    for name, nearest in (("resnet18x", "resnet18"), ("resnet23", "resnet20"), ("resnet-110", "resnet110")):
+        with pytest.raises(ValueError, match=rf"there is no model '{name}'.*Did you mean '{nearest}'"):
+            build_backbone(name, 10)
     with pytest.raises(ValueError, match=r"there is no model 'no.such'"):
         build_backbone("no.such", 10)
     with pytest.raises(ValueError, match=r"'resnet32' does not take these options .*'width'"):

@@ -315,6 +315,43 @@ def test_predictions_under_another_prior(checkpoint: str, tmp_path: Path) -> Non
         assert p == pytest.approx(q, abs=2e-6)
 
 
+@pytest.mark.parametrize("prior", [[], ["--prior=uniform"]])
+def test_predictions_of_further_classes(checkpoint: str, tmp_path: Path, prior: list[str]) -> None:
+    for i in range(3):
+        Image.effect_noise((20 + i, 30), 50).save(tmp_path / f"{i}.png")
+
+    def predicted(*args: str) -> list[list[str]]:
+        main(["predict", f"--ckpt_path={checkpoint}", f"--images={tmp_path}", "--batch_size=2", *prior, *args])
+        with (newest() / "predictions.csv").open() as stream:
+            return list(csv.reader(stream))
+
+    plain = predicted()
+    ranked = ["class_2", "probability_2", "class_3", "probability_3"]
+    top, by_class, both = (
+        predicted("--top=3"),
+        predicted("--probabilities=true"),
+        predicted("--top=3", "--probabilities=true"),
+    )
+    assert plain[0] == ["file", "class", "probability"]
+    assert top[0] == plain[0] + ranked
+    assert by_class[0] == plain[0] + NAMES
+    assert both[0] == plain[0] + ranked + NAMES
+    for rows in (top, by_class, both):
+        assert [row[:3] for row in rows] == plain
+    for most, each, all_of_it in zip(top[1:], by_class[1:], both[1:], strict=True):
+        assert all_of_it == most + each[3:]
+        assert sum(map(float, each[3:])) == pytest.approx(1, abs=1e-5)
+        ordered = sorted(zip(map(float, each[3:]), NAMES, strict=True), reverse=True)[:3]
+        assert [(float(p), name) for name, p in zip(most[1::2], most[2::2], strict=True)] == ordered
+
+
+def test_more_classes_than_there_are(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for top in (0, 11):
+        args = ("predict", f"--ckpt_path={checkpoint}", f"--images={tmp_path}", f"--top={top}")
+        sentence = f"--top is {top}, but must be from 1 to 10, the number of classes."
+        assert refused(capsys, *args) == sentence
+
+
 ALL = "".join(f"\n{name},1" for name in NAMES)
 
 

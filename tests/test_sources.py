@@ -12,6 +12,7 @@ import pytest
 from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 
+from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule, Source
 from lt_cb.data import images as images_module
 from lt_cb.data.sources import FashionMNIST
@@ -161,12 +162,36 @@ class TestImageFolder:
         (folder / "train/fox").mkdir()
         with pytest.raises(ValueError, match="no images in 'fox'"):
             ImageFolder(str(folder))
-        shutil.copy(folder / "train/cat/00.png", folder / "train/fox")
-        with pytest.raises(ValueError, match="differ in 'fox'"):
+        (folder / "train/fox").rmdir()
+        shutil.copytree(folder / "test/cat", folder / "test/fox")
+        with pytest.raises(
+            ValueError,
+            match=r"test' has images of 'fox', of which '\S+train' has none to learn from: add some there, or",
+        ):
+            ImageFolder(str(folder))
+        for file in (folder / "test").rglob("*.*"):
+            file.unlink()
+        with pytest.raises(ValueError, match=r"there are no images in the class folders of '\S+test'"):
             ImageFolder(str(folder))
         shutil.rmtree(folder / "test")
         with pytest.raises(ValueError, match=r"there is no folder .*test'"):
             ImageFolder(str(folder))
+
+    @pytest.mark.parametrize("empty", [True, False])
+    def test_a_class_without_test_images_is_trained_on(self, folder: Path, empty: bool) -> None:
+        shutil.rmtree(folder / "test/cat")
+        for file in (folder / "test/eel").iterdir():
+            file.unlink()
+        if empty:
+            (folder / "test/cat").mkdir()
+            (folder / "test/fox").mkdir()  # of no split
+        else:
+            (folder / "test/eel").rmdir()
+        with pytest.warns(UserWarning, match=r"^'\S+test' has no images of 'cat', 'eel': what is learnt") as said:
+            source = ImageFolder(str(folder))
+        assert len(said) == 1
+        assert (source.class_names, source.counts) == (["cat", "dog", "eel"], [12, 6, 3])
+        assert source.load("test")[1].tolist() == [1] * 4
 
     @pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
     def test_a_damaged_image_is_named(self, folder: Path, damage: str) -> None:
@@ -192,6 +217,75 @@ class TestImageFolder:
     def test_a_link_that_leads_nowhere_is_named(self, folder: Path) -> None:
         (folder / "train/cat/link.png").symlink_to("/nowhere/a.png")
         with pytest.raises(ValueError, match=r"link\.png' cannot be read \(No such file"):
+            ImageFolder(str(folder)).load("train")
+
+    @pytest.mark.parametrize("crop", ["padded", "resized"])
+    def test_what_cannot_be_read_is_skipped_where_that_is_asked_for(
+        self, folder: Path, own_cache: Path, crop: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("train/cat/00.png", "train/cat/02.png", "train/dog/03.jpg", "test/eel/00.webp"):
+            (folder / name).write_bytes((folder / name).read_bytes()[:100])
+        (folder / "train/eel/link.png").symlink_to("/nowhere/a.png")
+
+        def data() -> LongTailedDataModule:
+            options = {"crop": crop, "num_workers": 0, "batch_size": 100, "on_unreadable": "skip"}
+            return LongTailedDataModule("image_folder", str(folder), crop_padding=0, horizontal_flip=False, **options)
+
+        sentence = (
+            r"^4 of 22 train images, 1 of 12 test images cannot be read and are left out: '\S+cat/00\.png', "
+            r"'\S+cat/02\.png', '\S+dog/03\.jpg', '\S+link\.png', '\S+00\.webp'\.$"
+        )
+        with pytest.warns(UserWarning, match=sentence) as said:
+            skipping = data()
+        assert len(said) == 1
+        assert (skipping.class_counts, skipping.skipped) == ([10, 5, 3], {"train": 4, "test": 1})
+        looked = []
+        monkeypatch.setattr(images_module, "_for_each", lambda *args: looked.append(args) or {})
+        if crop == "padded":  # decoded by the look, and not again
+            images, targets = next(iter(skipping.train_dataloader()))
+            expected = {
+                np.asarray(Image.open(f).convert("RGB")).tobytes()
+                for f in (folder / "train").glob("*/0[1-9]*")
+                if f.stat().st_size != 100
+            }
+            assert expected <= {image.permute(1, 2, 0).contiguous().numpy().tobytes() for image in images}
+        else:
+            targets = next(iter(skipping.train_dataloader()))[1]
+        assert np.bincount(targets).tolist() == [10, 5, 3]
+        assert np.bincount(next(iter(skipping.test_dataloader()))[1]).tolist() == [4, 4, 3]
+        with pytest.warns(UserWarning, match="4 of 22"):
+            assert data().class_counts == [10, 5, 3]
+        assert not looked  # what was found is cached
+        Image.new("RGB", (12, 12)).save(folder / "train/dog/03.jpg")
+        monkeypatch.undo()
+        monkeypatch.setenv("LT_CB_CACHE", str(own_cache))
+        with pytest.warns(UserWarning, match="3 of 22"):
+            assert data().class_counts == [10, 6, 3]
+
+    def test_skipping_leaves_no_class_without_an_image(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        def data(**options) -> LongTailedDataModule:
+            return LongTailedDataModule("image_folder", str(folder), on_unreadable="skip", **options)
+
+        assert data().skipped == {"train": 0, "test": 0}
+        file = folder / "train/dog/05.jpg"
+        content = file.read_bytes()
+        file.write_bytes(b"no image")
+        with pytest.warns(UserWarning, match=r"^1 of 21 train images cannot be read and are left out: '\S+05\.jpg'\.$"):
+            main(["inspect", f"--data.root={folder}", "--data.source=image_folder", "--data.on_unreadable=skip"])
+        out = capsys.readouterr().out
+        assert "3 classes, 20 training images" in out
+        assert "1 train images cannot be read: skipped." in out
+        file.write_bytes(content)
+        Image.new("RGB", (20, 20)).save(folder / "train/dog/03.jpg")  # is readable
+        with pytest.raises(ValueError, match="is 20x20 pixels where others are 12x12"):
+            data()
+        for file in (folder / "train/dog").iterdir():
+            file.write_bytes(b"no image")
+        with pytest.raises(ValueError, match="no train image of 'dog' can be read: replace the files, or remove"):
+            data()
+        with pytest.raises(ValueError, match="on_unreadable is skip, but Digits is no data set of image files"):
+            LongTailedDataModule("digits", on_unreadable="skip")
+        with pytest.raises(ValueError, match=r"remove it\. 5 more are refused: .* Or set --data\.on_unreadable skip"):
             ImageFolder(str(folder)).load("train")
 
     def test_images_of_several_sizes_need_a_size(self, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 import traceback
 from pathlib import Path
 
@@ -198,6 +199,23 @@ class TestResized:
             ValueError, match=r"float\.tiff' cannot be read as an image \(its pixels are of mode F, of 32 bits"
         ):
             decode(tmp_path / "float.tiff", 8, False, 3)
+
+    def test_12_bits_in_16_are_almost_black_which_is_said_once(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for crop in ("padded", "resized"):
+            monkeypatch.setattr("lt_cb.data.images._dark_said", threading.Lock())
+            for split in ("train", "test"):
+                for number in range(3):
+                    values = np.full((12, 12), 65535, np.uint16) if number == 0 else np.full((12, 12), 4095, np.uint16)
+                    Image.fromarray(values).save(folder / f"{split}/cat/{number:02}.png")
+            data = LongTailedDataModule("image_folder", str(folder), crop=crop, num_workers=0)
+            sentence = (
+                r"0[12]\.png' has 16 bits a pixel, but no value above 4095: taken as 0 to 65535, it is almost black"
+            )
+            with pytest.warns(UserWarning, match=sentence) as said:
+                list(itertools.chain(data.train_dataloader(), data.test_dataloader()))
+            assert len(said) == 1
 
     def test_images_in_memory_are_refused(self) -> None:
         with pytest.raises(ValueError, match="crop is resized, but Digits has images of 8 pixels in memory"):

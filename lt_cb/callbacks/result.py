@@ -1,5 +1,6 @@
 """The end of a run: a table of classes on the screen, and everything in ``result.json``."""
 
+import math
 import platform
 import time
 from pathlib import Path
@@ -72,6 +73,7 @@ class ResultFile(Callback):
             "test_counts": tested,
             "confusion": pl_module.confusion if len(counts) <= CONFUSION else None,  # by true, then predicted class
             "test_images": sum(tested),
+            "skipped_images": data.skipped if data else {},  # by split, of what cannot be read
             "prior": pl_module.prior,  # share of each class that --prior says, None without
             "epochs": trainer.current_epoch,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -176,5 +178,6 @@ def _print_table(names: list[str], counts: list[int], accuracy: list[float | Non
     table.add_section()
     for name, value in metrics.items():
         label = name.removeprefix("test/")
-        table.add_row(label, "", f"{value:.4f}" if label == "loss" else f"{value:.1%}")
+        measured = "–" if math.isnan(value) else f"{value:.1%}"  # of no class with test images
+        table.add_row(label, "", f"{value:.4f}" if label == "loss" else measured)
     Console().print(table)

@@ -54,6 +54,7 @@ class Inspect(CLI):
         lines = (
             f"{len(counts)} classes, {sum(counts)} training images, imbalance factor {max(counts) / least:.2f} "
             f"({max(counts)} to {least} images).",
+            *[f"{n} {split} images cannot be read: skipped." for split, n in self.datamodule.skipped.items() if n],
             *([validation] if any(held_out) else []),
             f"A start for the search: --model.loss.weighting.beta {suggested:.6g} (1 - 1 / largest class count).",
             "That is close to inverse frequency, within a factor of 0.63 whatever the data;",

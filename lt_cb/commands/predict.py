@@ -22,6 +22,7 @@ from lt_cb.run import RunDir, whole_file
 class Predict(CLI):
     """The command line of a training without its data: what the model has to know of them is in the checkpoint."""
 
+    needs_images = True
     crop: Crop = "padded"
     interpolation: Interpolation = "bilinear"
 
@@ -37,6 +38,8 @@ class Predict(CLI):
         super().add_arguments_to_parser(parser)
         parser.add_argument("--ckpt_path", type=str | None, help="Of a run.")
         parser.add_argument("--images", type=str | None, help="Folder of images, which is searched below too.")
+        parser.add_argument("--top", type=int, default=1, help="Columns for so many of the most probable classes.")
+        parser.add_argument("--probabilities", type=bool, default=False, help="A column for each class.")
         parser.add_argument("--batch_size", type=int, default=128)
         parser.add_argument("--num_workers", type=int | None, help="Processes that decode; default one a core.")
         parser.add_argument("--weights_only", type=bool | None, help="Is not looked at, but is in the config of a run.")
@@ -64,10 +67,16 @@ class Predict(CLI):
 
     def instantiate_classes(self) -> None:
         """Find the images, then make model and Trainer."""
-        if self.config.images is None:
+        if self.config.images is None and self.needs_images:
             raise InputError("predict needs images: set --images to a folder of images.")
         super().instantiate_classes()
-        hparams, config = self.model.hparams, self.config
+        hparams, config, classes = self.model.hparams, self.config, len(self.model.class_names)
+        if not 1 <= config.top <= classes:
+            raise InputError(f"--top is {config.top}, but must be from 1 to {classes}, the number of classes.")
+        if config.top > 1 or config.probabilities:
+            self.model.top = classes if config.probabilities else config.top
+        if config.images is None:
+            return
         self.files, self.loader = folder_loader(
             config.images,
             hparams.image_size,
@@ -79,7 +88,7 @@ class Predict(CLI):
         )
 
     def run(self) -> None:
-        """Predict, and write file, class and probability."""
+        """Predict, and write file, class and probability, and of further classes what is asked for."""
         batches = self.trainer.predict(self.model, self.loader, ckpt_path=self.config.ckpt_path)
         folder = self.trainer.log_dir  # a broadcast, which all processes have to join
         if not self.trainer.is_global_zero or not batches:
@@ -89,15 +98,26 @@ class Predict(CLI):
                 "the probabilities are nan: the weights are damaged, or of a training that diverged. Take another "
                 "checkpoint."
             )
-        file = RunDir(folder or ".").predictions
-        pairs = [pair for classes, probabilities in batches for pair in zip(classes, probabilities, strict=True)]
+        file, top, names = RunDir(folder or ".").predictions, self.config.top, self.model.class_names
+        header = ["file", "class", "probability"]
+        header += [f"{column}_{place}" for place in range(2, top + 1) for column in ("class", "probability")]
         with whole_file(file) as stream:
             writer = csv.writer(stream)
-            writer.writerow(["file", "class", "probability"])
-            for path, (label, probability) in zip(self.files, pairs, strict=True):
-                name = self.model.class_names[int(label)]
-                writer.writerow([_shown(str(path)), _shown(name), f"{float(probability):.6f}"])
-        sys.stdout.write(f"Predictions of {len(pairs)} images: {file}\n")
+            writer.writerow(header + [_shown(name) for name in names if self.config.probabilities])
+            paths = iter(self.files)
+            for ranked, probabilities in batches:
+                pairs = zip(
+                    ranked.view(len(ranked), -1).tolist(), probabilities.view(len(ranked), -1).tolist(), strict=True
+                )
+                for labels, values in pairs:
+                    row = [_shown(str(next(paths)))]
+                    for label, value in zip(labels[:top], values, strict=False):
+                        row += [_shown(names[label]), f"{value:.6f}"]
+                    if self.config.probabilities:
+                        by_class = dict(zip(labels, values, strict=True))
+                        row += [f"{by_class[label]:.6f}" for label in range(len(names))]
+                    writer.writerow(row)
+        sys.stdout.write(f"Predictions of {len(self.files)} images: {file}\n")
 
 
 def _shown(text: str) -> str:

@@ -116,7 +116,7 @@ class CLI(LightningCLI):
         if self.command in ("fit", "validate", "test"):
             skip = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
             parser.add_method_arguments(Trainer, self.command, skip=skip)
-        if self.command in ("test", "predict"):
+        if self.command in ("test", "predict", "export"):
             prior = "How often each class will come: uniform, train (as in training), or a CSV file of class and share."
             parser.add_argument("--prior", type=str | None, help=prior)
         if self.command == "fit":

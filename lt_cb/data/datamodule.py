@@ -64,6 +64,8 @@ class LongTailedDataModule(LightningDataModule):
             transforms of ``torchvision.transforms.v2``, as RandAugment, AutoAugment or RandomErasing (Cutout).
         mean: of pixel values in [0, 1], one for each channel or for all; None is that of x / 128 - 1.
         std: likewise.
+        on_unreadable: ``refuse`` image files that cannot be read, or ``skip`` them: they are looked for before anything
+            else, count for no class, and are named in a warning.
         num_workers: processes that decode what is not in memory, for each device; None is one for each core.
         seed: of shuffling, crops, augmentation and sampler; the command line takes that of ``seed_everything``.
 
@@ -93,6 +95,7 @@ class LongTailedDataModule(LightningDataModule):
         augment: list[nn.Module] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        on_unreadable: Literal["refuse", "skip"] = "refuse",
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -111,8 +114,17 @@ class LongTailedDataModule(LightningDataModule):
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
         check_fraction("drs_start", drs_start)
         self.source = make_source(source, root)
+        self._streams_alone = False  # also with one device
         if isinstance(self.source, FileSource):
             self.source.requested_size, self.source.interpolation = image_size, interpolation
+            if on_unreadable == "skip":
+                self._streams_alone = must_stream(self.source, crop, 1)
+                self.source.skip_unreadable(in_memory=not self._streams_alone)
+        elif on_unreadable == "skip":
+            raise InputError(
+                f"on_unreadable is skip, but {type(self.source).__name__} is no data set of image files: set "
+                "--data.on_unreadable refuse."
+            )
         elif crop == "resized":
             raise InputError(
                 f"crop is resized, but {type(self.source).__name__} has images of {self.source.image_size} pixels in "
@@ -151,6 +163,12 @@ class LongTailedDataModule(LightningDataModule):
     def class_counts(self) -> list[int]:
         """Images of each class that are trained on, those of the subset less those held out for validation."""
         return [n - int(np.ceil((n - 1) * self.val_fraction)) if n else 0 for n in self.subset_counts]
+
+    @property
+    def skipped(self) -> dict[Split, int]:
+        """How many images of each split were left out as unreadable; empty where that was not asked for."""
+        unreadable = self.source.unreadable if isinstance(self.source, FileSource) else {}
+        return {split: len(rows) for split, rows in unreadable.items()}
 
     def _channel_values(self, name: str, values: list[float] | None) -> list[float]:
         values = [128 / 255] if values is None else values
@@ -199,7 +217,8 @@ class LongTailedDataModule(LightningDataModule):
 
     @cached_property
     def _streams(self) -> bool:
-        return must_stream(self.source, self.crop, self.trainer.num_devices if self.trainer else 1)
+        devices = self.trainer.num_devices if self.trainer else 1
+        return self._streams_alone or must_stream(self.source, self.crop, devices)
 
     def origin(self, split: Split) -> Split:
         """Return the source's split that the images of a split are taken from."""

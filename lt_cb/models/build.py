@@ -55,7 +55,7 @@ def build_backbone(
     if not timm.is_model(name.partition(".")[0]):
         raise InputError(
             f"there is no model '{name}': choose {', '.join(OURS)}, any name of timm.list_models(), or the class path "
-            "of your own." + (did_you_mean(name, OURS) or did_you_mean(name, timm.list_models()))
+            "of your own." + did_you_mean(name, [*OURS, *timm.list_models()])
         )
     config = timm.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:

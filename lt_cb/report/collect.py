@@ -20,7 +20,10 @@ IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger"
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 NAMED = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
 NETWORK: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None}  # with their defaults
-LATER: dict[str, Any] = {"data.interpolation": "bilinear"}  # options of which runs of earlier versions say nothing
+LATER: dict[str, Any] = {  # options of which runs of earlier versions say nothing
+    "data.interpolation": "bilinear",
+    "data.on_unreadable": "refuse",
+}
 STAGE, LENGTH = "model.second_stage", "trainer.max_epochs"
 NOT_OF_THE_PAPER = (
     "data.val_fraction",

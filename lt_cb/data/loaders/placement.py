@@ -10,7 +10,7 @@ from lt_cb.data.images import Interpolation
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.resident import FeatureLoader, ResidentLoader
 from lt_cb.data.loaders.streaming import Crop, StreamingLoader
-from lt_cb.data.sources.base import FileSource, Source, Split
+from lt_cb.data.sources.base import FileSource, Source
 from lt_cb.data.sources.listing import Paths
 from lt_cb.hardware import available_cores, available_memory
 
@@ -19,8 +19,7 @@ def must_stream(source: Source, crop: Crop, copies: int) -> bool:
     """Return whether the images of a source are decoded as they are asked for, else held by each of some processes."""
     if not isinstance(source, FileSource) or crop == "resized":
         return crop == "resized"  # which is cut from the files
-    splits: tuple[Split, ...] = ("train", "val", "test") if source.has_val else ("train", "test")
-    count = sum(len(source.listing(split).paths) for split in splits)
+    count = sum(len(source.listing(split).paths) for split in source.splits)
     return not fits_in_memory(count, source.image_size, source.channels, copies)
 
 

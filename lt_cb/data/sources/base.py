@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.images import Images, Interpolation, load_images, square_size
+from lt_cb.data.images import Images, Interpolation, UnreadableError, find_unreadable, load_images, square_size
 from lt_cb.data.sources.listing import Listing, Paths, check_files
 from lt_cb.data.subset import Indices
+from lt_cb.errors import InputError, enumerate_names
 
 Split = Literal["train", "val", "test"]
 
@@ -60,6 +62,7 @@ class FileSource(Source):
         requested_size: in place of the default, if set before ``image_size`` is asked for.
         interpolation: of images that are scaled.
         folder: what the paths of the listings are below.
+        unreadable: positions in the listing of each split, int64 of shape (M,), of what `skip_unreadable` leaves out.
     """
 
     default_size: int | None = None
@@ -69,6 +72,7 @@ class FileSource(Source):
     def __init__(self, root: str) -> None:
         super().__init__(root)
         self.folder = self.root.parent if self.root.is_file() else self.root
+        self.unreadable: dict[Split, Indices] = {}
         train = self.listing("train")
         self.class_names = train.class_names
         self.counts = np.bincount(train.labels, minlength=len(self.class_names)).tolist()
@@ -81,7 +85,13 @@ class FileSource(Source):
     @cached_property
     def image_size(self) -> int:  # type: ignore[override]
         """Height and width of an image in pixels."""
-        return self.fixed_size or square_size(self.folder / os.fsdecode(self.listing("train").paths[0]))
+        paths = self.listing("train").paths
+        return self.fixed_size or square_size(self.folder / os.fsdecode(path) for path in paths)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that there are."""
+        return ("train", "val", "test") if self.has_val else ("train", "test")
 
     @abstractmethod
     def listing(self, split: Split) -> Listing:
@@ -92,11 +102,47 @@ class FileSource(Source):
         listing = self.listing(split)
         check_files(self.folder, listing.paths)
         paths = [os.path.join(os.fsencode(self.folder), path) for path in listing.paths.tolist()]  # some may be whole
-        return np.array(paths, bytes), listing.labels
+        left_out = self.unreadable.get(split, np.array([], np.int64))
+        return np.delete(np.array(paths, bytes), left_out), np.delete(listing.labels, left_out)
+
+    def skip_unreadable(self, in_memory: bool) -> None:
+        """Leave out the files that cannot be read as images, say which, and count the others.
+
+        Args:
+            in_memory: whether the images will be loaded, so that looking at them is to decode them.
+
+        Raises:
+            InputError: if no image of a split or of a class to train on is left.
+        """
+        found, names = list[str](), list[str]()
+        for split in self.splits:
+            paths, labels = self.files(split)
+            files = [Path(os.fsdecode(path)) for path in paths.tolist()]
+            size = self.fixed_size if in_memory else self.image_size
+            rows = find_unreadable(
+                files, size, self.channels, f"Looking at {split} images", self.interpolation, in_memory
+            )
+            left = np.bincount(np.delete(labels, rows), minlength=len(self.class_names))
+            lost = [self.class_names[c] for c in np.flatnonzero((left == 0) & (np.array(self.counts) > 0))]
+            if (split == "train" and lost) or not left.any():
+                whose = f" of {enumerate_names(lost)}" if left.any() else ""
+                raise InputError(f"no {split} image{whose} can be read: replace the files, or remove the class.")
+            if len(rows):
+                found.append(f"{len(rows)} of {len(files)} {split} images")
+                names += [str(files[row]) for row in rows]
+            self.unreadable[split] = rows
+        self.counts = np.bincount(self.files("train")[1], minlength=len(self.class_names)).tolist()
+        if found:
+            rank_zero_warn(
+                f"{', '.join(found)} cannot be read and are left out: {enumerate_names(names)}.", stacklevel=1
+            )
 
     def load(self, split: Split) -> tuple[Images, Indices]:
         """Return one split, decoded or from the cache."""
         paths, labels = self.files(split)
         files = [Path(os.fsdecode(path)) for path in paths.tolist()]
         label = f"Decoding {split} images"
-        return load_images(files, self.fixed_size, self.channels, label, self.interpolation), labels
+        try:
+            return load_images(files, self.fixed_size, self.channels, label, self.interpolation), labels
+        except UnreadableError as error:
+            raise UnreadableError(f"{error} Or set --data.on_unreadable skip, which leaves it out.") from error

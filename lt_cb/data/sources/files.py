@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.sources.base import FileSource, Split
 from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines, list_table, list_tree
@@ -13,14 +14,14 @@ from lt_cb.errors import InputError, enumerate_names
 class ImageFolder(FileSource):
     """Image files in ``root/{train,test}/<class>/``, in any format PIL reads, and validation images in ``val``.
 
-    Classes are the folder names in alphabetical order. Without ``test``, ``val`` is the test split.
+    Classes are the folder names of ``train`` in alphabetical order; one that another split has no image of is left out
+    of its means. Without ``test``, ``val`` is the test split.
 
     Args:
         root: folder that has ``train`` and ``test``.
 
     Raises:
-        InputError: if a folder is missing or empty, an image is in no class folder, or the classes of the
-            splits differ.
+        InputError: if a folder is missing, an image is in no class folder, or a class has no image to train on.
     """
 
     test_folders: tuple[str, ...] = ("test", "val")
@@ -34,27 +35,43 @@ class ImageFolder(FileSource):
         self._listings: dict[str, Listing] = {}
         super().__init__(root)
         for split, folder in self._folders.items():
-            listing = self.listing(split)
-            if listing.class_names != self.class_names:
-                differing = sorted(set(self.class_names) ^ set(listing.class_names))
-                raise InputError(
-                    f"the classes of '{self.root}/train' and '{self.root}/{folder}' differ in "
-                    f"{enumerate_names(differing)}: both must have the same class folders."
+            counts = np.bincount(self.listing(split).labels, minlength=len(self.class_names))
+            if missing := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
+                rank_zero_warn(
+                    f"'{self.root / folder}' has no images of {enumerate_names(missing)}: what is learnt of them is "
+                    "not measured there.",
+                    stacklevel=1,
                 )
 
     def listing(self, split: Split) -> Listing:
         """Return what is in the folder of a split."""
-        name = self._folders[split]
         if split not in self._listings:
-            listing = list_tree(self.root / name)
+            folder = self.root / self._folders[split]
+            listing = list_tree(folder, least=2 if split == "train" else 1)
             counts = np.bincount(listing.labels, minlength=len(listing.class_names))
-            if empty := [label for label, count in zip(listing.class_names, counts, strict=True) if not count]:
+            if not counts.any():
+                raise InputError(f"there are no images in the class folders of '{folder}': add some.")
+            empty = [label for label, count in zip(listing.class_names, counts, strict=True) if not count]
+            if split == "train" and empty:
                 raise InputError(
-                    f"no images in {enumerate_names(empty)} of '{self.root / name}': add images or remove the class "
-                    "folder."
+                    f"no images in {enumerate_names(empty)} of '{folder}': add images or remove the class folder."
                 )
-            self._listings[split] = listing._replace(paths=np.char.add(f"{name}/".encode(), listing.paths))
+            if split != "train":
+                listing = self._by_classes_of_train(folder, listing, empty)
+            paths = np.char.add(f"{folder.name}/".encode(), listing.paths)
+            self._listings[split] = listing._replace(paths=paths)
         return self._listings[split]
+
+    def _by_classes_of_train(self, folder: Path, listing: Listing, empty: list[str]) -> Listing:
+        """Return a listing whose labels are indices of the training's classes."""
+        index = {name: label for label, name in enumerate(self.listing("train").class_names)}
+        if unknown := [name for name in listing.class_names if name not in index and name not in empty]:
+            raise InputError(
+                f"'{folder}' has images of {enumerate_names(unknown)}, of which '{self.root / 'train'}' has none to "
+                f"learn from: add some there, or remove the class folders from '{folder.name}'."
+            )
+        labels = np.array([index.get(name, -1) for name in listing.class_names])[listing.labels]
+        return Listing(listing.paths, labels, list(index))
 
 
 class ILSVRC2012(ImageFolder):

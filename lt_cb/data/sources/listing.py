@@ -32,10 +32,14 @@ class Listing(NamedTuple):
     class_names: list[str]  # C of them; some may have no file here
 
 
-def list_tree(folder: Path) -> Listing:
+def list_tree(folder: Path, least: int = 2) -> Listing:
     """Return the images in the class folders of a folder, by class in alphabetical order, then by path.
 
     The list of a large tree is cached until the time of change of one of its folders differs.
+
+    Args:
+        folder: with a folder a class.
+        least: class folders that it must have.
     """
     if not folder.is_dir():
         raise InputError(
@@ -47,8 +51,9 @@ def list_tree(folder: Path) -> Listing:
         return _from_arrays(cached)[ALL]
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    if len(names) < 2:
-        raise InputError(f"'{folder}' has {len(names)} class folders, but a classifier needs at least 2.")
+    if len(names) < least:
+        why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
+        raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
     if stray := [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]:
         raise InputError(
             f"{len(stray)} images lie in '{folder}' itself, as '{stray[0]}': move each to its class's folder."
