@@ -103,5 +103,5 @@ def test_a_node_that_does_not_come_or_is_gone(tmp_path: Path, monkeypatch: pytes
     second.communicate()
     assert first.returncode == 1
     assert "Traceback" not in out
-    assert "closed by peer" in re.search(sentence, out)[1]
+    assert re.search(sentence, out)[1] in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     checkpoint.read("runs/a/b/checkpoints/last.ckpt")

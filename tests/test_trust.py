@@ -154,7 +154,7 @@ def test_a_checkpoint_with_a_bomb_of_aliases_is_refused(
 ) -> None:
     loss: dict[str, Any] = {"class_path": "lt_cb.losses.SoftmaxLoss", "init_args": {}}
     loss["init_args"]["weighting"] = loss
-    config = yaml.safe_dump({"model": {"loss": alias_bomb()}})
+    config = yaml.safe_dump({"model": {"loss": alias_bomb()}, "data": {}, "trainer": {}})
     python = {name: value for name, value in checkpoint.items() if name != "lt_cb_config"}
     for content, what in (
         ({**checkpoint, "lt_cb_config": alias_bomb()}, "the configuration in the checkpoint stands for more than"),

@@ -192,8 +192,9 @@ def input_error(error: BaseException | None) -> str | None:
 def lost_process(error: BaseException) -> str | None:
     """Return the sentence for an error that comes of other processes of the training, None for any other."""
     for cause in causes(error):
-        if isinstance(cause, torch.distributed.DistError) or "Connection closed by peer" in str(cause):
-            why = str(cause).partition("\n")[0].rpartition("] ")[2].rstrip(".")
+        gone = re.search(r"Connection (closed|reset) by peer|Broken pipe", str(cause))  # of gloo, as RuntimeError
+        if isinstance(cause, torch.distributed.DistError) or gone is not None:
+            why = gone[0] if gone is not None else str(cause).partition("\n")[0].rpartition("] ")[2].rstrip(".")
             return f"another process of this training has not come, or is gone ({why}): look at what it says itself."
     return None
 
