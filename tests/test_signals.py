@@ -31,19 +31,26 @@ def _wait_for(file: Path, process: "subprocess.Popen[str]", later_than: float = 
 
 
 @pytest.mark.slow
-def test_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("sent", "code", "said"), [(signal.SIGTERM, 143, "lt-cb: terminated"), (signal.SIGINT, 1, "")])
+def test_a_training_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int, said: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = [f"--{key}={value}" for key, value in OPTIONS.items()]
     fit = _start("fit", "--config", QUICKSTART, *words, "--folder=runs/a/b", "--trainer.enable_progress_bar=false")
     _wait_for(Path("runs/a/b/checkpoints/last.ckpt"), fit)
-    fit.terminate()
+    fit.send_signal(sent)
     out, _ = fit.communicate(timeout=300)
-    assert fit.returncode == 143
-    assert "lt-cb: terminated" in out
+    assert fit.returncode == code
+    assert said in out
     assert "Traceback" not in out
     assert not Path("runs/a/b/result.json").exists()
     checkpoint.read("runs/a/b/checkpoints/last.ckpt")
 
+
+@pytest.mark.slow
+def test_a_grid_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("grid.yaml").write_text(yaml.safe_dump({"folder": "runs/g", "config": QUICKSTART, "set": OPTIONS}))
     grid = _start("grid", "grid.yaml")
     run = Path("runs/g/grid/seed_0")
@@ -58,14 +65,15 @@ def test_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (run / "result.json").exists()
     assert not (run / "error.txt").exists()
 
-    grid = _start("grid", "grid.yaml")
-    _wait_for(run / "config.yaml", grid, later_than=time.time())
-    grid.terminate()
-    out, _ = grid.communicate(timeout=300)
-    assert grid.returncode == 143
-    assert "Interrupted: the same command goes on from the last checkpoints." in out
-    assert "leaked" not in out
-    assert "Traceback" not in out
+    for sent, code in ((signal.SIGTERM, 143), (signal.SIGINT, 1)):
+        grid = _start("grid", "grid.yaml")
+        _wait_for(run / "config.yaml", grid, later_than=time.time())
+        grid.send_signal(sent)
+        out, _ = grid.communicate(timeout=300)
+        assert grid.returncode == code
+        assert "Interrupted: the same command goes on from the last checkpoints." in out
+        assert "leaked" not in out
+        assert "Traceback" not in out
     assert _start("grid", "grid.yaml", "--dry-run").communicate(timeout=300)[0].count("0 done, 1 to do") == 1
 
 
