@@ -282,6 +282,12 @@ def expanded_size(value: Any, sizes: dict[int, float] | None = None) -> float:  
     return sizes[id(value)]
 
 
+def is_tested_in_part(config: Mapping[str, Any]) -> bool:
+    """Return whether a run of this flattened configuration looks at a part of the test images."""
+    limit = config.get("trainer.limit_test_batches")
+    return limit is not None and not (isinstance(limit, float) and limit >= 1.0)  # 1 is a batch, 1.0 is all
+
+
 def write_json(file: Path, value: Any) -> None:  # noqa: ANN401 - JSON
     """Write a value as a `whole_file`."""
     write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -108,6 +108,10 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     (photos / "1.png").write_bytes(b"no image")
     sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--images={photos}")
     assert "1.png' cannot be read as an image" in sentence
+    with pytest.warns(UserWarning, match=r"1 images cannot be read and are left out: '\S+1\.png'\."):
+        main(["predict", f"--ckpt_path={checkpoint}", "--images", str(photos), "--on_unreadable=skip"])
+    with (run.with_name("version_3") / "predictions.csv").open() as stream:
+        assert list(csv.DictReader(stream)) == [row for row in rows if "1.png" not in row["file"]]
     sentence = refused(capsys, "test", f"--ckpt_path={checkpoint}", "--data.source=cifar100")
     assert sentence.startswith("the checkpoint has 10 classes, but the data have 100")
     sentence = refused(capsys, "test", f"--ckpt_path={checkpoint}", "--data.source=cifar10")
@@ -455,13 +459,14 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         ),
         (
             ["--model.loss=no.such.Loss"],
-            "--model.loss: Problem with given class_path 'no.such.Loss': No module named 'no'",
+            "--model.loss is no.such.Loss, but there is no module 'no': set PYTHONPATH to the folder that has it.",
         ),
         (["--model.loss.weighting=EffectiveNumbr"], "there is no weighting 'EffectiveNumbr': choose EffectiveNumber"),
         (
             ["--model.loss.weighting=null", "--model.loss.weighting.beta=0.9"],
             "--model.loss.weighting has options, but names no class: set --model.loss.weighting first, to Effective",
         ),
+        (["--model.backbone=nowhere.net"], "--model.backbone is 'nowhere.net', but 'nowhere' cannot be imported"),
         (["--model.backbone=resnet33"], "there is no model 'resnet33': choose resnet20"),
         (["--model.backbone_args={width: 3}"], "model 'resnet32' does not take these options"),
         (["--model.optimizer.lr=-1"], "the optimiser or its schedule cannot be made (Invalid learning rate: -1.0)"),

@@ -92,7 +92,7 @@ def test_unknown_models_and_options_are_refused() -> None:
     for name, nearest in (("resnet18x", "resnet18"), ("resnet23", "resnet20"), ("resnet-110", "resnet110")):
         with pytest.raises(ValueError, match=rf"there is no model '{name}'.*Did you mean '{nearest}'"):
             build_backbone(name, 10)
-    with pytest.raises(ValueError, match=r"there is no model 'no.such'"):
+    with pytest.raises(ValueError, match=r"'no.such', but 'no' cannot be imported"):
         build_backbone("no.such", 10)
     with pytest.raises(ValueError, match=r"'resnet32' does not take these options .*'width'"):
         build_backbone("resnet32", 10, options={"width": 2})

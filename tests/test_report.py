@@ -571,10 +571,17 @@ def test_runs_that_are_no_training_are_not_missed(tmp_path: Path) -> None:
     (tmp_path / "validate/config.yaml").write_text(yaml.safe_dump({"verbose": True}))
     write(tmp_path / "b", 31.0, seed=1)
     (tmp_path / "b/config.yaml").unlink()
+    write(tmp_path / "c", 32.0, seed=2)
+    config = yaml.safe_load((tmp_path / "c/config.yaml").read_text())
+    config["trainer"] = {**config.get("trainer", {}), "limit_test_batches": 4}
+    (tmp_path / "c/config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit, match="0"):
         main(["report", str(tmp_path)])
     missing = table((tmp_path / "report.md").read_text(), "Missing runs")
-    assert {key[0]: row["state"] for key, row in missing.items()} == {str(tmp_path / "b"): "without its config.yaml"}
+    assert {key[0]: row["state"] for key, row in missing.items()} == {
+        str(tmp_path / "b"): "without its config.yaml",
+        str(tmp_path / "c"): "tested on a part of the images (--trainer.limit_test_batches)",
+    }
 
 
 def test_a_run_tested_again_is_the_same_method(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ CLASSES = {  # options that take a class of ours by its name alone
     "data.sampler": "sampler",
 }
 HELP = {  # what --help shows, of the options that a command has
-    "run": "config ckpt_path images name folder seed_everything test_best change_loss prior batch_size num_workers "
-    "folds lambdas betas gammas taus seeds",
+    "run": "config ckpt_path images top probabilities on_unreadable to format trust_checkpoint name folder "
+    "seed_everything test_best change_loss prior batch_size num_workers folds lambdas betas gammas taus seeds",
     "data": "source root imbalance_factor imbalance_type n_max subset_seed val_fraction sampler drs_start batch_size "
     "image_size crop horizontal_flip augment num_workers",
     "model": "loss backbone backbone_args optimizer lr_scheduler drw_start second_stage mix metrics fast",
@@ -73,6 +73,8 @@ class Parser(LightningArgumentParser):
         actions = {action.dest: action for action in self._actions}
         lines = [f"usage: {self.prog} [--config FILE ...] [--OPTION VALUE ...]"]
         for group, names in HELP.items():
+            if group == "model" and "data.root" not in actions:  # a checkpoint says what the network is
+                continue
             keys = [name if group == "run" else f"{group}.{name}" for name in names.split()]
             shown = [_option_line(actions[key]) for key in keys if key in actions]
             lines += ["", f"{group}, with defaults:", *shown] if shown else []
@@ -165,7 +167,10 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
     )
     lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
     kept = [line.removeprefix("- ") for line in lines if not re.match(noise, line)]
-    return f"--{key}: {' '.join(kept)}" if key else " ".join(kept)
+    said = " ".join(kept)
+    if match := re.search(r"class_path '([\w.]+)': No module named '(\w+)'", said):
+        return f"--{key} is {match[1]}, but there is no module '{match[2]}': set PYTHONPATH to the folder that has it."
+    return f"--{key}: {said}" if key else said
 
 
 def known(kind: str) -> list[type[Any]]:

@@ -5,7 +5,7 @@ import operator
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -40,7 +40,9 @@ class Predict(CLI):
         parser.add_argument("--images", type=str | None, help="Folder of images, which is searched below too.")
         parser.add_argument("--top", type=int, default=1, help="Columns for so many of the most probable classes.")
         parser.add_argument("--probabilities", type=bool, default=False, help="A column for each class.")
-        parser.add_argument("--batch_size", type=int, default=128)
+        unreadable = "refuse, or skip, which leaves out images that cannot be read, and says which."
+        parser.add_argument("--on_unreadable", type=Literal["refuse", "skip"], default="refuse", help=unreadable)
+        parser.add_argument("--batch_size", type=int, default=128, help="Images a batch.")
         parser.add_argument("--num_workers", type=int | None, help="Processes that decode; default one a core.")
         parser.add_argument("--weights_only", type=bool | None, help="Is not looked at, but is in the config of a run.")
         none = {"class_counts": [1, 1], **dict.fromkeys(checkpoints.DATA_FACTS)}  # to be able to show the help
@@ -85,6 +87,7 @@ class Predict(CLI):
             self.interpolation,
             config.batch_size,
             config.num_workers,
+            skip_unreadable=config.on_unreadable == "skip",
         )
 
     def run(self) -> None:

@@ -43,8 +43,14 @@ def build_backbone(
     if module.strip("./\\") == module != "":  # no path
         try:
             found = importlib.import_module(module)
-        except ImportError:
-            pass  # some timm models have a dot in their name
+        except ImportError as error:
+            import timm
+
+            if not timm.is_model(name.partition(".")[0]):  # some timm models have a dot in their name
+                raise InputError(
+                    f"--model.backbone is '{name}', but '{module}' cannot be imported ({error}): set PYTHONPATH to the "
+                    "folder of its file."
+                ) from error
         else:
             custom = getattr(found, attribute, None)
             if custom is None:

@@ -13,7 +13,7 @@ from typing import Any
 from lt_cb.errors import InputError
 from lt_cb.report import rows
 from lt_cb.report.names import WHOLE, method_of, source_of, subset_of
-from lt_cb.run import RunDir, flatten
+from lt_cb.run import RunDir, flatten, is_tested_in_part
 
 # keys that do not change what is trained: paths, workers, loggers, callbacks
 IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger", "model.metrics")
@@ -131,7 +131,10 @@ def collect(folder: Path) -> Runs:
                 try:
                     raw, config = _raw(run), flatten(run.read_config())
                     _result(run.path, raw, config)
-                    done.append((run.path, raw, config))
+                    if is_tested_in_part(config):
+                        damaged[run.path] = "tested on a part of the images (--trainer.limit_test_batches)"
+                    else:
+                        done.append((run.path, raw, config))
                 except InputError as error:
                     damaged[run.path] = str(error)
                 except (TypeError, ValueError, AttributeError, LookupError):  # of a value that no run has

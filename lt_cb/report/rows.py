@@ -12,7 +12,7 @@ import yaml
 
 from lt_cb.errors import InputError
 from lt_cb.report.names import method_of, source_of
-from lt_cb.run import RunDir, flatten, read_yaml, whole_file, write_text
+from lt_cb.run import RunDir, flatten, is_tested_in_part, read_yaml, whole_file, write_text
 
 ROWS, CONFIGS = "runs.csv", "configs"
 # what does not change what is trained, or has a column of its own
@@ -55,6 +55,7 @@ def save(runs: Path, to: Path) -> tuple[int, int]:
         InputError: if there is no finished run, one is damaged, or the kept rows are.
     """
     done = [run for run in RunDir.below(runs) if run.is_done and run.config.is_file() and run.is_training]
+    done = [run for run in done if not is_tested_in_part(flatten(run.read_config()))]
     if not done:
         raise InputError(f"there is no finished training in '{runs}': give the folder of finished runs.")
     kept = {_key(row): row for row in (_read(to / ROWS) if (to / ROWS).is_file() else [])}

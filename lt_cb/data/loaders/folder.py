@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lt_cb.data.images import Interpolation, find_images, load_images
+from lt_cb.data.images import Interpolation, find_images, find_unreadable, load_images
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import fits_in_memory, make_loader
 from lt_cb.data.loaders.streaming import Crop
 from lt_cb.data.sources.listing import Paths
-from lt_cb.errors import InputError
+from lt_cb.errors import InputError, enumerate_names
 
 
 def folder_loader(
@@ -24,6 +25,7 @@ def folder_loader(
     batch_size: int = 128,
     num_workers: int | None = None,
     device: torch.device | str = "cpu",
+    skip_unreadable: bool = False,
 ) -> tuple[list[Path], EpochLoader]:
     """Return the image files under a folder, sorted, and a loader of them in that order, cropped as for testing.
 
@@ -36,6 +38,7 @@ def folder_loader(
         batch_size: images a batch.
         num_workers: processes that decode what is not in memory; None is one for each core.
         device: that predicts.
+        skip_unreadable: leave out what cannot be read as an image, and warn of it.
 
     Returns:
         N files, and a loader of (images, targets) whose targets are 0.
@@ -48,6 +51,14 @@ def folder_loader(
     files = find_images(Path(folder)) if Path(folder).is_dir() else []
     if not files:
         raise InputError(f"there are no images in '{folder}': set --images to a folder of images.")
+    if skip_unreadable:
+        rows = find_unreadable(files, image_size, channels, "Looking at the images", interpolation, in_memory=False)
+        refused = [str(files[row]) for row in rows]
+        files = [file for file in files if str(file) not in set(refused)]
+        if refused:
+            rank_zero_warn(f"{len(refused)} images cannot be read and are left out: {enumerate_names(refused)}.")
+        if not files:
+            raise InputError(f"no image in '{folder}' can be read: set --images to another folder.")
     if crop == "padded" and fits_in_memory(len(files), image_size, channels):
         images: Tensor | Paths = torch.from_numpy(
             load_images(files, image_size, channels, "Decoding images", interpolation)
