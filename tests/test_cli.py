@@ -108,6 +108,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     (photos / "1.png").write_bytes(b"no image")
     sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--images={photos}")
     assert "1.png' cannot be read as an image" in sentence
+    assert sentence.endswith("Or set --on_unreadable skip, which leaves it out.")
     with pytest.warns(UserWarning, match=r"1 images cannot be read and are left out: '\S+1\.png'\."):
         main(["predict", f"--ckpt_path={checkpoint}", "--images", str(photos), "--on_unreadable=skip"])
     with (run.with_name("version_3") / "predictions.csv").open() as stream:

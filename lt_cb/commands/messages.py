@@ -140,7 +140,7 @@ jsonargparse_types.discard_init_args_on_class_path_change = _start_from_defaults
 
 def sentence(message: str, parser: LightningArgumentParser) -> str:
     """Boil jsonargparse's tree of attempts down to what was given and what is allowed."""
-    key = ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    key = ".".join(re.findall(r'Parser key "([^"]+)":', message)).removeprefix("config.")  # of a checkpoint
     if number := re.search(r"Expected a <class '(float|int)'>(?:\. Got|[^$]*Given) value: (.*)", message):
         kind, given = number[1], number[2]
         return f"--{key} is {given}, but must be a {'whole number' if kind == 'int' else 'number'}."

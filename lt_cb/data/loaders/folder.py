@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lt_cb.data.images import Interpolation, find_images, find_unreadable, load_images
+from lt_cb.data.images import Interpolation, UnreadableError, find_images, find_unreadable, load_images
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import fits_in_memory, make_loader
 from lt_cb.data.loaders.streaming import Crop
@@ -60,9 +60,11 @@ def folder_loader(
         if not files:
             raise InputError(f"no image in '{folder}' can be read: set --images to another folder.")
     if crop == "padded" and fits_in_memory(len(files), image_size, channels):
-        images: Tensor | Paths = torch.from_numpy(
-            load_images(files, image_size, channels, "Decoding images", interpolation)
-        )
+        try:
+            decoded = load_images(files, image_size, channels, "Decoding images", interpolation)
+        except UnreadableError as error:
+            raise UnreadableError(f"{error} Or set --on_unreadable skip, which leaves it out.") from error
+        images: Tensor | Paths = torch.from_numpy(decoded)
     else:
         images = np.array([os.fsencode(file) for file in files], bytes)
     return files, make_loader(
