@@ -177,6 +177,8 @@ class TestInADataLoaderOfOnesOwn:
     def test_other_targets_are_refused(self, targets: list) -> None:
         with pytest.raises(InputError, match="must be class indices of shape"):
             EpochSampler(targets, ClassBalancedSampler())
+        with pytest.raises(InputError, match="sampler is 'ClassBalancedSampler', but must be a Sampler"):
+            EpochSampler([0, 1], "ClassBalancedSampler")
 
 
 def draw_on_a_rank(rank: int, folder: Path) -> None:

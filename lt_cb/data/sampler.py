@@ -124,7 +124,7 @@ class EpochSampler(DistributedSampler[int]):
         rank: which of them this is, likewise.
 
     Raises:
-        InputError: if the targets are no class indices of shape (N,).
+        InputError: if the targets are no class indices of shape (N,), or the sampler is none.
     """
 
     def __init__(
@@ -142,6 +142,8 @@ class EpochSampler(DistributedSampler[int]):
                 f"targets are {labels.dtype} of shape {labels.shape}, but must be class indices of shape (N,), N at "
                 "least 1, each at least 0."
             )
+        if not isinstance(sampler, Sampler):
+            raise InputError(f"sampler is {sampler!r}, but must be a Sampler, as ClassBalancedSampler().")
         together = distributed.is_available() and distributed.is_initialized()
         super().__init__(
             labels,  # type: ignore[arg-type]  # of which it asks the length
