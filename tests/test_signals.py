@@ -21,7 +21,14 @@ OPTIONS = {"trainer.max_epochs": 3000, "trainer.accelerator": "cpu", "model.back
 def _start(*words: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "lt_cb", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which tests in the background ignore
+    )
 
 
 def _wait_for(file: Path, process: "subprocess.Popen[str]", later_than: float = 0.0) -> None:
