@@ -825,23 +825,14 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
         assert there["confidence"].shape == (400,)
 
 
-FLAT = """
-from torch import nn
-def flat(num_classes, in_channels):
-    return nn.Sequential(nn.Flatten(), nn.Linear(256 * in_channels, num_classes))
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_with_uneven_batches_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_with_uneven_batches_train_as_one() -> None:
     """371 images are a step of 256 and one of 115: 58 in one process and 57 in the other."""
-    (tmp_path / "plain.py").write_text(FLAT)
-    monkeypatch.syspath_prepend(tmp_path)
     words = [*FIT, *TINY, "--trainer.max_epochs=3", "--model.backbone=plain.flat", "--model.fast=off"]
     words += ["--trainer.check_val_every_n_epoch=1"]
     main([*words, "--data.batch_size=256"])
     command = [sys.executable, "-m", "lt_cb", *words, "--data.batch_size=128"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
     command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
     subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
     one, two = Path("runs/quickstart/version_0"), Path("runs/quickstart/version_1")

@@ -42,11 +42,6 @@ for size in range(4, int(sys.argv[1]) + 1, 4):
     subprocess.run(["umount", "disk"], check=True)
 print(json.dumps(found))
 """
-FLAT = """
-from torch import nn
-def flat(num_classes, in_channels):
-    return nn.Sequential(nn.Flatten(), nn.Linear(256 * in_channels, num_classes))
-"""
 
 
 @pytest.mark.slow
@@ -56,8 +51,7 @@ def test_a_disk_that_is_full_at_each_write(tmp_path: Path, monkeypatch: pytest.M
     if can_mount.returncode != 0:
         pytest.skip("file systems cannot be mounted here")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    Path("plain.py").write_text(FLAT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     words = ["--config", str(ROOT / "configs/quickstart.yaml"), "--model.backbone=plain.flat", "--trainer.max_epochs=2"]
     words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     command = [*namespace, sys.executable, "-c", SWEEP, "112", *words]

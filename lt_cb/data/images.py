@@ -80,8 +80,8 @@ def walk(folder: Path | str, above: frozenset[tuple[int, int]] = frozenset()) ->
 
 def folder_id(folder: Path | str) -> tuple[int, int]:
     """Return device and number of a folder, by whatever path it is reached."""
-    stat = os.stat(folder)
-    return stat.st_dev, stat.st_ino
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

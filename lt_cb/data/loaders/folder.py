@@ -51,15 +51,18 @@ def folder_loader(
     files = find_images(Path(folder)) if Path(folder).is_dir() else []
     if not files:
         raise InputError(f"there are no images in '{folder}': set --images to a folder of images.")
+    held = crop == "padded" and fits_in_memory(len(files), image_size, channels)
     if skip_unreadable:
-        rows = find_unreadable(files, image_size, channels, "Looking at the images", interpolation, in_memory=False)
-        refused = [str(files[row]) for row in rows]
-        files = [file for file in files if str(file) not in set(refused)]
+        rows = set(find_unreadable(files, image_size, channels, "Decoding images", interpolation, held).tolist())
+        refused = [str(files[row]) for row in sorted(rows)]
+        files = [file for row, file in enumerate(files) if row not in rows]
         if refused:
-            rank_zero_warn(f"{len(refused)} images cannot be read and are left out: {enumerate_names(refused)}.")
+            rank_zero_warn(
+                f"{len(refused)} images cannot be read and are left out: {enumerate_names(refused)}.", stacklevel=1
+            )
         if not files:
             raise InputError(f"no image in '{folder}' can be read: set --images to another folder.")
-    if crop == "padded" and fits_in_memory(len(files), image_size, channels):
+    if held:
         try:
             decoded = load_images(files, image_size, channels, "Decoding images", interpolation)
         except UnreadableError as error:
