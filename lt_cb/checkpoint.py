@@ -20,9 +20,10 @@ from lt_cb.run import ALIASED, expanded_size, parse_yaml
 
 CONFIG = "lt_cb_config"  # the resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
+THRESHOLDS = "lt_cb_thresholds"  # of several labels an image: logits from which on each is predicted
 METRICS = "lt_cb_metrics"  # of the epoch that it ends with, which are written to the run's folder after it
 BACKBONE, LOSS = "backbone.", "loss."  # in the state dict
-DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std")  # what the model knows of its data
+DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # known of its data
 
 UNSET: dict[str, Any] = {"init_args": {}, "weighting": None, "reduction": "mean", "ignore_index": None}
 
@@ -167,19 +168,35 @@ def without_pretrained(hparams: dict[str, Any], *path: str) -> dict[str, Any]:
 
 
 def class_facts(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return class counts and names, image size, channels, mean and deviation that the model was trained on.
+    """Return class counts and names, number and size of images, channels and the like that the model was trained on.
 
     Raises:
         InputError: if they are not in the checkpoint.
     """
     hparams = content.get("hyper_parameters", {})
     try:
-        facts = {name: hparams[name] for name in DATA_FACTS}
-        return {"class_counts": hparams["loss"]["init_args"]["class_counts"], **facts}
+        facts = {name: hparams[name] for name in DATA_FACTS if name != "multi_label"}
+        options = hparams["loss"]["init_args"]
+        facts |= {"multi_label": bool(hparams.get("multi_label")), "num_images": options.get("num_images")}
+        return {"class_counts": options["class_counts"], **facts}
     except (KeyError, TypeError) as error:
         raise InputError(
             "the checkpoint does not say what classes and images it was trained on: take one that lt-cb fit has made."
         ) from error
+
+
+def thresholds(content: Mapping[str, Any], num_classes: int) -> list[float] | None:
+    """Return the logits from which on each of several labels is predicted, C numbers; None if none were chosen.
+
+    Raises:
+        InputError: if they are others.
+    """
+    kept = content.get(THRESHOLDS)
+    if kept is None:
+        return None
+    if not isinstance(kept, list) or len(kept) != num_classes or not all(isinstance(v, float) for v in kept):
+        raise InputError(f"the checkpoint's thresholds are not {num_classes} numbers: the checkpoint is damaged.")
+    return kept
 
 
 def check_classes(content: Mapping[str, Any], class_names: Sequence[str]) -> None:

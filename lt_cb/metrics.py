@@ -1,7 +1,10 @@
-"""Means, and accuracy by class and by shot group, summed on the device and over processes."""
+"""Means, accuracy, and scores of several labels, by class and by shot group, over processes."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -98,3 +101,119 @@ def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> 
     for name, members in groups.items():
         results[f"acc/{name}"] = per_class[members].nanmean()
     return {name: value.float() for name, value in results.items()}
+
+
+class LabelScores(NamedTuple):
+    """What several labels an image come to; NaN where a class has no image to measure it by.
+
+    Attributes:
+        average_precision: of each class, float64 of shape (C,).
+        auroc: area under the ROC curve of each class, likewise.
+        f1: of each class at its threshold, likewise.
+        f1_micro: of all known labels together.
+        positives: images that have the label, int64 of shape (C,).
+        known: images of which it is known whether they have it, likewise.
+        best_thresholds: logits at which the F1 of each class on these images is highest, float64 of shape (C,).
+    """
+
+    average_precision: npt.NDArray[np.float64]
+    auroc: npt.NDArray[np.float64]
+    f1: npt.NDArray[np.float64]
+    f1_micro: float
+    positives: npt.NDArray[np.int64]
+    known: npt.NDArray[np.int64]
+    best_thresholds: npt.NDArray[np.float64]
+
+
+class PerLabelScores(Metric):
+    """Keeps the logits of all images, of which `label_scores` is exact; 10,000 images of 100 classes are 5 MB."""
+
+    logits: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("logits", "targets"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Keep a batch of logits, floating, and targets, 1, 0 or -1 where unknown, both of shape (B, C)."""
+        self.logits.append(logits.float())
+        self.targets.append(targets.to(torch.int8))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return logits, float32, and targets, int8, of all images of all processes, both (N, C) on the CPU."""
+        logits, targets = (
+            torch.cat(v) if isinstance(v, list) else v for v in (self.logits, self.targets)
+        )  # gathered ones are one tensor
+        return logits.cpu(), targets.cpu()
+
+
+def label_scores(logits: Tensor, targets: Tensor, thresholds: Sequence[float] | None = None) -> LabelScores:
+    """Score each label on its own, over the images of which it is known, in float64.
+
+    Average precision and AUROC are those of scikit-learn's ``average_precision_score`` and ``roc_auc_score``: images of
+    equal logits change place together.
+
+    Args:
+        logits: floating, shape (N, C).
+        targets: 1, 0, or -1 where unknown, shape (N, C).
+        thresholds: logits from which on a label is predicted, shape (C,); None takes those that are best on these
+            images, at which F1 is better than it will be on others.
+    """
+    columns = [_label_scores(z, t, i, thresholds) for i, (z, t) in enumerate(zip(logits.T, targets.T, strict=True))]
+    each = np.array(columns, np.float64).T
+    precision, auroc, threshold, hits, predicted, positives, known = each
+    with np.errstate(invalid="ignore"):
+        f1 = np.where(positives > 0, 2 * hits / (predicted + positives), np.nan)
+    together = predicted.sum() + positives.sum()
+    micro = float(2 * hits.sum() / together) if together else float("nan")
+    return LabelScores(precision, auroc, f1, micro, positives.astype(np.int64), known.astype(np.int64), threshold)
+
+
+def _label_scores(logits: Tensor, targets: Tensor, label: int, thresholds: Sequence[float] | None) -> list[float]:
+    """Return average precision, AUROC, best threshold, hits, predicted and positive images, and known ones."""
+    known = targets >= 0
+    z, t = logits[known].numpy().astype(np.float64), targets[known].numpy() > 0
+    order = np.argsort(-z, kind="stable")
+    z, t = z[order], t[order]
+    ends = np.flatnonzero(np.append(z[1:] != z[:-1], True)[: len(z)])  # of runs of equal logits
+    hits, shown, positives = t.cumsum()[ends].astype(np.int64), ends + 1, int(t.sum())
+    precision = auroc = float("nan")
+    best = 0.0
+    if positives:
+        gained = np.diff(hits, prepend=0)
+        precision = float((gained * (hits / shown)).sum() / positives)
+        at = int(np.argmax(2 * hits / (shown + positives)))
+        best = float((z[ends[at]] + z[ends[at] + 1]) / 2 if at + 1 < len(ends) else z[ends[at]])
+    negatives = len(t) - positives
+    if positives and negatives:
+        wrong = shown - hits
+        middle = (np.append(0, hits[:-1]) + hits) / 2
+        auroc = float((np.diff(wrong, prepend=0) * middle).sum() / (positives * negatives))
+    above = z >= (best if thresholds is None else thresholds[label])
+    return [precision, auroc, best, float((above & t).sum()), float(above.sum()), float(positives), float(len(t))]
+
+
+def label_means(scores: LabelScores, groups: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Summarise scores of labels.
+
+    Args:
+        scores: as `label_scores` returns.
+        groups: class indices by name, as `shot_groups` returns.
+
+    Returns:
+        Scalars in [0, 1] by name: ``mAP`` (mean average precision), ``auroc`` and ``f1_macro``, means over classes, and
+        each with ``/NAME`` over those of a group; ``f1_micro``. Classes without positive images are left out, and of
+        AUROC those without negative ones too; a mean over none is NaN.
+    """
+    each = {"mAP": scores.average_precision, "auroc": scores.auroc, "f1_macro": scores.f1}
+    results = {name: _mean(values) for name, values in each.items()} | {"f1_micro": scores.f1_micro}
+    for group, members in groups.items():
+        results |= {f"{name}/{group}": _mean(values[members]) for name, values in each.items()}
+    return {name: torch.tensor(value, dtype=torch.float32) for name, value in results.items()}
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else float("nan")

@@ -17,7 +17,7 @@ from lt_cb import checkpoint as checkpoints
 from lt_cb.data.loaders.epoch import seed_of
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
-from lt_cb.metrics import Mean, PerClassAccuracy, accuracies, shot_groups
+from lt_cb.metrics import Mean, PerClassAccuracy, PerLabelScores, accuracies, label_means, label_scores, shot_groups
 from lt_cb.models import (
     ResNetCifar,
     SecondStage,
@@ -40,7 +40,9 @@ class LongTailedClassifier(LightningModule):
     """An image classifier trained with any `lt_cb.losses.Loss`, which also brings the class counts.
 
     Logs ``train/loss`` and, for ``val`` and ``test``, ``loss``, ``acc``, ``balanced_acc`` and ``acc/many``,
-    ``acc/medium``, ``acc/few``, and of more than ten classes ``acc_top5``, as means over all processes.
+    ``acc/medium``, ``acc/few``, and of more than ten classes ``acc_top5``, as means over all processes. Where an image
+    may have several labels, these are ``loss``, and `lt_cb.metrics.label_means`; a validation with images that are not
+    the test's then chooses a threshold for each class, which the checkpoint keeps.
     ``load_from_checkpoint`` needs neither data nor config.
 
     A recipe of your own derives from it and overrides what it does otherwise: ``configure_loss``,
@@ -54,7 +56,7 @@ class LongTailedClassifier(LightningModule):
         optimizer: made from parameter groups. The recipe's is SGD of rate 0.1, momentum 0.9, weight decay 2e-4.
         lr_scheduler: made from the optimiser; those of `lt_cb.schedule` step every batch, others every epoch.
         metrics: further metrics, each made from the number of classes C, as ``MulticlassF1Score`` of torchmetrics; they
-            see class probabilities, (B, C), and class indices, (B,), and are logged for ``val`` and ``test`` by the
+            see class probabilities, (B, C), and targets as of the loss, and are logged for ``val`` and ``test`` by the
             names of their classes.
         drw_start: fraction of the training, in [0, 1], before the class weights of the loss count: deferred
             re-weighting (DRW, Cao et al. 2019, who take 0.8). It sets in with an epoch.
@@ -74,6 +76,7 @@ class LongTailedClassifier(LightningModule):
         std: likewise.
         class_names: C names, for tables and predictions.
         image_size: height and width the images were trained at, for ``predict``.
+        multi_label: whether an image may have several labels, or none.
 
     Raises:
         InputError: if there is no such backbone, drw_start is outside [0, 1], or the loss cannot be trained with.
@@ -104,6 +107,7 @@ class LongTailedClassifier(LightningModule):
         std: list[float] | None = None,
         class_names: list[str] | None = None,
         image_size: int | None = None,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
@@ -113,11 +117,12 @@ class LongTailedClassifier(LightningModule):
             checkpoints.describe(self.hparams)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
-        self.second_stage, self.mix = second_stage, mix
+        self.second_stage, self.mix, self.multi_label = second_stage, mix, multi_label
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.num_classes = len(loss.class_counts)
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
         self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
+        self.per_class: dict[str, Any] = {}  # of the last evaluation
         self.loss = self.configure_loss(loss)
         self.backbone = self.configure_backbone(backbone, in_channels, backbone_args or {}, head_init_std)
         self.train(self.training)  # Lightning leaves the modes as they are
@@ -128,6 +133,7 @@ class LongTailedClassifier(LightningModule):
         self.graph: TrainingGraph | None = None
         self._losses: list[tuple[int, float, Tensor]] = []  # step, rate and loss, of the epoch so far
         self.prior: list[float] | None = None
+        self.thresholds: list[float] | None = None  # logits from which on a label is predicted; None is 0 each
         self.top: int | None = None  # classes that `predict_step` returns
         self.register_buffer("prior_shift", None, persistent=False)
 
@@ -135,6 +141,11 @@ class LongTailedClassifier(LightningModule):
         """Return the loss to train with, or refuse it."""
         if loss.reduction == "none":
             raise InputError("the loss's reduction is 'none', but training needs a scalar: choose another.")
+        if self.multi_label and not loss.multi_label:
+            raise InputError(
+                f"{type(loss).__name__} is for one label an image, but these data have several: set --model.loss "
+                "SigmoidLoss, FocalLoss, AsymmetricLoss or DistributionBalancedLoss."
+            )
         if self.mix is not None and not loss.soft_targets:
             raise InputError(
                 f"{type(loss).__name__} takes no mixed targets: unset --model.mix, or choose another loss."
@@ -167,8 +178,9 @@ class LongTailedClassifier(LightningModule):
         """Make what is counted in training and evaluation."""
         self.train_loss = Mean()
         self.eval_loss = Mean()
-        self.eval_top5 = Mean() if self.num_classes > 10 else None
-        self.eval_classes = PerClassAccuracy(self.num_classes, CONFUSION)
+        self.eval_top5 = Mean() if self.num_classes > 10 and not self.multi_label else None
+        self.eval_classes = None if self.multi_label else PerClassAccuracy(self.num_classes, CONFUSION)
+        self.eval_labels = PerLabelScores() if self.multi_label else None
         made = [make(self.num_classes) for make in metrics]
         self.eval_metrics = MetricCollection(made) if made else None
 
@@ -277,11 +289,14 @@ class LongTailedClassifier(LightningModule):
         """Return the loss of a batch, which in the last one of several processes counts by its images."""
         images, targets = batch
         if self.mix is not None:
-            one_hot = nn.functional.one_hot(targets, len(self.class_names))
+            if self.multi_label:  # of what is not known a mixture is not known either
+                one_hot = targets.float().masked_fill(targets < 0, torch.nan)
+            else:
+                one_hot = nn.functional.one_hot(targets, self.num_classes).float()
             seed = getattr(getattr(self._trainer, "datamodule", None), "seed", 0)
             with torch.random.fork_rng(devices=[]):  # so that a resumed training draws as one that was not
                 torch.default_generator.manual_seed(seed_of(seed, self.current_epoch, batch_idx, self.global_rank))
-                images, targets = self.mix(self._normalized(images), one_hot.float())
+                images, targets = self.mix(self._normalized(images), one_hot)
         loss: Tensor = self.loss(self._training_logits(images), targets)
         self.train_loss.update(loss.detach(), len(images))
         if self._trainer is not None:
@@ -328,8 +343,13 @@ class LongTailedClassifier(LightningModule):
             prior: share of each class, floating of shape (C,), at least 0, not all 0; a class of 0 is never predicted.
 
         Raises:
-            InputError: if the loss assumes none.
+            InputError: if the loss assumes none, or an image may have several labels.
         """
+        if self.multi_label:
+            raise InputError(
+                "a prior is for classes that exclude each other, but these data have several labels an image: leave "
+                "it out; the thresholds say how often a label is predicted."
+            )
         prior = prior.double() / prior.double().sum()
         self.prior_shift = (prior.log() - self.loss.assumed_prior().log()).float()
         self.prior = prior.tolist()
@@ -348,7 +368,10 @@ class LongTailedClassifier(LightningModule):
         logits: Tensor = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
         scores = self.scores(logits)
-        self.eval_classes.update(scores.argmax(1), targets)
+        if self.eval_labels is not None:
+            self.eval_labels.update(scores, targets)
+        if self.eval_classes is not None:
+            self.eval_classes.update(scores.argmax(1), targets)
         if self.eval_top5 is not None:
             self.eval_top5.update((scores.topk(5).indices == targets[:, None]).any(1).float().mean(), len(images))
         if self.eval_metrics is not None:
@@ -356,10 +379,7 @@ class LongTailedClassifier(LightningModule):
         return {"logits": logits, "targets": targets}
 
     def _log_results(self, stage: str) -> None:
-        correct, total, confusion = self.eval_classes.compute()
-        results = accuracies(correct, total, self.groups) | {"loss": self.eval_loss.compute()}
-        self.per_class = {"correct": correct.tolist(), "total": total.tolist()}
-        self.confusion = None if confusion is None else confusion.tolist()
+        results = self._class_results(stage) | {"loss": self.eval_loss.compute()}
         if self.eval_top5 is not None:
             results["acc_top5"] = self.eval_top5.compute()
         if self.eval_metrics is not None:
@@ -369,12 +389,37 @@ class LongTailedClassifier(LightningModule):
                     raise InputError(f"metric {name} has {value.numel()} values, but must have one: set its average.")
             results |= further
         self.log_dict({f"{stage}/{name}": value for name, value in results.items()}, sync_dist=True)
-        for metric in (self.eval_classes, self.eval_loss, self.eval_top5, self.eval_metrics):
+        for metric in (self.eval_classes, self.eval_labels, self.eval_loss, self.eval_top5, self.eval_metrics):
             if metric is not None:
                 metric.reset()
 
+    def _class_results(self, stage: str) -> dict[str, Tensor]:
+        """Return the means over classes, and keep what each class has in ``per_class``."""
+        if self.eval_classes is not None:
+            correct, total, confusion = self.eval_classes.compute()
+            self.per_class = {"correct": correct.tolist(), "total": total.tolist()}
+            self.confusion = None if confusion is None else confusion.tolist()
+            return accuracies(correct, total, self.groups)
+        assert self.eval_labels is not None
+        logits, targets = self.eval_labels.compute()
+        chooses = stage == "val" and self._chooses_thresholds()
+        scores = label_scores(logits, targets, None if chooses else self.thresholds or [0.0] * self.num_classes)
+        if chooses:
+            self.thresholds = scores.best_thresholds.tolist()
+        named = {"total": scores.positives, "known": scores.known, "auroc": scores.auroc, "f1": scores.f1}
+        named["average_precision"] = scores.average_precision
+        self.per_class = {name: values.tolist() for name, values in named.items()} | {"images": len(targets)}
+        self.confusion = None
+        return label_means(scores, self.groups)
+
+    def _chooses_thresholds(self) -> bool:
+        """Whether a validation is one of a training, and its images are not the test's."""
+        data = getattr(self.trainer, "datamodule", None)
+        held_out = getattr(data, "validation_split", "val") != "test"
+        return held_out and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Count a batch; return ``logits``, (B, C), and ``targets``, (B,), for callbacks."""
+        """Count a batch; return ``logits``, (B, C), and ``targets`` for callbacks."""
         return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -382,11 +427,11 @@ class LongTailedClassifier(LightningModule):
         self._log_results("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Count a batch; return ``logits``, (B, C), and ``targets``, (B,), for callbacks."""
+        """Count a batch; return ``logits``, (B, C), and ``targets`` for callbacks."""
         return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/...`` and keep correct and counted images of each class in ``per_class``.
+        """Log ``test/...`` and keep what was counted of each class in ``per_class``.
 
         Raises:
             InputError: if the network gives no numbers.
@@ -401,10 +446,14 @@ class LongTailedClassifier(LightningModule):
         """Return predicted class index and its probability, both of shape (B,).
 
         With ``top`` set, the so many classes of the highest scores in descending order, and their probabilities, both
-        of shape (B, top).
+        of shape (B, top). Of several labels an image, which ones are predicted, bool, and the probabilities of all,
+        both of shape (B, C).
         """
         logits = self(batch[0]).float()
         scores, probabilities = self.scores(logits), self.probabilities(logits)
+        if self.multi_label:
+            least = torch.tensor(self.thresholds or [0.0] * self.num_classes, dtype=torch.float64)
+            return scores.cpu().double() >= least, probabilities.cpu()  # not every device has float64
         predicted = scores.argmax(1, keepdim=True)
         if self.top is None:
             return predicted.squeeze(1), probabilities.gather(1, predicted).squeeze(1)
@@ -459,11 +508,14 @@ class LongTailedClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Have the checkpoint be loaded without the pretrained weights that the training began with."""
         checkpoint["hyper_parameters"] = checkpoints.without_pretrained(dict(checkpoint["hyper_parameters"]))
+        if self.thresholds is not None:
+            checkpoint[checkpoints.THRESHOLDS] = self.thresholds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or another network; keep the loss as it is configured."""
         checkpoints.check_classes(checkpoint, self.class_names)
         checkpoints.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
+        self.thresholds = checkpoints.thresholds(checkpoint, self.num_classes)
         kept = {name: v for name, v in checkpoint["state_dict"].items() if not name.startswith(checkpoints.LOSS)}
         own = {checkpoints.LOSS + name: value for name, value in self.loss.state_dict().items()}
         checkpoint["state_dict"] = kept | own

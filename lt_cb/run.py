@@ -178,10 +178,14 @@ def _is_result(raw: Any) -> bool:  # noqa: ANN401 - JSON
 
     if not isinstance(raw, dict) or not are(raw.get("class_counts"), is_int):
         return False
-    size = len(raw["class_counts"])
+    size, several = len(raw["class_counts"]), "per_class_average_precision" in raw  # labels an image
+
+    def rates(values: Any) -> bool:  # noqa: ANN401
+        return are(values, lambda rate: rate is None or is_float(rate), size)
+
     expected: dict[str, Callable[[Any], bool]] = {
-        "metrics": lambda v: is_table(v, is_float) and "test/acc" in v,
-        "per_class_accuracy": lambda v: are(v, lambda rate: rate is None or is_float(rate), size),
+        "metrics": lambda v: is_table(v, is_float) and ("test/mAP" if several else "test/acc") in v,
+        "per_class_average_precision" if several else "per_class_accuracy": rates,
         "seeds": lambda v: (
             is_table(v, lambda n: n is None or is_int(n)) and {"seed_everything", "subset_seed"} <= v.keys()
         ),
@@ -190,6 +194,8 @@ def _is_result(raw: Any) -> bool:  # noqa: ANN401 - JSON
         "class_names": lambda v: are(v, lambda name: isinstance(name, str), size),
         "shot_groups": lambda v: is_table(v, lambda g: are(g, lambda c: is_int(c) and 0 <= c < size)),
         "correct": lambda v: are(v, is_int, size),
+        "per_class_auroc": rates,
+        "per_class_f1": rates,
         "test_counts": lambda v: are(v, is_int, size),
         "confusion": lambda v: are(v, lambda line: are(line, is_int, size), size),
         "epochs": is_int,

@@ -26,7 +26,7 @@ CONFUSION = 20  # most classes of a confusion matrix that a result and kept rows
 
 
 class ResultFile(Callback):
-    """After ``test``, print a table of class, training images and accuracy, and write ``result.json``."""
+    """After ``test``, print a table of class, training images and how well it does, and write ``result.json``."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}  # by stage, of all parts of a training that was resumed
@@ -53,10 +53,11 @@ class ResultFile(Callback):
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-        counts, accuracy, tested = pl_module.loss.class_counts, class_accuracy(pl_module), pl_module.per_class["total"]
+        counts, of_classes, tested = pl_module.loss.class_counts, pl_module.per_class, pl_module.per_class["total"]
+        measured = {name: class_values(pl_module, name) for name in class_measures(pl_module)}
         if trainer.progress_bar_callback is not None:  # else a live bar and the table write into each other
             trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
-        _print_table(pl_module.class_names, counts, accuracy, metrics)
+        _print_table(pl_module.class_names, counts, measured, metrics)
         if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
@@ -68,11 +69,13 @@ class ResultFile(Callback):
             "class_names": pl_module.class_names,
             "class_counts": counts,
             "shot_groups": pl_module.groups,
-            "per_class_accuracy": accuracy,
-            "correct": pl_module.per_class["correct"],
-            "test_counts": tested,
+            **{f"per_class_{name}": values for name, values in measured.items()},
+            "correct": of_classes.get("correct"),
+            "test_counts": tested,  # images of the class, or that have the label
+            "known_counts": of_classes.get("known"),  # images of which it is known whether they have the label
+            "thresholds": thresholds(pl_module),  # probabilities from which on a label is predicted
             "confusion": pl_module.confusion if len(counts) <= CONFUSION else None,  # by true, then predicted class
-            "test_images": sum(tested),
+            "test_images": of_classes["images"] if pl_module.multi_label else sum(tested),
             "skipped_images": data.skipped if data else {},  # by split, of what cannot be read
             "prior": pl_module.prior,  # share of each class that --prior says, None without
             "epochs": trainer.current_epoch,
@@ -117,9 +120,8 @@ def print_ending(trainer: Trainer, folder: str | None, tested: str | None) -> No
         tested: checkpoint, None for the weights as they are.
     """
     watched = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)]  # type: ignore[attr-defined]
-    modes = {str(c.monitor): c.mode for c in watched if str(c.monitor).startswith("val/")} or {
-        "val/balanced_acc": "max"
-    }
+    modes = {str(c.monitor): c.mode for c in watched if str(c.monitor).startswith("val/")}
+    modes = modes or {f"val/{main_metric(trainer.lightning_module)}": "max"}
     rows = [] if folder is None else RunDir(folder).read_metrics()
     scored = []
     for name, mode in modes.items():
@@ -133,6 +135,11 @@ def print_ending(trainer: Trainer, folder: str | None, tested: str | None) -> No
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"Trained {trainer.current_epoch} epochs, {trainer.global_step} steps: {_why_it_ended(trainer)}.")
     console.print(*scored, f"Tested: {what}.")
+
+
+def main_metric(module: LightningModule) -> str:
+    """Return what to choose by: balanced accuracy, or of several labels mean average precision."""
+    return "mAP" if isinstance(module, LongTailedClassifier) and module.multi_label else "balanced_acc"
 
 
 def _why_it_ended(trainer: Trainer) -> str:
@@ -154,30 +161,46 @@ def _why_it_ended(trainer: Trainer) -> str:
     return "a callback has stopped it"
 
 
-def class_accuracy(module: LongTailedClassifier) -> list[float | None]:
-    """Return the accuracy of each class in [0, 1], None for a class without samples."""
-    pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
-    return [correct / total if total else None for correct, total in pairs]
+def class_measures(module: LongTailedClassifier) -> tuple[str, ...]:
+    """Return what each class is measured by; the first is what charts show."""
+    return ("average_precision", "auroc", "f1") if module.multi_label else ("accuracy",)
 
 
-def _print_table(names: list[str], counts: list[int], accuracy: list[float | None], metrics: dict[str, float]) -> None:
-    table = Table(title="Test accuracy by class")
+def class_values(module: LongTailedClassifier, measure: str) -> list[float | None]:
+    """Return a measure of each class in [0, 1], None for a class without samples."""
+    if measure == "accuracy":
+        pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
+        return [correct / total if total else None for correct, total in pairs]
+    return [None if math.isnan(value) else value for value in module.per_class[measure]]
+
+
+def thresholds(module: LongTailedClassifier) -> list[float] | None:
+    """Return the probabilities from which on each of several labels is predicted; None if none were chosen."""
+    logits = module.thresholds
+    return None if logits is None else torch.tensor(logits, dtype=torch.float64).sigmoid().tolist()
+
+
+def _print_table(
+    names: list[str], counts: list[int], measured: dict[str, list[float | None]], metrics: dict[str, float]
+) -> None:
+    titles = [name.replace("_", " ").replace("auroc", "AUROC").replace("f1", "F1") for name in measured]
+    table = Table(title=f"Test {titles[0]} by class")
     table.add_column("class")
     table.add_column("training images", justify="right")
-    table.add_column("accuracy", justify="right")
+    for title in titles:
+        table.add_column(title, justify="right")
     table.add_column("")
-    shown = list(zip(names, counts, accuracy, strict=True))
+    shown = list(zip(names, counts, *measured.values(), strict=True))
     if len(shown) > 100:  # the rest is in result.json
         middle = f"{len(shown) - 100} more, see result.json"
-        shown = [*shown[:50], (middle, 0, None), *shown[-50:]]
-    for name, count, value in shown:
-        bar = "" if value is None else "█" * round(value * 20)
-        table.add_row(
-            name, str(count) if value is not None or count else "", "–" if value is None else f"{value:.1%}", bar
-        )
+        shown = [*shown[:50], (middle, 0, *[None] * len(measured)), *shown[-50:]]
+    for name, count, *values in shown:
+        bar = "" if values[0] is None else "█" * round(values[0] * 20)
+        cells = ["–" if value is None else f"{value:.1%}" for value in values]
+        table.add_row(name, str(count) if values[0] is not None or count else "", *cells, bar)
     table.add_section()
     for name, value in metrics.items():
         label = name.removeprefix("test/")
-        measured = "–" if math.isnan(value) else f"{value:.1%}"  # of no class with test images
-        table.add_row(label, "", f"{value:.4f}" if label == "loss" else measured)
+        shown_value = "–" if math.isnan(value) else f"{value:.1%}"  # of no class with test images
+        table.add_row(label, "", f"{value:.4f}" if label == "loss" else shown_value)
     Console().print(table)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lt_cb.callbacks.result import class_accuracy
+from lt_cb.callbacks.result import class_measures, class_values
 from lt_cb.loggers import wandb_logger
-from lt_cb.module import LongTailedClassifier
+from lt_cb.module import CONFUSION, LongTailedClassifier
 
 LINES = 20  # of the chart over epochs
 
@@ -40,14 +40,16 @@ class ClassesToWandB(Callback):
         if logger is None or trainer.sanity_checking or not isinstance(pl_module, LongTailedClassifier):
             return
         labels, members = _bands(pl_module)
-        accuracy = np.array(class_accuracy(pl_module), dtype=float)
+        measure, *_ = class_measures(pl_module)
+        values = np.array(class_values(pl_module, measure), dtype=float)
         self._epochs.append(trainer.current_epoch)
-        self._lines.append([_mean(accuracy[band]) for band in members])
+        self._lines.append([_mean(values[band]) for band in members])
         if trainer.is_global_zero:
             import wandb
 
             series = [list(line) for line in zip(*self._lines, strict=True)]
-            chart: Any = wandb.plot.line_series(self._epochs, series, labels, "Validation accuracy by class", "epoch")
+            title = f"Validation {_said(measure)} by class"
+            chart: Any = wandb.plot.line_series(self._epochs, series, labels, title, "epoch")
             logger.log_metrics({"val/classes_by_epoch": chart}, trainer.global_step)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,23 +69,31 @@ class ClassesToWandB(Callback):
         if logger is None or not isinstance(pl_module, LongTailedClassifier):
             return
         _send_table(trainer, pl_module, "test")
-        counts = pl_module.confusion
-        if counts is not None and trainer.is_global_zero:
+        names, counts = pl_module.class_names, pl_module.confusion
+        if len(names) <= CONFUSION and trainer.is_global_zero:
             import wandb
 
-            names = pl_module.class_names
-            accuracy = [[name, value] for name, value in zip(names, class_accuracy(pl_module), strict=True)]
-            pairs = [[a, p, counts[i][j]] for i, a in enumerate(names) for j, p in enumerate(names)]
-            fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
+            measure, *_ = class_measures(pl_module)
+            bars = [[name, value] for name, value in zip(names, class_values(pl_module, measure), strict=True)]
             charts: dict[str, Any] = {
-                "test/accuracy_by_class": wandb.plot.bar(
-                    wandb.Table(["class", "accuracy"], accuracy), "class", "accuracy", "Test accuracy by class"
-                ),
-                "test/confusion": wandb.plot_table(
-                    "wandb/confusion_matrix/v1", wandb.Table(list(fields), pairs), fields
-                ),
+                f"test/{measure}_by_class": wandb.plot.bar(
+                    wandb.Table(["class", _said(measure)], bars),
+                    "class",
+                    _said(measure),
+                    f"Test {_said(measure)} by class",
+                )
             }
+            if counts is not None:
+                pairs = [[a, p, counts[i][j]] for i, a in enumerate(names) for j, p in enumerate(names)]
+                fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
+                charts["test/confusion"] = wandb.plot_table(
+                    "wandb/confusion_matrix/v1", wandb.Table(list(fields), pairs), fields
+                )
             logger.log_metrics(charts, trainer.global_step)
+
+
+def _said(measure: str) -> str:
+    return measure.replace("_", " ")
 
 
 def _mean(values: np.ndarray) -> float:
@@ -105,9 +115,11 @@ def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> None:
     if logger is None or not trainer.is_global_zero or not isinstance(module, LongTailedClassifier):
         return
     groups = {label: name for name, members in module.groups.items() for label in members}
+    measured = {_said(name): class_values(module, name) for name in class_measures(module)}
+    evaluated, counts = module.per_class["total"], module.loss.class_counts
     rows = [
-        [name, groups[label], module.loss.class_counts[label], module.per_class["total"][label], accuracy]
-        for label, (name, accuracy) in enumerate(zip(module.class_names, class_accuracy(module), strict=True))
+        [name, groups[label], counts[label], evaluated[label], *[values[label] for values in measured.values()]]
+        for label, name in enumerate(module.class_names)
     ]
-    columns = ["class", "shot group", "training images", "evaluated images", "accuracy"]
+    columns = ["class", "shot group", "training images", "evaluated images", *measured]
     logger.log_table(f"{stage}/classes", columns, rows, step=trainer.global_step)

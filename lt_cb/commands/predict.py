@@ -4,7 +4,7 @@ import csv
 import operator
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -17,6 +17,8 @@ from lt_cb.data.loaders.streaming import Crop
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.run import RunDir, whole_file
+
+BETWEEN = ";"  # several labels of an image, and their probabilities
 
 
 class Predict(CLI):
@@ -45,11 +47,13 @@ class Predict(CLI):
         parser.add_argument("--batch_size", type=int, default=128, help="Images a batch.")
         parser.add_argument("--num_workers", type=int | None, help="Processes that decode; default one a core.")
         parser.add_argument("--weights_only", type=bool | None, help="Is not looked at, but is in the config of a run.")
-        none = {"class_counts": [1, 1], **dict.fromkeys(checkpoints.DATA_FACTS)}  # to be able to show the help
+        none = {"class_counts": [1, 1], "num_images": 1, **dict.fromkeys(checkpoints.DATA_FACTS)}
+        none["multi_label"] = False  # all of it to be able to show the help
         facts = none if self.checkpoint is None else checkpoints.class_facts(self.checkpoint)
         parser.add_argument("--trained_on", type=dict, default=facts, help="Is taken from the checkpoint.")
         targets = {name: f"model.{name}" for name in checkpoints.DATA_FACTS}
-        for name, target in {**targets, "class_counts": "model.loss.init_args.class_counts"}.items():
+        targets |= {name: f"model.loss.init_args.{name}" for name in ("class_counts", "num_images")}
+        for name, target in targets.items():
             parser.link_arguments("trained_on", target, compute_fn=operator.itemgetter(name))
 
     def before_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +79,11 @@ class Predict(CLI):
         hparams, config, classes = self.model.hparams, self.config, len(self.model.class_names)
         if not 1 <= config.top <= classes:
             raise InputError(f"--top is {config.top}, but must be from 1 to {classes}, the number of classes.")
+        if config.top > 1 and self.model.multi_label:
+            raise InputError(
+                "--top is for one label an image, but this network was trained on several: all above their thresholds "
+                "are written; --probabilities true adds a column for each class."
+            )
         if config.top > 1 or config.probabilities:
             self.model.top = classes if config.probabilities else config.top
         if config.images is None:
@@ -101,26 +110,50 @@ class Predict(CLI):
                 "the probabilities are nan: the weights are damaged, or of a training that diverged. Take another "
                 "checkpoint."
             )
-        file, top, names = RunDir(folder or ".").predictions, self.config.top, self.model.class_names
-        header = ["file", "class", "probability"]
-        header += [f"{column}_{place}" for place in range(2, top + 1) for column in ("class", "probability")]
+        file = RunDir(folder or ".").predictions
+        header, rows = (self._several if self.model.multi_label else self._ranked)(batches)
         with whole_file(file) as stream:
             writer = csv.writer(stream)
-            writer.writerow(header + [_shown(name) for name in names if self.config.probabilities])
-            paths = iter(self.files)
+            writer.writerow(header)
+            writer.writerows([_shown(str(path)), *row] for path, row in zip(self.files, rows, strict=True))
+        sys.stdout.write(f"Predictions of {len(self.files)} images: {file}\n")
+
+    def _ranked(self, batches: list[Any]) -> tuple[list[str], Iterator[list[str]]]:
+        """Return the header, and for each image class and probability, and of further classes what is asked for."""
+        top, names, all_of_them = self.config.top, self.model.class_names, self.config.probabilities
+        header = ["file", "class", "probability"]
+        header += [f"{column}_{place}" for place in range(2, top + 1) for column in ("class", "probability")]
+
+        def rows() -> Iterator[list[str]]:
             for ranked, probabilities in batches:
                 pairs = zip(
                     ranked.view(len(ranked), -1).tolist(), probabilities.view(len(ranked), -1).tolist(), strict=True
                 )
                 for labels, values in pairs:
-                    row = [_shown(str(next(paths)))]
+                    row = []
                     for label, value in zip(labels[:top], values, strict=False):
                         row += [_shown(names[label]), f"{value:.6f}"]
-                    if self.config.probabilities:
+                    if all_of_them:
                         by_class = dict(zip(labels, values, strict=True))
                         row += [f"{by_class[label]:.6f}" for label in range(len(names))]
-                    writer.writerow(row)
-        sys.stdout.write(f"Predictions of {len(self.files)} images: {file}\n")
+                    yield row
+
+        return header + [_shown(name) for name in names if all_of_them], rows()
+
+    def _several(self, batches: list[Any]) -> tuple[list[str], Iterator[list[str]]]:
+        """Return the header, and for each image all labels above their thresholds, by descending probability."""
+        names, all_of_them = self.model.class_names, self.config.probabilities
+
+        def rows() -> Iterator[list[str]]:
+            for predicted, probabilities in batches:
+                for chosen, values in zip(predicted.tolist(), probabilities.tolist(), strict=True):
+                    labels = sorted((c for c, on in enumerate(chosen) if on), key=lambda c: -values[c])
+                    row = [_shown(BETWEEN.join(names[c] for c in labels))]
+                    row.append(BETWEEN.join(f"{values[c]:.6f}" for c in labels))
+                    yield row + [f"{value:.6f}" for value in values if all_of_them]
+
+        header = ["file", "classes", "probabilities"]
+        return header + [_shown(name) for name in names if all_of_them], rows()
 
 
 def _shown(text: str) -> str:

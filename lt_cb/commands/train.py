@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
-from lt_cb.callbacks.result import print_ending
+from lt_cb.callbacks.result import main_metric, print_ending
 from lt_cb.commands.messages import HelpAll, Parser, causes, input_error, lost_process, quiet, values
 from lt_cb.commands.prior import read_prior
 from lt_cb.data import LongTailedDataModule
@@ -125,7 +125,8 @@ class CLI(LightningCLI):
             parser.add_argument("--test_best", type=bool, default=False, help=best)
         if self.datamodule_class is not None:
             parser.link_arguments("seed_everything", "data.seed", compute_fn=int, apply_on="parse")
-            parser.link_arguments("data.class_counts", "model.loss.init_args.class_counts", apply_on="instantiate")
+            for name in ("class_counts", "num_images"):  # the second is of few losses
+                parser.link_arguments(f"data.{name}", f"model.loss.init_args.{name}", apply_on="instantiate")
             for name in checkpoints.DATA_FACTS:
                 parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.set_defaults({"model.loss": {"class_path": "lt_cb.losses.SoftmaxLoss"}})
@@ -242,7 +243,7 @@ class CLI(LightningCLI):
         if training:
             _set_accumulation(self)
             _check_training(self.model, self.datamodule, self.trainer)
-            _check_validation(self.trainer, self.test_best)
+            _check_validation(self.trainer, self.model, self.test_best)
         if self.checkpoint is None:
             return
         stage = self.model.second_stage
@@ -324,7 +325,9 @@ class CLI(LightningCLI):
         """Predict under another prior, if loss and class counts tell that of the network."""
         before = (None if self.checkpoint is None else checkpoints.config(self.checkpoint)) or {}
         stage, why = self.model.second_stage, None
-        if (before.get("data") or {}).get("sampler") is not None:
+        if self.model.multi_label:
+            why = "an image may have several labels, which do not share a prior"
+        elif (before.get("data") or {}).get("sampler") is not None:
             why = "the checkpoint was trained with a sampler, by which the classes came otherwise"
         elif stage is not None and not stage.trains:
             why = f"{type(stage).__name__} changes the logits"
@@ -406,13 +409,13 @@ def _best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
 
 
-def _check_validation(trainer: Trainer, test_best: bool) -> None:
+def _check_validation(trainer: Trainer, model: LightningModule, test_best: bool) -> None:
     """Refuse to test the best where nothing tells it; warn of a training that ends before its first validation."""
     best, every, epochs = _best_checkpoint(trainer), trainer.check_val_every_n_epoch, trainer.max_epochs
     if test_best and best is None:
         raise InputError(
             "--test_best needs what keeps the best checkpoint: add --trainer.callbacks+=ModelCheckpoint "
-            "--trainer.callbacks.monitor=val/balanced_acc --trainer.callbacks.mode=max."
+            f"--trainer.callbacks.monitor=val/{main_metric(model)} --trainer.callbacks.mode=max."
         )
     if every is None or epochs is None or not 0 < epochs < every or trainer.limit_val_batches == 0:
         return
