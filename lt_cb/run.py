@@ -18,6 +18,7 @@ from lt_cb.errors import InputError, did_you_mean
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
 ALIASED = 100_000  # most values that aliases may add to a YAML text
+AVERAGE_PRECISION = "per_class_average_precision"  # of a result: where it is, an image may have several labels
 
 
 class RunDir:
@@ -178,14 +179,14 @@ def _is_result(raw: Any) -> bool:  # noqa: ANN401 - JSON
 
     if not isinstance(raw, dict) or not are(raw.get("class_counts"), is_int):
         return False
-    size, several = len(raw["class_counts"]), "per_class_average_precision" in raw  # labels an image
+    size, several = len(raw["class_counts"]), AVERAGE_PRECISION in raw  # labels an image
 
     def rates(values: Any) -> bool:  # noqa: ANN401
         return are(values, lambda rate: rate is None or is_float(rate), size)
 
     expected: dict[str, Callable[[Any], bool]] = {
         "metrics": lambda v: is_table(v, is_float) and ("test/mAP" if several else "test/acc") in v,
-        "per_class_average_precision" if several else "per_class_accuracy": rates,
+        AVERAGE_PRECISION if several else "per_class_accuracy": rates,
         "seeds": lambda v: (
             is_table(v, lambda n: n is None or is_int(n)) and {"seed_everything", "subset_seed"} <= v.keys()
         ),

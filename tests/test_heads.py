@@ -276,7 +276,7 @@ def test_post_hoc_heads_are_those_of_softmax(data: tuple[Tensor, Tensor]) -> Non
         adjusted = model.predict_log_proba(x[held]) - np.log(np.bincount(y[~held]) / (~held).sum())
         right = y[held][adjusted.argmax(1) == y[held]]
         theirs = np.bincount(right, minlength=3)
-        assert np.abs(trial.correct[post_hoc][k].numpy() - theirs).sum() <= 1  # near ties may fall otherwise
+        assert np.abs(trial.measured[post_hoc][k].numpy() - theirs).sum() <= 1  # near ties may fall otherwise
 
 
 def test_balanced_softmax_is_softmax_adjusted_afterwards(data: tuple[Tensor, Tensor]) -> None:
@@ -315,7 +315,7 @@ def test_held_out_logits_are_counted_as_in_the_trial(data: tuple[Tensor, Tensor]
     logits, labels = held_out_logits(x, targets, 3, folds, candidate, [0.1, 0.01], basis.variances)
     right = labels[logits.argmax(1) == labels].bincount(minlength=3)
     assert labels.bincount().tolist() == COUNTS
-    assert (right - trial.correct[candidate].sum(0)).abs().sum() <= 1
+    assert (right - trial.measured[candidate].sum(0)).abs().sum() <= 1
 
 
 @pytest.fixture

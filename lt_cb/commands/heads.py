@@ -12,8 +12,8 @@ from lt_cb.commands.train import run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.heads.features import frozen_features
-from lt_cb.heads.folds import Candidate, try_all
-from lt_cb.heads.page import html, surface
+from lt_cb.heads.folds import Candidate, Recipe, try_all
+from lt_cb.heads.page import BALANCED, PRECISION, html, surface
 from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
 from lt_cb.metrics import accuracies
@@ -50,7 +50,7 @@ class Heads(Recommend):
             self._write_scores(scores)
 
     def _test(self) -> dict[Candidate, float]:
-        """Return the balanced accuracy, in [0, 1], of each candidate on the test images."""
+        """Return the balanced accuracy, or mean average precision, in [0, 1], of each candidate on the test images."""
         model, data = self.model, self.datamodule
         (values, targets), (test_values, test_targets) = (
             frozen_features(model, data, split, self.trainer) for split in ("train", "test")
@@ -61,6 +61,8 @@ class Heads(Recommend):
         shown = basis.project(torch.from_numpy(test_values)), test_targets
         x, config = basis.project(torch.from_numpy(values)), self.config
         right = try_all(x, targets, model.num_classes, shown, self.tried, config.lambdas, basis.variances)
+        if self.multi_label:
+            return {candidate: values.nanmean().item() for candidate, values in right.items()}
         counted = test_targets.bincount(minlength=model.num_classes)
         return {candidate: accuracies(hits, counted, {})["balanced_acc"].item() for candidate, hits in right.items()}
 
@@ -69,9 +71,10 @@ class Heads(Recommend):
         folder = self.run_folder()
         _ = folder.experiment  # takes the folder
         files = RunDir(folder.log_dir)
-        header = ["loss", "options", "beta", "lambda", "subset_seed", "balanced_acc"]
+        metric, column = (PRECISION, "mAP") if self.multi_label else (BALANCED, "balanced_acc")
+        header = ["loss", "options", "beta", "lambda", "subset_seed", column]
         rows = [
-            [c.recipe.loss, dict(c.recipe.options) or None, c.recipe.beta, c.strength, seed, round(score, 6)]
+            [c.recipe.loss, _options(c.recipe), c.recipe.beta, c.strength, seed, round(score, 6)]
             for c, each in scores.items()
             for seed, score in zip(config.seeds, each, strict=True)
         ]
@@ -80,19 +83,24 @@ class Heads(Recommend):
         words = (
             f"Test images, means over {len(config.seeds)} subset seeds, in percent; bold is the best. Choose by none."
         )
-        tables = [surface(scores, words)]
+        tables = [surface(scores, words, metric)]
         finding = (
             f"{len(scores)} heads on frozen features of {config.model.backbone}, trained on subset seeds "
             f"{', '.join(map(str, config.seeds))} and tested. lt-cb recommend chooses one by the training images alone."
         )
         show(tables, finding)
-        write_text(files.heads_page, html("Heads", finding, tables, scores, "subset seeds"))
+        write_text(files.heads_page, html("Heads", finding, tables, scores, "subset seeds", metric=metric))
         sys.stdout.write(f"{files.heads}, {files.heads_page}\n")
         asked = self.config_init.trainer.logger
         for logger in asked if isinstance(asked, list) else [asked]:
             if isinstance(logger, WandB):
                 logger.beside = folder
                 logger.log_table("heads", header, [[str(v) if isinstance(v, dict) else v for v in row] for row in rows])
+
+
+def _options(recipe: Recipe) -> dict[str, float | str] | None:
+    of: dict[str, float | str] = {} if recipe.weight_of is None else {"weight_of": recipe.weight_of}
+    return {**dict(recipe.options), **of} or None
 
 
 def main(args: Sequence[str]) -> None:

@@ -33,9 +33,10 @@ from lt_cb.heads.folds import (
     recipes,
     stratified_folds,
 )
-from lt_cb.heads.page import class_section, html, surface
+from lt_cb.heads.page import BALANCED, PRECISION, class_section, html, precision_section, surface
 from lt_cb.heads.solve import Basis, solve_at
 from lt_cb.loggers import RunFolder
+from lt_cb.metrics import label_scores
 from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.report.sections import Section
@@ -48,6 +49,7 @@ GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
 PREPROCESSING = ("image_size", "interpolation", "mean", "std")
 PLAIN = ("--model.loss=lt_cb.losses.SoftmaxLoss", "--model.second_stage=null")  # what is solved goes in afterwards
+SEVERAL = "--model.loss=lt_cb.losses.SigmoidLoss"  # of several labels an image
 OWN = ("folds", "lambdas", "betas", "gammas", "taus", "ckpt_path", "weights_only")
 
 
@@ -57,12 +59,14 @@ class Solved(NamedTuple):
     Attributes:
         head: weight, (C, D), and bias, (C,), of the classifier, whose probabilities are calibrated.
         temperature: that they were divided by.
+        thresholds: of several labels an image, logits from which on each is predicted; None of one.
         trial: of all candidates.
         choice: among them.
     """
 
     head: dict[str, Tensor]
     temperature: float
+    thresholds: list[float] | None
     trial: Trial
     choice: Choice
 
@@ -86,13 +90,16 @@ class Recommend(CLI):
         assert isinstance(args, list)
         self.words = args
         super().parse_arguments(parser, args)
+        self.multi_label = data_module(self._datamodule_class, self.config.data).multi_label
+        if self.multi_label:
+            super().parse_arguments(parser, [*args, SEVERAL])
 
     def before_instantiate_classes(self) -> None:
         """Refuse a grid that cannot be; take weights and preprocessing that timm has for its backbone."""
         config = self.config
         config.data.val_fraction = 0.0  # folds hold out
         config.trainer.precision = config.trainer.precision or "32-true"  # features are kept in float32
-        self.tried = recipes(config.betas, config.gammas, config.taus)
+        self.tried = recipes(config.betas, config.gammas, config.taus, self.multi_label)
         if not config.lambdas:
             raise InputError("--lambdas is empty: set it to one L2 strength or more, as --lambdas [0.1,0.01].")
         for strength in config.lambdas:
@@ -137,7 +144,7 @@ class Recommend(CLI):
         solved = self.trainer.strategy.broadcast(solved)  # the others have waited
         assert solved is not None
         classifier.load_state_dict(solved.head)
-        folder = self._write(solved.choice.chosen.recipe.arguments())
+        folder = self._write(solved.choice.chosen.recipe.arguments(), solved.thresholds)
         if self.trainer.is_global_zero:
             write_json(RunDir(folder).recommendation, _record(solved))
             self._report(solved, folder)
@@ -153,13 +160,14 @@ class Recommend(CLI):
         recipe, strength = choice.chosen
         loss = recipe.make(self.datamodule.class_counts)
         held = held_out_logits(x, targets, num_classes, folds, choice.chosen, config.lambdas, basis.variances)
-        temperature = fit_temperature(loss, *held)
+        temperature = 1.0 if self.multi_label else fit_temperature(loss, *held)
+        thresholds = label_scores(*held).best_thresholds.tolist() if self.multi_label else None
         heads = solve_at(x, targets, loss, strength, config.lambdas, basis.variances)
         weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
         head = {"weight": weight / temperature, "bias": cooled(loss, bias[None], temperature)[0]}
-        return Solved(head, temperature, trial, choice)
+        return Solved(head, temperature, thresholds, trial, choice)
 
-    def _write(self, arguments: list[str]) -> Path:
+    def _write(self, arguments: list[str], thresholds: list[float] | None) -> Path:
         """Write the checkpoint of a run that ``fit`` would have with this loss, test it, and return its folder."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = {key: value for key, value in config.items() if key not in OWN}
@@ -170,6 +178,7 @@ class Recommend(CLI):
         words = ["--config", yaml.safe_dump(config), *arguments]
         cli = CLI("fit", words, self._model_class, self._datamodule_class)  # type: ignore[arg-type]
         cli.model.backbone.load_state_dict(self.model.backbone.state_dict())
+        cli.model.thresholds = thresholds
         cli.trainer.strategy.connect(cli.model)
         first = cli.trainer.loggers[0]
         assert isinstance(first, RunFolder)
@@ -189,11 +198,12 @@ class Recommend(CLI):
         small = [name for name, count in zip(names, counted, strict=True) if not count]
         said = [f"Chosen: {choice.chosen}."]
         interval = f"{100 * choice.gain:.1f} points, 95 % interval {100 * choice.low:.1f} to {100 * choice.high:.1f}"
+        plain = f"plain {choice.plain.recipe}"
         if choice.is_plain:
-            said.append("Weighting does not help here: plain softmax is within one standard error of the best.")
+            said.append(f"Weighting does not help here: {plain} is within one standard error of the best.")
         else:
             beats = "It beats" if choice.low > 0 else "It is not shown, beyond chance, to beat"
-            said.append(f"{beats} plain softmax at its best λ, {choice.plain.strength:g}: by {interval}.")
+            said.append(f"{beats} {plain} at its best λ, {choice.plain.strength:g}: by {interval}.")
         if small:
             said.append(
                 f"Of {enumerate_names(small)} there are fewer training images than {self.config.folds} folds: they are "
@@ -206,20 +216,22 @@ class Recommend(CLI):
         trial, choice, names = solved.trial, solved.choice, self.model.class_names
         words = f"Means over {self.config.folds} folds of the training images, in percent; bold is the best, "
         words += "which of so many is a little better than it will be on new images."
-        counted = trial.counted.sum(0)
-        by_class = class_section(
-            names, trial.correct[choice.chosen].sum(0), counted, f"Held-out images: {choice.chosen}."
-        )
-        tables = [surface(trial.scores(), words), by_class]
+        counted, held_out = trial.counted.sum(0), f"Held-out images: {choice.chosen}."
+        metric = PRECISION if self.multi_label else BALANCED
+        if self.multi_label:
+            by_class = precision_section(names, trial.rates(choice.chosen), counted, f"{held_out} Over the folds.")
+        else:
+            by_class = class_section(names, trial.measured[choice.chosen].sum(0), counted, held_out)
+        tables = [surface(trial.scores(), words, metric), by_class]
         finding = self._finding(solved)
         classes = []
-        for candidate in dict.fromkeys((choice.plain, choice.chosen)):
-            right = trial.correct[candidate].sum(0).tolist()
+        for candidate in dict.fromkeys(() if self.multi_label else (choice.plain, choice.chosen)):
+            right = trial.measured[candidate].sum(0).tolist()
             each = zip(names, self.datamodule.class_counts, right, counted.tolist(), strict=True)
             classes += [(str(candidate.recipe), *numbers) for numbers in each]
         show(tables, finding)
         page = RunDir(folder).recommendation_page
-        write_text(page, html("Recommendation", finding, tables, trial.scores(), "folds", classes))
+        write_text(page, html("Recommendation", finding, tables, trial.scores(), "folds", classes, metric))
         own = " --trust_checkpoint true" * must_be_trusted("model.backbone", self.config.model.backbone)
         sys.stdout.write(f"Page: {page}\nGo on: lt-cb test --ckpt_path {RunDir(folder).checkpoint}{own}, or predict\n")
 
@@ -239,14 +251,16 @@ def show(tables: Sequence[Section], finding: str) -> None:
 
 def _record(solved: Solved) -> dict[str, Any]:
     choice = solved.choice
+    plain = str(choice.plain.recipe)
+    metric = "balanced_accuracy" if solved.thresholds is None else "mean_average_precision"
     return {
         "chosen": str(choice.chosen),
-        "plain_softmax": str(choice.plain),
+        f"plain_{plain}": str(choice.plain),
         "gain": choice.gain,
         "interval": [choice.low, choice.high],
-        "beats_plain_softmax": choice.low > 0,
+        f"beats_plain_{plain}": choice.low > 0,
         "temperature": solved.temperature,
-        "balanced_accuracy_by_fold": {str(candidate): values for candidate, values in solved.trial.scores().items()},
+        f"{metric}_by_fold": {str(candidate): values for candidate, values in solved.trial.scores().items()},
     }
 
 

@@ -73,7 +73,7 @@ def frozen_features(
         trainer: that predicts; several devices share the images.
 
     Returns:
-        Features, float32 of shape (N, D), and class indices, int64 of shape (N,).
+        Features, float32 of shape (N, D), and targets, int64 of shape (N,), or int8 of shape (N, C).
 
     Raises:
         InputError: if the network has no linear classifier as its last layer, or the features cannot be kept.
@@ -126,7 +126,9 @@ class FeatureExtractor(LightningModule):
 
     def _num_images(self) -> int:
         of_training = self.data.origin(self.split) == "train"
-        return sum(self.data.source.counts) if of_training else len(self.data.rows[self.split])
+        if of_training and not self.data.multi_label:
+            return sum(self.data.source.counts)
+        return len(self.data.source.labels("train") if of_training else self.data.rows[self.split])
 
     @staticmethod
     def _read(file: Path, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:

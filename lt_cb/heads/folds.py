@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,16 +12,20 @@ from torch import Tensor
 
 from lt_cb import losses
 from lt_cb.data.images import progress
+from lt_cb.data.subset import count_labels, stratify
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.heads.solve import rows_of, solve_at, solve_path
 from lt_cb.losses import EffectiveNumber, Loss
+from lt_cb.metrics import label_scores
 from lt_cb.report.tables import half_width
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 ROUGH = 1e-4  # tolerance of heads that are only compared
 NAMES = {"SoftmaxLoss": "softmax", "FocalLoss": "focal", "PostHocLogitAdjustment": "logit adjustment"}
+NAMES |= {"SigmoidLoss": "sigmoid"}
 SIGNS = {"gamma": "γ", "tau": "τ"}
 Options = tuple[tuple[str, float], ...]
+WeightOf = Literal["sample", "label", "positive"]
 
 
 class Recipe(NamedTuple):
@@ -31,18 +35,23 @@ class Recipe(NamedTuple):
         loss: name of a class of `lt_cb.losses`.
         options: of it, beside class counts and weighting.
         beta: of `EffectiveNumber`; None without a weighting.
-        complexity: 0 for plain softmax; one more for the prior, and for each of beta and gamma.
+        weight_of: of a loss of several labels an image, what its class weights are of.
+        complexity: 0 for plain softmax, or sigmoid; one more for the prior, and for each of beta and gamma.
     """
 
     loss: str
     complexity: int
     options: Options = ()
     beta: float | None = None
+    weight_of: WeightOf | None = None
 
     def make(self, class_counts: Sequence[int]) -> Loss:
         """Return the loss for the class counts, shape (C,)."""
         weighting = None if self.beta is None else EffectiveNumber(self.beta)
-        loss: Loss = getattr(losses, self.loss)(class_counts, weighting=weighting, **dict(self.options))
+        options: dict[str, Any] = dict(self.options)
+        if self.weight_of is not None:
+            options["weight_of"] = self.weight_of
+        loss: Loss = getattr(losses, self.loss)(class_counts, weighting=weighting, **options)
         return loss
 
     def arguments(self) -> list[str]:
@@ -51,21 +60,28 @@ class Recipe(NamedTuple):
         words += [f"--model.loss.{name}={value}" for name, value in self.options]
         if self.beta is not None:
             words += ["--model.loss.weighting=lt_cb.losses.EffectiveNumber", f"--model.loss.weighting.beta={self.beta}"]
+        if self.weight_of is not None:
+            words.append(f"--model.loss.weight_of={self.weight_of}")
         return words
 
     def __str__(self) -> str:
         """Show loss, options and beta."""
         shown = [f"{SIGNS.get(name, name)} {value:g}" for name, value in self.options]
-        weights = [] if self.beta is None else [f"CB β {self.beta:g}"]
+        of = "" if self.weight_of is None else f" by {self.weight_of}"
+        weights = [] if self.beta is None else [f"CB β {self.beta:g}{of}"]
         return ", ".join([" ".join([NAMES.get(self.loss, self.loss), *shown]), *weights])
 
 
-SOFTMAX = Recipe("SoftmaxLoss", 0)
+SOFTMAX, SIGMOID = Recipe("SoftmaxLoss", 0), Recipe("SigmoidLoss", 0)
 POST_HOC = "PostHocLogitAdjustment"  # trained as softmax: its tau costs no solve
 
 
-def recipes(betas: Sequence[float], gammas: Sequence[float], taus: Sequence[float]) -> list[Recipe]:
+def recipes(
+    betas: Sequence[float], gammas: Sequence[float], taus: Sequence[float], multi_label: bool = False
+) -> list[Recipe]:
     """Return what is tried: softmax, focal loss, each class-balanced, and post-hoc logit adjustment.
+
+    Of several labels an image: sigmoid and focal loss, each also with class-balanced weights of samples and of labels.
 
     As the bias of a head is not penalised, balanced softmax and the logit-adjusted loss have the weights of plain
     softmax, and its bias shifted by the prior: they are post-hoc adjustment, and need no solve.
@@ -74,6 +90,7 @@ def recipes(betas: Sequence[float], gammas: Sequence[float], taus: Sequence[floa
         betas: of the effective number, each in [0, 1).
         gammas: of the focal loss, each at least 0.
         taus: strengths of the prior that is taken off the logits of a softmax head, each at least 0.
+        multi_label: whether an image may have several labels.
 
     Raises:
         InputError: if a value is out of range.
@@ -83,6 +100,16 @@ def recipes(betas: Sequence[float], gammas: Sequence[float], taus: Sequence[floa
     for name, values in (("gamma", gammas), ("tau", taus)):
         for value in values:
             check_at_least(name, value, 0, "0 gives softmax." if name == "tau" else "0 gives the sigmoid loss.")
+    if multi_label:
+        plain = [SIGMOID, *[Recipe("FocalLoss", 2, (("gamma", gamma),)) for gamma in gammas]]
+        of: tuple[WeightOf, ...] = ("sample", "label")
+        weighted = [
+            recipe._replace(complexity=3 if recipe.options else 2, beta=beta, weight_of=weight_of)
+            for recipe in plain
+            for beta in betas
+            for weight_of in of
+        ]
+        return [*plain, *weighted]
     found = [SOFTMAX]
     found += [Recipe(POST_HOC, 1, (("tau", tau),)) for tau in taus if tau]
     found += [Recipe("SoftmaxLoss", 2, (), beta) for beta in betas]
@@ -110,7 +137,7 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
     than there are folds is in every training fold, as it could not be held out of each.
 
     Args:
-        targets: class indices, int64 of shape (N,).
+        targets: class indices, int64 of shape (N,), or of several labels int8 of shape (N, C).
         num_classes: C, the number of classes.
         folds: at least 2.
         seed: of the choice.
@@ -120,15 +147,18 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
     """
     if folds < 2:
         raise InputError(f"folds is {folds}, but must be at least 2.")
-    assigned = torch.full_like(targets, -1)
-    held = 0
-    for label in range(num_classes):
-        members = (targets == label).nonzero()[:, 0].numpy()
-        if len(members) >= folds:
-            rng = np.random.default_rng([seed, label])
-            places = (np.arange(len(members)) + rng.integers(folds)) % folds  # rests fall to other folds by class
-            assigned[torch.from_numpy(rng.permutation(members))] = torch.from_numpy(places)
-            held += 1
+    if targets.ndim == 2:
+        held = sum(count >= folds for count in count_labels(targets.numpy(), num_classes))
+        assigned = torch.from_numpy(stratify(targets.numpy(), [1.0] * folds, seed))
+    else:
+        assigned, held = torch.full_like(targets, -1), 0
+        for label in range(num_classes):
+            members = (targets == label).nonzero()[:, 0].numpy()
+            if len(members) >= folds:
+                rng = np.random.default_rng([seed, label])
+                places = (np.arange(len(members)) + rng.integers(folds)) % folds  # rests fall to other folds by class
+                assigned[torch.from_numpy(rng.permutation(members))] = torch.from_numpy(places)
+                held += 1
     if held < 2:
         raise InputError(
             f"{held} of {num_classes} classes have {folds} training images or more, but at least 2 are needed to "
@@ -142,18 +172,23 @@ class Trial:
     """What all candidates do on held-out images.
 
     Attributes:
-        correct: images of each class that a candidate predicts rightly, by fold, int64 of shape (K, C).
+        measured: of each candidate, by fold and class, shape (K, C): images that it predicts rightly, int64, or of
+            several labels the average precision, float64.
         counted: held-out images of each class, by fold, int64 of shape (K, C).
     """
 
     counted: Tensor
-    correct: dict[Candidate, Tensor] = field(default_factory=dict)
+    measured: dict[Candidate, Tensor] = field(default_factory=dict)
+
+    def rates(self, candidate: Candidate) -> Tensor:
+        """Return accuracy, or of several labels average precision, by fold and class, float64 of shape (K, C)."""
+        values = self.measured[candidate]
+        return values if values.is_floating_point() else values.double() / self.counted
 
     def scores(self) -> dict[Candidate, list[float]]:
-        """Return the balanced accuracy of each candidate in each fold, over the classes that are held out of."""
-        held = self.counted[0] > 0
-        counted = self.counted[:, held]
-        return {c: (correct[:, held] / counted).mean(1).tolist() for c, correct in self.correct.items()}
+        """Return the mean over the classes that are held out of, for each candidate in each fold."""
+        held = (self.counted > 0).all(0)
+        return {candidate: self.rates(candidate)[:, held].mean(1).tolist() for candidate in self.measured}
 
 
 def try_all(
@@ -167,16 +202,18 @@ def try_all(
 ) -> dict[Candidate, Tensor]:
     """Solve all heads, and return how many images of each class they predict rightly, int64 of shape (C,).
 
+    Of several labels an image, return the average precision of each class, float64 of shape (C,).
+
     Args:
         features: float32, shape (N, D), as `Basis.project` returns them.
-        targets: class indices, int64 of shape (N,).
+        targets: class indices, int64 of shape (N,), or of several labels int8 of shape (N, C).
         num_classes: C, the number of classes.
-        shown: features and class indices of other images, to predict.
-        tried: recipes, plain softmax among them.
+        shown: features and targets of other images, to predict.
+        tried: recipes, plain softmax or sigmoid among them.
         strengths: values of lambda, each at least 0.
         variances: of the columns of the features.
     """
-    counts = targets.bincount(minlength=num_classes).tolist()
+    counts = count_labels(targets.numpy(), num_classes)
     made = {recipe: recipe.make(counts) for recipe in tried}
     solved = [recipe for recipe in tried if recipe.loss != POST_HOC]
     right = {}
@@ -186,8 +223,11 @@ def try_all(
         logits = dict(zip(solved, heads.logits(shown[0]), strict=True))
         for recipe in tried:
             adjusted = made[recipe].adjust(logits[SOFTMAX if recipe.loss == POST_HOC else recipe])
-            hits = shown[1][adjusted.argmax(1) == shown[1]]
-            right[Candidate(recipe, strength)] = hits.bincount(minlength=num_classes)
+            if targets.ndim == 2:
+                measured = torch.from_numpy(label_scores(adjusted, shown[1]).average_precision)
+            else:
+                measured = shown[1][adjusted.argmax(1) == shown[1]].bincount(minlength=num_classes)
+            right[Candidate(recipe, strength)] = measured
     return right
 
 
@@ -220,7 +260,7 @@ def cross_validate(
         right = try_all(rows_of(features, ~held), targets[~held], num_classes, shown, tried, strengths, variances)
         for candidate, hits in right.items():
             results.setdefault(candidate, []).append(hits)
-    counted = torch.stack([targets[folds == k].bincount(minlength=num_classes) for k in range(number)])
+    counted = torch.tensor([count_labels(targets[folds == k].numpy(), num_classes) for k in range(number)])
     return Trial(counted, {candidate: torch.stack(rows) for candidate, rows in results.items()})
 
 
@@ -233,7 +273,7 @@ def held_out_logits(
     strengths: Sequence[float],
     variances: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits of a candidate for all held-out images, (M, C), and their class indices, (M,).
+    """Return the logits of a candidate for all held-out images, (M, C), and their targets, (M,) or (M, C).
 
     Args:
         features: as of `cross_validate`, like all that is not said here.
@@ -249,7 +289,7 @@ def held_out_logits(
     for k in range(int(folds.max()) + 1):
         held = folds == k
         y = targets[~held]
-        loss = recipe.make(y.bincount(minlength=num_classes).tolist())
+        loss = recipe.make(count_labels(y.numpy(), num_classes))
         heads = solve_at(rows_of(features, ~held), y, loss, strength, strengths, variances, ROUGH)
         logits.append(heads.logits(rows_of(features, held))[0])
         labels.append(targets[held])
@@ -288,8 +328,8 @@ class Choice(NamedTuple):
 
     Attributes:
         chosen: the candidate.
-        plain: plain softmax, at its best strength.
-        gain: of ``chosen`` over ``plain``, in balanced accuracy in [-1, 1].
+        plain: plain softmax, or sigmoid, at its best strength.
+        gain: of ``chosen`` over ``plain``, in balanced accuracy, or mean average precision, in [-1, 1].
         low: of the 95 % interval of the gain, of Student's t, paired by fold.
         high: of it.
     """
@@ -302,8 +342,8 @@ class Choice(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether plain softmax is chosen."""
-        return self.chosen.recipe == SOFTMAX
+        """Whether plain softmax, or sigmoid, is chosen."""
+        return self.chosen.recipe == self.plain.recipe
 
 
 def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
@@ -315,7 +355,7 @@ def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
     the choice does not depend on it.
 
     Args:
-        scores: balanced accuracy of each candidate in each fold, shape (K,), among them plain softmax.
+        scores: of each candidate in each fold, shape (K,), in [0, 1], among them plain softmax or sigmoid.
     """
     means = {candidate: statistics.mean(values) for candidate, values in scores.items()}
     best = max(means, key=lambda c: means[c])
@@ -325,7 +365,7 @@ def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
         if statistics.mean(lost) <= statistics.stdev(lost) / math.sqrt(len(lost)):
             near.append(candidate)
     chosen = min(near, key=lambda c: (c.recipe.complexity, -means[c]))
-    plain = max((c for c in means if c.recipe == SOFTMAX), key=lambda c: means[c])
+    plain = max((c for c in means if c.recipe in (SOFTMAX, SIGMOID)), key=lambda c: means[c])
     gains = [a - b for a, b in zip(scores[chosen], scores[plain], strict=True)]
     gain, half = statistics.mean(gains), half_width(gains)
     return Choice(chosen, plain, gain, gain - half, gain + half)

@@ -1,4 +1,4 @@
-"""Pictures and page of heads: accuracy by L2 strength for each recipe, and of the classes."""
+"""Pictures and page of heads: scores by L2 strength for each recipe, and of the classes."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +12,8 @@ from lt_cb.report.page import page
 from lt_cb.report.sections import Section
 from lt_cb.report.tables import half_width, wilson
 
+BALANCED, PRECISION = "balanced accuracy", "mean average precision"
+
 
 def html(
     title: str,
@@ -20,6 +22,7 @@ def html(
     scores: Mapping[Candidate, Sequence[float]],
     parts: str,
     classes: Iterable[tuple[str, str, int, int, int]] = (),
+    metric: str = BALANCED,
 ) -> str:
     """Return one page without anything outside of it.
 
@@ -27,17 +30,18 @@ def html(
         title: of the page.
         finding: its first paragraph.
         tables: at least one.
-        scores: balanced accuracy in [0, 1] of each candidate, by fold or by seed.
+        scores: of each candidate in [0, 1], by fold or by seed.
         parts: which of the two.
         classes: method, class name, its training images, images that were right, and that were counted.
+        metric: what the scores are.
     """
     methods = [str(recipe) for recipe in dict.fromkeys(candidate.recipe for candidate in scores)]
-    pictures = [_surface(methods, scores, parts), *filter(None, [_by_class(methods, list(classes))])]
+    pictures = [_surface(methods, scores, parts, metric), *filter(None, [_by_class(methods, list(classes))])]
     return page(title, finding, tables, pictures, methods, [""])
 
 
-def surface(scores: Mapping[Candidate, Sequence[float]], words: str) -> Section:
-    """Return the table of mean balanced accuracies, in percent: a row a recipe, a column an L2 strength."""
+def surface(scores: Mapping[Candidate, Sequence[float]], words: str, metric: str = BALANCED) -> Section:
+    """Return the table of mean scores, in percent: a row a recipe, a column an L2 strength."""
     strengths = sorted({candidate.strength for candidate in scores}, reverse=True)
     best = max(scores, key=lambda c: statistics.mean(scores[c]))
     rows = []
@@ -47,7 +51,7 @@ def surface(scores: Mapping[Candidate, Sequence[float]], words: str) -> Section:
             [str(recipe), *(f"**{c}**" if (recipe, s) == best else c for c, s in zip(cells, strengths, strict=True))]
         )
     header = ["method", *(f"λ {strength:g}" for strength in strengths)]
-    return Section("Balanced accuracy by loss and L2 strength", words, header, rows)
+    return Section(f"{metric.capitalize()} by loss and L2 strength", words, header, rows)
 
 
 def class_section(names: Sequence[str], correct: Tensor, counted: Tensor, words: str) -> Section:
@@ -60,7 +64,18 @@ def class_section(names: Sequence[str], correct: Tensor, counted: Tensor, words:
     return Section("Accuracy of the classes", words, ["class", "held-out images", "percent", "interval"], rows)
 
 
-def _surface(methods: list[str], scores: Mapping[Candidate, Sequence[float]], parts: str) -> Picture:
+def precision_section(names: Sequence[str], rates: Tensor, counted: Tensor, words: str) -> Section:
+    """Return the table of average precisions, of shape (K, C) by fold and class, with the images of each label."""
+    rows = []
+    for name, each, total in zip(names, rates.T, counted.tolist(), strict=True):
+        known = (100 * each[~each.isnan()]).tolist()
+        spread = f"{statistics.stdev(known):.1f}" if len(known) > 1 else "–"
+        rows.append([name, str(total), f"{statistics.mean(known):.1f}" if known else "–", spread])
+    header = ["class", "held-out images", "average precision", "standard deviation"]
+    return Section("Average precision of the classes", words, header, rows)
+
+
+def _surface(methods: list[str], scores: Mapping[Candidate, Sequence[float]], parts: str, metric: str) -> Picture:
     values: list[dict[str, Any]] = []
     for (recipe, strength), each in scores.items():
         mean, half = 100 * statistics.mean(each), 100 * half_width(each) if len(each) > 1 else 0.0
@@ -71,7 +86,7 @@ def _surface(methods: list[str], scores: Mapping[Candidate, Sequence[float]], pa
     x = {"field": "strength", "type": "quantitative", "title": "L2 strength λ", "scale": {"type": "log"}}
     if not log:
         x |= {"type": "ordinal", "scale": {}}
-    y = quantity("value", "balanced accuracy in %")
+    y = quantity("value", f"{metric} in %")
     said = hover(method="method", strength="λ", said="%, mean and half of its 95 % interval")
     layers: list[dict[str, Any]] = [
         {"mark": "line", "encoding": {"x": x, "y": y, "color": colour["color"]}},
@@ -81,7 +96,8 @@ def _surface(methods: list[str], scores: Mapping[Candidate, Sequence[float]], pa
         },
     ]
     words = f"Means over {parts}."
-    return Picture("surface", "Balanced accuracy by L2 strength", words, specification(values, 380, layers))
+    title = f"{metric.capitalize()} by L2 strength"
+    return Picture("surface", title, words, specification(values, 380, layers))
 
 
 def _by_class(methods: list[str], classes: list[tuple[str, str, int, int, int]]) -> Picture | None:

@@ -160,7 +160,7 @@ def solve_heads(
 
     Args:
         features: float32, shape (N, D), best as `Basis.project` returns them.
-        targets: class indices, int64 of shape (N,).
+        targets: class indices, int64 of shape (N,), or of several labels int8 of shape (N, C).
         losses: H losses of C classes.
         strengths: H values of lambda, each at least 0 and finite.
         variances: of the columns of the features, shape (D,), which scale the first step; None takes 1.
@@ -338,7 +338,7 @@ def solve_path(
 
     Args:
         features: as of `solve_heads`, like all that is not said here.
-        targets: class indices, int64 of shape (N,).
+        targets: as of `solve_heads`.
         losses: L losses.
         strengths: distinct values of lambda, in any order.
         variances: of the columns of the features.

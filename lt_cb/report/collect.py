@@ -13,7 +13,7 @@ from typing import Any
 from lt_cb.errors import InputError
 from lt_cb.report import rows
 from lt_cb.report.names import WHOLE, method_of, source_of, subset_of
-from lt_cb.run import RunDir, flatten, is_tested_in_part
+from lt_cb.run import AVERAGE_PRECISION, RunDir, flatten, is_tested_in_part
 
 # keys that do not change what is trained: paths, workers, loggers, callbacks
 IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger", "model.metrics")
@@ -65,6 +65,7 @@ class Result:
     validated_on: str | None  # held_out or val, or the test images
     counted: list[int]  # test images of each class
     confusion: list[list[int]]  # test images by true, then predicted class; empty of many classes
+    multi_label: bool  # several labels an image, whose per_class is average precision, and accuracy else
     row: dict[str, str]  # of kept results
 
     def score(self, metric: str) -> float | None:
@@ -89,6 +90,26 @@ class Runs:
     results: list[Result]
     missing: list[tuple[Path, str]]  # folder, and why it is not in the tables
     unnamed: list[str] = field(default_factory=list)  # settings that differ beside those in the names of methods
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the runs are of several labels an image: all are, or none is."""
+        return any(result.multi_label for result in self.results)
+
+    @property
+    def measure(self) -> str:
+        """What each class is measured by."""
+        return "average precision" if self.multi_label else "accuracy"
+
+    @property
+    def means(self) -> tuple[str, str]:
+        """The names of two metrics: a mean over classes, and what a table shows beside it."""
+        return ("mAP", "f1_macro") if self.multi_label else ("balanced_acc", "error")
+
+    @property
+    def by_group(self) -> str:
+        """What stands before the slash and the shot group in the name of a metric."""
+        return "mAP" if self.multi_label else "acc"
 
     def cells(self) -> dict[tuple[str, str], list[Result]]:
         """Return the runs of each (method, data), over seeds."""
@@ -147,6 +168,11 @@ def collect(folder: Path) -> Runs:
             raise InputError(next(iter(damaged.values())))
         name = RunDir(folder).result.name
         raise InputError(f"there is no run with a {name} in '{folder}': give the folder of finished runs.")
+    singles = [each for each in done if AVERAGE_PRECISION not in each[1]]
+    if 0 < len(singles) < len(done):
+        why = "several labels an image, to be reported from a folder of their own"
+        damaged |= {path: why for path, raw, _ in done if AVERAGE_PRECISION in raw}
+        done = singles
     paths, raws, configs = map(list, zip(*done, strict=True))
     by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for config in configs:
@@ -191,7 +217,7 @@ def read_run(where: str | Path) -> Result:
 def _raw(run: RunDir) -> dict[str, Any]:
     """Return the result of a run with the metrics of its last validation."""
     raw = run.read_result()
-    last = next((row for row in reversed(run.read_metrics()) if row.get("val/acc")), {})
+    last = next((row for row in reversed(run.read_metrics()) if row.get("val/acc") or row.get("val/mAP")), {})
     validation = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
     return {**raw, "metrics": {**validation, **raw["metrics"]}}
 
@@ -270,10 +296,11 @@ def _result(
         class_names=raw.get("class_names") or list(map(str, range(len(counts)))),
         class_counts=counts,
         shot_groups=raw.get("shot_groups", {}),
-        per_class=raw["per_class_accuracy"],
+        per_class=raw.get(AVERAGE_PRECISION) or raw["per_class_accuracy"],
         checkpoint=_checkpoint(raw),
         validated_on=raw.get("validated_on") or ("held_out" if config.get("data.val_fraction") else None),
         counted=raw.get("test_counts", []),
         confusion=raw.get("confusion") or [],
+        multi_label=AVERAGE_PRECISION in raw,
         row=raw.get("row", {}),
     )

@@ -29,7 +29,8 @@ def main(args: Sequence[str]) -> int:
     parser = ArgumentParser("lt-cb report", description="Tables and pictures of a folder of runs.")
     parser.add_argument("folder", type=Path, help="of runs, as runs/digits, or of kept results, as results/cifar10")
     parser.add_argument("--out", type=Path, help="folder of report.md, report.csv and report.html; default the runs'")
-    parser.add_argument("--metric", choices=METRICS, default="error", help="of the first table; default error")
+    default = "of the first table; default error, or of several labels an image mAP"
+    parser.add_argument("--metric", choices=METRICS, help=default)
     parser.add_argument("--figures", choices=("svg", "pdf"), help="write the pictures to OUT/figures, for a paper")
     parser.add_argument("--save", type=Path, metavar="RESULTS", help="add the runs to kept results, as results/cifar10")
     options = parser.parse_args(args)
@@ -38,13 +39,14 @@ def main(args: Sequence[str]) -> int:
         print(f"{added} runs added to {options.save}, which has {total}.")
         return 0
     runs = collect(options.folder)
-    cells = cells_of(runs, options.metric)
+    metric = options.metric or ("mAP" if runs.multi_label else "error")
+    cells = cells_of(runs, metric)
     out = options.out or options.folder
     if out.exists() and not out.is_dir():
         raise InputError(f"--out is '{out}', which is a file: name a folder.")
-    tables = sections(runs, cells, options.metric)
-    found = finding(runs, options.metric)
-    pictures = figures(runs, cells, options.metric, METRICS[options.metric])
+    tables = sections(runs, cells, metric)
+    found = finding(runs, metric)
+    pictures = figures(runs, cells, metric, METRICS[metric])
     web = page("Report", found, tables, pictures, methods_and_families(runs), runs.columns())
     write_text(out / "report.md", f"{found}\n\n{_markdown(tables)}")
     write_text(out / "report.csv", _csv(runs))
@@ -74,6 +76,7 @@ def _csv(runs: Runs) -> str:
     writer = csv.writer(stream)
     writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *MEANS])
     for r in runs.results:
-        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, round(r.score("error") or 0.0, 4)]
+        error = r.score("error")
+        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, "" if error is None else round(error, 4)]
         writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.per_class).values()])
     return stream.getvalue()

@@ -165,7 +165,7 @@ def _by_class(runs: Runs) -> Picture | None:
             row |= {"counted": f"{label} ({images})"} if longest <= NAMED else {}
             row |= {"value": round(rate, 3), "said": f"{rate:.1f}", "seeds": len(results)}
             tested = sum(results[0].counted[c] for c in members) if results[0].counted else None
-            if tested is not None and len(members) == 1:
+            if tested is not None and len(members) == 1 and not runs.multi_label:
                 low, high = (100 * bound for bound in wilson(round(rate / 100 * tested), tested))
                 row |= {"low": round(low, 3), "high": round(high, 3)}
                 row["said"] += f" ({low:.0f} to {high:.0f})"
@@ -175,8 +175,9 @@ def _by_class(runs: Runs) -> Picture | None:
     named = longest <= NAMED
     colour = coloured(methods_and_families(runs), values)
     order = colour["color"]["sort"]
-    accuracy = quantity("value", "accuracy in %")
-    said = hover(label="class", method="method", images="training images", tested="test images", said="accuracy, %")
+    accuracy = quantity("value", f"{runs.measure} in %")
+    counted = {"images": "training images", "tested": "test images", "said": f"{runs.measure}, %"}
+    said = hover(label="class", method="method", **counted)
     shown = {**colour, "tooltip": [*said, *hover(seeds="seeds")]}
     points = {"type": "point", "filled": True, "size": 55 if named else 30, "opacity": 0.9}
     layers: list[dict[str, Any]]
@@ -189,7 +190,8 @@ def _by_class(runs: Runs) -> Picture | None:
             {"mark": {"type": "rule", "opacity": 0.8}, "encoding": {**place, **bounds}},
             {"mark": points, "encoding": {**place, "x": accuracy, **shown}},
         ]
-        words = "Mean over seeds, with Wilson's 95 % interval of one run. In brackets: training images."
+        interval = "" if runs.multi_label else ", with Wilson's 95 % interval of one run"
+        words = f"Mean over seeds{interval}. In brackets: training images."
         height = min(longest * (9 * len(order) + 10) + 50, 800)
     else:
         x = quantity("images", "training images of the class", scale={"type": "log"}, axis={"tickCount": 6})
@@ -197,9 +199,8 @@ def _by_class(runs: Runs) -> Picture | None:
         words, height = "Mean over seeds.", 340
     if longest > MARKS:
         words += f" More than {MARKS} classes are drawn as {MARKS} bands of as many classes."
-    return Picture(
-        "accuracy_by_class", "Accuracy of each class", words, specification(values, height, layers), len(order) > FEW
-    )
+    name, title = f"{runs.measure.replace(' ', '_')}_by_class", f"{runs.measure.capitalize()} of each class"
+    return Picture(name, title, words, specification(values, height, layers), len(order) > FEW)
 
 
 def _bands(result: Result) -> list[tuple[str, list[int], float]]:
@@ -293,11 +294,11 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
 
 
 def _gains(runs: Runs) -> Picture | None:
-    groups = [g for g in ("many", "medium", "few") if any(f"acc/{g}" in r.metrics for r in runs.results)]
+    groups = [g for g in ("many", "medium", "few") if any(f"{runs.by_group}/{g}" in r.metrics for r in runs.results)]
     values: list[dict[str, Any]] = []
     baselines = set()
     for group in groups:
-        for method, baseline, data, gains in paired_gains(runs, f"acc/{group}"):
+        for method, baseline, data, gains in paired_gains(runs, f"{runs.by_group}/{group}"):
             if gains:
                 half, mean = half_width(gains) if len(gains) > 1 else 0.0, statistics.mean(gains)
                 row = {"dataset": data, "method": method, "group": group, "seeds": len(gains)}
@@ -320,8 +321,8 @@ def _gains(runs: Runs) -> Picture | None:
     ]
     compared = ", or ".join(sorted(baselines))
     words = (
-        f"Accuracy less that of {compared} on the same seeds: mean and 95 % interval of Student's t. One that crosses "
-        "the line at 0 is not told apart from it."
+        f"{runs.measure.capitalize()} less that of {compared} on the same seeds: mean and 95 % interval of Student's "
+        "t. One that crosses the line at 0 is not told apart from it."
     )
     wide = len(colour["color"]["sort"]) > FEW
     return Picture("gain_by_group", "Gain by shot group", words, specification(values, 300, layers), wide)

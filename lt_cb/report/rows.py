@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from lt_cb.errors import InputError
 from lt_cb.report.names import method_of, source_of
-from lt_cb.run import RunDir, flatten, is_tested_in_part, read_yaml, whole_file, write_text
+from lt_cb.run import AVERAGE_PRECISION, RunDir, flatten, is_tested_in_part, read_yaml, whole_file, write_text
 
 ROWS, CONFIGS = "runs.csv", "configs"
 # what does not change what is trained, or has a column of its own
@@ -34,11 +35,18 @@ FACTS = (
     "commit",
 )
 VERSIONS = ("lt_cb", "python", "torch", "lightning")
-LISTS = ("class_names", "class_counts", "correct", "counted")
+LISTS = ("class_names", "class_counts", "correct", "counted", "average_precision")
+SEVERAL = {  # columns of several labels an image, and their metrics
+    **{name: name for name in ("mAP", "auroc", "f1_macro", "f1_micro")},
+    **{f"mAP_{group}": f"mAP/{group}" for group in ("many", "medium", "few")},
+    "val_mAP": "val/mAP",
+}
+LATER = ("confusion", "average_precision", *SEVERAL)  # that rows have not which were kept before there were any
 COLUMNS = (
     *("experiment", "method", "config", "seed", "subset_seed", *FACTS, *VERSIONS, "seconds", "checkpoint"),
     *("error", "balanced_acc", "many", "medium", "few", "loss", "val_acc", "val_balanced_acc"),
     *("best_epoch", "best_error", "best_balanced_acc", *LISTS, "confusion"),
+    *SEVERAL,
 )
 Row = dict[str, str]
 
@@ -106,11 +114,12 @@ def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
         config["data"]["root"] = root
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
     counted = raw["test_counts"]
-    rates = [rate or 0.0 for rate in raw["per_class_accuracy"]]
-    correct = raw.get("correct") or [round(rate * n) for rate, n in zip(rates, counted, strict=True)]
+    rates = [rate or 0.0 for rate in raw.get("per_class_accuracy", [])]
+    correct = raw.get("correct") or [round(rate * n) for rate, n in zip(rates, counted, strict=bool(rates))]
     metrics = {name.removeprefix("test/"): value for name, value in raw["metrics"].items()}
-    validated = [row for row in run.read_metrics() if row.get("val/acc")]
-    best = max(validated, key=lambda row: float(row["val/acc"]), default={})
+    chooser = "val/mAP" if "mAP" in metrics else "val/acc"
+    validated = [row for row in run.read_metrics() if row.get(chooser)]
+    best = max(validated, key=lambda row: float(row[chooser]), default={})
     last = validated[-1] if validated else {}
     values: dict[str, Any] = {
         "experiment": run.path.parent.name,
@@ -122,20 +131,24 @@ def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
         **{name: raw.get("versions", {}).get(name) for name in VERSIONS},
         "seconds": round(sum(raw.get("wall_time_s", {}).values())),
         "checkpoint": Path(raw.get("checkpoint") or "none").stem,
-        "error": _percent(1.0 - metrics["acc"]),
-        "balanced_acc": _percent(metrics["balanced_acc"]),
+        "error": _percent(1.0 - metrics["acc"]) if "acc" in metrics else None,
+        "balanced_acc": _percent(metrics.get("balanced_acc")),
         **{name: _percent(metrics.get(f"acc/{name}")) for name in ("many", "medium", "few")},
         "loss": metrics.get("loss"),
         "val_acc": _percent(last.get("val/acc")),
         "val_balanced_acc": _percent(last.get("val/balanced_acc")),
         "best_epoch": best.get("epoch"),
-        "best_error": _percent(1.0 - float(best["val/acc"])) if best else None,
+        "best_error": _percent(1.0 - float(best["val/acc"])) if "val/acc" in best else None,
         "best_balanced_acc": _percent(best.get("val/balanced_acc")),
         "class_names": ";".join(name.replace("%", "%25").replace(";", "%3B") for name in raw.get("class_names", [])),
         "class_counts": " ".join(map(str, raw["class_counts"])),
         "correct": " ".join(map(str, correct)),
         "counted": " ".join(map(str, counted)),
         "confusion": ";".join(" ".join(map(str, line)) for line in raw.get("confusion") or []),
+        "average_precision": " ".join(
+            "nan" if value is None else f"{100 * value:.4f}" for value in raw.get(AVERAGE_PRECISION, [])
+        ),
+        **{column: _percent(metrics.get(name, last.get(name))) for column, name in SEVERAL.items()},
     }
     return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}, config
 
@@ -149,7 +162,8 @@ def _read(file: Path) -> list[Row]:
         with file.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         for row in rows:
-            row.setdefault("confusion", "")  # of rows that were kept before there was one
+            for name in LATER:
+                row.setdefault(name, "")
             lengths = {len(row[name].split(";" if name == "class_names" else None)) for name in LISTS if row[name]}
             lengths |= {len(line.split()) for line in row["confusion"].split(";") if row["confusion"]}
             if len(lengths) != 1 or any(row[name] is None for name in COLUMNS):
@@ -173,15 +187,19 @@ def _config(folder: Path, row: Row) -> dict[str, Any]:
 
 def _result(row: Row) -> dict[str, Any]:
     correct, counted, counts = ([int(n) for n in row[name].split()] for name in ("correct", "counted", "class_counts"))
-    percent = {"acc": str(100.0 - float(row["error"])), "balanced_acc": row["balanced_acc"]}
+    percent = {"acc": str(100.0 - float(row["error"])) if row["error"] else "", "balanced_acc": row["balanced_acc"]}
+    percent |= {name: row[column] for column, name in SEVERAL.items()}
     percent |= {f"acc/{name}": row[name] for name in ("many", "medium", "few")}
     percent |= {"val/acc": row["val_acc"], "val/balanced_acc": row["val_balanced_acc"]}
     metrics = {name: float(value) / 100 for name, value in percent.items() if value}
+    values = [float(value) / 100 for value in row["average_precision"].split()]
+    several = {AVERAGE_PRECISION: [None if math.isnan(value) else value for value in values]}
+    single = [right / n if n else None for right, n in zip(correct, counted, strict=not values)]
     return {
         "metrics": metrics | ({"loss": float(row["loss"])} if row["loss"] else {}),
         "class_names": [unquote(name) for name in row["class_names"].split(";")] if row["class_names"] else [],
         "class_counts": counts,
-        "per_class_accuracy": [right / n if n else None for right, n in zip(correct, counted, strict=True)],
+        **(several if values else {"per_class_accuracy": single}),
         "test_counts": counted,
         "correct": correct,
         "confusion": [[int(n) for n in line.split()] for line in row["confusion"].split(";") if line],

@@ -19,9 +19,22 @@ METRICS = {
     "balanced_acc": "Balanced accuracy",
     "val/acc": "Validation accuracy",
     "val/balanced_acc": "Balanced validation accuracy",
+    "mAP": "Mean average precision",
+    "f1_macro": "Macro F1",
+    "f1_micro": "Micro F1",
+    "auroc": "Mean AUROC",
+    "val/mAP": "Mean average precision in validation",
 }
 CLASSES = 100  # of a data set, whose table is read
-MEANINGS = {"error": "Top-1 error", "acc": "Top-1 accuracy", "balanced_acc": "Mean accuracy over classes"}
+MEANINGS = {
+    "error": "Top-1 error",
+    "acc": "Top-1 accuracy",
+    "balanced_acc": "Mean accuracy over classes",
+    "mAP": "Mean over classes of the average precision",
+    "f1_macro": "Mean over classes of F1 at their thresholds",
+    "f1_micro": "F1 at the thresholds, of all labels together",
+    "auroc": "Mean over classes of the area under the ROC curve",
+}
 TOLD = 6  # differences that a finding lists
 NO_BEST = "not all runs held out images to validate on, so none is called the best."
 ALONE = "no two methods share two seeds, so none can be told apart from another."
@@ -45,7 +58,7 @@ def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> lis
         cells: of ``metric``.
         metric: of the first table, a key of ``METRICS``.
     """
-    errors = cells if metric == "error" else cells_of(runs)
+    errors = {} if runs.multi_label else cells if metric == "error" else cells_of(runs)
     top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics], []), "error_top5")
     papers = [_papers(errors, "Beside the paper", "Top-1"), _papers(top5, "Beside the paper, top-5", "Top-5")]
     parts = [
@@ -96,13 +109,14 @@ def _best(runs: Runs, data: str, metric: str) -> str:
     """Say which method the held-out images choose, if all runs have some, else nothing."""
     results = [result for result in runs.results if result.data == data]
     balanced = metric.endswith("balanced_acc")
-    chooser = "val/balanced_acc" if balanced else "val/acc"
+    chooser = "val/mAP" if runs.multi_label else "val/balanced_acc" if balanced else "val/acc"
     if any(r.validated_on in (None, "test") or chooser not in r.metrics for r in results):
         return ""
     cells = cells_of(Runs(results, []), chooser)
     best = next(cell for cell in cells.values() if cell.best)
-    tested = cells_of(Runs(results, []), "balanced_acc" if balanced else "error")[best.method, data]
-    name, reached = METRICS[chooser].lower(), f"{'balanced accuracy' if balanced else 'error'} of {tested} %"
+    shown = "mAP" if runs.multi_label else "balanced_acc" if balanced else "error"
+    tested = cells_of(Runs(results, []), shown)[best.method, data]
+    name, reached = _lower(METRICS[chooser]), f"{_lower(METRICS[shown])} of {tested} %"
     return f"Best on {data} by validation is {best.method}: {name} {best} %, and on the test images {reached}."
 
 
@@ -153,14 +167,16 @@ def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Sectio
 
 def _chosen(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
     """Return the test figures of what a validation metric chooses."""
-    tested = [cells_of(runs, name) for name in ("error", "balanced_acc")]
+    names = runs.means[::-1] if not runs.multi_label else runs.means
+    tested = [cells_of(runs, name) for name in names]
     rows = [
         [data, cell.method, str(cell), *[str(test[method, data]) for test in tested]]
         for (method, data), cell in cells.items()
         if cell.best
     ]
     words = "What the validation images choose, by their mean over seeds, and what it reaches on the test images."
-    return Section("Chosen by validation", words, ["data", "method", METRICS[metric], "error", "balanced acc"], rows)
+    header = ["data", "method", METRICS[metric], *[name.replace("_", " ") for name in names]]
+    return Section("Chosen by validation", words, header, rows)
 
 
 def _papers(cells: dict[tuple[str, str], Cell], title: str, what: str) -> Section:
@@ -191,7 +207,7 @@ def _differences(differences: list[Difference], metric: str) -> Section:
         rows.append([d.method, *than, d.data, f"{d.mean:+.2f}", interval, str(d.seeds), d.verdict(metric)])
     baseline = "the method beside it" if several else differences[0].baseline if differences else ""
     words = (
-        f"How much {better} the {METRICS[metric].lower()} is than that of {baseline}, in points, on the same "
+        f"How much {better} the {_lower(METRICS[metric])} is than that of {baseline}, in points, on the same "
         "seeds: mean and 95 % interval of Student's t over the paired differences. Where it holds 0, the two are not "
         "told apart."
     )
@@ -200,9 +216,9 @@ def _differences(differences: list[Difference], metric: str) -> Section:
 
 
 def _groups(runs: Runs) -> Section:
-    names = [
-        n for n in ("balanced_acc", "acc/many", "acc/medium", "acc/few") if any(n in r.metrics for r in runs.results)
-    ]
+    first = ("mAP", "auroc", "f1_macro", "f1_micro") if runs.multi_label else ("balanced_acc",)
+    each = (*first, *[f"{runs.by_group}/{group}" for group in ("many", "medium", "few")])
+    names = [n for n in each if any(n in r.metrics for r in runs.results)]
     rows = []
     for (method, data), results in _ordered(runs):
         groups = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
@@ -211,10 +227,16 @@ def _groups(runs: Runs) -> Section:
         rows.append([method, data, *groups, *spread, str(len(results))])
     words = (
         "Means over seeds in percent: over classes, over those of many, medium and few training images; and of the "
-        "accuracies of classes the lowest, the geometric and the harmonic mean."
+        f"{'average precisions' if runs.multi_label else 'accuracies'} of classes the lowest, the geometric and the "
+        "harmonic mean."
     )
+    if runs.multi_label:
+        words += (
+            " F1 is at the thresholds of the run, each class's own, chosen on held-out images, or 0.5 where there were "
+            "none; f1_micro is of all labels together."
+        )
     header = ["method", "data", *names, "worst class", "geometric mean", "harmonic mean", "seeds"]
-    return Section("Accuracy of the classes", words, header, rows)
+    return Section(f"{runs.measure.capitalize()} of the classes", words, header, rows)
 
 
 def _by_class(runs: Runs) -> list[Section]:
@@ -231,6 +253,9 @@ def _by_class(runs: Runs) -> list[Section]:
             cells = []
             for results in columns.values():
                 tested = first.counted[c]
+                if runs.multi_label:
+                    cells.append(_spread([r.per_class[c] for r in results]))
+                    continue
                 right = tested * statistics.mean(r.per_class[c] or 0.0 for r in results)
                 low, high = wilson(round(right), tested)
                 cells.append(f"{100 * right / tested:.1f} ({100 * low:.0f} to {100 * high:.0f})" if tested else "–")
@@ -239,6 +264,8 @@ def _by_class(runs: Runs) -> list[Section]:
             "Accuracy in percent, mean over seeds, and in brackets Wilson's 95 % interval of one run, which is what "
             "the number of test images leaves open."
         )
+        if runs.multi_label:
+            words = "Average precision in percent, mean ± standard deviation over seeds; images: those of the label."
         header = ["class", "training images", "test images", *columns]
         tables.append(Section(f"Classes of {data}", words, header, rows))
     return tables
@@ -250,7 +277,8 @@ def _from_logits(runs: Runs) -> list[Section]:
     by_prior: list[list[str]] = []
     calibrated: list[list[str]] = []
     for (method, data), results in _ordered(runs):
-        saved = [analyse(result) for result in results if RunDir(result.folder).logits.is_file()]
+        kept = [r for r in results if RunDir(r.folder).logits.is_file() and not r.multi_label]
+        saved = [analyse(result) for result in kept]
         if saved:
             row, seeds = [method, data], str(len(saved))
             swept = np.mean([p.by_tau for p in saved], 0)
@@ -328,6 +356,17 @@ def _missing(runs: Runs) -> Section:
 def _ordered(runs: Runs) -> list[tuple[tuple[str, str], list[Result]]]:
     columns, methods = runs.columns(), runs.methods()
     return sorted(runs.cells().items(), key=lambda item: (columns.index(item[0][1]), methods.index(item[0][0])))
+
+
+def _spread(values: Iterable[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}" if known else "–"
+
+
+def _lower(name: str) -> str:
+    """Return the name of a metric within a sentence."""
+    return name if name.isupper() else name[:1].lower() + name[1:]
 
 
 def _percent(values: Iterable[float]) -> str:
