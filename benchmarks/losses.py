@@ -67,7 +67,8 @@ def main() -> None:
             logits = torch.rand(batch, classes, device=options.device).mul_(2).sub_(1).requires_grad_()  # as cosines
             targets = torch.randint(classes, (batch,), device=options.device)
             counts = [1 + int(5000 * 0.01 ** (c / (classes - 1))) for c in range(classes)]
-            ours = wrap(kind(counts, weighting=losses.EffectiveNumber(0.999)).to(options.device))
+            more = {"num_images": sum(counts)} if kind is losses.DistributionBalancedLoss else {}
+            ours = wrap(kind(counts, weighting=losses.EffectiveNumber(0.999), **more).to(options.device))
             theirs = wrap(reference)
             for loss in (ours, theirs):
                 seconds(loss, logits, targets, 3)

@@ -25,7 +25,13 @@ METRICS = "lt_cb_metrics"  # of the epoch that it ends with, which are written t
 BACKBONE, LOSS = "backbone.", "loss."  # in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # known of its data
 
-UNSET: dict[str, Any] = {"init_args": {}, "weighting": None, "reduction": "mean", "ignore_index": None}
+UNSET: dict[str, Any] = {
+    "init_args": {},
+    "weighting": None,
+    "reduction": "mean",
+    "ignore_index": None,
+    "weight_of": "sample",
+}
 
 Content = MutableMapping[str, Any]  # of a checkpoint, as torch.load returns it
 

@@ -24,12 +24,18 @@ def test_a_loss_stays_on_the_device_and_never_waits_for_it(cls: type[Loss], dtyp
     for options in ({}, {"weighting": EffectiveNumber(0.99)}, {"ignore_index": 255}, {"reduction": "weighted_mean"}):
         if "ignore_index" in options and "options" not in inspect.signature(cls).parameters:
             continue
+        if "num_images" in inspect.signature(cls).parameters:
+            options = {"num_images": sum(COUNTS), **options}
         loss = cls(COUNTS, **options).train()
         with FakeTensorMode(allow_non_fake_inputs=True):
             loss.to("cuda")
             logits = torch.zeros(8, size, device="cuda", dtype=dtype)
             soft = loss.soft_targets and "ignore_index" not in options
-            for targets in [torch.zeros(8, device="cuda", dtype=torch.int64), torch.zeros_like(logits)][: 1 + soft]:
+            indices, unknown = (
+                torch.zeros(8, device="cuda", dtype=torch.int64),
+                torch.full_like(logits, -1).to(torch.int8),
+            )
+            for targets in [indices, torch.zeros_like(logits), unknown][: 1 + (1 + loss.multi_label) * soft]:
                 value = loss(logits, targets)
                 assert (value.device.type, value.dtype, value.shape) == ("cuda", torch.float32, ())
             assert loss.adjust(logits).device == loss.probabilities(logits).device == logits.device

@@ -18,6 +18,7 @@ from lt_cb.losses import (
     AsymmetricLoss,
     BalancedSoftmaxLoss,
     ClassDependentTemperatureLoss,
+    DistributionBalancedLoss,
     EffectiveNumber,
     EqualizationLoss,
     FocalLoss,
@@ -47,7 +48,8 @@ LOSSES = [
 ]
 IGNORING = [cls for cls in LOSSES if "ignore_index" in inspect.signature(cls).parameters]
 SOFT = [cls for cls in LOSSES if cls.soft_targets]
-LINEAR = [cls for cls in SOFT if cls is not LADELoss]  # in the target, which LADE's regulariser is not
+# in the target, which LADE's regulariser and the weights of the distribution-balanced loss are not
+LINEAR = [cls for cls in SOFT if cls not in (LADELoss, DistributionBalancedLoss)]
 REDUCTIONS = ["mean", "weighted_mean", "sum", "none"]
 
 
@@ -59,6 +61,8 @@ def make(cls: type[Loss], counts: list[int] = COUNTS, **options: Any) -> Loss:
     """Return a loss with weights, without noise, and without ignore_index where it takes none."""
     if cls not in IGNORING:
         options.pop("ignore_index", None)
+    if cls is DistributionBalancedLoss:
+        options = {"num_images": sum(counts), **options}
     return cls(counts, **{"weighting": EffectiveNumber(0.999), **options}).eval()
 
 
@@ -301,11 +305,12 @@ class TestState:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--loss", type=Loss)
         counts = ["--loss", f"lt_cb.losses.{cls.__name__}", "--loss.class_counts", str(COUNTS)]
+        counts += ["--loss.num_images", "999"] if cls is DistributionBalancedLoss else []
         weighting = ["--loss.weighting", "lt_cb.losses.EffectiveNumber", "--loss.weighting.beta", "0.5"]
         loss = parser.instantiate(parser.parse_args([*counts, *weighting, "--loss.reduction", "sum"])).loss
         assert (type(loss), loss.reduction, loss.weighting.beta) == (cls, "sum", 0.5)
         assert parser.instantiate(parser.parse_args(counts)).loss.weighting is None
-        for wrong in (["--loss.reduction", "average"], ["--loss.beta", "1"], ["--loss.weighting.gamma", "1"]):
+        for wrong in (["--loss.reduction", "average"], ["--loss.theta", "1"], ["--loss.weighting.gamma", "1"]):
             with pytest.raises(Exception, match=wrong[0].rpartition(".")[2]):
                 parser.parse_args([*counts, *weighting, *wrong])
 
@@ -331,10 +336,11 @@ class TestSoftTargets:
 
     def test_what_is_no_probability_is_refused(self, cls) -> None:
         targets = one_hot(batch()[1])
-        for wrong in (255.0, -1.0, torch.nan, 1.01):
+        allowed = r"\[0, 1\], -1 or NaN" if cls.multi_label else r"\[0, 1\]"
+        for wrong in (255.0, 1.01, -0.5) if cls.multi_label else (255.0, -1.0, torch.nan, 1.01):
             targets[3, 2] = wrong
             with pytest.raises(
-                ValueError, match=r"must be in \[0, 1\], but go from .*: give a label that is not known"
+                ValueError, match=f"must be in {allowed}, but go from .*: give a label that is not known"
             ):
                 make(cls)(batch()[0], targets)
         if cls in IGNORING:
@@ -380,6 +386,8 @@ def test_weighted_soft_targets_of_softmax_are_torchs(seed: int, scale: float, se
         (FocalLoss(COUNTS, gamma=0), SigmoidLoss(COUNTS)),
         (AsymmetricLoss(COUNTS, 0, 0, margin=0), SigmoidLoss(COUNTS)),
         (AsymmetricLoss(COUNTS, 1.5, 1.5, margin=0), FocalLoss(COUNTS, 1.5)),
+        (DistributionBalancedLoss(COUNTS, 600, 0.5, 0, 0.3, 0, 1, gamma=0), SigmoidLoss(COUNTS)),
+        (DistributionBalancedLoss(COUNTS, 600, 0.5, 0, 0.9, 0, 1, gamma=1.5), FocalLoss(COUNTS, 1.5)),
         (PolyLoss(COUNTS, epsilon=0), SoftmaxLoss(COUNTS)),
         (LabelSmoothingLoss(COUNTS, 0), SoftmaxLoss(COUNTS)),
         (LabelSmoothingLoss(COUNTS, 0.3), nn.CrossEntropyLoss(label_smoothing=0.3)),

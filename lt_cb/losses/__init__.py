@@ -14,6 +14,7 @@ from lt_cb.losses.margins import (
     PostHocLogitAdjustment,
     VectorScalingLoss,
 )
+from lt_cb.losses.multilabel import DistributionBalancedLoss
 from lt_cb.losses.negatives import EqualizationLoss, SeesawLoss
 from lt_cb.losses.sigmoid import AsymmetricLoss, FocalLoss, SigmoidLoss
 from lt_cb.losses.smoothing import LabelAwareSmoothingLoss, LabelSmoothingLoss
@@ -32,6 +33,7 @@ __all__ = [
     "AsymmetricLoss",
     "BalancedSoftmaxLoss",
     "ClassDependentTemperatureLoss",
+    "DistributionBalancedLoss",
     "EffectiveNumber",
     "EqualizationLoss",
     "FocalLoss",

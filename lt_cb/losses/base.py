@@ -4,7 +4,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from lt_cb.errors import InputError
 from lt_cb.losses.weighting import Weighting, with_images
 
 Reduction = Literal["mean", "weighted_mean", "sum", "none"]
+WeightOf = Literal["sample", "label", "positive"]
 
 
 class ReductionOptions(TypedDict, total=False):
@@ -58,6 +59,9 @@ class Loss(nn.Module, ABC):
             both to the backbone.
         normalized_classifier: whether logits have to be cosines, of normalised features and normalised weights.
         soft_targets: whether targets of the shape of the logits are taken.
+        multi_label: whether an image may have several labels, each on its own. Targets of the shape of the logits may
+            then be -1 or NaN where a label is not known, also those that ``per_sample`` gets.
+        weight_of: what a class weight multiplies, see `SigmoidOptions`; the sample unless a loss has the choice.
         weighted: whether the class weights count; False until a deferred weighting sets in.
         distorted_by: why the probabilities belong to no prior of the classes, which `assumed_prior` then says; None
             where they do. A loss of your own that they do with sets it, and if it takes a prior off, overrides
@@ -71,6 +75,8 @@ class Loss(nn.Module, ABC):
     prior_bias: float | None = None
     normalized_classifier = False
     soft_targets = True
+    multi_label = False
+    weight_of: WeightOf = "sample"
     weighted = True
     distorted_by: str | None = "a per_sample of its own"
 
@@ -130,10 +136,13 @@ class Loss(nn.Module, ABC):
         Raises:
             AttributeError: if a loss of your own does not keep one as an attribute of its name.
         """
-        parameters = inspect.signature(type(self)).parameters.values()
-        names = {p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD}
-        if len(names) < len(parameters):
-            names |= dict.fromkeys(LossOptions.__annotations__)
+        names: dict[str, None] = {}
+        for parameter in inspect.signature(type(self)).parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                options = next(iter(get_args(parameter.annotation)), LossOptions)  # of Unpack[...], if it is one
+                names |= dict.fromkeys(getattr(options, "__annotations__", LossOptions.__annotations__))
+            else:
+                names[parameter.name] = None
         return {name: getattr(self, name) for name in names}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
@@ -144,7 +153,7 @@ class Loss(nn.Module, ABC):
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the unweighted loss of each sample, shape (B,), for float32 or float64 logits of shape (B, C).
 
-        Targets are int64 of shape (B,), or of the shape and dtype of the logits.
+        Targets are int64 of shape (B,), or of the shape and dtype of the logits; see also ``multi_label``.
         """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -153,7 +162,8 @@ class Loss(nn.Module, ABC):
         Args:
             logits: floating, shape (B, C), or (B, C, d1, ...) as for segmentation, where each place is a sample.
             targets: class indices in [0, C) or ``ignore_index``, int64 of shape (B,) or (B, d1, ...); or multi-hot or
-                soft targets in [0, 1], of the shape of the logits, whose weights are those of `weigh`.
+                soft targets in [0, 1], of any dtype and the shape of the logits, whose weights are those of `weigh`;
+                to a loss of several labels also -1 or NaN where one is not known, whose term is left out.
 
         Returns:
             Scalar, or shape (B,) or (B, d1, ...) for the reduction ``none``; float32 or the dtype of wider logits.
@@ -219,20 +229,23 @@ class Loss(nn.Module, ABC):
         if targets.device.type != "cpu" or torch.compiler.is_compiling():
             return
         try:
-            inside = bool(((targets >= 0) & (targets < 1.001)).all())  # sums of shares may be rounded up
+            inside = (targets >= 0) & (targets < 1.001)  # sums of shares may be rounded up
+            if self.multi_label:
+                inside |= (targets == -1) | targets.isnan()
+            if inside.all():
+                return
         except RuntimeError:  # under torch.func.vmap, where there are no values to look at
             return
-        if not inside:
-            raise InputError(
-                f"targets of the shape of the logits must be in [0, 1], but go from {targets.min().item():g} to "
-                f"{targets.max().item():g}: give a label that is not known as 0, or its images no label at all."
-            )
+        allowed, remedy = "in [0, 1]", "as 0, or its images no label at all"
+        if self.multi_label:
+            allowed, remedy, targets = "in [0, 1], -1 or NaN", "as -1 or NaN", targets.nan_to_num(0.0)
+        raise InputError(
+            f"targets of the shape of the logits must be {allowed}, but go from {targets.min().item():g} to "
+            f"{targets.max().item():g}: give a label that is not known {remedy}."
+        )
 
     def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:
-        factors = None
-        if class_weights is not None:
-            factors, targets = self.weigh(targets, class_weights)
-        losses = self.per_sample(logits, targets)
+        losses, factors = self._losses(logits, targets, class_weights)
         if valid is not None:
             factors = valid.to(losses.dtype) if factors is None else factors * valid
         if self.reduction == "none":
@@ -244,6 +257,13 @@ class Loss(nn.Module, ABC):
         elif self.reduction == "weighted_mean":
             factors = factors / factors.sum().clamp(min=torch.finfo(factors.dtype).tiny)
         return losses.dot(factors)
+
+    def _losses(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the losses of the samples and what they are still to be multiplied by, each of shape (B,)."""
+        factors = None
+        if class_weights is not None:
+            factors, targets = self.weigh(targets, class_weights)
+        return self.per_sample(logits, targets), factors
 
     def weigh(self, targets: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the samples, shape (B,), and the targets that their losses are to be taken of.
@@ -272,8 +292,8 @@ class Loss(nn.Module, ABC):
 
         .. math:: p_c \propto w_c n_c
 
-        A weight multiplies the loss of each image of its class, as that many more images would. Deferred weights count,
-        for they do so at the end.
+        A weight multiplies the loss of each image of its class, as that many more images would; one of both terms of a
+        label (see `SigmoidOptions`) leaves its probability as it is. Deferred weights count, for they do so at the end.
 
         Returns:
             float64 of shape (C,), which sums to 1 over the classes with images; for others see `positive_counts`.
@@ -287,7 +307,7 @@ class Loss(nn.Module, ABC):
                 f"{self.distorted_by}: leave the prior out, or train with a softmax, focal or logit-adjusted loss."
             )
         mass = self.positive_counts()
-        if self.weighting is not None:
+        if self.weighting is not None and self.weight_of != "label":
             mass = mass * self.weighting(self.class_counts)
         return mass / mass.where(with_images(self.class_counts), 0.0).sum()
 
