@@ -401,9 +401,8 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         asked = named["model"]["loss"]
         assert f"lt_cb.losses.{type(cli.model.loss).__name__}" == asked["class_path"]
         own = asked.get("init_args") or {}
-        defaults = type(cli.model.loss)(
-            cli.datamodule.class_counts, **{k: v for k, v in own.items() if k != "weighting"}
-        )
+        of_data = {k: getattr(cli.model.loss, k) for k in ("class_counts", "num_images") if hasattr(cli.model.loss, k)}
+        defaults = type(cli.model.loss)(**of_data, **{k: v for k, v in own.items() if k != "weighting"})
         for option, value in vars(defaults).items():
             if isinstance(value, float | int | str | None) and option not in ("training", "weighting"):
                 assert getattr(cli.model.loss, option) == value, option
