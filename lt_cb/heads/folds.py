@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lt_cb import losses
 from lt_cb.data.images import progress
-from lt_cb.data.subset import count_labels, stratify
+from lt_cb.data.multilabel import stratify
+from lt_cb.data.subset import count_labels
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.heads.solve import rows_of, solve_at, solve_path
 from lt_cb.losses import EffectiveNumber, Loss
@@ -148,8 +149,15 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
     if folds < 2:
         raise InputError(f"folds is {folds}, but must be at least 2.")
     if targets.ndim == 2:
-        held = sum(count >= folds for count in count_labels(targets.numpy(), num_classes))
-        assigned = torch.from_numpy(stratify(targets.numpy(), [1.0] * folds, seed))
+        labels = targets.numpy()
+        frequent = (labels == 1).sum(0) >= folds
+        assigned, held = torch.full((len(labels),), -1), int(frequent.sum())
+        left = np.flatnonzero(~(labels[:, ~frequent] == 1).any(1))
+        for k in range(folds - 1):
+            others, part = stratify(labels[left], 1 / (folds - k), seed)
+            assigned[left[part]] = k
+            left = left[others]
+        assigned[left] = folds - 1
     else:
         assigned, held = torch.full_like(targets, -1), 0
         for label in range(num_classes):

@@ -34,7 +34,9 @@ def method_of(config: Mapping[str, Any]) -> Method:
     beta, weights = None, []
     if isinstance(weighting, str):
         beta, normalization = options.get("weighting.beta"), options.get("weighting.normalization")
+        of = options.get("weight_of", "sample")
         text = f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else weighting
+        text += "" if of == "sample" else f" by {of}"
         weights = [text + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
     name = " ".join([loss.removesuffix("Loss"), *named])
     family = name if weighting in (None, "EffectiveNumber") else None
