@@ -68,6 +68,17 @@ class Result:
     multi_label: bool  # several labels an image, whose per_class is average precision, and accuracy else
     row: dict[str, str]  # of kept results
 
+    @property
+    def measure(self) -> str:
+        """What each class is measured by."""
+        return "average precision" if self.multi_label else "accuracy"
+
+    @property
+    def means(self) -> tuple[str, ...]:
+        """The names of the means over all classes and over those of each shot group, if there are any."""
+        mean, group = ("mAP", "mAP") if self.multi_label else ("balanced_acc", "acc")
+        return mean, *[f"{group}/{name}" for name in ("many", "medium", "few")]
+
     def score(self, metric: str) -> float | None:
         """Return ``error`` (top-1), ``error_top5``, ``acc`` or another of the metrics, in percent, None without it.
 
@@ -99,17 +110,12 @@ class Runs:
     @property
     def measure(self) -> str:
         """What each class is measured by."""
-        return "average precision" if self.multi_label else "accuracy"
+        return self.results[0].measure
 
     @property
-    def means(self) -> tuple[str, str]:
-        """The names of two metrics: a mean over classes, and what a table shows beside it."""
-        return ("mAP", "f1_macro") if self.multi_label else ("balanced_acc", "error")
-
-    @property
-    def by_group(self) -> str:
-        """What stands before the slash and the shot group in the name of a metric."""
-        return "mAP" if self.multi_label else "acc"
+    def means(self) -> list[str]:
+        """The names of the means over all classes and over those of shot groups that runs have."""
+        return [name for name in self.results[0].means if any(name in result.metrics for result in self.results)]
 
     def cells(self) -> dict[tuple[str, str], list[Result]]:
         """Return the runs of each (method, data), over seeds."""

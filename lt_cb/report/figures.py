@@ -294,11 +294,12 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
 
 
 def _gains(runs: Runs) -> Picture | None:
-    groups = [g for g in ("many", "medium", "few") if any(f"{runs.by_group}/{g}" in r.metrics for r in runs.results)]
+    names = [name for name in runs.means if "/" in name]
+    groups = [name.partition("/")[2] for name in names]
     values: list[dict[str, Any]] = []
     baselines = set()
-    for group in groups:
-        for method, baseline, data, gains in paired_gains(runs, f"{runs.by_group}/{group}"):
+    for name, group in zip(names, groups, strict=True):
+        for method, baseline, data, gains in paired_gains(runs, name):
             if gains:
                 half, mean = half_width(gains) if len(gains) > 1 else 0.0, statistics.mean(gains)
                 row = {"dataset": data, "method": method, "group": group, "seeds": len(gains)}

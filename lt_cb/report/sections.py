@@ -167,7 +167,7 @@ def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Sectio
 
 def _chosen(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
     """Return the test figures of what a validation metric chooses."""
-    names = runs.means[::-1] if not runs.multi_label else runs.means
+    names = ("mAP", "f1_macro") if runs.multi_label else ("error", "balanced_acc")
     tested = [cells_of(runs, name) for name in names]
     rows = [
         [data, cell.method, str(cell), *[str(test[method, data]) for test in tested]]
@@ -216,9 +216,7 @@ def _differences(differences: list[Difference], metric: str) -> Section:
 
 
 def _groups(runs: Runs) -> Section:
-    first = ("mAP", "auroc", "f1_macro", "f1_micro") if runs.multi_label else ("balanced_acc",)
-    each = (*first, *[f"{runs.by_group}/{group}" for group in ("many", "medium", "few")])
-    names = [n for n in each if any(n in r.metrics for r in runs.results)]
+    names = runs.means + (["auroc", "f1_macro", "f1_micro"] if runs.multi_label else [])
     rows = []
     for (method, data), results in _ordered(runs):
         groups = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
