@@ -22,6 +22,8 @@ from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
 from lt_cb.run import RunDir, commit, write_json
 
+TITLES = {"accuracy": "accuracy", "average_precision": "average precision", "auroc": "AUROC", "f1": "F1"}
+MEANS = {"average_precision": "mAP", "auroc": "auroc", "f1": "f1_macro"}  # metrics that are means of a measure
 CONFUSION = 20  # most classes of a confusion matrix that a result and kept rows have
 
 
@@ -183,24 +185,32 @@ def thresholds(module: LongTailedClassifier) -> list[float] | None:
 def _print_table(
     names: list[str], counts: list[int], measured: dict[str, list[float | None]], metrics: dict[str, float]
 ) -> None:
-    titles = [name.replace("_", " ").replace("auroc", "AUROC").replace("f1", "F1") for name in measured]
-    table = Table(title=f"Test {titles[0]} by class")
+    first = next(iter(measured))
+    table = Table(title=f"Test {TITLES[first]} by class")
     table.add_column("class")
     table.add_column("training images", justify="right")
-    for title in titles:
-        table.add_column(title, justify="right")
+    for name in measured:
+        table.add_column(TITLES[name], justify="right")
     table.add_column("")
+    width = 20 if len(measured) == 1 else 10  # of the bars
     shown = list(zip(names, counts, *measured.values(), strict=True))
     if len(shown) > 100:  # the rest is in result.json
         middle = f"{len(shown) - 100} more, see result.json"
         shown = [*shown[:50], (middle, 0, *[None] * len(measured)), *shown[-50:]]
     for name, count, *values in shown:
-        bar = "" if values[0] is None else "█" * round(values[0] * 20)
+        bar = "" if values[0] is None else "█" * round(values[0] * width)
         cells = ["–" if value is None else f"{value:.1%}" for value in values]
         table.add_row(name, str(count) if values[0] is not None or count else "", *cells, bar)
     table.add_section()
-    for name, value in metrics.items():
-        label = name.removeprefix("test/")
-        shown_value = "–" if math.isnan(value) else f"{value:.1%}"  # of no class with test images
-        table.add_row(label, "", f"{value:.4f}" if label == "loss" else shown_value)
+    left = {name.removeprefix("test/"): value for name, value in metrics.items()}
+    for group in ("", "/many", "/medium", "/few"):  # each in the column of its measure
+        means = [left.pop(f"{MEANS[name]}{group}", None) for name in measured if name in MEANS]
+        if any(value is not None for value in means):
+            table.add_row(f"{group[1:]}-shot" if group else "mean", "", *map(_shown, means))
+    for label, value in left.items():
+        table.add_row(label, "", f"{value:.4f}" if label == "loss" else _shown(value))
     Console().print(table)
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.1%}"  # of no class with test images

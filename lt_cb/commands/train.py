@@ -275,7 +275,7 @@ class CLI(LightningCLI):
             if self.new_stage:  # it has its weights already, and starts at epoch 0
                 options["ckpt_path"] = None
             if self.config_init["trainer"]["enable_model_summary"] is None:
-                rank_zero_info(_summary(self.model, str(self.config.model.backbone)))
+                rank_zero_info(_summary(self.model, self.datamodule, str(self.config.model.backbone)))
             begins_at = 0 if self.checkpoint is None or self.new_stage else self.checkpoint.get("global_step", 0)
             self.trainer.fit(self.model, **options)
             if self.trainer.global_step > begins_at:  # else there was nothing left to train
@@ -392,15 +392,16 @@ def _check_training(model: LongTailedClassifier, data: LongTailedDataModule, tra
         )
 
 
-def _summary(model: LongTailedClassifier, backbone: str) -> str:
+def _summary(model: LongTailedClassifier, data: LongTailedDataModule, backbone: str) -> str:
     """Return what is trained on what."""
     parameters, loss, counts = list(model.parameters()), model.loss, model.loss.class_counts
     size, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    labels = f" with {sum(counts):,} labels" if model.multi_label else ""
     weighting = f" with {type(loss.weighting).__name__}" if loss.weighting is not None else ""
     return (
         f"{backbone}: {size / 1e6:.3g} M parameters{f', {trained:,} of them trained' if trained < size else ''}; "
-        f"{type(loss).__name__}{weighting}; {len(counts)} classes, {sum(counts):,} training images, imbalance factor "
-        f"{max(counts) / min(count for count in counts if count):.4g}."
+        f"{type(loss).__name__}{weighting}; {len(counts)} classes, {data.num_images:,} training images{labels}, imbalance "
+        f"factor {max(counts) / min(count for count in counts if count):.4g}."
     )
 
 
