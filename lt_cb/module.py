@@ -365,6 +365,11 @@ class LongTailedClassifier(LightningModule):
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
+        if (targets.ndim == 2) != self.multi_label:
+            raise InputError(
+                f"the targets have shape {tuple(targets.shape)}, but multi_label is {self.multi_label}: give the model "
+                "class indices of shape (B,), or multi_label=True and targets of shape (B, C)."
+            )
         logits: Tensor = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
         scores = self.scores(logits)

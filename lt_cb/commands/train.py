@@ -400,8 +400,8 @@ def _summary(model: LongTailedClassifier, data: LongTailedDataModule, backbone: 
     weighting = f" with {type(loss.weighting).__name__}" if loss.weighting is not None else ""
     return (
         f"{backbone}: {size / 1e6:.3g} M parameters{f', {trained:,} of them trained' if trained < size else ''}; "
-        f"{type(loss).__name__}{weighting}; {len(counts)} classes, {data.num_images:,} training images{labels}, imbalance "
-        f"factor {max(counts) / min(count for count in counts if count):.4g}."
+        f"{type(loss).__name__}{weighting}; {len(counts)} classes, {data.num_images:,} training images{labels}, "
+        f"imbalance factor {max(counts) / min(count for count in counts if count):.4g}."
     )
 
 
