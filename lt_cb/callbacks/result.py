@@ -75,7 +75,7 @@ class ResultFile(Callback):
             "correct": of_classes.get("correct"),
             "test_counts": tested,  # images of the class, or that have the label
             "known_counts": of_classes.get("known"),  # images of which it is known whether they have the label
-            "thresholds": thresholds(pl_module),  # probabilities from which on a label is predicted
+            "thresholds": pl_module.threshold_probabilities,  # probabilities from which on a label is predicted
             "confusion": pl_module.confusion if len(counts) <= CONFUSION else None,  # by true, then predicted class
             "test_images": of_classes["images"] if pl_module.multi_label else sum(tested),
             "skipped_images": data.skipped if data else {},  # by split, of what cannot be read
@@ -174,12 +174,6 @@ def class_values(module: LongTailedClassifier, measure: str) -> list[float | Non
         pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
         return [correct / total if total else None for correct, total in pairs]
     return [None if math.isnan(value) else value for value in module.per_class[measure]]
-
-
-def thresholds(module: LongTailedClassifier) -> list[float] | None:
-    """Return the probabilities from which on each of several labels is predicted; None if none were chosen."""
-    logits = module.thresholds
-    return None if logits is None else torch.tensor(logits, dtype=torch.float64).sigmoid().tolist()
 
 
 def _print_table(

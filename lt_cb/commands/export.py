@@ -82,6 +82,8 @@ class Export(Predict):
             stream.write(written)
         facts = {name: self.model.hparams[name] for name in ("class_names", "image_size", "in_channels")}
         how = {"crop": self.crop, "interpolation": self.interpolation, "prior": self.model.prior}
+        if self.model.multi_label:
+            how["thresholds"] = self.model.threshold_probabilities  # from which on each label is predicted
         write_json(file.with_name(f"{file.name}.json"), facts | how)
         sys.stdout.write(
             f"Exported: {file}, and its classes: {file.name}.json. On {compared} images its probabilities differ from "
