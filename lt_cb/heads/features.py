@@ -20,9 +20,10 @@ from lt_cb.data.cache import cache_file, reserve, stamp
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.sources.base import FileSource, Source, Split
 from lt_cb.errors import InputError
+from lt_cb.evaluation import Batch
 from lt_cb.heads.solve import rows_of
 from lt_cb.models import last_linear
-from lt_cb.module import Batch, LongTailedClassifier
+from lt_cb.module import LongTailedClassifier
 
 MACHINE = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")
 CPU_BATCH = 32  # twice as fast as 128, whose activations leave the cache, and are mapped anew for each layer
