@@ -23,8 +23,8 @@ class DistributionBalancedLoss(SigmoidLoss):
     r makes up for how often a class is drawn by its own images and by those of other labels. An image without a label
     that is known has r = alpha + 1, the limit for ever rarer labels. lambda spares labels that are not there, nu is a
     bias that is not learned. Formulas and defaults are those of the authors' code and its configuration of VOC-MLT
-    (that of COCO-MLT has mu 0.2 and a scale of 2), which takes the mean over classes, twice: 2 / C of this sum. As
-    there, the last layer's bias is left to the backbone.
+    (that of COCO-MLT has mu 0.2 and a scale of 2), which with the focal term takes twice the mean over classes, so
+    2 / C of this sum. As there, the last layer's bias is left to the backbone.
 
     Class weights come on top of r. They leave the targets of a mixed image as they are, for r is made of those.
 
