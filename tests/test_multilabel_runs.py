@@ -1,0 +1,193 @@
+"""Several labels an image, from a table of one's own to predictions."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from refusals import refused
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from lt_cb.__main__ import main
+from lt_cb.losses import FocalLoss, SoftmaxLoss
+from lt_cb.module import LongTailedClassifier
+
+NAMES = ["sky", "tree", "cat"]
+SHARES = {"sky": 0.7, "tree": 0.4, "cat": 0.15}
+SIZES = {"train": 80, "val": 30, "test": 41}
+COMMON = ["--data.source=manifest", "--data.root=table.csv", "--data.image_size=8", "--data.crop_padding=0"]
+COMMON += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--model.fast=off"]
+FIT = [*COMMON, "--model.loss=FocalLoss", "--model.loss.weighting=EffectiveNumber", "--trainer.callbacks+=SaveLogits"]
+FIT += ["--model.backbone=resnet20", "--trainer.max_epochs=2", "--data.batch_size=16", "--name=several"]
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A column a label: images of which a third is bright for each of three labels; a few labels are unknown."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, size in SIZES.items():
+        (tmp_path / split).mkdir()
+        for i in range(size):
+            labels = [int(rng.random() < SHARES[name]) for name in NAMES]
+            pixels = rng.integers(0, 120, (9, 9, 3), dtype=np.uint8)
+            for c, on in enumerate(labels):
+                pixels[:, 3 * c : 3 * c + 3] += np.uint8(100 * on)
+            Image.fromarray(pixels).save(tmp_path / split / f"{i:02}.png")
+            shown = ["" if rng.random() < 0.05 else str(label) for label in labels]
+            rows.append([f"{split}/{i:02}.png", *shown, split])
+    file = tmp_path / "table.csv"
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["path", *NAMES, "split"], *rows])
+    return file
+
+
+def newest(name: str) -> Path:
+    return max(Path("runs", name).glob("version_*"), key=lambda folder: folder.stat().st_mtime_ns)
+
+
+def labels_of(table: Path, split: str) -> np.ndarray:
+    with table.open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["split"] == split]
+    return np.array([[int(row[name] or -1) for name in NAMES] for row in rows])
+
+
+def test_a_table_from_fit_to_predictions(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *FIT])
+    run = newest("several")
+    result = json.loads((run / "result.json").read_text())
+    train, targets = labels_of(table, "train"), labels_of(table, "test")
+    assert result["class_counts"] == (train == 1).sum(0).tolist()
+    assert result["class_names"] == NAMES
+    assert (result["test_images"], result["test_counts"]) == (41, (targets == 1).sum(0).tolist())
+    assert result["known_counts"] == (targets >= 0).sum(0).tolist()
+    with np.load(run / "logits.npz") as saved:
+        logits = saved["logits"]
+        np.testing.assert_array_equal(saved["targets"], targets)
+    thresholds = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["lt_cb_thresholds"]
+    expected = np.array(thresholds)
+    np.testing.assert_allclose(result["thresholds"], 1 / (1 + np.exp(-expected)), rtol=1e-5)
+    hits = []
+    for c in range(3):
+        known = targets[:, c] >= 0
+        t, z = targets[known, c], logits[known, c]
+        hits.append((t, z >= thresholds[c]))
+        assert result["per_class_average_precision"][c] == pytest.approx(average_precision_score(t, z), abs=1e-6)
+        assert result["per_class_auroc"][c] == pytest.approx(roc_auc_score(t, z), abs=1e-6)
+        assert result["per_class_f1"][c] == pytest.approx(f1_score(*hits[-1], zero_division=0), abs=1e-6)
+    metrics = result["metrics"]
+    assert metrics["test/mAP"] == pytest.approx(np.mean(result["per_class_average_precision"]), abs=1e-6)
+    assert metrics["test/f1_macro"] == pytest.approx(np.mean(result["per_class_f1"]), abs=1e-6)
+    together = [np.concatenate(each) for each in zip(*hits, strict=True)]
+    assert metrics["test/f1_micro"] == pytest.approx(f1_score(*together), abs=1e-6)
+
+    checkpoint = str(run / "checkpoints/last.ckpt")
+    main(["test", "--ckpt_path", checkpoint, "--name=again"])
+    again = json.loads((newest("again") / "result.json").read_text())
+    assert (again["metrics"], again["thresholds"]) == (metrics, result["thresholds"])
+
+    main(["predict", "--ckpt_path", checkpoint, "--images=test", "--probabilities=true", "--name=predicted"])
+    with (newest("predicted") / "predictions.csv").open() as stream:
+        predicted = list(csv.DictReader(stream))
+    assert len(predicted) == 41
+    for row, z in zip(predicted, logits, strict=True):  # the files are sorted as the table has them
+        p = 1 / (1 + np.exp(-z.astype(float)))
+        assert [float(row[name]) for name in NAMES] == pytest.approx(p, abs=1e-4)
+        above = sorted(np.flatnonzero(z >= expected), key=lambda c: -z[c])
+        assert row["classes"] == ";".join(NAMES[c] for c in above)
+        assert [float(v) for v in row["probabilities"].split(";") if v] == pytest.approx(p[above], abs=1e-4)
+
+    capsys.readouterr()
+    assert main(["report", "runs/several"]) in (0, None)
+    report = capsys.readouterr().out
+    assert "Mean average precision" in report
+    assert f"{100 * metrics['test/mAP']:.2f}" in report
+    page = Path("runs/several/report.md").read_text()
+    assert "Average precision of the classes" in page
+    assert f"{100 * metrics['test/f1_micro']:.2f}" in page
+    main(["report", "runs/several", "--save", "kept"])
+    main(["report", "kept"])
+    assert f"{100 * metrics['test/mAP']:.2f}" in Path("kept/report.md").read_text()
+
+
+def test_recommendation_and_heads(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *FIT])
+    checkpoint = str(newest("several") / "checkpoints/last.ckpt")
+    grid = ["--ckpt_path", checkpoint, "--lambdas=[0.1,0.01]", "--betas=[0.99]", "--folds=3"]
+    main(["recommend", *grid, "--name=recommended"])
+    out = capsys.readouterr().out
+    found = json.loads((newest("recommended") / "recommendation.json").read_text())
+    assert "Mean average precision by loss and L2 strength" in out
+    assert set(found["mean_average_precision_by_fold"]) >= {"sigmoid, λ 0.1", "focal γ 1, CB β 0.99 by label, λ 0.01"}
+    result = json.loads((newest("recommended") / "result.json").read_text())
+    assert result["thresholds"] is not None
+    assert result["metrics"]["test/mAP"] > 0.8  # a bright third is easily told
+    main(["predict", "--ckpt_path", str(newest("recommended") / "checkpoints/last.ckpt"), "--images=test"])
+    main(["heads", *grid, "--seeds=[0]", "--name=heads"])
+    with (newest("heads") / "heads.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["loss"] for row in rows} == {"SigmoidLoss", "FocalLoss"}
+    assert all(0 <= float(row["mAP"]) <= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_metrics_of_one() -> None:
+    """41 test images over 2 processes, 21 and 20, of which some labels are unknown."""
+    main(["fit", *FIT])
+    checkpoint = str(newest("several") / "checkpoints/last.ckpt")
+    one = json.loads((newest("several") / "result.json").read_text())
+    command = [sys.executable, "-m", "lt_cb", "test", "--ckpt_path", checkpoint, "--name=two"]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
+    two = json.loads((newest("two") / "result.json").read_text())
+    assert two["processes"] == 2
+    assert (two["test_images"], two["test_counts"], two["known_counts"]) == (
+        one["test_images"],
+        one["test_counts"],
+        one["known_counts"],
+    )
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    with np.load(newest("several") / "logits.npz") as here, np.load(newest("two") / "logits.npz") as there:
+        np.testing.assert_array_equal(here["targets"], there["targets"])
+
+
+def test_what_does_not_go_with_several_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refused(capsys, "fit", *COMMON)
+    assert sentence.startswith("SoftmaxLoss is for one label an image, but these data have several")
+    main(["fit", *FIT])
+    checkpoint = str(newest("several") / "checkpoints/last.ckpt")
+    assert "several labels" in refused(capsys, "test", "--ckpt_path", checkpoint, "--prior=uniform")
+    sentence = refused(capsys, "predict", "--ckpt_path", checkpoint, "--images=test", "--top=2")
+    assert sentence.startswith("--top is for one label an image")
+
+
+def test_targets_that_are_not_as_the_model_is_told() -> None:
+    model = LongTailedClassifier(FocalLoss([5, 3]), "resnet20", multi_label=True)
+    images = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="multi_label is True"):
+        model.validation_step((images, torch.tensor([0, 1])), 0)
+    single = LongTailedClassifier(SoftmaxLoss([5, 3]), "resnet20")
+    with pytest.raises(ValueError, match="multi_label is False"):
+        single.validation_step((images, torch.tensor([[0, 1], [1, 1]])), 0)
+
+
+def test_mixed_images_of_unknown_labels_are_unknown() -> None:
+    class Halves(torch.nn.Module):
+        def forward(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return (images + images.flip(0)) / 2, (targets + targets.flip(0)) / 2
+
+    model = LongTailedClassifier(FocalLoss([5, 3, 2]), "resnet20", multi_label=True, mix=Halves())
+    seen = []
+    model.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    targets = torch.tensor([[1, 0, -1], [1, 1, 0]], dtype=torch.int8)
+    assert model.training_step((torch.zeros(2, 3, 8, 8, dtype=torch.uint8), targets), 0).isfinite()
+    assert seen[0][:, :2].tolist() == [[1.0, 0.5], [1.0, 0.5]]
+    assert seen[0][:, 2].isnan().all()
