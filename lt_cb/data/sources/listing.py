@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lt_cb.data.cache import Arrays, cache_file, read_cache, stamp, write_cache
 from lt_cb.data.images import folder_id, is_image, progress, walk
-from lt_cb.data.subset import Indices
+from lt_cb.data.subset import Indices, Labels
 from lt_cb.errors import InputError, enumerate_names
 
 Paths = npt.NDArray[np.bytes_]  # half a million of them are one object, which processes share
@@ -28,7 +28,7 @@ class Listing(NamedTuple):
     """Image files of one split of a data set."""
 
     paths: Paths  # shape (N,), below a folder
-    labels: Indices  # shape (N,)
+    labels: Labels  # class indices, int64 of shape (N,), or of several labels an image int8 of shape (N, C)
     class_names: list[str]  # C of them; some may have no file here
 
 
