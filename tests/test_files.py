@@ -12,7 +12,8 @@ from PIL import Image
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.images import find_images, walk
-from lt_cb.data.sources.listing import list_annotations, list_lines, list_table, list_tree
+from lt_cb.data.sources.listing import list_annotations, list_lines, list_tree
+from lt_cb.data.sources.tables import list_table
 from lt_cb.losses import class_weights
 
 COUNTS = json.loads(Path(__file__).with_name("class_counts.json").read_text())
@@ -212,7 +213,7 @@ class TestWrong:
             (
                 "t.csv",
                 "path,class,split\na,b,train\n",
-                "has columns 'path', 'class', 'split', but must have path, label and split",
+                r"column 'class' of '\S+t.csv' has 'b' in row 1, but without a column label or labels",
             ),
             ("t.csv", "path,label,split\n\na,b\n", r"line 3 of '\S+t.csv' has 2 fields, but the header has 3"),
             ("t.csv", "path,label,split\na,,train\n", r"row 1 of '\S+t.csv' has no label"),

@@ -23,6 +23,7 @@ from lt_cb.data import (
     SquareRootSampler,
 )
 from lt_cb.data.loaders.resident import ResidentLoader
+from lt_cb.data.sampler import rarest_labels
 from lt_cb.errors import InputError
 
 SAMPLERS = [ClassBalancedSampler(), SquareRootSampler(), ProgressivelyBalancedSampler(), EffectiveNumberSampler(0.99)]
@@ -173,12 +174,34 @@ class TestInADataLoaderOfOnesOwn:
         code = "import sys; from lt_cb.data import EpochSampler; assert 'lightning' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True)
 
-    @pytest.mark.parametrize("targets", [[], [[1, 0]], [0.5, 1.0], [-1, 0]])
+    @pytest.mark.parametrize("targets", [[], [[2, 0]], [[1.0, 0.0]], [[[1]]], [0.5, 1.0], [-1, 0]])
     def test_other_targets_are_refused(self, targets: list) -> None:
         with pytest.raises(InputError, match="must be class indices of shape"):
             EpochSampler(targets, ClassBalancedSampler())
         with pytest.raises(InputError, match="sampler is 'ClassBalancedSampler', but must be a Sampler"):
             EpochSampler([0, 1], "ClassBalancedSampler")
+
+
+class TestSeveralLabels:
+    def test_an_image_is_one_of_its_rarest_label(self) -> None:
+        labels = np.array([[1, 0, 1], [1, 0, 0], [1, 1, 0], [0, 1, 1], [-1, 0, -1], [0, 1, -1]], np.int8)
+        assert rarest_labels(labels).tolist() == [2, 0, 0, 2, 3, 1]  # of 3, 3 and 2 images, equals in their order
+        assert rarest_labels(np.array([4, 2])).tolist() == [4, 2]
+
+    @given(shape=st.tuples(st.integers(1, 40), st.integers(1, 6)), seed=st.integers(0, 2**32))
+    @settings(deadline=None)
+    def test_the_draw_is_that_of_the_rarest_labels(self, shape: tuple[int, int], seed: int) -> None:
+        labels = np.random.default_rng(seed).integers(-1, 2, shape, np.int8)
+        positives = [sum(row[c] == 1 for row in labels) for c in range(shape[1])]
+        rarest = [
+            min((positives[c], c) for c in range(shape[1]) if row[c] == 1)[1] if (row == 1).any() else shape[1]
+            for row in labels
+        ]
+        assert rarest_labels(labels).tolist() == rarest
+        drawn = SquareRootSampler().draw(labels, [seed])
+        assert drawn.tolist() == SquareRootSampler().draw(np.array(rarest), [seed]).tolist()
+        own = EpochSampler(torch.from_numpy(labels), SquareRootSampler(), seed, num_replicas=1, rank=0)
+        assert list(own) == SquareRootSampler().draw(np.array(rarest), [seed, 0]).tolist()
 
 
 def draw_on_a_rank(rank: int, folder: Path) -> None:

@@ -15,12 +15,13 @@ from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import make_loader, must_stream
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.loaders.streaming import Crop
+from lt_cb.data.multilabel import Chosen, choose
 from lt_cb.data.profile import counts_of_subset
 from lt_cb.data.sampler import Sampler
 from lt_cb.data.sources import make_source
 from lt_cb.data.sources.base import FileSource, SourceFactory, Split
 from lt_cb.data.sources.listing import Paths
-from lt_cb.data.subset import Indices, hold_out, long_tailed_subset
+from lt_cb.data.subset import Indices, Labels, check_counts, check_labels, hold_out, long_tailed_subset
 from lt_cb.errors import InputError
 from lt_cb.schedule import check_fraction, training_progress
 
@@ -30,6 +31,9 @@ class LongTailedDataModule(LightningDataModule):
 
     Class index order is size order, as in Cui et al. 2019. Without ``val_fraction`` or a validation split of the
     source, validation during ``fit`` looks at the test split, as in the paper: select nothing by it.
+
+    Of several labels an image, a count is that of the images which have a label. Those of a subset are at most what is
+    asked for: an image that a rare class loses, its other classes lose too.
 
     Images are held in memory, on the training device, where they fit; else they are decoded as they are asked for.
 
@@ -45,7 +49,8 @@ class LongTailedDataModule(LightningDataModule):
         subset_seed: of the choice of images; apart from the training's seed. A subset of a higher imbalance factor
             is contained in one of a lower.
         val_fraction: share of the subset held out for validation, in [0, 1), class by class: each class of two
-            images or more has at least one there. Nothing is held out of data that have a validation split.
+            images or more has at least one there, of several labels an image wherever these allow it. Nothing is held
+            out of data that have a validation split.
         sampler: how often an epoch shows each class; None shows each image once (instance-balanced). It depends on
             the seed and the epoch alone, so that processes share it and a resumed training repeats it.
         drs_start: fraction of the training, in [0, 1], before the sampler is used: deferred re-sampling (DRS, Cao
@@ -153,6 +158,16 @@ class LongTailedDataModule(LightningDataModule):
         self._splits: dict[Split, tuple[Tensor | Paths, Tensor]] = {}
         self.rows: dict[Split, Indices] = {}  # of a split's images among those of the source, once it is loaded
         self.subset_hash: str | None = None
+        self._chosen: Chosen | None = None
+        if self.multi_label:  # whose counts are known once the images are chosen
+            decay = None if imbalance_factor is None else imbalance_type
+            self._chosen = choose(self.source, self.subset_counts, decay, self.val_fraction, subset_seed)
+            self.subset_counts = self._chosen.subset_counts
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels: targets are then int8 of shape (B, C), -1 for unknown."""
+        return self.source.multi_label
 
     @property
     def class_names(self) -> list[str]:
@@ -162,7 +177,14 @@ class LongTailedDataModule(LightningDataModule):
     @property
     def class_counts(self) -> list[int]:
         """Images of each class that are trained on, those of the subset less those held out for validation."""
+        if self._chosen is not None:
+            return list(self._chosen.class_counts)
         return [n - int(np.ceil((n - 1) * self.val_fraction)) if n else 0 for n in self.subset_counts]
+
+    @property
+    def num_images(self) -> int:
+        """How many images are trained on, those of the subset less those held out for validation."""
+        return sum(self.class_counts) if self._chosen is None else len(self._chosen.train)
 
     @property
     def skipped(self) -> dict[Split, int]:
@@ -233,28 +255,21 @@ class LongTailedDataModule(LightningDataModule):
             images, labels = self.source.files(split)
         else:
             images, labels = self.source.load(split)
-        num_classes = len(self.class_names)
         if not self._streams and images.dtype != np.uint8:
             raise InputError(
                 f"the {split} images are {images.dtype}, but must be uint8 pixels of 0 to 255, (N, H, W, channels): "
                 "convert them in the source's load()."
             )
-        if labels.min() < 0 or labels.max() >= num_classes:
-            raise InputError(
-                f"the {split} labels go from {labels.min()} to {labels.max()}, but {num_classes} classes allow "
-                f"0 to {num_classes - 1}: check the source."
-            )
+        check_labels(labels, split, len(self.class_names), self.multi_label)
         self.rows[split] = np.arange(len(labels))
         if split == "train":
-            loaded = np.bincount(labels, minlength=num_classes).tolist()
-            if loaded != list(self.source.counts):
-                wrong = next(c for c in range(num_classes) if loaded[c] != self.source.counts[c])
-                raise InputError(
-                    f"the source counts {self.source.counts[wrong]} training images of class "
-                    f"'{self.class_names[wrong]}', but loads {loaded[wrong]}: have its counts be those of load()."
+            check_counts(labels, self.source.counts, self.class_names)
+            if self._chosen is None:
+                keep, held = hold_out(
+                    long_tailed_subset(labels, self.subset_counts, self.subset_seed), self.val_fraction
                 )
-            chosen = long_tailed_subset(labels, self.subset_counts, self.subset_seed)
-            keep, held = hold_out(chosen, self.val_fraction)
+            else:
+                keep, held = self._chosen.train, self._chosen.held
             self.subset_hash = hashlib.sha256(keep.tobytes()).hexdigest()
             if self.val_fraction:
                 self._keep("val", images[held], labels[held])
@@ -262,12 +277,12 @@ class LongTailedDataModule(LightningDataModule):
             images, labels, self.rows[split] = images[keep], labels[keep], keep
         self._keep(split, images, labels)
 
-    def _keep(self, split: Split, images: npt.NDArray[Any], labels: Indices) -> None:
+    def _keep(self, split: Split, images: npt.NDArray[Any], labels: Labels) -> None:
         scaled = images if self._streams else torch.from_numpy(resize(images, self.image_size, self.interpolation))
         self._splits[split] = scaled, torch.from_numpy(labels)
 
     def targets(self, split: Split) -> Tensor:
-        """Return the class indices of a split's images, int64 of shape (N,), which are in the order of ``rows``."""
+        """Return the targets of a split's images in the order of ``rows``: int64 (N,), or with labels int8 (N, C)."""
         self._load(split)
         return self._splits[split][1].cpu()
 

@@ -53,6 +53,13 @@ def class_counts_step(n_max: int, num_classes: int, imbalance_factor: float) -> 
     return [n_max] * (num_classes // 2) + [minority] * (num_classes - num_classes // 2)
 
 
+def exponents(imbalance_type: str, num_classes: int) -> list[float]:
+    """Return e_i of the C counts n_max (1 / IF)^e_i of a profile, ``exponential`` or ``step``."""
+    if imbalance_type == "step":
+        return [float(i >= num_classes // 2) for i in range(num_classes)]
+    return [i / (num_classes - 1) for i in range(num_classes)]
+
+
 def counts_of_subset(
     available: Sequence[int],
     class_names: Sequence[str],

@@ -9,10 +9,28 @@ import torch
 from torch import distributed
 from torch.utils.data import DistributedSampler
 
+from lt_cb.data.subset import Labels
 from lt_cb.errors import InputError
 from lt_cb.losses import effective_number
 
 Probabilities = npt.NDArray[np.float64]
+
+
+def rarest_labels(labels: Labels) -> Labels:
+    """Return for each image the rarest of its labels, so that one class stands for it.
+
+    Args:
+        labels: 1, 0, or -1 for unknown, integers of shape (N, C). Class indices of shape (N,) are returned as they are.
+
+    Returns:
+        The label that the fewest of the images have, the first of equals, and C without any: integers of shape (N,).
+    """
+    if labels.ndim == 1:
+        return labels
+    positive = labels == 1
+    by_rarity = np.argsort(positive.sum(0), kind="stable")
+    rarest: Labels = np.where(positive.any(1), by_rarity[positive[:, by_rarity].argmax(1)], labels.shape[1])
+    return rarest
 
 
 class Sampler(ABC):
@@ -21,6 +39,8 @@ class Sampler(ABC):
     An epoch has as many samples as there are training images N. Class c takes N times its share of them, rounded up
     or down at random; within a class each image comes equally often, give or take one. With the shares n / N an epoch
     is therefore each image once, shuffled, as without a sampler.
+
+    An image of several labels is one of the rarest of them; those without a label are a class of their own.
     """
 
     @abstractmethod
@@ -32,14 +52,16 @@ class Sampler(ABC):
             progress: fraction of the training that is done before the epoch, in [0, 1).
         """
 
-    def draw(self, labels: npt.NDArray[np.int64], seed: Sequence[int], progress: float = 0.0) -> npt.NDArray[np.int64]:
-        """Return the samples of an epoch, shuffled: indices into ``labels``, int64 of its shape (N,).
+    def draw(self, labels: Labels, seed: Sequence[int], progress: float = 0.0) -> npt.NDArray[np.int64]:
+        """Return the samples of an epoch, shuffled: indices into ``labels``, int64 of shape (N,).
 
         Args:
-            labels: class of each training image, int64 of shape (N,).
+            labels: class of each training image, integers of shape (N,), or its labels: 1, 0, or -1 for unknown, of
+                shape (N, C).
             seed: one or more integers that the draw depends on alone.
             progress: fraction of the training that is done, in [0, 1).
         """
+        labels = rarest_labels(labels)
         rng = np.random.default_rng(seed)
         order = np.argsort(labels, kind="stable")
         counts = np.unique(labels, return_counts=True)[1]
@@ -116,7 +138,8 @@ class EpochSampler(DistributedSampler[int]):
     Lightning does so by itself, and leaves this sampler in its place.
 
     Args:
-        targets: class indices of the data set, integers of shape (N,).
+        targets: class indices of the data set, integers of shape (N,), or labels, of shape (N, C): 1, 0, or -1 for
+            unknown.
         sampler: how often each class is shown.
         seed: of the draw, at least 0.
         epochs: of the whole training, for a sampler that changes with its progress.
@@ -124,12 +147,12 @@ class EpochSampler(DistributedSampler[int]):
         rank: which of them this is, likewise.
 
     Raises:
-        InputError: if the targets are no class indices of shape (N,), or the sampler is none.
+        InputError: if the targets are neither, or the sampler is none.
     """
 
     def __init__(
         self,
-        targets: Sequence[int] | npt.NDArray[np.int64] | torch.Tensor,
+        targets: Sequence[int] | Sequence[Sequence[int]] | Labels | torch.Tensor,
         sampler: Sampler,
         seed: int = 0,
         epochs: int = 1,
@@ -137,10 +160,11 @@ class EpochSampler(DistributedSampler[int]):
         rank: int | None = None,
     ) -> None:
         labels = np.asarray(targets)
-        if labels.ndim != 1 or not labels.size or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        whole = labels.size and np.issubdtype(labels.dtype, np.integer)
+        if not whole or not ((labels.ndim == 1 and labels.min() >= 0) or (labels.ndim == 2 and abs(labels).max() <= 1)):
             raise InputError(
                 f"targets are {labels.dtype} of shape {labels.shape}, but must be class indices of shape (N,), N at "
-                "least 1, each at least 0."
+                "least 1, each at least 0, or labels of shape (N, C), each 1, 0, or -1 for unknown."
             )
         if not isinstance(sampler, Sampler):
             raise InputError(f"sampler is {sampler!r}, but must be a Sampler, as ClassBalancedSampler().")
@@ -151,7 +175,7 @@ class EpochSampler(DistributedSampler[int]):
             (distributed.get_rank() if together else 0) if rank is None else rank,
             seed=seed,
         )
-        self.labels, self.sampler, self.epochs = labels.astype(np.int64), sampler, epochs
+        self.labels, self.sampler, self.epochs = rarest_labels(labels.astype(np.int64)), sampler, epochs
 
     def __iter__(self) -> Iterator[int]:
         """Return the indices of this process in the current epoch."""

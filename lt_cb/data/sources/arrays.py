@@ -10,7 +10,7 @@ import numpy as np
 from lt_cb.data.images import Images
 from lt_cb.data.sources.base import Source, Split
 from lt_cb.data.sources.files import ImageFolder
-from lt_cb.data.subset import Indices
+from lt_cb.data.subset import Indices, Labels
 from lt_cb.errors import InputError
 
 
@@ -59,7 +59,7 @@ class _CIFAR(Source):
                     "set --data.source image_folder, or another --data.root."
                 )
 
-    def load(self, split: Split) -> tuple[Images, Indices]:
+    def load(self, split: Split) -> tuple[Images, Labels]:
         """Return one split, in the order of the archive or of the files."""
         if self.image_folder is not None:
             return self.image_folder.load(split)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.images import Images, Interpolation, UnreadableError, find_unreadable, load_images, square_size
 from lt_cb.data.sources.listing import Listing, Paths, check_files
-from lt_cb.data.subset import Indices
+from lt_cb.data.subset import Indices, Labels, count_labels
 from lt_cb.errors import InputError, enumerate_names
 
 Split = Literal["train", "val", "test"]
@@ -29,6 +29,8 @@ class Source(ABC):
     Attributes:
         class_names: C names, by class index.
         counts: images of each class in the training split, C numbers.
+        multi_label: whether an image has any number of labels, also none; ``counts`` are then the images that have
+            each of them.
         image_size: height and width of an image in pixels.
         channels: 3 for RGB, 1 for grey.
         has_val: whether there is a validation split beside the other two.
@@ -39,13 +41,22 @@ class Source(ABC):
     image_size: int
     channels: int = 3
     has_val: bool = False
+    multi_label: bool = False
 
     def __init__(self, root: str) -> None:
         self.root = Path(os.path.expanduser(root))
 
     @abstractmethod
-    def load(self, split: Split) -> tuple[Images, Indices]:
-        """Return images, uint8 of shape (N, H, W, channels), and class indices, int64 of shape (N,)."""
+    def load(self, split: Split) -> tuple[Images, Labels]:
+        """Return images, uint8 of shape (N, H, W, channels), and labels.
+
+        Those are class indices, int64 of shape (N,), or with ``multi_label`` int8 of shape (N, C): 1 where an image has
+        the label, 0 where it has not, -1 where that is unknown.
+        """
+
+    def labels(self, split: Split) -> Labels:
+        """Return the labels that `load` does; one that can without the images, should."""
+        return self.load(split)[1]
 
 
 SourceFactory = Callable[[str], Source]  # makes a source of its root
@@ -75,7 +86,7 @@ class FileSource(Source):
         self.unreadable: dict[Split, Indices] = {}
         train = self.listing("train")
         self.class_names = train.class_names
-        self.counts = np.bincount(train.labels, minlength=len(self.class_names)).tolist()
+        self.counts = count_labels(train.labels, len(self.class_names))
 
     @property
     def fixed_size(self) -> int | None:
@@ -97,13 +108,17 @@ class FileSource(Source):
     def listing(self, split: Split) -> Listing:
         """Return paths below the folder and classes, without looking for the images."""
 
-    def files(self, split: Split) -> tuple[Paths, Indices]:
-        """Return whole paths and class indices, both of shape (N,), once all files are found."""
+    def labels(self, split: Split) -> Labels:
+        """Return the labels that `load` does, without looking for the images."""
+        return np.delete(self.listing(split).labels, self.unreadable.get(split, np.array([], np.int64)), axis=0)
+
+    def files(self, split: Split) -> tuple[Paths, Labels]:
+        """Return whole paths, shape (N,), and their labels, once all files are found."""
         listing = self.listing(split)
         check_files(self.folder, listing.paths)
         paths = [os.path.join(os.fsencode(self.folder), path) for path in listing.paths.tolist()]  # some may be whole
         left_out = self.unreadable.get(split, np.array([], np.int64))
-        return np.delete(np.array(paths, bytes), left_out), np.delete(listing.labels, left_out)
+        return np.delete(np.array(paths, bytes), left_out), self.labels(split)
 
     def skip_unreadable(self, in_memory: bool) -> None:
         """Leave out the files that cannot be read as images, say which, and count the others.
@@ -122,22 +137,23 @@ class FileSource(Source):
             rows = find_unreadable(
                 files, size, self.channels, f"Looking at {split} images", self.interpolation, in_memory
             )
-            left = np.bincount(np.delete(labels, rows), minlength=len(self.class_names))
-            lost = [self.class_names[c] for c in np.flatnonzero((left == 0) & (np.array(self.counts) > 0))]
-            if (split == "train" and lost) or not left.any():
-                whose = f" of {enumerate_names(lost)}" if left.any() else ""
+            left = count_labels(np.delete(labels, rows, axis=0), len(self.class_names))
+            pairs = zip(self.class_names, left, self.counts, strict=True)
+            lost = [name for name, now, before in pairs if before and not now]
+            if (split == "train" and lost) or len(rows) == len(files):
+                whose = f" of {enumerate_names(lost)}" if len(rows) < len(files) else ""
                 raise InputError(f"no {split} image{whose} can be read: replace the files, or remove the class.")
             if len(rows):
                 found.append(f"{len(rows)} of {len(files)} {split} images")
                 names += [str(files[row]) for row in rows]
             self.unreadable[split] = rows
-        self.counts = np.bincount(self.files("train")[1], minlength=len(self.class_names)).tolist()
+        self.counts = count_labels(self.labels("train"), len(self.class_names))
         if found:
             rank_zero_warn(
                 f"{', '.join(found)} cannot be read and are left out: {enumerate_names(names)}.", stacklevel=1
             )
 
-    def load(self, split: Split) -> tuple[Images, Indices]:
+    def load(self, split: Split) -> tuple[Images, Labels]:
         """Return one split, decoded or from the cache."""
         paths, labels = self.files(split)
         files = [Path(os.fsdecode(path)) for path in paths.tolist()]

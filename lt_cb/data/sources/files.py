@@ -7,7 +7,9 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.sources.base import FileSource, Split
-from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines, list_table, list_tree
+from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines, list_tree
+from lt_cb.data.sources.tables import list_table, warn_of_several
+from lt_cb.data.subset import count_labels
 from lt_cb.errors import InputError, enumerate_names
 
 
@@ -167,15 +169,27 @@ class Manifest(FileSource):
     Paths are below the folder of the table. The split is train, val or test; without test images those of val are the
     test split. Labels are class names, which are ordered by number if all are whole numbers, and else by the alphabet.
 
+    Of several labels an image, a column ``labels`` in place of ``label`` has them separated by semicolons, or nothing.
+    With neither column, each column beside path and split is a label: 1 or 0, or empty, NaN or -1 for unknown.
+
     Args:
         root: the table.
+        separator: of several labels, in a column ``label`` too; None is a semicolon in ``labels``.
+        label_columns: names of the columns that are labels; None takes all, if there is neither ``label`` nor
+            ``labels``.
 
     Raises:
-        InputError: if the table is missing or another.
+        InputError: if the table is missing or another, or a class has no image to train on.
     """
 
-    def __init__(self, root: str) -> None:
-        self._splits = list_table(Path(os.path.expanduser(root)))
+    def __init__(self, root: str, separator: str | None = None, label_columns: list[str] | None = None) -> None:
+        if separator == "" or label_columns == [] or (separator and label_columns):
+            raise InputError(
+                f"separator is {separator!r} and label_columns {label_columns}, but one of them may be given, and not "
+                "empty: labels are names in one column, or have a column each."
+            )
+        table = Path(os.path.expanduser(root))
+        self._splits = list_table(table, separator, label_columns)
         if unknown := self._splits.keys() - {"train", "val", "test"}:
             raise InputError(f"'{root}' has split '{min(unknown)}', but allowed are train, val and test.")
         if missing := {"train", "test"} - self._splits.keys():
@@ -184,8 +198,39 @@ class Manifest(FileSource):
             else:
                 raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         self.has_val = "val" in self._splits
+        self.multi_label = self._splits["train"].labels.ndim == 2
         super().__init__(root)
+        check_classes(self, "add some, or leave the label out")
+        if not self.multi_label:
+            warn_of_several(table, self.class_names)
 
     def listing(self, split: Split) -> Listing:
         """Return the rows of a split."""
         return self._splits[split]
+
+
+def check_classes(source: FileSource, remedy: str) -> None:
+    """Look whether each class has an image to train on, and warn of labels that another split has no image of.
+
+    Args:
+        source: whose splits are looked at.
+        remedy: what to do, for the message.
+
+    Raises:
+        InputError: if one has none.
+    """
+    if not any(source.counts):
+        raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
+    if untrained := [name for name, count in zip(source.class_names, source.counts, strict=True) if not count]:
+        raise InputError(
+            f"'{source.root}' has no training image of {enumerate_names(untrained)}, so that nothing can be learnt of "
+            f"it: {remedy}."
+        )
+    for split in source.splits[1:] if source.multi_label else ():
+        counts = count_labels(source.labels(split), len(source.class_names))
+        if missing := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
+            rank_zero_warn(
+                f"'{source.root}' has no {split} images of {enumerate_names(missing)}: what is learnt of them is not "
+                "measured there.",
+                stacklevel=1,
+            )

@@ -1,4 +1,4 @@
-"""Lists of image files and their classes: from folders, annotations and tables, each read once and then cached.
+"""Lists of image files and their classes: from folders, annotations and lists, each read once and then cached.
 
 What is missing, or has another format, raises an `InputError` that names it.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lt_cb.data.cache import Arrays, cache_file, read_cache, stamp, write_cache
 from lt_cb.data.images import folder_id, is_image, progress, walk
-from lt_cb.data.subset import Indices
+from lt_cb.data.subset import Indices, Labels
 from lt_cb.errors import InputError, enumerate_names
 
 Paths = npt.NDArray[np.bytes_]  # half a million of them are one object, which processes share
@@ -28,7 +28,7 @@ class Listing(NamedTuple):
     """Image files of one split of a data set."""
 
     paths: Paths  # shape (N,), below a folder
-    labels: Indices  # shape (N,)
+    labels: Labels  # class indices, int64 of shape (N,), or of several labels an image int8 of shape (N, C)
     class_names: list[str]  # C of them; some may have no file here
 
 
@@ -68,11 +68,11 @@ def list_tree(folder: Path, least: int = 2) -> Listing:
             images += [f"{below}/{file}" for file in files if is_image(file)]
         paths += sorted(images)
         counts.append(len(images))
-    listing = Listing(_encode(paths), np.repeat(np.arange(len(names)), counts), names)
+    listing = Listing(encode(paths), np.repeat(np.arange(len(names)), counts), names)
     if len(paths) >= WORTH_CACHING:
         changed = np.array([os.stat(place).st_mtime_ns for place in folders])
         if changed.max() < time.time_ns() - 2 * 10**9:  # else a change to come may have the same time
-            arrays = {**_to_arrays({ALL: listing}), "folders": _encode(folders), "changed": changed}
+            arrays = {**_to_arrays({ALL: listing}), "folders": encode(folders), "changed": changed}
             write_cache(cache, "looks for the images", arrays)
     return listing
 
@@ -90,7 +90,7 @@ def list_annotations(file: Path) -> Listing:
 
     The classes are its categories by id.
     """
-    return _cached(file, _read_annotations)[ALL]
+    return cached_listings(file, _read_annotations)[ALL]
 
 
 def _read_annotations(file: Path) -> dict[str, Listing]:
@@ -100,7 +100,7 @@ def _read_annotations(file: Path) -> dict[str, Listing]:
         files = {image["id"]: image["file_name"] for image in content["images"]}
         index = {category: label for label, (category, _) in enumerate(categories)}
         labels = np.array([index[entry["category_id"]] for entry in content["annotations"]], np.int64)
-        paths = _encode([files[entry["image_id"]] for entry in content["annotations"]])
+        paths = encode([files[entry["image_id"]] for entry in content["annotations"]])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again."
@@ -129,7 +129,7 @@ def list_lines(file: Path) -> Listing:
 
     Classes have the names of their folders, or their numbers if they share folders.
     """
-    return _cached(file, _read_lines)[ALL]
+    return cached_listings(file, _read_lines)[ALL]
 
 
 def _read_lines(file: Path) -> dict[str, Listing]:
@@ -165,36 +165,6 @@ def _named_by_folder(paths: Paths, labels: Indices) -> Listing:
     return Listing(paths, labels, [os.path.relpath(folders[label], common or ".") for label in range(num_classes)])
 
 
-def list_table(file: Path) -> dict[str, Listing]:
-    """Return the images of each split of a table with columns path, label and split, CSV or Parquet, in its order.
-
-    Labels are names of the classes, which are in alphabetical order, or in that of the numbers if all are whole
-    numbers.
-    """
-    return _cached(file, _read_table)
-
-
-def _read_table(file: Path) -> dict[str, Listing]:
-    columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
-    for name in ("path", "label", "split"):
-        if name not in columns:
-            given = enumerate_names(list(columns)) or "none"
-            raise InputError(f"'{file}' has columns {given}, but must have path, label and split.")
-        for number, value in enumerate(columns[name], 1):
-            if value is None or not str(value).strip():
-                raise InputError(f"row {number} of '{file}' has no {name}: give it one, or leave the row out.")
-    labels_of = [str(label).strip() for label in columns["label"]]
-    whole = all(label.isdecimal() for label in labels_of)
-    names = sorted(set(labels_of), key=(lambda label: int(label)) if whole else None)
-    index = {name: label for label, name in enumerate(names)}
-    paths, labels = _encode(list(map(str, columns["path"]))), np.array([index[label] for label in labels_of], np.int64)
-    splits = np.array([str(split).strip().lower() for split in columns["split"]], str)
-    return {
-        str(split): Listing(paths[splits == split], labels[splits == split], names)
-        for split in dict.fromkeys(splits.tolist())
-    }
-
-
 def read_csv(file: Path, otherwise: str) -> dict[str, list[Any]]:
     """Return the columns by the names in the header.
 
@@ -215,18 +185,6 @@ def read_csv(file: Path, otherwise: str) -> dict[str, list[Any]]:
         raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {otherwise}") from error
     header = rows[0] if rows else []
     return {name.strip(): [row[i] for row in rows[1:]] for i, name in enumerate(header)}
-
-
-def _read_parquet(file: Path) -> dict[str, list[Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise InputError(f"'{file}' needs a reader of Parquet: uv pip install pyarrow, or make it CSV.") from error
-    try:
-        columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
-    except (OSError, ArrowException) as error:
-        raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
-    return columns
 
 
 def check_files(folder: Path, paths: Paths) -> None:
@@ -265,15 +223,15 @@ def check_files(folder: Path, paths: Paths) -> None:
         write_cache(cache, "looks for the images", {})
 
 
-def _cached(file: Path, read: Callable[[Path], dict[str, Listing]]) -> dict[str, Listing]:
-    """Return what a file lists by split, read or from the cache."""
+def cached_listings(file: Path, read: Callable[..., dict[str, Listing]], *options: str) -> dict[str, Listing]:
+    """Return what a file lists by split, read with options or from the cache."""
     if not file.is_file():
         what = "is a folder, not a file" if file.is_dir() else "is not there"
         raise InputError(f"the list of images '{file}' {what}: set --data.root to where it is.")
-    cache = cache_file("1", read.__name__, stamp(file))
+    cache = cache_file("2", read.__name__, stamp(file), *(f"{option}\0" for option in options))
     arrays = read_cache(cache)
     if arrays is None:
-        listings = read(file)
+        listings = read(file, *options)
         if not any(len(listing.paths) for listing in listings.values()):
             raise InputError(f"'{file}' names no image: set --data.root to another.")
         if sum(len(listing.paths) for listing in listings.values()) >= WORTH_CACHING:
@@ -298,5 +256,6 @@ def _from_arrays(arrays: Arrays) -> dict[str, Listing]:
     }
 
 
-def _encode(paths: Sequence[str]) -> Paths:
+def encode(paths: Sequence[str]) -> Paths:
+    """Return paths as one array."""
     return np.array([os.fsencode(path) for path in paths], bytes)

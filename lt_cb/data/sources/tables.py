@@ -1,0 +1,135 @@
+"""Lists of image files in tables, CSV or Parquet: with a class, several labels, or a column for each label."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lt_cb.data.sources.listing import Listing, cached_listings, encode, read_csv
+from lt_cb.data.subset import Labels
+from lt_cb.errors import InputError, enumerate_names
+
+Columns = dict[str, list[Any]]
+SEPARATOR = ";"  # of the names in a column called labels
+CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan": -1, "none": -1, "-1": -1, "-1.0": -1}
+
+
+def list_table(
+    file: Path, separator: str | None = None, label_columns: Sequence[str] | None = None
+) -> dict[str, Listing]:
+    """Return the images of each split of a table with columns path and split, in its order.
+
+    A column ``label`` has a class name a row. One called ``labels``, or ``label`` with a separator, has any number of
+    them. Without either each further column is a label, 1 or 0, or empty, NaN or -1 for unknown.
+
+    Classes named in a column are in alphabetical order, or in that of the numbers if all are whole numbers; columns are
+    in their order.
+
+    Args:
+        file: CSV or Parquet.
+        separator: between names; None is a semicolon in ``labels``, and nothing in ``label``.
+        label_columns: names of the columns that are labels, if not all are.
+
+    Raises:
+        InputError: if it cannot be read, or a column or a value is missing or another.
+    """
+    columns = [] if label_columns is None else list(label_columns)
+    return cached_listings(file, _read_table, separator or "", *columns)
+
+
+def _read_table(file: Path, separator: str, *label_columns: str) -> dict[str, Listing]:
+    columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
+    named = "label" if "label" in columns else "labels"
+    by_name = named in columns and not label_columns
+    others = [name for name in columns if name not in ("path", "split")]
+    if not {"path", "split"} <= columns.keys() or not (by_name or others):
+        given = enumerate_names(list(columns)) or "none"
+        raise InputError(f"'{file}' has columns {given}, but must have path, label and split.")
+    for name in ("path", *(["label"] if by_name and named == "label" and not separator else []), "split"):
+        for number, value in enumerate(columns[name], 1):
+            if _text(value) == "":
+                raise InputError(f"row {number} of '{file}' has no {name}: give it one, or leave the row out.")
+    if by_name:
+        separator = separator or (SEPARATOR if named == "labels" else "")
+        labels, names = _by_name(columns[named], separator)
+    else:
+        labels, names = _by_column(file, columns, label_columns or tuple(others))
+    paths = encode(list(map(str, columns["path"])))
+    splits = np.array([_text(split).lower() for split in columns["split"]], str)
+    return {
+        str(split): Listing(paths[splits == split], labels[splits == split], names)
+        for split in dict.fromkeys(splits.tolist())
+    }
+
+
+def _text(value: object) -> str:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
+
+
+def _by_name(cells: list[Any], separator: str) -> tuple[Labels, list[str]]:
+    """Return labels, and the names of the classes, of a column of names."""
+    if not separator:
+        given = [[_text(cell)] for cell in cells]
+    else:
+        parts = [
+            cell if isinstance(cell, list) else _text(cell).split(separator) for cell in cells
+        ]  # Parquet has lists
+        given = [[name for name in map(_text, part) if name] for part in parts]
+    whole = all(name.isdecimal() for names in given for name in names)
+    names = sorted({name for names in given for name in names}, key=(lambda name: int(name)) if whole else None)
+    index = {name: label for label, name in enumerate(names)}
+    if separator:
+        several = np.zeros((len(cells), len(names)), np.int8)
+        for row, part in zip(several, given, strict=True):
+            row[[index[name] for name in part]] = 1
+        return several, names
+    return np.array([index[name] for (name,) in given], np.int64), names
+
+
+def _by_column(file: Path, columns: Columns, names: Sequence[str]) -> tuple[Labels, list[str]]:
+    """Return labels, and the names of the classes, of columns that say which images have them."""
+    if missing := [name for name in names if name not in columns]:
+        existing = enumerate_names(list(columns))
+        raise InputError(f"label_columns names {enumerate_names(missing)}, but '{file}' has columns {existing}.")
+    labels = np.zeros((len(columns["path"]), len(names)), np.int8)
+    for c, name in enumerate(names):
+        for row, cell in enumerate(columns[name]):
+            value = CELLS.get(_text(cell).lower())
+            if value is None:
+                raise InputError(
+                    f"column '{name}' of '{file}' has '{cell}' in row {row + 1}, but without a column label or labels, "
+                    "which name the classes, each is a label: 1, 0, or nothing for unknown. Leave it out, or name the "
+                    "label columns by label_columns."
+                )
+            labels[row, c] = value
+    return labels, list(names)
+
+
+def warn_of_several(file: Path, names: Sequence[str]) -> None:
+    """Warn if a name of a class is made of other classes' names, so that it may be several."""
+    known = set(names)
+    for name in names:
+        for separator in ";|,":
+            if separator in name and {part.strip() for part in name.split(separator)} <= known:
+                option = f" and set --data.source lt_cb.data.sources.Manifest --data.source.separator '{separator}'"
+                rank_zero_warn(
+                    f"a label of '{file}' is '{name}', which is taken for one name: if it is several, call the column "
+                    f"labels in place of label{option if separator != SEPARATOR else ''}.",
+                    stacklevel=1,
+                )
+                return
+
+
+def _read_parquet(file: Path) -> dict[str, list[Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise InputError(f"'{file}' needs a reader of Parquet: uv pip install pyarrow, or make it CSV.") from error
+    try:
+        columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
+    except (OSError, ArrowException) as error:
+        raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
+    return columns

@@ -1,0 +1,192 @@
+"""Tables of images with several labels each: names in one column, or a column for each label."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from lt_cb.__main__ import main
+from lt_cb.data import LongTailedDataModule
+from lt_cb.data.sources import SOURCES, Manifest
+from lt_cb.data.sources.tables import _by_name
+
+Table = Callable[[str], str]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    def write(text: str) -> str:
+        (tmp_path / "t.csv").write_text(text)
+        return str(tmp_path / "t.csv")
+
+    return write
+
+
+def rows(cells: list[str], header: str = "labels", splits: str = "train train train test") -> str:
+    paired = zip(cells, splits.split(), strict=True)
+    return "\n".join([f"path,split,{header}", *[f"{i}.png,{split},{cell}" for i, (cell, split) in enumerate(paired)]])
+
+
+class TestNames:
+    @pytest.mark.parametrize(("header", "separator"), [("labels", None), ("labels", "|"), ("label", ";")])
+    def test_separated(self, table: Table, header: str, separator: str | None) -> None:
+        sign = separator or ";"
+        cells = [f" dog {sign}cat", f"cat{sign}cat{sign}", "", f"dog{sign}cat"]
+        source = Manifest(table(rows(cells, header)), separator)
+        assert source.multi_label
+        assert (source.class_names, source.counts) == (["cat", "dog"], [2, 1])
+        assert source.labels("train").tolist() == [[1, 1], [1, 0], [0, 0]]
+        assert source.labels("train").dtype == np.int8
+        assert source.labels("test").tolist() == [[1, 1]]
+
+    def test_numbers_are_in_their_order(self, table: Table) -> None:
+        assert Manifest(table(rows(["10;9", "9", "", "9;10"]))).class_names == ["9", "10"]
+
+    def test_lists_of_parquet(self, tmp_path: Path) -> None:
+        columns = {"path": ["a", "b", "c"], "labels": [["x", "y"], [], ["y", "x"]], "split": ["train", "train", "val"]}
+        parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+        source = Manifest(str(tmp_path / "t.parquet"))
+        assert source.labels("train").tolist() == [[1, 1], [0, 0]]
+
+    @given(st.lists(st.lists(st.sampled_from("abcde"), max_size=6), min_size=1))
+    def test_any_lists_of_names(self, lists: list[list[str]]) -> None:
+        labels, names = _by_name([" ; ".join(part) for part in lists], ";")
+        assert names == sorted({name for part in lists for name in part})
+        assert [{names[c] for c in np.flatnonzero(row)} for row in labels] == [set(part) for part in lists]
+
+    @pytest.mark.parametrize(
+        ("sign", "more"), [(";", "labels in place of label."), ("|", "--data.source.separator '|'")]
+    )
+    def test_one_name_that_looks_like_several_is_warned_of(self, table: Table, sign: str, more: str) -> None:
+        cells = ["cat", "dog", f"cat{sign} dog", "cat"]
+        with pytest.warns(UserWarning, match=rf"'cat\{sign} dog', which is taken for one name") as caught:
+            source = Manifest(table(rows(cells, "label")))
+        assert more in str(caught[0].message)
+        assert not source.multi_label
+        assert source.class_names == ["cat", f"cat{sign} dog", "dog"]
+
+    def test_an_empty_cell_of_a_single_label_is_refused(self, table: Table) -> None:
+        with pytest.raises(ValueError, match=r"row 2 of .* has no label: give it one"):
+            Manifest(table(rows(["cat", "", "dog", "cat"], "label")))
+
+
+class TestColumns:
+    @pytest.mark.parametrize("ending", ["csv", "parquet"])
+    def test_ones_and_zeros(self, tmp_path: Path, ending: str) -> None:
+        columns = {
+            "zebra": [1, 0, None, 1],
+            "path": ["a", "b", "c", "d"],
+            "ant": [0.0, 1.0, float("nan"), 1.0],
+            "split": ["train", "train", "train", "test"],
+            "bee": [True, False, None, True],
+            "cow": [-1, 1, 0, 1],
+        }
+        file = tmp_path / f"t.{ending}"
+        if ending == "csv":
+            cells = [["" if cell is None else str(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
+            file.write_text("\n".join(map(",".join, [list(columns), *cells])))
+        else:
+            parquet.write_table(pyarrow.table(columns), file)
+        source = Manifest(str(file))
+        assert source.multi_label
+        assert (source.class_names, source.counts) == (["zebra", "ant", "bee", "cow"], [1, 1, 1, 1])
+        assert source.labels("train").tolist() == [[1, 0, 1, -1], [0, 1, 0, 1], [-1, -1, -1, 0]]
+
+    def test_some_columns(self, table: Table) -> None:
+        file = table(rows(["1,0,Bob", "0,1,Eve", ",,", "1,1,Bob"], "ant,bee,who"))
+        with pytest.raises(ValueError, match=r"column 'who' of '\S+' has 'Bob' in row 1, but .* by label_columns"):
+            Manifest(file)
+        assert Manifest(file, label_columns=["bee", "ant"]).labels("train").tolist() == [[0, 1], [1, 0], [-1, -1]]
+        assert Manifest(file, label_columns=["bee"]).counts == [1]  # cached apart, if it were
+        with pytest.raises(ValueError, match=r"label_columns names 'cow', but '\S+' has columns 'path', 'split'"):
+            Manifest(file, label_columns=["cow"])
+
+    def test_options_that_exclude_each_other(self, table: Table) -> None:
+        file = table(rows(["1", "0", "0", "1"], "ant"))
+        for options in ({"separator": ""}, {"label_columns": []}, {"separator": ";", "label_columns": ["ant"]}):
+            with pytest.raises(ValueError, match="one of them may be given, and not empty"):
+                Manifest(file, **options)
+
+    def test_a_cached_table_is_that_of_its_options(self, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lt_cb.data.sources.listing.WORTH_CACHING", 1)
+        file = table(rows(["a;b", "b", "a", "a"], "label").replace("a;b", "a;b", 1))
+        for _ in range(2):
+            assert Manifest(file, ";").class_names == ["a", "b"]
+            with pytest.warns(UserWarning, match="taken for one name"):
+                assert Manifest(file).class_names == ["a", "a;b", "b"]
+
+
+class TestClasses:
+    @pytest.mark.parametrize(
+        ("header", "cells", "names"),
+        [
+            ("labels", ["cat", "cat", "", "dog;eel"], "'dog', 'eel'"),
+            ("ant,bee", ["1,0", "1,", "0,-1", "1,1"], "'bee'"),
+            ("label", ["cat", "cat", "dog", "eel"], "'eel'"),
+        ],
+    )
+    def test_what_only_the_test_has_is_refused(self, table: Table, header: str, cells: list[str], names: str) -> None:
+        with pytest.raises(ValueError, match=f"no training image of {names}, so that nothing can be learnt of it: add"):
+            Manifest(table(rows(cells, header)))
+
+    def test_what_the_test_lacks_is_warned_of(self, table: Table) -> None:
+        file = table(rows(["cat;dog;eel", "", "dog", "cat"], splits="train train val test"))
+        with pytest.warns(UserWarning, match="is not measured there") as caught:
+            Manifest(file)
+        said = [str(warning.message) for warning in caught]
+        assert ["no val images of 'cat', 'eel'" in said[0], "no test images of 'dog', 'eel'" in said[1]] == [True, True]
+
+    def test_no_label_at_all_is_refused(self, table: Table) -> None:
+        with pytest.raises(ValueError, match=r"no training image of .* has a label: add some"):
+            Manifest(table(rows(["", "", "", "cat"])))
+
+
+def test_unreadable_images_count_for_none_of_their_labels(table: Table, folder: Path) -> None:
+    files = sorted((folder / "train").rglob("*.*"))
+    files[0].write_bytes(b"x")
+    text = "".join(f"{file},{'train' if i < 9 else 'test'},{'a;b' if i < 3 else 'b'}\n" for i, file in enumerate(files))
+    options = {"image_size": 9, "on_unreadable": "skip"}
+    with pytest.warns(UserWarning, match="1 of 9 train images cannot be read"):
+        data = LongTailedDataModule("manifest", table("path,split,labels\n" + text), **options)
+    assert (data.class_counts, data.num_images) == ([2, 8], 8)
+    assert data.targets("train").tolist() == [[1, 1]] * 2 + [[0, 1]] * 6
+    text = text.replace(",a;b", ",b").replace(",b", ",a;b", 1)
+    with pytest.raises(ValueError, match="no train image of 'a' can be read"):
+        LongTailedDataModule("manifest", table("path,split,labels\n" + text), **options)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_loaders_give_out_labels(
+    table: Table, folder: Path, monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    if streams:
+        monkeypatch.setattr("lt_cb.data.loaders.placement.available_memory", lambda: 1000)
+    files = sorted((folder / "train").rglob("*.*"))
+    cells = {0: "a", 1: "a;b", 2: ""}
+    text = "".join(f"{file},{'test' if i > 17 else 'train'},{cells[i % 3]}\n" for i, file in enumerate(files))
+    source = table("path,split,labels\n" + text)
+    data = LongTailedDataModule(
+        "manifest", source, image_size=9, num_workers=0, batch_size=4, val_fraction=0.3, horizontal_flip=False
+    )
+    for name, split in (("train_dataloader", "train"), ("val_dataloader", "val"), ("test_dataloader", "test")):
+        shown = [row for _, targets in getattr(data, name)() for row in targets.tolist()]
+        whole = Manifest(source).labels(data.origin(split))
+        assert sorted(shown) == sorted(whole[data.rows[split]].tolist())
+    loader = data.train_dataloader()
+    assert type(loader).__name__ == ("StreamingLoader" if streams else "ResidentLoader")
+
+
+def test_on_the_command_line(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(rows(["cat|dog", "cat", "", "dog"], "label"))
+    for options in (
+        ["--data.source=lt_cb.data.sources.Manifest", "--data.source.separator=|"],
+        ["--data.source={class_path: lt_cb.data.sources.Manifest, init_args: {separator: '|'}}"],
+    ):
+        main(["inspect", *options, f"--data.root={file}", "--data.image_size=8"])
+        assert "2 classes" in capsys.readouterr().out
+    assert SOURCES["manifest"] is Manifest
