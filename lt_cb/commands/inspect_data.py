@@ -10,6 +10,7 @@ from rich.table import Table
 from lt_cb.commands.messages import Parser
 from lt_cb.commands.train import CLI, run
 from lt_cb.data import LongTailedDataModule
+from lt_cb.data.subset import Labels
 from lt_cb.losses import EffectiveNumber, effective_number, suggest_beta
 from lt_cb.module import LongTailedClassifier
 
@@ -48,12 +49,14 @@ class Inspect(CLI):
         for table in weight_tables(data.class_names, counts, sorted({*self.config.betas, suggested}), held_out):
             console.print(table)
         least = min(count for count in counts if count)
+        what = "labels" if data.multi_label else "images"
         validation = (
-            f"{sum(held_out)} more images are held out for validation ({min(held_out)} to {max(held_out)} a class)."
+            f"{sum(held_out)} more {what} are held out for validation ({min(held_out)} to {max(held_out)} a class)."
         )
         lines = (
-            f"{len(counts)} classes, {sum(counts)} training images, imbalance factor {max(counts) / least:.2f} "
+            f"{len(counts)} classes, {data.num_images} training images, imbalance factor {max(counts) / least:.2f} "
             f"({max(counts)} to {least} images).",
+            *([_of_several(data.training_labels())] if data.multi_label else []),
             *[f"{n} {split} images cannot be read: skipped." for split, n in self.datamodule.skipped.items() if n],
             *([validation] if any(held_out) else []),
             f"A start for the search: --model.loss.weighting.beta {suggested:.6g} (1 - 1 / largest class count).",
@@ -62,6 +65,16 @@ class Inspect(CLI):
         )
         for line in lines:
             console.print(line, soft_wrap=True, highlight=False)
+
+
+def _of_several(labels: Labels) -> str:
+    """Return how many labels images have: of 1, 0 and -1 for unknown, shape (N, C)."""
+    numbers = (labels == 1).sum(1)
+    unknown = int((labels < 0).sum())
+    return (
+        f"{numbers.sum()} labels, {numbers.mean():.2f} an image (at most {numbers.max()}); {(numbers == 0).sum()} images "
+        f"have none, {(numbers > 1).sum()} have several; of {unknown} it is not known whether they hold."
+    )
 
 
 def weight_tables(

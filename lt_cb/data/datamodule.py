@@ -186,6 +186,11 @@ class LongTailedDataModule(LightningDataModule):
         """How many images are trained on, those of the subset less those held out for validation."""
         return sum(self.class_counts) if self._chosen is None else len(self._chosen.train)
 
+    def training_labels(self) -> Labels:
+        """Return the labels of the images that are trained on, of several labels an image, int8 of shape (N, C)."""
+        assert self._chosen is not None
+        return self.source.labels("train")[self._chosen.train]
+
     @property
     def skipped(self) -> dict[Split, int]:
         """How many images of each split were left out as unreadable; empty where that was not asked for."""
