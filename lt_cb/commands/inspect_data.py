@@ -46,12 +46,12 @@ class Inspect(CLI):
         data, console = self.datamodule, Console()
         counts, suggested = data.class_counts, suggest_beta(data.class_counts)
         held_out = [n - count for n, count in zip(data.subset_counts, counts, strict=True)]
-        for table in weight_tables(data.class_names, counts, sorted({*self.config.betas, suggested}), held_out):
+        betas, of = sorted({*self.config.betas, suggested}), "label" if data.multi_label else "image"
+        for table in weight_tables(data.class_names, counts, betas, held_out, of):
             console.print(table)
         least = min(count for count in counts if count)
-        what = "labels" if data.multi_label else "images"
         validation = (
-            f"{sum(held_out)} more {what} are held out for validation ({min(held_out)} to {max(held_out)} a class)."
+            f"{sum(held_out)} more {of}s are held out for validation ({min(held_out)} to {max(held_out)} a class)."
         )
         lines = (
             f"{len(counts)} classes, {data.num_images} training images, imbalance factor {max(counts) / least:.2f} "
@@ -69,16 +69,19 @@ class Inspect(CLI):
 
 def _of_several(labels: Labels) -> str:
     """Return how many labels images have: of 1, 0 and -1 for unknown, shape (N, C)."""
-    numbers = (labels == 1).sum(1)
-    unknown = int((labels < 0).sum())
+    numbers, unknown = (labels == 1).sum(1), int((labels < 0).sum())
     return (
-        f"{numbers.sum()} labels, {numbers.mean():.2f} an image (at most {numbers.max()}); {(numbers == 0).sum()} images "
-        f"have none, {(numbers > 1).sum()} have several; of {unknown} it is not known whether they hold."
+        f"{numbers.sum()} labels: {(numbers == 0).sum()} images have none, {(numbers > 1).sum()} have several, at most "
+        f"{numbers.max()}" + (f"; {unknown} more are unknown." if unknown else ".")
     )
 
 
 def weight_tables(
-    class_names: Sequence[str], class_counts: Sequence[int], betas: Sequence[float], held_out: Sequence[int] = ()
+    class_names: Sequence[str],
+    class_counts: Sequence[int],
+    betas: Sequence[float],
+    held_out: Sequence[int] = (),
+    of: str = "image",
 ) -> list[Table]:
     """Return two tables, of effective numbers and of class weights, with a column for each beta.
 
@@ -87,6 +90,7 @@ def weight_tables(
         class_counts: training images of each class, shape (C,).
         betas: each in [0, 1).
         held_out: further images of each class for validation, shape (C,), which the first table shows if there are any.
+        of: what the mean weight is of.
 
     Raises:
         InputError: if a beta is outside [0, 1).
@@ -121,7 +125,7 @@ def weight_tables(
     tables[1].add_row("max / min", "", *ratios)
     total = max(sum(class_counts), 1)
     means = [sum(n * v for n, v in zip(class_counts, w.tolist(), strict=True)) / total for w in weights]
-    tables[1].add_row("mean weight per image", "", *[f"{mean:.4g}" for mean in means])
+    tables[1].add_row(f"mean weight per {of}", "", *[f"{mean:.4g}" for mean in means])
     return tables
 
 
