@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from refusals import refused
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
@@ -165,13 +166,21 @@ def test_two_processes_give_the_metrics_of_one() -> None:
 
 
 def test_what_does_not_go_with_several_labels(capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = refused(capsys, "fit", *COMMON)
+    sentence = refused(capsys, "fit", *COMMON, "--model.loss=SoftmaxLoss")
     assert sentence.startswith("SoftmaxLoss is for one label an image, but these data have several")
     main(["fit", *FIT])
     checkpoint = str(newest("several") / "checkpoints/last.ckpt")
     assert "several labels" in refused(capsys, "test", "--ckpt_path", checkpoint, "--prior=uniform")
     sentence = refused(capsys, "predict", "--ckpt_path", checkpoint, "--images=test", "--top=2")
     assert sentence.startswith("--top is for one label an image")
+
+
+def test_the_loss_follows_the_data_where_none_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *COMMON, "--model.backbone=resnet20", "--trainer.max_epochs=1", "--name=plain"])
+    config = yaml.safe_load((newest("plain") / "config.yaml").read_text())
+    assert config["model"]["loss"]["class_path"] == "lt_cb.losses.SigmoidLoss"
+    assert "--trainer.max_epochs is reached" in capsys.readouterr().out
+    main(["test", "--ckpt_path", str(newest("plain") / "checkpoints/last.ckpt"), "--name=plain"])
 
 
 def test_targets_that_are_not_as_the_model_is_told() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.commands.recommend import PLAIN, Recommend, data_module, show
-from lt_cb.commands.train import run
+from lt_cb.commands.recommend import PLAIN, Recommend, show
+from lt_cb.commands.train import data_module, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.heads.features import frozen_features

@@ -16,8 +16,8 @@ from rich.text import Text
 from torch import Tensor
 
 from lt_cb import checkpoint as checkpoints
-from lt_cb.commands.messages import Parser, values
-from lt_cb.commands.train import CLI, run
+from lt_cb.commands.messages import values
+from lt_cb.commands.train import CLI, data_module, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.images import RESAMPLING
 from lt_cb.errors import InputError, check_at_least, enumerate_names
@@ -49,7 +49,7 @@ GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
 PREPROCESSING = ("image_size", "interpolation", "mean", "std")
 PLAIN = ("--model.loss=lt_cb.losses.SoftmaxLoss", "--model.second_stage=null")  # what is solved goes in afterwards
-SEVERAL = "--model.loss=lt_cb.losses.SigmoidLoss"  # of several labels an image
+SEVERAL = ("--model.loss=lt_cb.losses.SigmoidLoss", PLAIN[1])  # of several labels an image
 OWN = ("folds", "lambdas", "betas", "gammas", "taus", "ckpt_path", "weights_only")
 
 
@@ -92,7 +92,7 @@ class Recommend(CLI):
         super().parse_arguments(parser, args)
         self.multi_label = data_module(self._datamodule_class, self.config.data).multi_label
         if self.multi_label:
-            super().parse_arguments(parser, [*args, SEVERAL])
+            super().parse_arguments(parser, [*args, *SEVERAL])
 
     def before_instantiate_classes(self) -> None:
         """Refuse a grid that cannot be; take weights and preprocessing that timm has for its backbone."""
@@ -262,14 +262,6 @@ def _record(solved: Solved) -> dict[str, Any]:
         "temperature": solved.temperature,
         f"{metric}_by_fold": {str(candidate): values for candidate, values in solved.trial.scores().items()},
     }
-
-
-def data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: ANN401 - a class
-    """Return the data module of a configuration."""
-    parser = Parser()
-    parser.add_lightning_class_args(cls, "data")
-    made: LongTailedDataModule = parser.instantiate_classes(Namespace(data=data)).data  # type: ignore[no-untyped-call]
-    return made
 
 
 def take_preprocessing(data: Namespace, weights: Mapping[str, Any], channels: int, given: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -156,6 +157,12 @@ class CLI(LightningCLI):
                         "options: write them below it, or leave it out."
                     )
         self.config = parser.parse_args(args)
+        if self.command == "fit" and before is None and not _names_loss(args):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # which come again
+                several = data_module(self._datamodule_class, self.config.data).multi_label
+            if several:  # softmax is for one
+                self.config = parser.parse_args(["--model.loss=lt_cb.losses.SigmoidLoss", *args])
         if not 0 <= self.config.seed_everything < 2**32:  # as numpy has it
             raise InputError(
                 f"--seed_everything is {self.config.seed_everything}, but must be at least 0 and below 2**32."
@@ -344,6 +351,20 @@ class CLI(LightningCLI):
     def _stage(self) -> str | None:
         stage = self.config.model.second_stage
         return None if stage is None else str(stage.class_path)
+
+
+def data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: ANN401 - a class
+    """Return the data module of a configuration."""
+    parser = Parser()
+    parser.add_lightning_class_args(cls, "data")
+    made: LongTailedDataModule = parser.instantiate_classes(Namespace(data=data)).data  # type: ignore[no-untyped-call]
+    return made
+
+
+def _names_loss(args: Sequence[str]) -> bool:
+    """Return whether the loss is given, on the command line or in a configuration file."""
+    files = ((content.get("model") or {}).get("loss") for content in config_files(args))
+    return any(values(args, "--model.loss")) or any(loss is not None for loss in files)
 
 
 def _same_run(config: Any) -> bool:  # noqa: ANN401 - as parsed
