@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-from lt_cb.data.images import Interpolation, resize
+from lt_cb.data.images import Interpolation, channel_values, resize
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import make_loader, must_stream
 from lt_cb.data.loaders.resident import ResidentLoader
@@ -38,9 +38,10 @@ class LongTailedDataModule(LightningDataModule):
     Images are held in memory, on the training device, where they fit; else they are decoded as they are asked for.
 
     Args:
-        source: ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``image_folder``, ``inat2017``, ``inat2018``,
-            ``ilsvrc2012``, ``imagenet_lt``, ``places_lt``, ``manifest`` (a table of files), or the class path of a
-            `lt_cb.data.Source` of your own, with ``init_args`` if it has options; in Python, what makes one of root.
+        source: ``digits``, ``side_by_side``, ``cifar10``, ``cifar100``, ``fashion_mnist``, ``image_folder``,
+            ``inat2017``, ``inat2018``, ``ilsvrc2012``, ``imagenet_lt``, ``places_lt``, ``coco``, ``manifest`` (a table
+            of files), or the class path of a `lt_cb.data.Source` of your own, with ``init_args`` if it has options; in
+            Python, what makes one of root.
         root: folder of the data.
         imbalance_factor: largest class count divided by the smallest, at least 1; None keeps every training image.
         imbalance_type: ``exponential`` decay (the paper's) or one ``step`` in the middle of the classes.
@@ -152,8 +153,8 @@ class LongTailedDataModule(LightningDataModule):
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
         self.augment = nn.Sequential(*augment) if augment else None
-        self.mean = self._channel_values("mean", mean)
-        self.std = self._channel_values("std", std)
+        self.mean = channel_values("mean", mean, self.in_channels)
+        self.std = channel_values("std", std, self.in_channels)
         self.seed = seed
         self._splits: dict[Split, tuple[Tensor | Paths, Tensor]] = {}
         self.rows: dict[Split, Indices] = {}  # of a split's images among those of the source, once it is loaded
@@ -196,15 +197,6 @@ class LongTailedDataModule(LightningDataModule):
         """How many images of each split were left out as unreadable; empty where that was not asked for."""
         unreadable = self.source.unreadable if isinstance(self.source, FileSource) else {}
         return {split: len(rows) for split, rows in unreadable.items()}
-
-    def _channel_values(self, name: str, values: list[float] | None) -> list[float]:
-        values = [128 / 255] if values is None else values
-        if len(values) not in (1, self.in_channels) or (name == "std" and min(values) <= 0):
-            raise InputError(
-                f"{name} is {values}, but images of {self.in_channels} channels take 1 or {self.in_channels} values"
-                f"{' above 0' if name == 'std' else ''}."
-            )
-        return values * (self.in_channels // len(values))
 
     def accumulation(self, devices: int) -> int | None:
         """Return how many batches of all devices make a ``global_batch_size``, None without one.

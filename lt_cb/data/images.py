@@ -327,3 +327,18 @@ def resize(images: Images, image_size: int, interpolation: Interpolation = "bili
         for chunk in torch.split(batch, 1024)
     ]
     return torch.cat(scaled).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def channel_values(name: str, values: list[float] | None, channels: int) -> list[float]:
+    """Return a value for each channel, given one for all or each; None is that of x / 128 - 1.
+
+    Raises:
+        InputError: if there are others, or a ``std`` is not above 0.
+    """
+    values = [128 / 255] if values is None else values
+    if len(values) not in (1, channels) or (name == "std" and min(values) <= 0):
+        raise InputError(
+            f"{name} is {values}, but images of {channels} channels take 1 or {channels} values"
+            f"{' above 0' if name == 'std' else ''}."
+        )
+    return values * (channels // len(values))

@@ -4,6 +4,7 @@ import importlib
 
 from lt_cb.data.sources.arrays import CIFAR10, CIFAR100, Digits, FashionMNIST
 from lt_cb.data.sources.base import Source, SourceFactory
+from lt_cb.data.sources.coco import COCO
 from lt_cb.data.sources.files import (
     ILSVRC2012,
     ImageFolder,
@@ -13,10 +14,12 @@ from lt_cb.data.sources.files import (
     Manifest,
     PlacesLT,
 )
+from lt_cb.data.sources.side_by_side import SideBySide
 from lt_cb.errors import InputError, did_you_mean
 
 SOURCES: dict[str, type[Source]] = {
     "digits": Digits,
+    "side_by_side": SideBySide,
     "cifar10": CIFAR10,
     "cifar100": CIFAR100,
     "fashion_mnist": FashionMNIST,
@@ -26,6 +29,7 @@ SOURCES: dict[str, type[Source]] = {
     "ilsvrc2012": ILSVRC2012,
     "imagenet_lt": ImageNetLT,
     "places_lt": PlacesLT,
+    "coco": COCO,
     "manifest": Manifest,
 }
 

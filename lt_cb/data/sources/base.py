@@ -162,3 +162,30 @@ class FileSource(Source):
             return load_images(files, self.fixed_size, self.channels, label, self.interpolation), labels
         except UnreadableError as error:
             raise UnreadableError(f"{error} Or set --data.on_unreadable skip, which leaves it out.") from error
+
+
+def check_classes(source: FileSource, remedy: str) -> None:
+    """Look whether each class has an image to train on, and warn of labels that another split has no image of.
+
+    Args:
+        source: whose splits are looked at.
+        remedy: what to do, for the message.
+
+    Raises:
+        InputError: if one has none.
+    """
+    if not any(source.counts):
+        raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
+    if untrained := [name for name, count in zip(source.class_names, source.counts, strict=True) if not count]:
+        raise InputError(
+            f"'{source.root}' has no training image of {enumerate_names(untrained)}, so that nothing can be learnt of "
+            f"it: {remedy}."
+        )
+    for split in source.splits[1:] if source.multi_label else ():
+        counts = count_labels(source.labels(split), len(source.class_names))
+        if missing := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
+            rank_zero_warn(
+                f"'{source.root}' has no {split} images of {enumerate_names(missing)}: what is learnt of them is not "
+                "measured there.",
+                stacklevel=1,
+            )

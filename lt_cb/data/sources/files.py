@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.base import FileSource, Split
+from lt_cb.data.sources.base import FileSource, Split, check_classes
 from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines, list_tree
 from lt_cb.data.sources.tables import list_table, warn_of_several
-from lt_cb.data.subset import count_labels
 from lt_cb.errors import InputError, enumerate_names
 
 
@@ -207,30 +206,3 @@ class Manifest(FileSource):
     def listing(self, split: Split) -> Listing:
         """Return the rows of a split."""
         return self._splits[split]
-
-
-def check_classes(source: FileSource, remedy: str) -> None:
-    """Look whether each class has an image to train on, and warn of labels that another split has no image of.
-
-    Args:
-        source: whose splits are looked at.
-        remedy: what to do, for the message.
-
-    Raises:
-        InputError: if one has none.
-    """
-    if not any(source.counts):
-        raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
-    if untrained := [name for name, count in zip(source.class_names, source.counts, strict=True) if not count]:
-        raise InputError(
-            f"'{source.root}' has no training image of {enumerate_names(untrained)}, so that nothing can be learnt of "
-            f"it: {remedy}."
-        )
-    for split in source.splits[1:] if source.multi_label else ():
-        counts = count_labels(source.labels(split), len(source.class_names))
-        if missing := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
-            rank_zero_warn(
-                f"'{source.root}' has no {split} images of {enumerate_names(missing)}: what is learnt of them is not "
-                "measured there.",
-                stacklevel=1,
-            )
