@@ -14,6 +14,7 @@ from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.sources import SOURCES, Manifest
 from lt_cb.data.sources.tables import _by_name
+from lt_cb.trust import check_checkpoint
 
 Table = Callable[[str], str]
 
@@ -99,7 +100,7 @@ class TestColumns:
 
     def test_some_columns(self, table: Table) -> None:
         file = table(rows(["1,0,Bob", "0,1,Eve", ",,", "1,1,Bob"], "ant,bee,who"))
-        with pytest.raises(ValueError, match=r"column 'who' of '\S+' has 'Bob' in row 1, but .* by label_columns"):
+        with pytest.raises(ValueError, match=r"column 'who' of '\S+' has 'Bob' in row 1, but .* the label columns by"):
             Manifest(file)
         assert Manifest(file, label_columns=["bee", "ant"]).labels("train").tolist() == [[0, 1], [1, 0], [-1, -1]]
         assert Manifest(file, label_columns=["bee"]).counts == [1]  # cached apart, if it were
@@ -185,8 +186,11 @@ def test_on_the_command_line(table: Table, capsys: pytest.CaptureFixture[str]) -
     file = table(rows(["cat|dog", "cat", "", "dog"], "label"))
     for options in (
         ["--data.source=lt_cb.data.sources.Manifest", "--data.source.separator=|"],
+        ["--data.source=Manifest", "--data.source.separator=|"],
         ["--data.source={class_path: lt_cb.data.sources.Manifest, init_args: {separator: '|'}}"],
     ):
         main(["inspect", *options, f"--data.root={file}", "--data.image_size=8"])
         assert "2 classes" in capsys.readouterr().out
+    options = {"separator": "|", "label_columns": ["cat", "dog"]}
+    check_checkpoint({"data": {"source": {"class_path": "lt_cb.data.sources.Manifest", "init_args": options}}}, [])
     assert SOURCES["manifest"] is Manifest

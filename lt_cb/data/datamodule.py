@@ -167,7 +167,7 @@ class LongTailedDataModule(LightningDataModule):
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image has any number of labels: targets are then int8 of shape (B, C), -1 for unknown."""
+        """Whether an image has any number of labels, so that targets are int8 of shape (B, C), -1 for unknown."""
         return self.source.multi_label
 
     @property

@@ -102,7 +102,7 @@ def _by_column(file: Path, columns: Columns, names: Sequence[str]) -> tuple[Labe
                 raise InputError(
                     f"column '{name}' of '{file}' has '{cell}' in row {row + 1}, but without a column label or labels, "
                     "which name the classes, each is a label: 1, 0, or nothing for unknown. Leave it out, or name the "
-                    "label columns by label_columns."
+                    "label columns by --data.source Manifest --data.source.label_columns."
                 )
             labels[row, c] = value
     return labels, list(names)
@@ -114,7 +114,7 @@ def warn_of_several(file: Path, names: Sequence[str]) -> None:
     for name in names:
         for separator in ";|,":
             if separator in name and {part.strip() for part in name.split(separator)} <= known:
-                option = f" and set --data.source lt_cb.data.sources.Manifest --data.source.separator '{separator}'"
+                option = f" and set --data.source Manifest --data.source.separator '{separator}'"
                 rank_zero_warn(
                     f"a label of '{file}' is '{name}', which is taken for one name: if it is several, call the column "
                     f"labels in place of label{option if separator != SEPARATOR else ''}.",
