@@ -61,15 +61,22 @@ class TestNames:
         assert [{names[c] for c in np.flatnonzero(row)} for row in labels] == [set(part) for part in lists]
 
     @pytest.mark.parametrize(
-        ("sign", "more"), [(";", "labels in place of label."), ("|", "--data.source.separator '|'")]
+        ("header", "sign", "remedy"),
+        [
+            ("label", ";", "call the column labels in place of label."),
+            ("label", "|", "set --data.source Manifest --data.source.separator '|'."),
+            ("labels", "|", "set --data.source Manifest --data.source.separator '|'."),
+        ],
     )
-    def test_one_name_that_looks_like_several_is_warned_of(self, table: Table, sign: str, more: str) -> None:
-        cells = ["cat", "dog", f"cat{sign} dog", "cat"]
+    def test_one_name_that_looks_like_several_is_warned_of(
+        self, table: Table, header: str, sign: str, remedy: str
+    ) -> None:
+        file = table(rows(["cat", "dog", f"cat{sign} dog", "cat"], header))
         with pytest.warns(UserWarning, match=rf"'cat\{sign} dog', which is taken for one name") as caught:
-            source = Manifest(table(rows(cells, "label")))
-        assert more in str(caught[0].message)
-        assert not source.multi_label
+            source = Manifest(file)
+        assert str(caught[-1].message).endswith(remedy)
         assert source.class_names == ["cat", f"cat{sign} dog", "dog"]
+        assert Manifest(file, sign).labels("train").tolist() == [[1, 0], [0, 1], [1, 1]]
 
     def test_an_empty_cell_of_a_single_label_is_refused(self, table: Table) -> None:
         with pytest.raises(ValueError, match=r"row 2 of .* has no label: give it one"):

@@ -200,7 +200,7 @@ class Manifest(FileSource):
         self.multi_label = self._splits["train"].labels.ndim == 2
         super().__init__(root)
         check_classes(self, "add some, or leave the label out")
-        if not self.multi_label:
+        if separator is None:
             warn_of_several(table, self.class_names)
 
     def listing(self, split: Split) -> Listing:

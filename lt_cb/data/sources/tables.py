@@ -114,10 +114,11 @@ def warn_of_several(file: Path, names: Sequence[str]) -> None:
     for name in names:
         for separator in ";|,":
             if separator in name and {part.strip() for part in name.split(separator)} <= known:
-                option = f" and set --data.source Manifest --data.source.separator '{separator}'"
+                remedy = f"set --data.source Manifest --data.source.separator '{separator}'"
+                if separator == SEPARATOR:
+                    remedy = "call the column labels in place of label"
                 rank_zero_warn(
-                    f"a label of '{file}' is '{name}', which is taken for one name: if it is several, call the column "
-                    f"labels in place of label{option if separator != SEPARATOR else ''}.",
+                    f"a label of '{file}' is '{name}', which is taken for one name: if it is several, {remedy}.",
                     stacklevel=1,
                 )
                 return
