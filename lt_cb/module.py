@@ -1,5 +1,6 @@
 """The LightningModule: backbone, loss, metrics and optimiser."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterator
@@ -110,6 +111,8 @@ class LongTailedClassifier(EvaluatedModule):
             self.save_hyperparameters(logger=False)
         if isinstance(self.hparams["loss"], nn.Module):  # made in Python; the command line has put its config there
             checkpoints.describe(self.hparams)
+        elif "num_images" not in inspect.signature(type(loss)).parameters:  # a link gives it to all losses
+            self.hparams["loss"]["init_args"].pop("num_images", None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
         self.second_stage, self.mix, self.multi_label = second_stage, mix, multi_label

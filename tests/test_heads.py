@@ -170,7 +170,7 @@ def test_features_that_do_not_fit_in_memory_give_the_same_heads(
         basis = Basis.of(features)
         return cross_validate(
             basis.project(features), targets, int(targets.max()) + 1, folds, [SOFTMAX], [0.1], basis.variances
-        ).correct
+        ).measured
 
     expected = tried()
     monkeypatch.setattr("lt_cb.heads.solve.available_memory", lambda: 0)
@@ -265,9 +265,9 @@ def test_post_hoc_heads_are_those_of_softmax(data: tuple[Tensor, Tensor]) -> Non
     folds = stratified_folds(targets, 3, 4, 0)
     tried = recipes([0.99], [1.0], [1.0])
     trial = cross_validate(basis.project(features), targets, 3, folds, tried, [0.1, 0.01], basis.variances)
-    assert len(trial.correct) == 2 * len(tried)
+    assert len(trial.measured) == 2 * len(tried)
     assert trial.counted.sum(0).tolist() == COUNTS
-    post_hoc = next(c for c in trial.correct if c.recipe.loss == "PostHocLogitAdjustment" and c.strength == 0.01)
+    post_hoc = next(c for c in trial.measured if c.recipe.loss == "PostHocLogitAdjustment" and c.strength == 0.01)
     x = standardised(features)
     for k in range(4):
         held = (folds == k).numpy()

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 WHOLE = "whole"
-FOLDERS = ("image_folder", "ImageFolder", "manifest", "Manifest")  # sources whose data have no name but their root's
+FOLDERS = (
+    "image_folder",
+    "ImageFolder",
+    "manifest",
+    "Manifest",
+    "coco",
+    "COCO",
+)  # sources whose data have no name but their root's
 
 
 @dataclass(frozen=True)
