@@ -6,14 +6,8 @@ from pathlib import Path
 from typing import Any
 
 WHOLE = "whole"
-FOLDERS = (
-    "image_folder",
-    "ImageFolder",
-    "manifest",
-    "Manifest",
-    "coco",
-    "COCO",
-)  # sources whose data have no name but their root's
+# sources whose data have no name but their root's
+FOLDERS = ("image_folder", "ImageFolder", "manifest", "Manifest", "coco", "COCO")
 
 
 @dataclass(frozen=True)
