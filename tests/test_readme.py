@@ -57,6 +57,13 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     files = [file.relative_to(work / "photos") for file in sorted((work / "photos").rglob("*.*"))]
     rows = [f"{file},{file.parent.name},{file.parts[0]}" for file in files]
     (work / "photos/table.csv").write_text("\n".join(["path,label,split", *rows]))
+    several = [[str(file), ("cat;dog", "dog", "")[i % 3], file.parts[0]] for i, file in enumerate(files)]
+    (work / "photos/labels.csv").write_text("\n".join(map(",".join, [["path", "labels", "split"], *several])))
+    scenes = [[f"photos/{path}", labels.replace(";", "|"), split] for path, labels, split in several]
+    (work / "scenes.csv").write_text("\n".join(map(",".join, [["path", "label", "split"], *scenes])))
+    chest = [[path, "57", str(int("cat" in labels)), "" if "cat" in labels else "1", s] for path, labels, s in scenes]
+    header = ["path", "age", "Edema", "Hernia", "split"]
+    (work / "chest.csv").write_text("\n".join(map(",".join, [header, *chest])))
     (work / "shares.csv").write_text("class,share\ncat,1\ndog,1\neel,8\n")
     (work / "new_photos").mkdir()
     Image.effect_noise((40, 30), 50).save(work / "new_photos/new.png")
