@@ -144,6 +144,21 @@ def test_without_a_key_a_run_is_offline_and_whole(capfd: pytest.CaptureFixture[s
     assert (saved / "config.yaml").read_text() == Path("runs/quickstart/version_1/config.yaml").read_text()
 
 
+def test_classes_of_several_labels_have_their_own_measures() -> None:
+    several = ["--data.source=lt_cb.data.sources.SideBySide", "--data.source.cell=8", "--data.source.train_images=300"]
+    several += ["--data.source.test_images=100", "--data.image_size=24", "--trainer.check_val_every_n_epoch=1"]
+    main(["fit", "--config", QUICKSTART, "--config", WANDB, *TINY, *several])
+    (run,) = Path("wandb").glob("offline-run-*")
+    result = json.loads(Path("runs/quickstart/version_0/result.json").read_text())
+    classes = table(run, "test/classes")
+    for column, key in (("average precision", "average_precision"), ("auroc", "auroc"), ("f1", "f1")):
+        assert [row[column] for row in classes] == result[f"per_class_{key}"]
+    assert [row["evaluated images"] for row in classes] == result["test_counts"]
+    bars = table(run, "test/average_precision_by_class_table")
+    assert [row["average precision"] for row in bars] == result["per_class_average_precision"]
+    assert not list(run.glob("files/media/table/test/confusion*"))
+
+
 def test_online_a_run_has_its_configuration_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["--config", QUICKSTART, "--config", WANDB, *TINY]
     with serve() as server:
