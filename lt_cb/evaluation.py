@@ -185,8 +185,7 @@ class EvaluatedModule(LightningModule):
         logits = self(batch[0]).float()
         scores, probabilities = self.scores(logits), self.probabilities(logits)
         if self.multi_label:
-            least = torch.tensor(self.thresholds or [0.0] * self.num_classes, dtype=torch.float64)
-            return scores.cpu().double() >= least, probabilities.cpu()  # not every device has float64
+            return scores >= scores.new_tensor(self.thresholds or [0.0] * self.num_classes), probabilities
         predicted = scores.argmax(1, keepdim=True)
         if self.top is None:
             return predicted.squeeze(1), probabilities.gather(1, predicted).squeeze(1)

@@ -113,7 +113,8 @@ class LabelScores(NamedTuple):
         f1_micro: of all known labels together.
         positives: images that have the label, int64 of shape (C,).
         known: images of which it is known whether they have it, likewise.
-        best_thresholds: logits at which the F1 of each class on these images is highest, float64 of shape (C,).
+        best_thresholds: logits from which on to predict each class for its highest F1 on these images, float64 of shape
+            (C,), each exact in float32; 0 for a class without positives.
     """
 
     average_precision: npt.NDArray[np.float64]
@@ -185,7 +186,10 @@ def _label_scores(logits: Tensor, targets: Tensor, label: int, thresholds: Seque
         gained = np.diff(hits, prepend=0)
         precision = float((gained * (hits / shown)).sum() / positives)
         at = int(np.argmax(2 * hits / (shown + positives)))
-        best = float((z[ends[at]] + z[ends[at] + 1]) / 2 if at + 1 < len(ends) else z[ends[at]])
+        best = float(z[ends[at]])
+        if at + 1 < len(ends):  # halfway to the next, where float32, in which logits are compared, has a number there
+            below, middle = z[ends[at] + 1], float(np.float32((best + z[ends[at] + 1]) / 2))
+            best = middle if middle > below else best
     negatives = len(t) - positives
     if positives and negatives:
         wrong = shown - hits

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lt_cb.losses import EffectiveNumber, FocalLoss, LADELoss, LDAMLoss, Loss, SoftmaxLoss
+from lt_cb.losses import (
+    DistributionBalancedLoss,
+    EffectiveNumber,
+    FocalLoss,
+    LADELoss,
+    LDAMLoss,
+    Loss,
+    SoftmaxLoss,
+)
 from lt_cb.models import ClassifierRetraining
 from lt_cb.module import LongTailedClassifier
 
@@ -21,8 +29,10 @@ COUNTS = [134, 86, 56, 36, 23, 15, 9, 6, 4, 2, 1]
         (lambda: FocalLoss(COUNTS, weighting=EffectiveNumber(0.99)), {}),
         (lambda: LDAMLoss(COUNTS), {}),
         (lambda: LADELoss(COUNTS), {"second_stage": ClassifierRetraining()}),
+        (lambda: FocalLoss(COUNTS, weighting=EffectiveNumber(0.99), weight_of="label"), {"multi_label": True}),
+        (lambda: DistributionBalancedLoss(COUNTS, 200), {"multi_label": True}),
     ],
-    ids=["softmax", "cb_focal", "ldam", "lade_crt"],
+    ids=["softmax", "cb_focal", "ldam", "lade_crt", "several_labels", "distribution_balanced"],
 )
 def test_no_step_mixes_devices_or_waits(make: Callable[[], Loss], options: dict, dtype: torch.dtype) -> None:
     model = LongTailedClassifier(make(), "resnet20", in_channels=1, **options)
@@ -33,11 +43,15 @@ def test_no_step_mixes_devices_or_waits(make: Callable[[], Loss], options: dict,
                     moved = value.data.to("cuda")
                     own = isinstance(value, torch.nn.Parameter)
                     setattr(module, name, torch.nn.Parameter(moved, value.requires_grad) if own else moved)
-        for metric in (model.train_loss, model.eval_loss, model.eval_top5, model.eval_classes):
+        for metric in filter(None, (model.train_loss, model.eval_loss, model.eval_top5, model.eval_classes)):
             for name in metric._defaults:
                 setattr(metric, name, getattr(metric, name).to("cuda"))
         images = torch.zeros(4, 1, 16, 16, dtype=torch.uint8, device="cuda")
-        batch = images, torch.zeros(4, dtype=torch.int64, device="cuda")
+        targets = torch.zeros(4, dtype=torch.int64, device="cuda")
+        if model.multi_label:
+            targets = torch.zeros(4, len(COUNTS), dtype=torch.int8, device="cuda")
+            model.thresholds = [0.5] * len(COUNTS)
+        batch = images, targets
         if dtype != torch.float32:  # what autocast would hand to the loss
             model.backbone.register_forward_hook(lambda module, inputs, logits: logits.to(dtype))
         assert model.training_step(batch, 0).device.type == "cuda"
@@ -45,4 +59,7 @@ def test_no_step_mixes_devices_or_waits(make: Callable[[], Loss], options: dict,
         for step in (model.validation_step, model.test_step):
             assert {value.device.type for value in step(batch, 0).values()} == {"cuda"}
         assert {value.device.type for value in model.predict_step(batch, 0)} == {"cuda"}
-        assert model.eval_classes.compute()[0].device.type == "cuda"
+        if model.eval_classes is not None:
+            assert model.eval_classes.compute()[0].device.type == "cuda"
+        else:
+            assert {value.device.type for value in (*model.eval_labels.logits, *model.eval_labels.targets)} == {"cuda"}
