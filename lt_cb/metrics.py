@@ -188,7 +188,8 @@ def _label_scores(logits: Tensor, targets: Tensor, label: int, thresholds: Seque
         at = int(np.argmax(2 * hits / (shown + positives)))
         best = float(z[ends[at]])
         if at + 1 < len(ends):  # halfway to the next, where float32, in which logits are compared, has a number there
-            below, middle = z[ends[at] + 1], float(np.float32((best + z[ends[at] + 1]) / 2))
+            below = float(z[ends[at] + 1])
+            middle = float(np.float32((best + below) / 2))
             best = middle if middle > below else best
     negatives = len(t) - positives
     if positives and negatives:
