@@ -194,8 +194,8 @@ def _label_scores(logits: Tensor, targets: Tensor, label: int, thresholds: Seque
     negatives = len(t) - positives
     if positives and negatives:
         wrong = shown - hits
-        middle = (np.append(0, hits[:-1]) + hits) / 2
-        auroc = float((np.diff(wrong, prepend=0) * middle).sum() / (positives * negatives))
+        halves = (np.append(0, hits[:-1]) + hits) / 2
+        auroc = float((np.diff(wrong, prepend=0) * halves).sum() / (positives * negatives))
     above = z >= (best if thresholds is None else thresholds[label])
     return [precision, auroc, best, float((above & t).sum()), float(above.sum()), float(positives), float(len(t))]
 
