@@ -143,7 +143,9 @@ class EvaluatedModule(LightningModule):
     @property
     def threshold_probabilities(self) -> list[float] | None:
         """Probabilities from which on each of several labels is predicted, C numbers; None is 0.5 each."""
-        return None if self.thresholds is None else torch.tensor(self.thresholds).sigmoid().tolist()
+        return (
+            None if self.thresholds is None else torch.tensor(self.thresholds, dtype=torch.float64).sigmoid().tolist()
+        )
 
     def _chooses_thresholds(self) -> bool:
         """Whether a validation is one of a training, and its images are not the test's."""

@@ -67,7 +67,7 @@ class ResultFile(Callback):
         wandb = wandb_logger(trainer)
         device = trainer.strategy.root_device  # the module is back on the CPU by now
         result: dict[str, Any] = {
-            "metrics": metrics,
+            "metrics": {name: value for name, value in metrics.items() if not math.isnan(value)},  # as JSON has no NaN
             "class_names": pl_module.class_names,
             "class_counts": counts,
             "shot_groups": pl_module.groups,
