@@ -1,7 +1,8 @@
 """Makes the pages of kept results again: uv run python docs/pages.py.
 
 A page has a report between ``<!-- lt-cb report results/NAME ... -->`` and ``<!-- end -->``; ``report.html`` is one. The
-table of `benchmarks/heads.py` stands between ``<!-- heads -->`` and ``<!-- end -->``.
+table of `benchmarks/heads.py` stands between ``<!-- heads -->`` and ``<!-- end -->``, and one of kept runs of several
+labels an image behind ``<!-- several results/NAME -->``.
 """
 
 import csv
@@ -10,7 +11,8 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from lt_cb.report import main
+from lt_cb.report import collect, main
+from lt_cb.report.tables import Difference, cells_of, paired_differences
 
 METHODS = {  # columns of results/heads.csv
     "recommended": "recommended",
@@ -37,12 +39,14 @@ def filled(text: str) -> str:
     def made(match: re.Match[str]) -> str:
         return f"{match[1]}\n{report('report.md', shlex.split(match[2]))}\n{match[4]}"
 
-    return re.sub(
-        r"(<!-- heads -->\n)(.*?)(<!-- end -->)",
-        lambda m: f"{m[1]}\n{heads()}\n{m[3]}",
-        PLACE.sub(made, text),
-        flags=re.DOTALL,
-    )
+    tables = {
+        r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
+        r"(<!-- several (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: several(m[1].split()[2]),
+    }
+    text = PLACE.sub(made, text)
+    for place, make in tables.items():
+        text = re.sub(place, lambda m, make=make: f"{m[1]}\n{make(m)}\n{m[3]}", text, flags=re.DOTALL)
+    return text
 
 
 def heads() -> str:
@@ -60,6 +64,44 @@ def heads() -> str:
             regrets[name].append(means["best"] - value)
     lines.append(["mean regret", "", "", *(f"{sum(values) / len(values):.2f}" for values in regrets.values())])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def several(folder: str) -> str:
+    """Return the table of kept runs of several labels: average precisions, what is gained on sigmoid, and F1."""
+    runs = collect(Path(folder))
+    metrics = ("mAP", "mAP/many", "mAP/medium", "mAP/few", "f1_macro")
+    cells = {metric: cells_of(runs, metric) for metric in metrics}
+    gains = {metric: {d.method: d for d in paired_differences(runs, metric)} for metric in ("mAP", "mAP/few")}
+    titles = [
+        "loss",
+        "mAP",
+        "more than sigmoid",
+        "many-shot",
+        "medium-shot",
+        "few-shot",
+        "more than sigmoid",
+        "macro F1",
+    ]
+    lines = [titles, ["---"] * len(titles)]
+    for method in runs.methods():
+        shown = {m: f"{cells[m][method, runs.columns()[0]].mean:.1f}" for m in metrics}
+        deviation = cells["mAP"][method, runs.columns()[0]].deviation
+        more = {metric: _interval(each.get(method)) for metric, each in gains.items()}
+        first = [_short(method), f"{shown['mAP']} ± {deviation:.1f}", more["mAP"]]
+        groups = [shown[f"mAP/{group}"] for group in ("many", "medium", "few")]
+        lines.append([*first, *groups, more["mAP/few"], shown["f1_macro"]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _interval(gain: Difference | None) -> str:
+    return "–" if gain is None else f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
+
+
+def _short(method: str) -> str:
+    """Return a method's name as a page has it: options of losses that have many are those of their overlays."""
+    name, comma, weights = method.partition(", ")
+    name = {"Asymmetric": "asymmetric", "DistributionBalanced": "distribution-balanced"}.get(name.split()[0], name)
+    return name.replace("Sigmoid", "sigmoid").replace("Focal gamma 1", "focal (γ = 1)") + comma + weights
 
 
 def campaign() -> str:

@@ -205,13 +205,19 @@ def thresholds(content: Mapping[str, Any], num_classes: int) -> list[float] | No
     return kept
 
 
-def check_classes(content: Mapping[str, Any], class_names: Sequence[str]) -> None:
-    """Compare the classes with those of a checkpoint.
+def check_classes(content: Mapping[str, Any], class_names: Sequence[str], multi_label: bool) -> None:
+    """Compare the classes, and whether an image may have several, with those of a checkpoint.
 
     Raises:
         InputError: if they differ.
     """
     hparams = content.get("hyper_parameters", {})
+    if bool(hparams.get("multi_label")) != multi_label:
+        kinds = ("one label", "any number of labels")
+        raise InputError(
+            f"the checkpoint was trained on {kinds[not multi_label]} an image, but these data have "
+            f"{kinds[multi_label]}: use the data it was trained on, or train anew."
+        )
     loss = hparams.get("loss")
     counts = loss["init_args"]["class_counts"] if isinstance(loss, dict) else None
     names = hparams.get("class_names") or class_names

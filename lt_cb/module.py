@@ -349,7 +349,7 @@ class LongTailedClassifier(EvaluatedModule):
         Raises:
             InputError: if it is of other classes or another backbone.
         """
-        checkpoints.check_classes(content, self.class_names)
+        checkpoints.check_classes(content, self.class_names, self.multi_label)
         state = checkpoints.backbone_state(content)
         if self.second_stage is not None:
             last = last_linear(self.backbone, self.num_classes)
@@ -369,7 +369,7 @@ class LongTailedClassifier(EvaluatedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or another network; keep the loss as it is configured."""
-        checkpoints.check_classes(checkpoint, self.class_names)
+        checkpoints.check_classes(checkpoint, self.class_names, self.multi_label)
         checkpoints.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
         self.thresholds = checkpoints.thresholds(checkpoint, self.num_classes)
         kept = {name: v for name, v in checkpoint["state_dict"].items() if not name.startswith(checkpoints.LOSS)}

@@ -339,9 +339,7 @@ class TestSoftTargets:
         allowed = r"\[0, 1\], -1 or NaN" if cls.multi_label else r"\[0, 1\]"
         for wrong in (255.0, 1.01, -0.5) if cls.multi_label else (255.0, -1.0, torch.nan, 1.01):
             targets[3, 2] = wrong
-            with pytest.raises(
-                ValueError, match=f"must be in {allowed}, but go from .*: give a label that is not known"
-            ):
+            with pytest.raises(ValueError, match=f"must be in {allowed}, but go from .*: give "):
                 make(cls)(batch()[0], targets)
         if cls in IGNORING:
             with pytest.raises(ValueError, match="ignore_index is 255, but targets of the shape of the logits are no"):

@@ -218,7 +218,7 @@ class TestWrong:
             ("t.csv", "path,label,split\n\na,b\n", r"line 3 of '\S+t.csv' has 2 fields, but the header has 3"),
             ("t.csv", "path,label,split\na,,train\n", r"row 1 of '\S+t.csv' has no label"),
             ("t.csv", 'path,label,split\n"a' + "," * 200_000, "cannot be read as CSV"),
-            ("t.csv", "", "has columns none, but must have path, label and split"),
+            ("t.csv", "", "has columns none, but must have path, split, and label"),
             (
                 "t.txt",
                 "a.jpg 0\nb.jpg 120000000\n",

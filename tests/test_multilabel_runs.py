@@ -111,11 +111,17 @@ def test_a_table_from_fit_to_predictions(table: Path, capsys: pytest.CaptureFixt
         assert [float(v) for v in row["probabilities"].split(";") if v] == pytest.approx(p[above], abs=1e-4)
 
     capsys.readouterr()
+    main(["test", "--ckpt_path", checkpoint])  # beside the training, whose validation is that of its checkpoint
+    capsys.readouterr()
     reported("runs/several")
     report = capsys.readouterr().out
     assert "Mean average precision" in report
     assert f"{100 * metrics['test/mAP']:.2f}" in report
     page = Path("runs/several/report.md").read_text()
+    with (run / "metrics.csv").open() as stream:
+        validated = [float(row["val/mAP"]) for row in csv.DictReader(stream) if row["val/mAP"]]
+    reported("runs/several", "--metric", "val/mAP")
+    assert f"{100 * validated[-1]:.2f}" in capsys.readouterr().out
     assert "Average precision of the classes" in page
     assert f"{100 * metrics['test/f1_micro']:.2f}" in page
     reported("runs/several", "--save", "kept")
@@ -165,18 +171,27 @@ def test_two_processes_give_the_metrics_of_one() -> None:
         np.testing.assert_array_equal(here["targets"], there["targets"])
 
 
-def test_what_does_not_go_with_several_labels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_go_with_several_labels(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sentence = refused(capsys, "fit", *COMMON, "--model.loss=SoftmaxLoss")
     assert sentence.startswith("SoftmaxLoss is for one label an image, but these data have several")
     main(["fit", *FIT])
     checkpoint = str(newest("several") / "checkpoints/last.ckpt")
     assert "several labels" in refused(capsys, "test", "--ckpt_path", checkpoint, "--prior=uniform")
+    cells = [row.split(",") for row in table.read_text().splitlines()[1:]]
+    rows = [",".join([row[0], sorted(NAMES)[i % 3], row[-1]]) for i, row in enumerate(cells)]
+    Path("single.csv").write_text("\n".join(["path,label,split", *rows]))
+    for command in ("test", "fit"):
+        sentence = refused(capsys, command, "--ckpt_path", checkpoint, "--data.root=single.csv")
+        assert sentence.startswith(
+            "the checkpoint was trained on any number of labels an image, but these data have one"
+        )
     sentence = refused(capsys, "predict", "--ckpt_path", checkpoint, "--images=test", "--top=2")
     assert sentence.startswith("--top is for one label an image")
 
 
 def test_the_loss_follows_the_data_where_none_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *COMMON, "--model.backbone=resnet20", "--trainer.max_epochs=1", "--name=plain"])
+    main(["fit", *COMMON, "--trainer.fast_dev_run=true", "--model.loss.weight_of=label", "--model.backbone=resnet20"])
     config = yaml.safe_load((newest("plain") / "config.yaml").read_text())
     assert config["model"]["loss"]["class_path"] == "lt_cb.losses.SigmoidLoss"
     assert "--trainer.max_epochs is reached" in capsys.readouterr().out

@@ -74,7 +74,7 @@ class TestNames:
         file = table(rows(["cat", "dog", f"cat{sign} dog", "cat"], header))
         with pytest.warns(UserWarning, match=rf"'cat\{sign} dog', which is taken for one name") as caught:
             source = Manifest(file)
-        assert str(caught[-1].message).endswith(remedy)
+        assert any(str(warning.message).endswith(remedy) for warning in caught)
         assert source.class_names == ["cat", f"cat{sign} dog", "dog"]
         assert Manifest(file, sign).labels("train").tolist() == [[1, 0], [0, 1], [1, 1]]
 

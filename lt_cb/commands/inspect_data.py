@@ -69,10 +69,11 @@ class Inspect(CLI):
 
 def _of_several(labels: Labels) -> str:
     """Return how many labels images have: of 1, 0 and -1 for unknown, shape (N, C)."""
-    numbers, unknown = (labels == 1).sum(1), int((labels < 0).sum())
+    numbers, unknown, none = (labels == 1).sum(1), labels < 0, (labels == 0).all(1).sum()
+    more = f"; {unknown.sum()} more, of {unknown.any(1).sum()} images, are unknown." if unknown.any() else "."
     return (
-        f"{numbers.sum()} labels: {(numbers == 0).sum()} images have none, {(numbers > 1).sum()} have several, at most "
-        f"{numbers.max()}" + (f"; {unknown} more are unknown." if unknown else ".")
+        f"{numbers.sum()} labels: {none} images have none, {(numbers > 1).sum()} have several, at most "
+        f"{numbers.max()}{more}"
     )
 
 

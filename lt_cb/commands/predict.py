@@ -149,8 +149,8 @@ class Predict(CLI):
                 for chosen, values in zip(predicted.tolist(), probabilities.tolist(), strict=True):
                     labels = sorted((c for c, on in enumerate(chosen) if on), key=lambda c: -values[c])
                     row = [_shown(BETWEEN.join(names[c] for c in labels))]
-                    row.append(BETWEEN.join(f"{values[c]:.6f}" for c in labels))
-                    yield row + [f"{value:.6f}" for value in values if all_of_them]
+                    row.append(BETWEEN.join(f"{values[c]:.6g}" for c in labels))
+                    yield row + [f"{value:.6g}" for value in values if all_of_them]
 
         header = ["file", "classes", "probabilities"]
         return header + [_shown(name) for name in names if all_of_them], rows()

@@ -156,13 +156,13 @@ class CLI(LightningCLI):
                         f"{key} is {given} in a configuration file, but must be a mapping of its "
                         "options: write them below it, or leave it out."
                     )
-        self.config = parser.parse_args(args)
         if self.command == "fit" and before is None and not _names_loss(args):
+            of_several = ["--model.loss=lt_cb.losses.SigmoidLoss", *args]
+            data = parser.parse_args(of_several).data
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # which come again
-                several = data_module(self._datamodule_class, self.config.data).multi_label
-            if several:  # softmax is for one
-                self.config = parser.parse_args(["--model.loss=lt_cb.losses.SigmoidLoss", *args])
+                args = of_several if data_module(self._datamodule_class, data).multi_label else args
+        self.config = parser.parse_args(args)
         if not 0 <= self.config.seed_everything < 2**32:  # as numpy has it
             raise InputError(
                 f"--seed_everything is {self.config.seed_everything}, but must be at least 0 and below 2**32."

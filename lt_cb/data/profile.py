@@ -105,7 +105,8 @@ def counts_of_subset(
         if counts[-1] < 1:
             raise InputError(
                 f"imbalance_factor {imbalance_factor:g} leaves class '{class_names[-1]}' without an image: "
-                f"with {n_max} images in the largest class it can be at most {n_max}."
+                f"with {n_max} images in the largest class of the subset it can be at most {n_max}. Data that are "
+                "long-tailed by themselves need none."
             )
     for name, asked, existing in zip(class_names, counts, available, strict=True):
         if asked > existing:

@@ -236,12 +236,13 @@ class Loss(nn.Module, ABC):
                 return
         except RuntimeError:  # under torch.func.vmap, where there are no values to look at
             return
-        allowed, remedy = "in [0, 1]", "as 0, or its images no label at all"
+        allowed, remedy = "in [0, 1]", "give shares of the classes; what is not known is for a loss of several labels"
         if self.multi_label:
-            allowed, remedy, targets = "in [0, 1], -1 or NaN", "as -1 or NaN", targets.nan_to_num(0.0)
+            allowed, remedy = "in [0, 1], -1 or NaN", "give a label that is not known as -1 or NaN"
+            targets = targets.nan_to_num(0.0)
         raise InputError(
             f"targets of the shape of the logits must be {allowed}, but go from {targets.min().item():g} to "
-            f"{targets.max().item():g}: give a label that is not known {remedy}."
+            f"{targets.max().item():g}: {remedy}."
         )
 
     def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None, valid: Tensor | None) -> Tensor:

@@ -16,7 +16,10 @@ from lt_cb.report.names import WHOLE, method_of, source_of, subset_of
 from lt_cb.run import AVERAGE_PRECISION, RunDir, flatten, is_tested_in_part
 
 # keys that do not change what is trained: paths, workers, loggers, callbacks
-IGNORED = ("data.root", "data.subset_seed", "data.num_workers", "trainer.logger", "model.metrics")
+IGNORED = (
+    *("data.root", "data.subset_seed", "data.num_workers", "trainer.logger", "model.metrics"),
+    *("data.source.separator", "data.source.label_columns"),
+)
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 NAMED = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
 NETWORK: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None}  # with their defaults
@@ -223,7 +226,12 @@ def read_run(where: str | Path) -> Result:
 def _raw(run: RunDir) -> dict[str, Any]:
     """Return the result of a run with the metrics of its last validation."""
     raw = run.read_result()
-    last = next((row for row in reversed(run.read_metrics()) if row.get("val/acc") or row.get("val/mAP")), {})
+    of_checkpoint = RunDir(Path(raw.get("checkpoint") or run.checkpoint).parent.parent)  # what a test has tested
+    validated = (
+        [row for row in place.read_metrics() if row.get("val/acc") or row.get("val/mAP")]
+        for place in (run, of_checkpoint)
+    )
+    last = next((each[-1] for each in validated if each), {})
     validation = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
     return {**raw, "metrics": {**validation, **raw["metrics"]}}
 

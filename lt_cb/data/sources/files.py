@@ -199,9 +199,9 @@ class Manifest(FileSource):
         self.has_val = "val" in self._splits
         self.multi_label = self._splits["train"].labels.ndim == 2
         super().__init__(root)
-        check_classes(self, "add some, or leave the label out")
-        if separator is None:
+        if label_columns is None:
             warn_of_several(table, self.class_names)
+        check_classes(self, "add some, or leave the label out")
 
     def listing(self, split: Split) -> Listing:
         """Return the rows of a split."""

@@ -47,11 +47,16 @@ def _read_table(file: Path, separator: str, *label_columns: str) -> dict[str, Li
     others = [name for name in columns if name not in ("path", "split")]
     if not {"path", "split"} <= columns.keys() or not (by_name or others):
         given = enumerate_names(list(columns)) or "none"
-        raise InputError(f"'{file}' has columns {given}, but must have path, label and split.")
-    for name in ("path", *(["label"] if by_name and named == "label" and not separator else []), "split"):
+        raise InputError(
+            f"'{file}' has columns {given}, but must have path, split, and label, or for several an image labels or a "
+            "column for each label."
+        )
+    single = by_name and named == "label" and not separator
+    for name in ("path", *(["label"] if single else []), "split"):
         for number, value in enumerate(columns[name], 1):
             if _text(value) == "":
-                raise InputError(f"row {number} of '{file}' has no {name}: give it one, or leave the row out.")
+                several = "; for several labels an image, or none, call the column labels" if name == "label" else ""
+                raise InputError(f"row {number} of '{file}' has no {name}: give it one, or leave the row out{several}.")
     if by_name:
         separator = separator or (SEPARATOR if named == "labels" else "")
         labels, names = _by_name(columns[named], separator)
