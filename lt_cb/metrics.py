@@ -208,7 +208,7 @@ def label_means(scores: LabelScores, groups: dict[str, list[int]]) -> dict[str, 
         groups: class indices by name, as `shot_groups` returns.
 
     Returns:
-        Scalars in [0, 1] by name: ``mAP`` (mean average precision), ``auroc`` and ``f1_macro``, means over classes, and
+        Scalars in [0, 1] by name, ``mAP`` (mean average precision), ``auroc`` and ``f1_macro``, means over classes, and
         each with ``/NAME`` over those of a group; ``f1_micro``. Classes without positive images are left out, and of
         AUROC those without negative ones too; a mean over none is NaN.
     """
