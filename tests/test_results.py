@@ -128,6 +128,39 @@ def test_the_sentences_on_other_losses_are_those_of_the_rows() -> None:
     }
 
 
+SEVERAL = {  # rows of the page's tables by the experiments of the kept rows
+    "sigmoid": "sigmoid",
+    "focal": "focal (γ = 1)",
+    "asymmetric": "asymmetric",
+    "distribution_balanced": "distribution-balanced",
+    "cb_sigmoid": "sigmoid, CB β 0.9999",
+    "cb_sigmoid_label": "sigmoid, CB β 0.9999 by label",
+    "cb_sigmoid_positive": "sigmoid, CB β 0.9999 by positive",
+    "cb_focal": "focal (γ = 1), CB β 0.9999",
+    "cb_focal_label": "focal (γ = 1), CB β 0.9999 by label",
+    "cb_focal_positive": "focal (γ = 1), CB β 0.9999 by positive",
+}
+
+
+@pytest.mark.parametrize("name", ["several_labels", "several_labels_fashion"])
+def test_the_tables_of_several_labels_are_those_of_their_rows(name: str) -> None:
+    page = (ROOT / "docs/several_labels.md").read_text().partition(f"<!-- several results/{name} -->")[2]
+    by_loss: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in rows(name):
+        precision, counts = [float(v) for v in row["average_precision"].split()], numbers(row["class_counts"])
+        few = [p for p, n in zip(precision, counts, strict=True) if n < 20]
+        by_loss.setdefault(row["experiment"], {})[row["seed"]] = statistics.mean(precision), statistics.mean(few)
+    assert by_loss.keys() == SEVERAL.keys()
+    for loss, title in SEVERAL.items():
+        cells = re.search(rf"^\| {re.escape(title)} \| (.*) \|$", page, re.MULTILINE)[1].split(" | ")
+        means, few = zip(*by_loss[loss].values(), strict=True)
+        assert cells[0] == f"{statistics.mean(means):.1f} ± {statistics.stdev(means):.1f}"
+        assert cells[4] == f"{statistics.mean(few):.1f}"
+        for column, part in ((1, 0), (5, 1)):
+            gains = [each[part] - by_loss["sigmoid"][seed][part] for seed, each in by_loss[loss].items()]
+            assert cells[column] == ("–" if loss == "sigmoid" else interval(gains))
+
+
 def interval(gains: list[float], sign: int = 1, digits: int = 1) -> str:
     """Return mean and 95 % interval of Student's t, of the gains or, by the sign, of the losses."""
     gains = [sign * gain for gain in gains]
