@@ -107,7 +107,7 @@ class Runs:
 
     @property
     def multi_label(self) -> bool:
-        """Whether the runs are of several labels an image: all are, or none is."""
+        """Whether the runs are of several labels an image, as all are or none is."""
         return any(result.multi_label for result in self.results)
 
     @property
