@@ -138,7 +138,7 @@ class EvaluatedModule(LightningModule):
         named["average_precision"] = scores.average_precision
         self.per_class = {name: values.tolist() for name, values in named.items()} | {"images": len(targets)}
         self.confusion = None
-        return label_means(scores, self.groups)
+        return {name: value.to(self.device) for name, value in label_means(scores, self.groups).items()}
 
     @property
     def threshold_probabilities(self) -> list[float] | None:

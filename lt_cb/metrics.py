@@ -176,6 +176,8 @@ def _label_scores(logits: Tensor, targets: Tensor, label: int, thresholds: Seque
     """Return average precision, AUROC, best threshold, hits, predicted and positive images, and known ones."""
     known = targets >= 0
     z, t = logits[known].numpy().astype(np.float64), targets[known].numpy() > 0
+    if np.isnan(z).any():  # which has no place among the others
+        return [float("nan"), float("nan"), 0.0, float("nan"), float("nan"), float(t.sum()), float(len(t))]
     order = np.argsort(-z, kind="stable")
     z, t = z[order], t[order]
     ends = np.flatnonzero(np.append(z[1:] != z[:-1], True)[: len(z)])  # of runs of equal logits

@@ -1,6 +1,5 @@
 """The LightningModule: backbone, loss, metrics and optimiser."""
 
-import inspect
 import math
 import warnings
 from collections.abc import Iterator
@@ -111,7 +110,7 @@ class LongTailedClassifier(EvaluatedModule):
             self.save_hyperparameters(logger=False)
         if isinstance(self.hparams["loss"], nn.Module):  # made in Python; the command line has put its config there
             checkpoints.describe(self.hparams)
-        elif "num_images" not in inspect.signature(type(loss)).parameters:  # a link gives it to all losses
+        elif not hasattr(loss, "num_images"):  # which a link gives to all losses
             self.hparams["loss"]["init_args"].pop("num_images", None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
@@ -371,10 +370,11 @@ class LongTailedClassifier(EvaluatedModule):
         """Refuse a checkpoint of other classes or another network; keep the loss as it is configured."""
         checkpoints.check_classes(checkpoint, self.class_names, self.multi_label)
         checkpoints.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
-        self.thresholds = checkpoints.thresholds(checkpoint, self.num_classes)
-        kept = {name: v for name, v in checkpoint["state_dict"].items() if not name.startswith(checkpoints.LOSS)}
+        kept = self.second_stage is None or self.second_stage.trains  # else the logits are others than those chosen by
+        self.thresholds = checkpoints.thresholds(checkpoint, self.num_classes) if kept else None
+        state = {name: v for name, v in checkpoint["state_dict"].items() if not name.startswith(checkpoints.LOSS)}
         own = {checkpoints.LOSS + name: value for name, value in self.loss.state_dict().items()}
-        checkpoint["state_dict"] = kept | own
+        checkpoint["state_dict"] = state | own
 
 
 def _check_mix(mix: nn.Module, num_classes: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import Namespace
 from PIL import Image
@@ -235,7 +235,32 @@ def test_folds_are_stratified(counts: list[int], folds: int, seed: int) -> None:
     assert torch.equal(assigned, stratified_folds(targets, len(counts), folds, seed))
 
 
+@given(st.integers(2, 6), st.integers(2, 5), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=40)
+def test_folds_of_several_labels(classes: int, folds: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shares = rng.uniform(0.02, 0.6, classes)
+    labels = (rng.random((120, classes)) < shares).astype(np.int8)
+    targets = torch.from_numpy(labels)
+    try:
+        assigned = stratified_folds(targets, classes, folds, seed).numpy()
+    except InputError:
+        return
+    rare = labels.sum(0) < folds
+    np.testing.assert_array_equal(assigned == -1, labels[:, rare].any(1))  # a class is in all trainings, or held out
+    held = assigned[assigned >= 0]
+    sizes = np.bincount(held, minlength=folds)
+    assert sizes.max() - sizes.min() <= max(8, len(held) // 4)
+    everywhere = [c for c in range(classes) if all(labels[assigned == k, c].any() for k in range(folds))]
+    assert len(everywhere) >= 2
+
+
 def test_folds_of_too_few_classes_are_refused() -> None:
+    everywhere = torch.tensor([[1, 1, 1 - i % 2] for i in range(4)] * 10, dtype=torch.int8)
+    everywhere[1:, 1] = 0  # one image has the second label; with the first it is in all trainings
+    everywhere[1:, 2] = 0
+    with pytest.raises(InputError, match="1 of 3 classes have 5 training images"):
+        stratified_folds(everywhere, 3, 5, 0)
     with pytest.raises(InputError, match="1 of 3 classes have 5 training images"):
         stratified_folds(torch.tensor([0] * 9 + [1, 2, 2]), 3, 5, 0)
     with pytest.raises(InputError, match="folds is 1"):

@@ -108,6 +108,14 @@ def test_an_unknown_label_changes_its_own_class_alone(
         np.testing.assert_array_equal(getattr(after, name), getattr(again, name))
 
 
+def test_a_class_of_no_numbers_has_no_scores() -> None:
+    logits = torch.tensor([[torch.nan, 1.0], [2.0, -1.0], [0.0, 3.0]])
+    scores = label_scores(logits, torch.tensor([[1, 1], [0, 0], [1, -1]]))
+    for values in (scores.average_precision, scores.auroc, scores.f1):
+        assert np.isnan(values).tolist() == [True, False]
+    assert np.isfinite(scores.best_thresholds).all()
+
+
 def test_scores_of_several_labels_are_gathered_in_batches() -> None:
     logits, targets = torch.randn(50, 3), torch.randint(-1, 2, (50, 3), dtype=torch.int8)
     metric = PerLabelScores()

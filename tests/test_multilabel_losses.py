@@ -367,6 +367,16 @@ class Untyped(SoftmaxLoss):
         super().__init__(class_counts, **options)
 
 
+class Handed(SigmoidLoss):
+    def __init__(self, class_counts: list[int], **options: Any) -> None:
+        super().__init__(class_counts, **options)
+
+
+class Sevens(SigmoidLoss):
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.full_like(logits[:, 0], 7.0)
+
+
 def test_a_loss_of_ones_own_defines_its_parts() -> None:
     logits, indices = torch.tensor([[0.5, 2.0, -3.0]]), torch.tensor([1])
     value = Own([3, 2, 1])(logits, indices)
@@ -378,8 +388,15 @@ def test_a_loss_of_ones_own_defines_its_parts() -> None:
 def test_arguments_are_those_of_the_options_that_the_signature_names() -> None:
     common = ["reduction", "ignore_index", "weighting"]
     assert list(Plain([3, 2]).arguments()) == ["class_counts", "tau", *common]
-    assert list(Untyped([3, 2]).arguments()) == ["class_counts", *common]
+    assert set(Untyped([3, 2]).arguments()) == {"class_counts", *common}
     assert set(AsymmetricLoss([3, 2]).arguments()) > {"weight_of", *common}
+    assert Handed([3, 2], weight_of="label").arguments() == {
+        "class_counts": [3, 2],
+        "weighting": None,
+        "weight_of": "label",
+        "reduction": "mean",
+        "ignore_index": None,
+    }
     assert "weight_of" not in SoftmaxLoss([3, 2]).arguments()
 
 
@@ -394,6 +411,7 @@ def test_a_checkpoint_of_before_has_weights_of_samples() -> None:
     ("make", "sentence"),
     [
         (lambda: SigmoidLoss([3, 2], weight_of="class"), "weight_of is 'class', but must be 'sample', 'label' or"),
+        (lambda: Sevens([3, 2], weight_of="label"), "weight_of is 'label', but Sevens defines per_sample"),
         (
             lambda: FocalLoss([3, 2], weight_of="label", reduction="weighted_mean"),
             "reduction is 'weighted_mean', but with weight_of 'label' a sample has no weight",

@@ -198,6 +198,21 @@ def test_the_loss_follows_the_data_where_none_is_given(capsys: pytest.CaptureFix
     main(["test", "--ckpt_path", str(newest("plain") / "checkpoints/last.ckpt"), "--name=plain"])
 
 
+def test_printed_configurations_have_the_loss_that_would_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    for data, loss in ((COMMON[:2], "SigmoidLoss"), ([], "SoftmaxLoss")):
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", *data, "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["model"]["loss"]["class_path"] == f"lt_cb.losses.{loss}"
+
+
+def test_other_logits_have_no_thresholds() -> None:
+    main(["fit", *FIT])
+    checkpoint = str(newest("several") / "checkpoints/last.ckpt")
+    stage = str(Path(__file__).parents[1] / "configs/second_stage/tau_norm.yaml")
+    main(["test", "--ckpt_path", checkpoint, "--config", stage, "--name=tau"])
+    assert json.loads((newest("tau") / "result.json").read_text())["thresholds"] is None
+
+
 def test_targets_that_are_not_as_the_model_is_told() -> None:
     model = LongTailedClassifier(FocalLoss([5, 3]), "resnet20", multi_label=True)
     images = torch.zeros(2, 3, 8, 8)

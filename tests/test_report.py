@@ -27,7 +27,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
-from lt_cb.report import collect
+from lt_cb.report import collect, read_run
 from lt_cb.report.figures import figures
 from lt_cb.report.posthoc import class_means
 from lt_cb.report.sections import finding, sections
@@ -87,6 +87,17 @@ def table(page: str, title: str) -> dict[tuple[str, ...], dict[str, str]]:
     header, _, *rows = lines
     keys = 2 if "data" in header else 1
     return {tuple(row[:keys]): dict(zip(header, row, strict=True)) for row in rows}
+
+
+@pytest.mark.parametrize(("changed", "has"), [({}, True), ({"prior": "uniform"}, False)])
+def test_a_test_has_the_validation_of_its_checkpoint(tmp_path: Path, changed: dict, has: bool) -> None:
+    write(tmp_path / "trained", 30.0)
+    (tmp_path / "trained/metrics.csv").write_text("epoch,val/acc,val/balanced_acc\n0,0.5,0.5\n1,0.6,0.6\n")
+    write(tmp_path / "tested", 30.0)
+    result = json.loads((tmp_path / "tested/result.json").read_text())
+    result |= {"checkpoint": str(tmp_path / "trained/checkpoints/last.ckpt"), "validated_on": "held_out", **changed}
+    (tmp_path / "tested/result.json").write_text(json.dumps(result))
+    assert read_run(tmp_path / "tested").metrics.get("val/acc") == (0.6 if has else None)
 
 
 def test_means_and_the_paper_beside_them(tmp_path: Path) -> None:

@@ -6,23 +6,27 @@ import io
 import re
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from lt_cb.__main__ import COMMANDS
 from lt_cb.__main__ import main as lt_cb
 from lt_cb.commands.messages import CLASSES, known
 from lt_cb.data.sources import SOURCES
 from lt_cb.errors import ArgumentParser
+from lt_cb.losses.base import WeightOf
 from lt_cb.models.build import OURS
 
 FILES = "--config | -c | --ckpt_path | --data.root | --folder | --images | --trainer.default_root_dir | --out | --save"
 VALUES = {
     "--data.source": list(SOURCES),
     "--model.backbone": list(OURS),
+    "--model.loss.weight_of": list(get_args(WeightOf)),
     "--prior": ["uniform", "train"],
     "--print_config": ["skip_default"],
     "--trainer.accelerator": ["auto", "cpu", "gpu"],
     "--trainer.precision": ["32-true", "16-mixed", "bf16-mixed"],
 }
+NOT_GIVEN = {"class_counts", "num_images", "options"}  # arguments of losses that are linked, or stand for others
 SCRIPT = """\
 # of lt-cb completion
 _lt_cb() {{
@@ -69,7 +73,7 @@ def script() -> str:
         options[command] = [option for option, _ in found]
         for key, kind in CLASSES.items():
             if f"--{key.removesuffix('.weighting')}" in options[command]:
-                own = {name for cls in known(kind) for name in inspect.signature(cls).parameters} - {"class_counts"}
+                own = {name for cls in known(kind) for name in inspect.signature(cls).parameters} - NOT_GIVEN
                 options[command] += [f"--{key}.{name}" for name in own]
     values |= {f"--{key}.help": values[f"--{key}"] for key in CLASSES}
     return SCRIPT.format(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.commands.messages import values
-from lt_cb.commands.train import CLI, data_module, run
+from lt_cb.commands.train import CLI, data_module, have_several_labels, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.images import RESAMPLING
 from lt_cb.errors import InputError, check_at_least, enumerate_names
@@ -90,7 +90,7 @@ class Recommend(CLI):
         assert isinstance(args, list)
         self.words = args
         super().parse_arguments(parser, args)
-        self.multi_label = data_module(self._datamodule_class, self.config.data).multi_label
+        self.multi_label = have_several_labels(self._datamodule_class, self.config.data)
         if self.multi_label:
             super().parse_arguments(parser, [*args, *SEVERAL])
 

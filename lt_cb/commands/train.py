@@ -158,10 +158,9 @@ class CLI(LightningCLI):
                     )
         if self.command == "fit" and before is None and not _names_loss(args):
             of_several = ["--model.loss=lt_cb.losses.SigmoidLoss", *args]
-            data = parser.parse_args(of_several).data
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # which come again
-                args = of_several if data_module(self._datamodule_class, data).multi_label else args
+            looked_at = parser.parse_args([word for word in of_several if not word.startswith("--print_config")])
+            check_kinds(looked_at.as_dict())
+            args = of_several if have_several_labels(self._datamodule_class, looked_at.data) else args
         self.config = parser.parse_args(args)
         if not 0 <= self.config.seed_everything < 2**32:  # as numpy has it
             raise InputError(
@@ -359,6 +358,16 @@ def data_module(cls: Any, data: Namespace) -> LongTailedDataModule:  # noqa: ANN
     parser.add_lightning_class_args(cls, "data")
     made: LongTailedDataModule = parser.instantiate_classes(Namespace(data=data)).data  # type: ignore[no-untyped-call]
     return made
+
+
+def have_several_labels(cls: Any, data: Namespace) -> bool:  # noqa: ANN401 - a class
+    """Return whether the data of a configuration have several labels an image, as far as they can be made."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which come again, as errors do
+            return data_module(cls, data).multi_label
+    except Exception:
+        return False
 
 
 def _names_loss(args: Sequence[str]) -> bool:

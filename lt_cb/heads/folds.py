@@ -151,13 +151,15 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
     if targets.ndim == 2:
         labels = targets.numpy()
         frequent = (labels == 1).sum(0) >= folds
-        assigned, held = torch.full((len(labels),), -1), int(frequent.sum())
+        assigned = torch.full((len(labels),), -1)
         left = np.flatnonzero(~(labels[:, ~frequent] == 1).any(1))
         for k in range(folds - 1):
             others, part = stratify(labels[left], 1 / (folds - k), seed)
             assigned[left[part]] = k
             left = left[others]
         assigned[left] = folds - 1
+        counted = np.array([count_labels(labels[(assigned == k).numpy()], num_classes) for k in range(folds)])
+        held = int((counted > 0).all(0).sum())
     else:
         assigned, held = torch.full_like(targets, -1), 0
         for label in range(num_classes):

@@ -3,7 +3,7 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
@@ -136,14 +136,8 @@ class Loss(nn.Module, ABC):
         Raises:
             AttributeError: if a loss of your own does not keep one as an attribute of its name.
         """
-        names: dict[str, None] = {}
-        for parameter in inspect.signature(type(self)).parameters.values():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                options = next(iter(get_args(parameter.annotation)), LossOptions)  # of Unpack[...], if it is one
-                names |= dict.fromkeys(getattr(options, "__annotations__", LossOptions.__annotations__))
-            else:
-                names[parameter.name] = None
-        return {name: getattr(self, name) for name in names}
+        makers = [vars(cls)["__init__"] for cls in type(self).__mro__ if "__init__" in vars(cls)]
+        return {name: getattr(self, name) for name in _argument_names(makers)}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
         state_dict.pop(f"{prefix}class_weights", None)  # of older checkpoints
@@ -324,6 +318,19 @@ class Loss(nn.Module, ABC):
         """Show the number of classes and the weighting."""
         weighting = None if self.weighting is None else f"{type(self.weighting).__name__}({vars(self.weighting)})"
         return f"classes={len(self.class_counts)}, weighting={weighting}"
+
+
+def _argument_names(makers: Sequence[Callable[..., None]]) -> dict[str, None]:
+    """Return the arguments of a class, given its constructor and those that it hands further options to."""
+    names: dict[str, None] = {}
+    for parameter in list(inspect.signature(makers[0]).parameters.values())[1:]:
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            names[parameter.name] = None
+        elif options := next(iter(get_args(parameter.annotation)), None):  # of Unpack[...]
+            names |= dict.fromkeys(options.__annotations__)
+        else:
+            names |= _argument_names(makers[1:])
+    return names
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ class SigmoidLoss(Loss):
         super().__init__(class_counts, weighting, **options)
         if weight_of not in get_args(WeightOf):
             raise InputError(f"weight_of is '{weight_of}', but must be 'sample', 'label' or 'positive'.")
+        if weight_of != "sample" and type(self).per_sample is not SigmoidLoss.per_sample:
+            raise InputError(
+                f"weight_of is '{weight_of}', but {type(self).__name__} defines per_sample, which knows of weights of "
+                "samples alone: define parts in place of it, or choose 'sample'."
+            )
         if weight_of != "sample" and self.reduction == "weighted_mean":
             raise InputError(
                 f"reduction is 'weighted_mean', but with weight_of '{weight_of}' a sample has no weight to divide by: "

@@ -1,5 +1,6 @@
 """From run folders to rows and columns: what was trained on what, and how it came out."""
 
+import contextlib
 import json
 import math
 import re
@@ -17,8 +18,7 @@ from lt_cb.run import AVERAGE_PRECISION, RunDir, flatten, is_tested_in_part
 
 # keys that do not change what is trained: paths, workers, loggers, callbacks
 IGNORED = (
-    *("data.root", "data.subset_seed", "data.num_workers", "trainer.logger", "model.metrics"),
-    *("data.source.separator", "data.source.label_columns"),
+    *("data.root", "data.subset_seed", "data.num_workers", "data.source.separator", "trainer.logger", "model.metrics"),
 )
 IGNORED_PREFIXES = ("trainer.callbacks", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 NAMED = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
@@ -226,14 +226,19 @@ def read_run(where: str | Path) -> Result:
 def _raw(run: RunDir) -> dict[str, Any]:
     """Return the result of a run with the metrics of its last validation."""
     raw = run.read_result()
-    of_checkpoint = RunDir(Path(raw.get("checkpoint") or run.checkpoint).parent.parent)  # what a test has tested
-    validated = (
-        [row for row in place.read_metrics() if row.get("val/acc") or row.get("val/mAP")]
-        for place in (run, of_checkpoint)
-    )
-    last = next((each[-1] for each in validated if each), {})
+    last = _validation(run)
+    if not last and raw.get("prior") is None and raw.get("checkpoint"):
+        trained = RunDir(Path(raw["checkpoint"]).parent.parent)  # whose checkpoint it has tested
+        with contextlib.suppress(InputError):
+            stages = [r.read_config()["model"].get("second_stage") for r in (trained, run)]
+            last = _validation(trained) if stages[0] == stages[1] else {}  # else of other predictions
     validation = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
     return {**raw, "metrics": {**validation, **raw["metrics"]}}
+
+
+def _validation(run: RunDir) -> dict[str, str]:
+    rows = [row for row in run.read_metrics() if row.get("val/acc") or row.get("val/mAP")]
+    return rows[-1] if rows else {}
 
 
 def _download(name: str) -> Path:

@@ -41,6 +41,8 @@ def method_of(config: Mapping[str, Any]) -> Method:
         weights = [text + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
     name = " ".join([loss.removesuffix("Loss"), *named])
     family = name if weighting in (None, "EffectiveNumber") else None
+    if weighting == "EffectiveNumber" and (of := options.get("weight_of", "sample")) != "sample":
+        family = f"{name} by {of}"
     return Method(loss, options.get("gamma"), beta, ", ".join([name, *weights]), family)
 
 
