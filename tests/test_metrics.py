@@ -61,7 +61,7 @@ def several(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(several())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_several_labels_against_scikit_learn(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     logits, targets = drawn
     classes = logits.shape[1]
