@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
+from strategies import COUNTS
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -39,7 +40,6 @@ from lt_cb.losses import (
     class_weights,
 )
 
-COUNTS = [500, 60, 7, 1, 0]
 C = len(COUNTS)
 LOSSES = [
     loss

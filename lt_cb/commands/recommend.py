@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lt_cb import checkpoint as checkpoints
 from lt_cb.commands.messages import values
-from lt_cb.commands.train import CLI, data_module, have_several_labels, run
+from lt_cb.commands.train import CLI, OF_SEVERAL, data_module, have_several_labels, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.images import RESAMPLING
 from lt_cb.errors import InputError, check_at_least, enumerate_names
@@ -49,7 +49,6 @@ GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
 PREPROCESSING = ("image_size", "interpolation", "mean", "std")
 PLAIN = ("--model.loss=lt_cb.losses.SoftmaxLoss", "--model.second_stage=null")  # what is solved goes in afterwards
-SEVERAL = ("--model.loss=lt_cb.losses.SigmoidLoss", PLAIN[1])  # of several labels an image
 OWN = ("folds", "lambdas", "betas", "gammas", "taus", "ckpt_path", "weights_only")
 
 
@@ -92,7 +91,7 @@ class Recommend(CLI):
         super().parse_arguments(parser, args)
         self.multi_label = have_several_labels(self._datamodule_class, self.config.data)
         if self.multi_label:
-            super().parse_arguments(parser, [*args, *SEVERAL])
+            super().parse_arguments(parser, [*args, OF_SEVERAL])
 
     def before_instantiate_classes(self) -> None:
         """Refuse a grid that cannot be; take weights and preprocessing that timm has for its backbone."""

@@ -34,6 +34,8 @@ from lt_cb.run import TERMINATED, RunDir, shipped, write_text
 from lt_cb.schedule import StepwiseSchedule, training_progress
 from lt_cb.trust import check_kinds, config_files, is_trusted, read_checkpoint
 
+OF_SEVERAL = "--model.loss=lt_cb.losses.SigmoidLoss"  # plain loss of several labels an image
+
 
 class SaveConfig(SaveConfigCallback):
     """Saves the resolved config in the run folder and in every checkpoint."""
@@ -157,7 +159,7 @@ class CLI(LightningCLI):
                         "options: write them below it, or leave it out."
                     )
         if self.command == "fit" and before is None and not _names_loss(args):
-            of_several = ["--model.loss=lt_cb.losses.SigmoidLoss", *args]
+            of_several = [OF_SEVERAL, *args]
             looked_at = parser.parse_args([word for word in of_several if not word.startswith("--print_config")])
             check_kinds(looked_at.as_dict())
             args = of_several if have_several_labels(self._datamodule_class, looked_at.data) else args

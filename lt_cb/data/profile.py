@@ -39,7 +39,7 @@ def class_counts_exponential(n_max: int, num_classes: int, imbalance_factor: flo
         InputError: if an argument is out of its range.
     """
     _check(n_max, num_classes, imbalance_factor)
-    return [_floor(n_max * (1.0 / imbalance_factor) ** (i / (num_classes - 1))) for i in range(num_classes)]
+    return [_floor(n_max * (1.0 / imbalance_factor) ** e) for e in exponents("exponential", num_classes)]
 
 
 def class_counts_step(n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:

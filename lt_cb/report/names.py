@@ -32,17 +32,14 @@ def method_of(config: Mapping[str, Any]) -> Method:
     ]
     if options.get("reduction") not in (None, "mean"):
         named.append(str(options["reduction"]))
-    beta, weights = None, []
+    beta, weights, by = None, [], ""
     if isinstance(weighting, str):
         beta, normalization = options.get("weighting.beta"), options.get("weighting.normalization")
-        of = options.get("weight_of", "sample")
+        by = "" if (of := options.get("weight_of", "sample")) == "sample" else f" by {of}"
         text = f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else weighting
-        text += "" if of == "sample" else f" by {of}"
-        weights = [text + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
+        weights = [text + by + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
     name = " ".join([loss.removesuffix("Loss"), *named])
-    family = name if weighting in (None, "EffectiveNumber") else None
-    if weighting == "EffectiveNumber" and (of := options.get("weight_of", "sample")) != "sample":
-        family = f"{name} by {of}"
+    family = name + by if weighting in (None, "EffectiveNumber") else None
     return Method(loss, options.get("gamma"), beta, ", ".join([name, *weights]), family)
 
 

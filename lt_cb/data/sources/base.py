@@ -182,10 +182,13 @@ def check_classes(source: FileSource, remedy: str) -> None:
             f"it: {remedy}."
         )
     for split in source.splits[1:] if source.multi_label else ():
-        counts = count_labels(source.labels(split), len(source.class_names))
-        if missing := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
-            rank_zero_warn(
-                f"'{source.root}' has no {split} images of {enumerate_names(missing)}: what is learnt of them is not "
-                "measured there.",
-                stacklevel=1,
-            )
+        warn_of_unmeasured(source, split, f"'{source.root}' has no {split} images")
+
+
+def warn_of_unmeasured(source: FileSource, split: Split, said: str) -> None:
+    """Warn of classes that a split has no image of; ``said`` is what the sentence begins with."""
+    counts = count_labels(source.labels(split), len(source.class_names))
+    if missing := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
+        rank_zero_warn(
+            f"{said} of {enumerate_names(missing)}: what is learnt of them is not measured there.", stacklevel=1
+        )

@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.base import FileSource, Split, check_classes
+from lt_cb.data.sources.base import FileSource, Split, check_classes, warn_of_unmeasured
 from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines, list_tree
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.errors import InputError, enumerate_names
@@ -36,13 +35,7 @@ class ImageFolder(FileSource):
         self._listings: dict[str, Listing] = {}
         super().__init__(root)
         for split, folder in self._folders.items():
-            counts = np.bincount(self.listing(split).labels, minlength=len(self.class_names))
-            if missing := [name for name, count in zip(self.class_names, counts, strict=True) if not count]:
-                rank_zero_warn(
-                    f"'{self.root / folder}' has no images of {enumerate_names(missing)}: what is learnt of them is "
-                    "not measured there.",
-                    stacklevel=1,
-                )
+            warn_of_unmeasured(self, split, f"'{self.root / folder}' has no images")
 
     def listing(self, split: Split) -> Listing:
         """Return what is in the folder of a split."""
