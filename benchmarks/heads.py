@@ -22,10 +22,10 @@ from lightning.pytorch import Trainer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from lt_cb.commands.recommend import BETAS, GAMMAS, LAMBDAS, TAUS
+from lt_cb.heads.recommend import BETAS, GAMMAS, LAMBDAS, TAUS
 from lt_cb.data import LongTailedDataModule
 from lt_cb.hardware import processor
-from lt_cb.heads.features import frozen_features
+from lt_cb.features import frozen_features
 from lt_cb.heads.folds import (
     POST_HOC,
     SOFTMAX,

@@ -35,7 +35,7 @@ from PIL import Image
 from lt_cb.__main__ import main as lt_cb
 from lt_cb.data import images
 from lt_cb.data.sources import listing
-from lt_cb.grid import command, plan, work
+from lt_cb.lab import grid as command, plan, work
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOMES = ("success", "sentence", "traceback", "hang", "wrong")

@@ -11,8 +11,8 @@ import shlex
 import tempfile
 from pathlib import Path
 
-from lt_cb.report import collect, main
-from lt_cb.report.tables import Difference, cells_of, paired_differences
+from lt_cb.lab.report import collect, main
+from lt_cb.lab.report.tables import Difference, cells_of, paired_differences
 
 METHODS = {  # columns of results/heads.csv
     "recommended": "recommended",

@@ -14,14 +14,10 @@ COMMANDS = {  # module with a `main`, and what the command is for
     "predict": ("lt_cb.commands.predict", "write the classes of a folder of images to predictions.csv"),
     "export": ("lt_cb.commands.export", "write a file that maps images to probabilities: torch.export or ONNX"),
     "inspect": ("lt_cb.commands.inspect_data", "class counts, effective numbers and class weights of a data set"),
-    "recommend": ("lt_cb.commands.recommend", "choose loss and weighting for a frozen backbone, and solve its head"),
-    "heads": ("lt_cb.commands.heads", "test every loss, weighting and L2 strength on features of a frozen backbone"),
-    "grid": ("lt_cb.grid", "train the runs of a grid file, each distinct one once"),
-    "report": ("lt_cb.report", "tables and pictures of a folder of runs"),
-    "completion": (
-        "lt_cb.commands.completion",
-        "a script by which bash or zsh completes these words and their options",
-    ),
+    "recommend": ("lt_cb.heads.recommend", "choose loss and weighting for a frozen backbone, and solve its head"),
+    "heads": ("lt_cb.heads.compare", "test every loss, weighting and L2 strength on features of a frozen backbone"),
+    "grid": ("lt_cb.lab.grid", "train the runs of a grid file, each distinct one once"),
+    "report": ("lt_cb.lab.report", "tables and pictures of a folder of runs"),
 }
 
 

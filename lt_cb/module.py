@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lt_cb import checkpoint as checkpoints
+from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.data.loaders.epoch import seed_of
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch, EvaluatedModule, MetricFactory

@@ -19,14 +19,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
-from lt_cb import checkpoint as checkpoints
+from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.commands.messages import values
 from lt_cb.data import LongTailedDataModule, Sampler, Source
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss, Weighting
 from lt_cb.models import SecondStage
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import parse_yaml, read_yaml
+from lt_cb.runs.folder import parse_yaml, read_yaml
 
 PACKAGES = ("lt_cb", "torch", "torchvision", "torchmetrics", "timm", "lightning")
 KINDS: dict[str, type[Any]] = {  # by config key

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lt_cb import checkpoint
+from lt_cb.runs import checkpoint
 from lt_cb.commands.train import CLI
 from lt_cb.errors import InputError
 
 WRITE = """
 import os, sys, torch
-from lt_cb.checkpoint import WholeFiles
+from lt_cb.runs.checkpoint import WholeFiles
 os.write(1, b"ready")
 while True:
     content = {"state_dict": {"w": torch.ones(4_000_000)}, "pytorch-lightning_version": "2"}
@@ -25,7 +25,7 @@ while True:
 """
 FULL = """
 import resource, torch
-from lt_cb.checkpoint import WholeFiles
+from lt_cb.runs.checkpoint import WholeFiles
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 WholeFiles().save_checkpoint({"w": torch.ones(4_000_000)}, "a/last.ckpt")
 """

@@ -17,7 +17,7 @@ from lt_cb.data.loaders import folder_loader
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.sources import Digits
-from lt_cb.data.subset import hold_out, long_tailed_subset
+from lt_cb.longtail.subset import hold_out, long_tailed_subset
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [50, 40, 30, 20]))
 
@@ -148,7 +148,7 @@ class TestDataModule:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("statement", ["import lt_cb.data.profile", "from lt_cb.data import class_counts_exponential"])
+@pytest.mark.parametrize("statement", ["import lt_cb.longtail.profile", "from lt_cb.data import class_counts_exponential"])
 def test_profiles_need_no_torch(statement: str) -> None:
     check = f"import sys; {statement}; assert not {{'torch', 'lightning', 'numpy'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)

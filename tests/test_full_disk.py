@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 SWEEP = """
 import contextlib, io, json, os, subprocess, sys
 from pathlib import Path
-from lt_cb import checkpoint
+from lt_cb.runs import checkpoint
 from lt_cb.__main__ import main
-from lt_cb.run import RunDir
+from lt_cb.runs.folder import RunDir
 
 def run(*words):
     err = io.StringIO()

@@ -26,10 +26,10 @@ from strategies import places
 
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
-from lt_cb.grid import read_plan
-from lt_cb.grid.command import _devices
-from lt_cb.grid.plan import Run
-from lt_cb.grid.work import check_folder, failed_since, work
+from lt_cb.lab.plan import read_plan
+from lt_cb.lab.grid import _devices
+from lt_cb.lab.plan import Run
+from lt_cb.lab.work import check_folder, failed_since, work
 
 ROOT = Path(__file__).parents[1]
 GRIDS = ROOT / "configs/grids"
@@ -270,19 +270,19 @@ class TestPlan:
         assert len(listed) == len(set(listed)) == len(read_plan(GRIDS / "digits.yaml").runs) == 18
 
     def test_a_cpu_trains_a_run_on_each_core(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lt_cb.grid.command.glob.glob", lambda pattern: [])
+        monkeypatch.setattr("lt_cb.lab.grid.glob.glob", lambda pattern: [])
         monkeypatch.setattr("lt_cb.hardware.os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-        monkeypatch.setattr("lt_cb.grid.command.sys.platform", "linux")
-        monkeypatch.setattr("lt_cb.grid.command.RUN_BYTES", 1)
+        monkeypatch.setattr("lt_cb.lab.grid.sys.platform", "linux")
+        monkeypatch.setattr("lt_cb.lab.grid.RUN_BYTES", 1)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         assert _devices(None, to_do=100) == [None] * 8
         assert _devices(None, to_do=3) == [None] * 3
         monkeypatch.setenv("OMP_NUM_THREADS", "4")
         assert _devices(None, to_do=100) == [None] * 2
-        monkeypatch.setattr("lt_cb.grid.command.RUN_BYTES", 10**15)  # there is room for one
+        monkeypatch.setattr("lt_cb.lab.grid.RUN_BYTES", 10**15)  # there is room for one
         assert _devices(None, to_do=100) == [None]
         assert _devices("0, 0,1", to_do=100) == ["0", "0", "1"]
-        monkeypatch.setattr("lt_cb.grid.command.glob.glob", lambda pattern: ["/dev/nvidia0"])
+        monkeypatch.setattr("lt_cb.lab.grid.glob.glob", lambda pattern: ["/dev/nvidia0"])
         assert _devices(None, to_do=100) == [None]
 
     def test_time_left_is_that_of_runs_on_the_same_data(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,8 +382,8 @@ class TestPlan:
 
         held: list[weakref.ref[Trained]] = []
         alive: list[int] = []
-        monkeypatch.setattr("lt_cb.grid.work._train", train)
-        monkeypatch.setattr("lt_cb.grid.work._end_with", lambda _: None)
+        monkeypatch.setattr("lt_cb.lab.work._train", train)
+        monkeypatch.setattr("lt_cb.lab.work._end_with", lambda _: None)
         monkeypatch.setattr("signal.signal", lambda *_: None)
         planned = runs({"gamma": {"model.loss.gamma": [1, 2, 3]}}, folder="g")
         for run in planned:
@@ -451,8 +451,8 @@ import json, os, queue, sys, time
 from pathlib import Path
 import lt_cb.commands.train
 from lt_cb.errors import InputError
-from lt_cb.grid import read_plan
-from lt_cb.grid.work import work
+from lt_cb.lab.plan import read_plan
+from lt_cb.lab.work import work
 
 calls = []
 def fake(args):

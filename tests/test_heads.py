@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from lt_cb.__main__ import main
-from lt_cb.commands.recommend import take_preprocessing
+from lt_cb.heads.recommend import take_preprocessing
 from lt_cb.errors import InputError
 from lt_cb.heads.folds import (
     SOFTMAX,
@@ -48,7 +48,7 @@ from lt_cb.losses import (
 )
 from lt_cb.models import build_backbone
 from lt_cb.models.build import pretrained_cfg
-from lt_cb.run import RunDir
+from lt_cb.runs.folder import RunDir
 
 COUNTS = [60, 25, 8]
 

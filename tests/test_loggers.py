@@ -17,7 +17,7 @@ from wandb_server import serve
 
 from lt_cb.__main__ import main
 from lt_cb.loggers import RunFolder
-from lt_cb.report import read_run
+from lt_cb.lab.report import read_run
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lt_cb.data import LongTailedDataModule, Source, SquareRootSampler
-from lt_cb.data.multilabel import choose, multilabel_subset, stratify
-from lt_cb.data.profile import class_counts_exponential, class_counts_step, exponents
+from lt_cb.longtail.several import choose, multilabel_subset, stratify
+from lt_cb.longtail.profile import class_counts_exponential, class_counts_step, exponents
 from lt_cb.errors import InputError
 
 PROFILES = {"exponential": class_counts_exponential, "step": class_counts_step}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from strategies import COUNTS, batches
 from torch import Tensor, nn
 
-from lt_cb import checkpoint
+from lt_cb.runs import checkpoint
 from lt_cb.losses import (
     AsymmetricLoss,
     DistributionBalancedLoss,

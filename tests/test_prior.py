@@ -42,7 +42,7 @@ from lt_cb.losses import (
     VectorScalingLoss,
 )
 from lt_cb.module import LongTailedClassifier
-from lt_cb.report.collect import collect
+from lt_cb.lab.report.collect import collect
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ["--config", str(ROOT / "configs/quickstart.yaml")]

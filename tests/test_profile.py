@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lt_cb.data import class_counts_exponential, class_counts_step
-from lt_cb.data.profile import counts_of_subset
+from lt_cb.longtail.profile import counts_of_subset
 
 # The class counts of the long-tailed CIFARs, as the code of Cui et al. 2019 makes them, and of its large data sets
 PUBLISHED = json.loads(Path(__file__).with_name("class_counts.json").read_text())

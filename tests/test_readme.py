@@ -10,7 +10,7 @@ from PIL import Image
 
 from lt_cb import losses
 from lt_cb.__main__ import main
-from lt_cb.grid import read_plan
+from lt_cb.lab.plan import read_plan
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}

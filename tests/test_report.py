@@ -27,11 +27,11 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
-from lt_cb.report import collect, read_run
-from lt_cb.report.figures import figures
-from lt_cb.report.posthoc import class_means
-from lt_cb.report.sections import finding, sections
-from lt_cb.report.tables import cells_of
+from lt_cb.lab.report import collect, read_run
+from lt_cb.lab.report.figures import figures
+from lt_cb.lab.report.posthoc import class_means
+from lt_cb.lab.report.sections import finding, sections
+from lt_cb.lab.report.tables import cells_of
 
 
 def write(

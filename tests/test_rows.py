@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lt_cb.__main__ import main
-from lt_cb.report.rows import command
-from lt_cb.report.tables import half_width, student_quantile, wilson
+from lt_cb.lab.report.rows import command
+from lt_cb.lab.report.tables import half_width, student_quantile, wilson
 
 COUNTS = [500, 50, 5]
 

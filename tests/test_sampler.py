@@ -23,7 +23,7 @@ from lt_cb.data import (
     SquareRootSampler,
 )
 from lt_cb.data.loaders.resident import ResidentLoader
-from lt_cb.data.sampler import rarest_labels
+from lt_cb.longtail.sampler import rarest_labels
 from lt_cb.errors import InputError
 
 SAMPLERS = [ClassBalancedSampler(), SquareRootSampler(), ProgressivelyBalancedSampler(), EffectiveNumberSampler(0.99)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lt_cb import checkpoint
+from lt_cb.runs import checkpoint
 
 QUICKSTART = str(Path(__file__).parents[1] / "configs/quickstart.yaml")
 OPTIONS = {"trainer.max_epochs": 3000, "trainer.accelerator": "cpu", "model.backbone": "resnet20"}

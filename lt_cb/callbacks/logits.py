@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir, whole_file
+from lt_cb.runs.folder import RunDir, whole_file
 
 
 class SaveLogits(Callback):

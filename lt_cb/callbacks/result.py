@@ -20,7 +20,7 @@ from lt_cb.errors import InputError
 from lt_cb.hardware import processor
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir, commit, write_json
+from lt_cb.runs.folder import RunDir, commit, write_json
 
 TITLES = {"accuracy": "accuracy", "average_precision": "average precision", "auroc": "AUROC", "f1": "F1"}
 MEANS = {"average_precision": "mAP", "auroc": "auroc", "f1": "f1_macro"}  # metrics that are means of a measure

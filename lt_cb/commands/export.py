@@ -16,7 +16,7 @@ from lt_cb.commands.predict import Predict
 from lt_cb.commands.train import run
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import whole_file, write_json
+from lt_cb.runs.folder import whole_file, write_json
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 MOST = 1e-3  # difference of probabilities that rounding may make

@@ -10,7 +10,7 @@ from rich.table import Table
 from lt_cb.commands.messages import Parser
 from lt_cb.commands.train import CLI, run
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.subset import Labels
+from lt_cb.longtail.subset import Labels
 from lt_cb.losses import EffectiveNumber, effective_number, suggest_beta
 from lt_cb.module import LongTailedClassifier
 

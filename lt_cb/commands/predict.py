@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb import checkpoint as checkpoints
+from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.commands.train import CLI, run
 from lt_cb.data.images import Interpolation
 from lt_cb.data.loaders import folder_loader
 from lt_cb.data.loaders.streaming import Crop
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir, whole_file
+from lt_cb.runs.folder import RunDir, whole_file
 
 BETWEEN = ";"  # several labels of an image, and their probabilities
 

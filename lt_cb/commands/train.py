@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lt_cb import checkpoint as checkpoints
+from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.callbacks import ResultFile
 from lt_cb.callbacks.result import main_metric, print_ending
 from lt_cb.commands.messages import HelpAll, Parser, causes, input_error, lost_process, quiet, values
@@ -30,7 +30,7 @@ from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
 from lt_cb.loggers import RunFolder, TensorBoard, WandB, check_loggers, finish, wandb_logger
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import TERMINATED, RunDir, shipped, write_text
+from lt_cb.runs.folder import TERMINATED, RunDir, shipped, write_text
 from lt_cb.schedule import StepwiseSchedule, training_progress
 from lt_cb.trust import check_kinds, config_files, is_trusted, read_checkpoint
 
@@ -321,7 +321,7 @@ class CLI(LightningCLI):
         model, data, config = self.model, self.datamodule, self.config_init["trainer"]
         if not model.is_frozen or data.augments or model.mix is not None or not isinstance(config["strategy"], str):
             return
-        from lt_cb.heads.features import feature_trainer, frozen_features
+        from lt_cb.features import feature_trainer, frozen_features
 
         if self.checkpoint is not None and not self.new_stage:  # the fit loads it again, with its optimiser
             model.backbone.load_state_dict(checkpoints.backbone_state(self.checkpoint))

@@ -1,6 +1,6 @@
 """Long-tailed data: count profiles, sources of images, subsets, samplers and the data module.
 
-The names are imported when they are asked for: ``lt_cb.data.profile`` alone needs no torch.
+The names are imported when they are asked for: ``lt_cb.longtail.profile`` alone needs no torch.
 """
 
 import importlib
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lt_cb.data.datamodule import LongTailedDataModule
-    from lt_cb.data.profile import class_counts_exponential, class_counts_step
-    from lt_cb.data.sampler import (
+    from lt_cb.longtail.profile import class_counts_exponential, class_counts_step
+    from lt_cb.longtail.sampler import (
         ClassBalancedSampler,
         EffectiveNumberSampler,
         EpochSampler,
@@ -42,7 +42,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     files = {"Module": "datamodule", "exponential": "profile", "step": "profile", "Sampler": "sampler"}
     file = next((file for end, file in files.items() if name.endswith(end)), "sources.base")
-    return getattr(importlib.import_module(f"{__name__}.{file}"), name)
+    package = "lt_cb.longtail" if file in ("profile", "sampler") else __name__
+    return getattr(importlib.import_module(f"{package}.{file}"), name)
 
 
 def __dir__() -> list[str]:

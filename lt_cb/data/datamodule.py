@@ -15,13 +15,13 @@ from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import make_loader, must_stream
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.loaders.streaming import Crop
-from lt_cb.data.multilabel import Chosen, choose
-from lt_cb.data.profile import counts_of_subset
-from lt_cb.data.sampler import Sampler
+from lt_cb.longtail.several import Chosen, choose
+from lt_cb.longtail.profile import counts_of_subset
+from lt_cb.longtail.sampler import Sampler
 from lt_cb.data.sources import make_source
 from lt_cb.data.sources.base import FileSource, SourceFactory, Split
 from lt_cb.data.sources.listing import Paths
-from lt_cb.data.subset import Indices, Labels, check_counts, check_labels, hold_out, long_tailed_subset
+from lt_cb.longtail.subset import Indices, Labels, check_counts, check_labels, hold_out, long_tailed_subset
 from lt_cb.errors import InputError
 from lt_cb.schedule import check_fraction, training_progress
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
-from lt_cb.data.subset import Indices
+from lt_cb.longtail.subset import Indices
 from lt_cb.errors import InputError, enumerate_names
 
 Item = TypeVar("Item")

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lt_cb import losses
 from lt_cb.data.images import progress
-from lt_cb.data.multilabel import stratify
-from lt_cb.data.subset import count_labels
+from lt_cb.longtail.several import stratify
+from lt_cb.longtail.subset import count_labels
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.heads.solve import rows_of, solve_at, solve_path
 from lt_cb.losses import EffectiveNumber, Loss
 from lt_cb.metrics import label_scores
-from lt_cb.report.tables import half_width
+from lt_cb.lab.report.tables import half_width
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 ROUGH = 1e-4  # tolerance of heads that are only compared

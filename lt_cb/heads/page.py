@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from lt_cb.heads.folds import Candidate
-from lt_cb.report.figures import NAMED, Picture, coloured, hover, quantity, specification
-from lt_cb.report.page import page
-from lt_cb.report.sections import Section
-from lt_cb.report.tables import half_width, wilson
+from lt_cb.lab.report.figures import NAMED, Picture, coloured, hover, quantity, specification
+from lt_cb.lab.report.page import page
+from lt_cb.lab.report.sections import Section
+from lt_cb.lab.report.tables import half_width, wilson
 
 BALANCED, PRECISION = "balanced accuracy", "mean average precision"
 

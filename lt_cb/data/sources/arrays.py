@@ -10,7 +10,7 @@ import numpy as np
 from lt_cb.data.images import Images
 from lt_cb.data.sources.base import Source, Split
 from lt_cb.data.sources.files import ImageFolder
-from lt_cb.data.subset import Indices, Labels
+from lt_cb.longtail.subset import Indices, Labels
 from lt_cb.errors import InputError
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.images import Images, Interpolation, UnreadableError, find_unreadable, load_images, square_size
 from lt_cb.data.sources.listing import Listing, Paths, check_files
-from lt_cb.data.subset import Indices, Labels, count_labels
+from lt_cb.longtail.subset import Indices, Labels, count_labels
 from lt_cb.errors import InputError, enumerate_names
 
 Split = Literal["train", "val", "test"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lt_cb.data.cache import Arrays, cache_file, read_cache, stamp, write_cache
 from lt_cb.data.images import folder_id, is_image, progress, walk
-from lt_cb.data.subset import Indices, Labels
+from lt_cb.longtail.subset import Indices, Labels
 from lt_cb.errors import InputError, enumerate_names
 
 Paths = npt.NDArray[np.bytes_]  # half a million of them are one object, which processes share

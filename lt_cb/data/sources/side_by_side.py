@@ -9,7 +9,7 @@ import numpy.typing as npt
 from lt_cb.data.images import Images, resize
 from lt_cb.data.sources.arrays import Digits, FashionMNIST
 from lt_cb.data.sources.base import Source, Split
-from lt_cb.data.subset import Indices, Labels, count_labels
+from lt_cb.longtail.subset import Indices, Labels, count_labels
 from lt_cb.errors import InputError, did_you_mean
 
 SCANS: dict[str, type[Source]] = {"digits": Digits, "fashion_mnist": FashionMNIST}

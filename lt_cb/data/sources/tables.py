@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.sources.listing import Listing, cached_listings, encode, read_csv
-from lt_cb.data.subset import Labels
+from lt_cb.longtail.subset import Labels
 from lt_cb.errors import InputError, enumerate_names
 
 Columns = dict[str, list[Any]]

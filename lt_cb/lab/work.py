@@ -12,9 +12,9 @@ from multiprocessing.queues import Queue
 from filelock import FileLock, Timeout
 
 from lt_cb.errors import InputError
-from lt_cb.grid.plan import Run, digest
+from lt_cb.lab.plan import Run, digest
 from lt_cb.hardware import available_cores
-from lt_cb.run import TERMINATED, write_json
+from lt_cb.runs.folder import TERMINATED, write_json
 
 WAIT_S = 2.0  # between looks at runs that other processes hold
 
@@ -147,7 +147,7 @@ def _flush() -> None:
 
 
 def _fit(run: Run, readers: int) -> None:
-    from lt_cb import checkpoint
+    from lt_cb.runs import checkpoint
     from lt_cb.commands.train import main  # takes seconds, and only a worker needs it
 
     if digest(run.args) != run.digest:

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 import yaml
 
 from lt_cb.errors import InputError
-from lt_cb.report.names import method_of, source_of
-from lt_cb.run import AVERAGE_PRECISION, RunDir, flatten, is_tested_in_part, read_yaml, whole_file, write_text
+from lt_cb.lab.report.names import method_of, source_of
+from lt_cb.runs.folder import AVERAGE_PRECISION, RunDir, flatten, is_tested_in_part, read_yaml, whole_file, write_text
 
 ROWS, CONFIGS = "runs.csv", "configs"
 # what does not change what is trained, or has a column of its own

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
-from lt_cb.run import ALIASED, expanded_size, parse_yaml
+from lt_cb.runs.folder import ALIASED, expanded_size, parse_yaml
 
 CONFIG = "lt_cb_config"  # the resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"

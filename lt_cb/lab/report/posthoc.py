@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lt_cb.errors import InputError
-from lt_cb.report.collect import Result
-from lt_cb.run import RunDir
+from lt_cb.lab.report.collect import Result
+from lt_cb.runs.folder import RunDir
 
 TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 SHIFTS = (50.0, 10.0, 2.0, 1.0, 1 / 2, 1 / 10, 1 / 50)

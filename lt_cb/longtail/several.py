@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lt_cb.data.profile import exponents
+from lt_cb.longtail.profile import exponents
 from lt_cb.data.sources.base import Source
-from lt_cb.data.subset import Indices, Labels, check_counts, check_labels, count_labels
+from lt_cb.longtail.subset import Indices, Labels, check_counts, check_labels, count_labels
 from lt_cb.errors import InputError, enumerate_names
 
 CHUNK = 0.02  # of the images left, which are taken away between two looks at all of them

@@ -8,8 +8,8 @@ from importlib.metadata import version
 import numpy as np
 
 from lt_cb.data.cache import cache_file, read_cache, write_cache
-from lt_cb.report.figures import SHAPES, VEGA_LITE, Picture, style_of
-from lt_cb.report.sections import Section
+from lt_cb.lab.report.figures import SHAPES, VEGA_LITE, Picture, style_of
+from lt_cb.lab.report.sections import Section
 
 # of what a browser is to refuse, should a name or a library ask for it: everything that is not in the file
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError
-from lt_cb.report import rows
-from lt_cb.report.names import WHOLE, method_of, source_of, subset_of
-from lt_cb.run import AVERAGE_PRECISION, RunDir, flatten, is_tested_in_part
+from lt_cb.lab.report import rows
+from lt_cb.lab.report.names import WHOLE, method_of, source_of, subset_of
+from lt_cb.runs.folder import AVERAGE_PRECISION, RunDir, flatten, is_tested_in_part
 
 # keys that do not change what is trained: paths, workers, loggers, callbacks
 IGNORED = (

@@ -17,11 +17,11 @@ from rich.live import Live
 from rich.table import Column, Table
 
 from lt_cb.errors import ArgumentParser, InputError
-from lt_cb.grid.estimate import time_left
-from lt_cb.grid.plan import Plan, Run, read_plan
-from lt_cb.grid.work import check_folder, failed_since, work
+from lt_cb.lab.estimate import time_left
+from lt_cb.lab.plan import Plan, Run, read_plan
+from lt_cb.lab.work import check_folder, failed_since, work
 from lt_cb.hardware import available_cores, available_memory
-from lt_cb.run import TERMINATED, shipped
+from lt_cb.runs.folder import TERMINATED, shipped
 
 RUN_BYTES = 2 * 10**9  # of main memory that a training on small images takes at most, with what it imports
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from lt_cb.report.collect import Result, Runs
-from lt_cb.report.tables import Cell, half_width, paired_gains, wilson
+from lt_cb.lab.report.collect import Result, Runs
+from lt_cb.lab.report.tables import Cell, half_width, paired_gains, wilson
 
 VEGA_LITE = "6.4"
 # of Okabe and Ito 2008, less black and yellow, and two greys: told apart by the colour-blind, on white and on black

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.commands.recommend import PLAIN, Recommend, show
+from lt_cb.heads.recommend import PLAIN, Recommend, show
 from lt_cb.commands.train import data_module, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
-from lt_cb.heads.features import frozen_features
+from lt_cb.features import frozen_features
 from lt_cb.heads.folds import Candidate, Recipe, try_all
 from lt_cb.heads.page import BALANCED, PRECISION, html, surface
 from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
 from lt_cb.metrics import accuracies
 from lt_cb.module import LongTailedClassifier
-from lt_cb.run import RunDir, whole_file, write_text
+from lt_cb.runs.folder import RunDir, whole_file, write_text
 
 
 class Heads(Recommend):

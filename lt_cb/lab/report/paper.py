@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lt_cb.report.figures import VEGA_LITE, Picture
+from lt_cb.lab.report.figures import VEGA_LITE, Picture
 
 INCH = 72  # units: a point each, so that type of size 8 is 8 pt
 COLUMN, PAGE = 3.25, 6.75  # widths in a paper, inches

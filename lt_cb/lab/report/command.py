@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lt_cb.errors import ArgumentParser, InputError
-from lt_cb.report import rows
-from lt_cb.report.collect import Runs, collect
-from lt_cb.report.figures import figures, methods_and_families
-from lt_cb.report.page import page
-from lt_cb.report.paper import write
-from lt_cb.report.posthoc import MEANS, class_means
-from lt_cb.report.sections import METRICS, Section, finding, sections
-from lt_cb.report.tables import cells_of
-from lt_cb.run import write_text
+from lt_cb.lab.report import rows
+from lt_cb.lab.report.collect import Runs, collect
+from lt_cb.lab.report.figures import figures, methods_and_families
+from lt_cb.lab.report.page import page
+from lt_cb.lab.report.paper import write
+from lt_cb.lab.report.posthoc import MEANS, class_means
+from lt_cb.lab.report.sections import METRICS, Section, finding, sections
+from lt_cb.lab.report.tables import cells_of
+from lt_cb.runs.folder import write_text
 
 
 def main(args: Sequence[str]) -> int:

@@ -232,7 +232,7 @@ def shipped(path: str) -> str:
     scheme, colon, name = path.partition(":")
     if scheme != "lt_cb" or not colon:
         return path
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     folder = next(place for place in (package / "configs", package.parent / "configs") if place.is_dir())
     names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
     if name.removesuffix(".yaml") not in names:
@@ -332,7 +332,7 @@ def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def commit() -> str | None:
     """Return the commit of the code, with a + where it was changed since; None for an installed package."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError
-from lt_cb.grid.plan import Plan, Run
-from lt_cb.run import RunDir, flatten
+from lt_cb.lab.plan import Plan, Run
+from lt_cb.runs.folder import RunDir, flatten
 
 NEWEST = 20  # runs outside of a grid that are looked at
 NETWORK = {"data.source": "digits", "data.image_size": None, "model.backbone": "resnet32"}  # with their defaults
@@ -94,7 +94,7 @@ def _trained(run: RunDir) -> float:
 
 def _images(settings: dict[str, Any], run: _Finished) -> float:
     """Return the training images of a run on the source of a finished one."""
-    from lt_cb.data.profile import class_counts_exponential, class_counts_step
+    from lt_cb.longtail.profile import class_counts_exponential, class_counts_step
 
     if _kinds(settings)[0] == _kinds(run.settings)[0]:
         return sum(run.counts)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_cb.errors import InputError
-from lt_cb.report.collect import ERRORS, Result, Runs
-from lt_cb.report.names import WHOLE
+from lt_cb.lab.report.collect import ERRORS, Result, Runs
+from lt_cb.lab.report.names import WHOLE
 
 KINDS = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
 PUBLISHED: dict[str, tuple[int, dict[str, str]]] = {  # epochs of a table's runs, and the columns of metrics

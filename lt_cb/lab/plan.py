@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_cb.errors import InputError, did_you_mean
-from lt_cb.run import RunDir, flatten, read_yaml, shipped
+from lt_cb.runs.folder import RunDir, flatten, read_yaml, shipped
 
 MOST = 20_000  # runs of a grid
 KEYS = ("folder", "config", "set", "seeds", "axes")

@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from lt_cb import checkpoint as checkpoints
+from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.commands.messages import values
 from lt_cb.commands.train import CLI, OF_SEVERAL, data_module, have_several_labels, run
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.images import RESAMPLING
 from lt_cb.errors import InputError, check_at_least, enumerate_names
-from lt_cb.heads.features import classifier_of, feature_trainer, frozen_features
+from lt_cb.features import classifier_of, feature_trainer, frozen_features
 from lt_cb.heads.folds import (
     Choice,
     Trial,
@@ -39,8 +39,8 @@ from lt_cb.loggers import RunFolder
 from lt_cb.metrics import label_scores
 from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
-from lt_cb.report.sections import Section
-from lt_cb.run import RunDir, write_json, write_text
+from lt_cb.lab.report.sections import Section
+from lt_cb.runs.folder import RunDir, write_json, write_text
 from lt_cb.trust import must_be_trusted
 
 LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0003)
@@ -71,7 +71,7 @@ class Solved(NamedTuple):
 
 
 class Recommend(CLI):
-    """The command line of a training, of which only the classifier is solved; see `lt_cb.commands.heads` too."""
+    """The command line of a training, of which only the classifier is solved; see `lt_cb.heads.compare` too."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add folds and grid."""

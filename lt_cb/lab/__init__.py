@@ -1,0 +1,1 @@
+"""Many runs: grids, workers and reports. Nothing outside this package imports it."""

@@ -1,0 +1,1 @@
+"""Long-tailed class counts, subsets and samplers: NumPy and PyTorch alone."""
