@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -37,7 +38,7 @@ AddArguments = Callable[[LightningArgumentParser], None]
 class CommandLine(LightningCLI):
     """The options of one command, parsed once; data, model and Trainer are made when a command asks for them.
 
-    The order of precedence, lowest first: defaults, the checkpoint's settings, environment variables, then configuration
+    Later settings override earlier ones: defaults, the checkpoint's settings, environment variables, then configuration
     files and flags from left to right.
 
     Args:
@@ -46,6 +47,8 @@ class CommandLine(LightningCLI):
         add_arguments: adds the command's own options to the parser.
         model_class: class of ``--model``, unless the words name another.
         data_class: class of ``--data``, unless the words name another.
+        groups: groups of options that the command has.
+        uses: groups whose classes the command makes; a checkpoint may name custom classes for the others.
 
     Attributes:
         config: the parsed options.
@@ -62,8 +65,10 @@ class CommandLine(LightningCLI):
         add_arguments: AddArguments | None = None,
         model_class: type[LongTailedClassifier] = LongTailedClassifier,
         data_class: type[LongTailedDataModule] = LongTailedDataModule,
+        groups: Sequence[str] = ("trainer", "model", "data"),
+        uses: Sequence[str] = ("model", "data"),
     ) -> None:
-        self.command = command
+        self.command, self._groups = command, groups
         self._add_arguments_of_command = add_arguments
         words = _class_options([*_environment(), *words])
         self._first = _first_look(words)
@@ -77,6 +82,8 @@ class CommandLine(LightningCLI):
             settings, self._unknown = plain_settings(trained, trusted)
             for name in ("model_class", "data_class"):
                 self._first[name] = self._first[name] or settings.get(name)
+            self._unknown = {key: path for key, path in self._unknown.items() if key.startswith(tuple(uses))}
+            settings = {key: value for key, value in settings.items() if key in ("seed_everything", *groups, *FIRST)}
             settings["trainer"] |= place.pop("trainer", {}) if (place := _place_of(path)) else {}
             words = ["--config", yaml.safe_dump(settings | place), *words]
         super().__init__(
@@ -100,6 +107,12 @@ class CommandLine(LightningCLI):
         parser.add_argument("-c", "--config", action=ConfigFile, help="A configuration file, or YAML.")
         return parser
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the groups of options."""
+        classes = {"trainer": Trainer, "model": self._model_class, "data": self._datamodule_class}
+        for group in self._groups:
+            parser.add_lightning_class_args(classes[group], group)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that all commands share, and link to the model the facts of its data."""
         parser.add_argument("--help_all", action=HelpAll, help="Show the help of all options and exit.")
@@ -115,11 +128,14 @@ class CommandLine(LightningCLI):
         parser.add_argument("--trust_checkpoint", type=bool, default=False, help=trust)
         if self._add_arguments_of_command is not None:
             self._add_arguments_of_command(parser)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int, apply_on="parse")
-        for name in ("class_counts", "num_images"):  # a loss without the argument does not get it
-            parser.link_arguments(f"data.{name}", f"model.loss.init_args.{name}", apply_on="instantiate")
-        for name in checkpoints.DATA_FACTS:
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        if "data" in self._groups:
+            parser.link_arguments("seed_everything", "data.seed", compute_fn=int, apply_on="parse")
+            for name in ("class_counts", "num_images"):  # a loss without the argument does not get it
+                parser.link_arguments(f"data.{name}", f"model.loss.init_args.{name}", apply_on="instantiate")
+            for name in checkpoints.DATA_FACTS:
+                parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        elif "model" in self._groups:
+            self._link_facts(parser)
         parser.set_defaults({"trainer.default_root_dir": "runs"})
         for action in parser._actions:
             if action.dest in CLASS_OPTIONS:
@@ -135,7 +151,7 @@ class CommandLine(LightningCLI):
             raise InputError(f"--seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32.")
         check_named(self._unknown, config.as_dict())
         check_kinds(config.as_dict())
-        if isinstance(config.data.source, str):
+        if "data" in config and isinstance(config.data.source, str):
             config.data.source = canonical_source(config.data.source)
         config.pop("trust_checkpoint")
         self.config = config
@@ -159,6 +175,34 @@ class CommandLine(LightningCLI):
         self.config.model.loss = None
         self.config = self.parser.parse_object({"model": {"loss": loss}}, self.config)
 
+    def _link_facts(self, parser: LightningArgumentParser) -> None:
+        """Link to the model the facts of its training data in the checkpoint, for a command without data."""
+        help_only = {
+            "class_counts": [1, 1],
+            "num_images": 1,
+            **dict.fromkeys(checkpoints.DATA_FACTS),
+            "multi_label": False,
+        }
+        facts = help_only if self.checkpoint is None else checkpoints.class_facts(self.checkpoint)
+        parser.add_argument("--trained_on", type=dict, default=facts, help="Taken from the checkpoint.")
+        targets = {name: f"model.{name}" for name in checkpoints.DATA_FACTS}
+        targets |= {name: f"model.loss.init_args.{name}" for name in ("class_counts", "num_images")}
+        for name, target in targets.items():
+            parser.link_arguments("trained_on", target, compute_fn=operator.itemgetter(name))
+
+    def make_model(self) -> LongTailedClassifier:
+        """Return the model of the checkpoint with its weights, for a command without data.
+
+        Raises:
+            InputError: if the checkpoint does not fit the network.
+        """
+        content = dict(self.checkpoint or {})
+        checkpoints.without_pretrained(self.config.model)
+        model: LongTailedClassifier = self.parser.instantiate_classes(self.config).model
+        model.on_load_checkpoint(content)
+        model.load_state_dict(content["state_dict"])
+        return model
+
     def make_all(self, data: LongTailedDataModule) -> Namespace:
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
         self.parser.add_instantiator(lambda *_, **__: data, type(data), subclasses=False, prepend=True)
@@ -174,10 +218,10 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(
         self,
-        parser: Any,
+        parser: Any,  # noqa: ANN401 - as argparse calls it
         config: Namespace,
-        value: Any,
-        option_string: str | None = None,  # noqa: ANN401
+        value: Any,  # noqa: ANN401
+        option_string: str | None = None,
     ) -> None:
         """Apply a configuration over the options before it."""
         source = _config_source(value)
@@ -319,8 +363,3 @@ def _own_class(which: str, path: Any, default: type[Any]) -> type[Any]:  # noqa:
     if not isinstance(found, type) or not issubclass(found, default):
         raise InputError(f"--{which} is '{path}', but must be a class that derives from {default.__name__}.")
     return found
-
-
-def trainer_options(parser: LightningArgumentParser) -> None:
-    """Add the options of the Trainer."""
-    parser.add_lightning_class_args(Trainer, "trainer")

@@ -6,7 +6,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser

@@ -1,7 +1,7 @@
 """Settings that a checkpoint brings, and the classes that a configuration may name.
 
-A checkpoint brings numbers, never behaviour: of the configuration inside it only ``model`` and ``data`` are read, and the
-plain values of ``trainer``. Class paths must be classes known here. Values are never taken for files or for YAML.
+A checkpoint brings numbers, never behaviour. Of the configuration inside it, only ``model``, ``data`` and the plain
+values of ``trainer`` are read. Class paths must be classes known here. Values are never taken for files or for YAML.
 """
 
 import importlib

@@ -21,7 +21,7 @@ from lt_cb.callbacks import ClassesToWandB, ResultFile, SaveLogits
 from lt_cb.callbacks.result import print_ending
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.messages import causes, input_error, run_command
-from lt_cb.commands.prior import read_prior
+from lt_cb.commands.prior import add_prior, set_prior
 from lt_cb.commands.save import LastCheckpoint, SaveConfig, best_checkpoint, written_checkpoint
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
@@ -76,8 +76,7 @@ class Session:
                 raise
             *_, first = causes(error)
             raise InputError(f"what is configured cannot be made ({' '.join(str(first).split())}).") from error
-        if self.cli.config.get("prior") is not None:
-            self._set_prior(objects.model)
+        set_prior(self.cli, objects.model)
         return objects
 
     def make_trainer(self, objects: Namespace, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
@@ -164,25 +163,6 @@ class Session:
                 "set more."
             )
 
-    def _set_prior(self, model: LongTailedClassifier) -> None:
-        """Predict under another class prior, if loss and class counts tell the network's own."""
-        trained, stage, why = self.cli.trained, model.second_stage, None
-        if model.multi_label:
-            why = "an image may have several labels, which do not share a prior"
-        elif (trained.get("data") or {}).get("sampler") is not None:
-            why = "the checkpoint was trained with a sampler, which changed how often classes came"
-        elif stage is not None and not stage.trains:
-            why = f"{type(stage).__name__} changes the logits"
-        elif trained:
-            try:
-                now = yaml.safe_load(self.cli.config_yaml())
-                compare.check_loss(trained["model"]["loss"], now["model"]["loss"])
-            except InputError:
-                why = "the checkpoint was trained with another loss than this --model.loss"
-        if why is not None:
-            raise InputError(f"--prior needs the loss and the class counts of the training, but {why}: leave it out.")
-        model.set_prior(read_prior(self.cli.config.prior, model.class_names, model.loss))
-
 
 def fit(session: Session) -> None:
     """Train, and test the last checkpoint, or with ``--test_best`` the best."""
@@ -208,6 +188,7 @@ def fit(session: Session) -> None:
     objects = session.make_objects()
     kept = [c for c in trainer.callbacks if isinstance(c, ResultFile | SaveLogits | ClassesToWandB)]  # type: ignore[attr-defined]
     tester = session.make_trainer(objects, trainer.loggers, [*kept, LastCheckpoint()])
+    tester.fit_loop.load_state_dict(trainer.fit_loop.state_dict())  # epoch and step in metrics.csv
     tester.test(objects.model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
 
 
@@ -329,8 +310,7 @@ def _options(command: str, parser: LightningArgumentParser) -> None:
     if command == "validate":
         parser.add_argument("--verbose", type=bool, default=True, help="Print the metrics.")
     if command == "test":
-        prior = "Class prior of the test: uniform, train (as in training), or a CSV file of class and share."
-        parser.add_argument("--prior", type=str | None, help=prior)
+        add_prior(parser)
     if command == "fit":
         parser.add_argument("--change_loss", type=bool, default=False, help="Resume with another loss than before.")
         best = "Test the best checkpoint, of a ModelCheckpoint with a monitor, instead of the last."

@@ -120,11 +120,16 @@ def _short(value: Any) -> str:  # noqa: ANN401 - YAML
     return str(value.get("class_path")) if isinstance(value, dict) else "null" if value is None else str(value)
 
 
-
-
 HARMLESS = (  # callbacks that do not change what is trained
     *("ResultFile", "SaveLogits", "ClassesToWandB", "LastCheckpoint", "ModelCheckpoint", "Timer", "ProgressBar"),
-    *("TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary", "LearningRateMonitor", "DeviceStatsMonitor"),
+    *(
+        "TQDMProgressBar",
+        "RichProgressBar",
+        "ModelSummary",
+        "RichModelSummary",
+        "LearningRateMonitor",
+        "DeviceStatsMonitor",
+    ),
 )
 
 
