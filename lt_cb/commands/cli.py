@@ -177,13 +177,10 @@ class CommandLine(LightningCLI):
 
     def _link_facts(self, parser: LightningArgumentParser) -> None:
         """Link to the model the facts of its training data in the checkpoint, for a command without data."""
-        help_only = {
-            "class_counts": [1, 1],
-            "num_images": 1,
-            **dict.fromkeys(checkpoints.DATA_FACTS),
-            "multi_label": False,
-        }
-        facts = help_only if self.checkpoint is None else checkpoints.class_facts(self.checkpoint)
+        facts: dict[str, Any] = {"class_counts": [1, 1], "num_images": 1, **dict.fromkeys(checkpoints.DATA_FACTS)}
+        facts["multi_label"] = False  # for --help
+        if self.checkpoint is not None:
+            facts = checkpoints.class_facts(self.checkpoint)
         parser.add_argument("--trained_on", type=dict, default=facts, help="Taken from the checkpoint.")
         targets = {name: f"model.{name}" for name in checkpoints.DATA_FACTS}
         targets |= {name: f"model.loss.init_args.{name}" for name in ("class_counts", "num_images")}

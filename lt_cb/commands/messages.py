@@ -129,6 +129,8 @@ def quiet() -> None:
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     noise = (
         "Tip: For seamless",
+        "TPU available",
+        "HPU available",
         "`weights_only` was not set",  # `checkpoint.read` loads weights only
         "`Trainer.fit` stopped: `max_",  # `print_ending` repeats it
     )
