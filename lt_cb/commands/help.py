@@ -60,6 +60,8 @@ class Parser(LightningArgumentParser):
         actions = {action.dest: action for action in self._actions}
         lines = [f"usage: {self.prog} [--config FILE ...] [--OPTION VALUE ...]"]
         for group, names in SHORT_HELP.items():
+            if group == "model" and "data.root" not in actions:  # a checkpoint tells the network
+                continue
             keys = [name if group == "run" else f"{group}.{name}" for name in names.split()]
             options = [_option_line(actions[key]) for key in keys if key in actions]
             lines += ["", f"{group}, with defaults:", *options] if options else []
