@@ -28,6 +28,7 @@ from lt_cb.models import (
     spare_small_images,
 )
 from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_fraction, training_progress
+from lt_cb.task import Task
 
 MANY_STEPS = 5_000  # that pay for a minute of compilation
 
@@ -114,7 +115,7 @@ class LongTailedClassifier(EvaluatedModule):
             self.hparams["loss"]["init_args"].pop("num_images", None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
-        self.second_stage, self.mix, self.multi_label = second_stage, mix, multi_label
+        self.second_stage, self.mix, self.task = second_stage, mix, Task.of(multi_label)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.num_classes = len(loss.class_counts)
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
@@ -126,6 +127,7 @@ class LongTailedClassifier(EvaluatedModule):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
+        self.mix_seed = 0
         self.graph: TrainingGraph | None = None
         self._losses: list[tuple[int, float, Tensor]] = []  # step, rate and loss, of the epoch so far
 
@@ -133,11 +135,7 @@ class LongTailedClassifier(EvaluatedModule):
         """Return the loss to train with, or refuse it."""
         if loss.reduction == "none":
             raise InputError("the loss's reduction is 'none', but training needs a scalar: choose another.")
-        if self.multi_label and not loss.multi_label:
-            raise InputError(
-                f"{type(loss).__name__} is for one label an image, but these data have several: set --model.loss "
-                "SigmoidLoss, FocalLoss, AsymmetricLoss or DistributionBalancedLoss."
-            )
+        self.task.check_loss(loss)
         if self.mix is not None and not loss.soft_targets:
             raise InputError(
                 f"{type(loss).__name__} takes no mixed targets: unset --model.mix, or choose another loss."
@@ -271,13 +269,9 @@ class LongTailedClassifier(EvaluatedModule):
         """Return the loss of a batch, which in the last one of several processes counts by its images."""
         images, targets = batch
         if self.mix is not None:
-            if self.multi_label:  # of what is not known a mixture is not known either
-                one_hot = targets.float().masked_fill(targets < 0, torch.nan)
-            else:
-                one_hot = nn.functional.one_hot(targets, self.num_classes).float()
-            seed = getattr(getattr(self._trainer, "datamodule", None), "seed", 0)
-            with torch.random.fork_rng(devices=[]):  # so that a resumed training draws as one that was not
-                torch.default_generator.manual_seed(seed_of(seed, self.current_epoch, batch_idx, self.global_rank))
+            one_hot, place = self.task.one_hot(targets, self.num_classes), (self.current_epoch, batch_idx)
+            with torch.random.fork_rng(devices=[]):  # seeded by batch, so that a resumed training repeats its mixing
+                torch.default_generator.manual_seed(seed_of(self.mix_seed, *place, self.global_rank))
                 images, targets = self.mix(self._normalized(images), one_hot)
         loss: Tensor = self.loss(self._training_logits(images), targets)
         self.train_loss.update(loss.detach(), len(images))

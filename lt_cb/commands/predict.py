@@ -4,7 +4,7 @@ import csv
 import operator
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -17,8 +17,6 @@ from lt_cb.data.loaders.streaming import Crop
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
-
-BETWEEN = ";"  # several labels of an image, and their probabilities
 
 
 class Predict(CLI):
@@ -111,49 +109,13 @@ class Predict(CLI):
                 "checkpoint."
             )
         file = RunDir(folder or ".").predictions
-        header, rows = (self._several if self.model.multi_label else self._ranked)(batches)
+        names, options = self.model.class_names, self.config
+        header, rows = self.model.task.prediction_table(batches, names, options.top, options.probabilities)
         with whole_file(file) as stream:
             writer = csv.writer(stream)
-            writer.writerow(header)
-            writer.writerows([_shown(str(path)), *row] for path, row in zip(self.files, rows, strict=True))
+            writer.writerow(["file", *map(_shown, header)])
+            writer.writerows(map(_shown, [str(path), *row]) for path, row in zip(self.files, rows, strict=True))
         sys.stdout.write(f"Predictions of {len(self.files)} images: {file}\n")
-
-    def _ranked(self, batches: list[Any]) -> tuple[list[str], Iterator[list[str]]]:
-        """Return the header, and for each image class and probability, and of further classes what is asked for."""
-        top, names, all_of_them = self.config.top, self.model.class_names, self.config.probabilities
-        header = ["file", "class", "probability"]
-        header += [f"{column}_{place}" for place in range(2, top + 1) for column in ("class", "probability")]
-
-        def rows() -> Iterator[list[str]]:
-            for ranked, probabilities in batches:
-                pairs = zip(
-                    ranked.view(len(ranked), -1).tolist(), probabilities.view(len(ranked), -1).tolist(), strict=True
-                )
-                for labels, values in pairs:
-                    row = []
-                    for label, value in zip(labels[:top], values, strict=False):
-                        row += [_shown(names[label]), f"{value:.6f}"]
-                    if all_of_them:
-                        by_class = dict(zip(labels, values, strict=True))
-                        row += [f"{by_class[label]:.6f}" for label in range(len(names))]
-                    yield row
-
-        return header + [_shown(name) for name in names if all_of_them], rows()
-
-    def _several(self, batches: list[Any]) -> tuple[list[str], Iterator[list[str]]]:
-        """Return the header, and for each image all labels above their thresholds, by descending probability."""
-        names, all_of_them = self.model.class_names, self.config.probabilities
-
-        def rows() -> Iterator[list[str]]:
-            for predicted, probabilities in batches:
-                for chosen, values in zip(predicted.tolist(), probabilities.tolist(), strict=True):
-                    labels = sorted((c for c, on in enumerate(chosen) if on), key=lambda c: -values[c])
-                    row = [_shown(BETWEEN.join(names[c] for c in labels))]
-                    row.append(BETWEEN.join(f"{values[c]:.6g}" for c in labels))
-                    yield row + [f"{value:.6g}" for value in values if all_of_them]
-
-        header = ["file", "classes", "probabilities"]
-        return header + [_shown(name) for name in names if all_of_them], rows()
 
 
 def _shown(text: str) -> str:
