@@ -1,10 +1,12 @@
-"""Evaluation: scores, metrics, thresholds and predictions."""
+"""Evaluation: checks of images, scores, metrics, thresholds and predictions."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
@@ -18,7 +20,7 @@ MetricFactory = Callable[[int], Metric]
 
 
 class EvaluatedModule(LightningModule):
-    """Base class of `lt_cb.module.LongTailedClassifier`: all that follows its logits.
+    """Base class of `lt_cb.module.LongTailedClassifier`: validation, test and prediction.
 
     Attributes:
         loss: training loss.
@@ -38,6 +40,8 @@ class EvaluatedModule(LightningModule):
     num_classes: int
     groups: dict[str, list[int]]
     task: Task
+    mean: Tensor
+    std: Tensor
     prior_shift: Tensor | None
 
     def __init__(self) -> None:
@@ -49,11 +53,40 @@ class EvaluatedModule(LightningModule):
         self.per_class: dict[str, Any] = {}
         self.confusion: list[list[int]] | None = None
         self.register_buffer("prior_shift", None, persistent=False)
+        self._checked_images = False
 
     @property
     def multi_label(self) -> bool:
         """Whether an image may have several labels, or none."""
         return self.task.multi_label
+
+    def setup(self, stage: str) -> None:
+        """Check the images of each stage anew."""
+        self._checked_images = False
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Check the first floating images: are they finite, and normalised like uint8 images?
+
+        Raises:
+            InputError: if they are not finite.
+        """
+        images = batch[0]
+        if self._checked_images or images.ndim == 2 or not images.is_floating_point():
+            return batch
+        self._checked_images = True
+        low, high = images.min().item(), images.max().item()
+        if not math.isfinite(high - low):
+            raise InputError("the images are not finite: look for NaN and infinity where they are read or normalised.")
+        black, white = (-self.mean / self.std).min().item(), ((255 - self.mean) / self.std).max().item()
+        slack = (white - black) / 4
+        if low < black - slack or high > white + slack or (low >= 0 and high <= 1 and black < -slack):
+            rank_zero_warn(
+                f"The images are floating, from {low:.3g} to {high:.3g}, and count as normalised; but this network's "
+                f"mean and std map black and white to {black:.3g} and {white:.3g}. Pass uint8 pixels, or set mean and "
+                "std to the values of your normalisation.",
+                stacklevel=1,
+            )
+        return batch
 
     def configure_metrics(self, metrics: list[MetricFactory]) -> None:
         """Create the metrics of training and evaluation; ``metrics`` come on top of those of the task."""
