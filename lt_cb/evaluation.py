@@ -64,15 +64,14 @@ class EvaluatedModule(LightningModule):
         """Check the images of each stage anew."""
         self._checked_images = False
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Check the first floating images: are they finite, and normalised like uint8 images?
+    def check_images(self, images: Tensor) -> None:
+        """Check the first floating images of a stage; warn if they are not normalised like uint8 images.
 
         Raises:
             InputError: if they are not finite.
         """
-        images = batch[0]
         if self._checked_images or images.ndim == 2 or not images.is_floating_point():
-            return batch
+            return
         self._checked_images = True
         low, high = images.min().item(), images.max().item()
         if not math.isfinite(high - low):
@@ -86,7 +85,6 @@ class EvaluatedModule(LightningModule):
                 "std to the values of your normalisation.",
                 stacklevel=1,
             )
-        return batch
 
     def configure_metrics(self, metrics: list[MetricFactory]) -> None:
         """Create the metrics of training and evaluation; ``metrics`` come on top of those of the task."""
@@ -130,6 +128,7 @@ class EvaluatedModule(LightningModule):
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
+        self.check_images(images)
         self.task.check_targets(targets)
         logits: Tensor = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
@@ -184,5 +183,6 @@ class EvaluatedModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Return predictions and probabilities, see `lt_cb.task.Task.predict`."""
+        self.check_images(batch[0])
         logits = self(batch[0]).float()
         return self.task.predict(self.scores(logits), self.probabilities(logits), self.thresholds, self.top)

@@ -227,6 +227,7 @@ class LongTailedClassifier(EvaluatedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, weighted by its images relative to the first batch of the optimiser step."""
         images, targets = batch
+        self.check_images(images)
         if self.mix is not None:
             one_hot = self.task.one_hot(targets, self.num_classes)
             with torch.random.fork_rng(devices=[]):  # a seed for each batch, so that a resumed training mixes alike
