@@ -3,7 +3,7 @@
 import csv
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import Trainer
@@ -20,8 +20,6 @@ from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
-
-BETWEEN = ";"  # between the labels of an image, and between their probabilities
 
 
 def add_images(parser: LightningArgumentParser) -> None:
@@ -116,54 +114,12 @@ def predict(cli: CommandLine) -> None:
             "the probabilities are nan: the weights are damaged, or the training diverged. Take another checkpoint."
         )
     file = RunDir(folder or ".").predictions
-    header, rows = _table(model, batches, config.top, config.probabilities)
+    header, rows = model.task.prediction_table(batches, model.class_names, config.top, config.probabilities)
     with whole_file(file) as stream:
         writer = csv.writer(stream)
-        writer.writerow(header)
-        writer.writerows([_safe(str(path)), *row] for path, row in zip(files, rows, strict=True))
+        writer.writerow(["file", *map(_safe, header)])
+        writer.writerows(map(_safe, [str(path), *row]) for path, row in zip(files, rows, strict=True))
     sys.stdout.write(f"Predictions of {len(files)} images: {file}\n")
-
-
-def _table(
-    model: LongTailedClassifier, batches: list[Any], top: int, every: bool
-) -> tuple[list[str], Iterator[list[str]]]:
-    """Return the header and the rows of predictions, without the files.
-
-    Args:
-        model: the network.
-        batches: its predictions.
-        top: classes to name, one label an image.
-        every: whether to add the probability of each class.
-    """
-    names = model.class_names
-    header = ["file", "classes", "probabilities"] if model.multi_label else ["file", "class", "probability"]
-    if not model.multi_label:
-        header += [f"{column}_{place}" for place in range(2, top + 1) for column in ("class", "probability")]
-    rows = _label_rows(names, batches, every) if model.multi_label else _ranked_rows(names, batches, top, every)
-    return header + [_safe(name) for name in names if every], rows
-
-
-def _ranked_rows(names: list[str], batches: list[Any], top: int, every: bool) -> Iterator[list[str]]:
-    """Yield class and probability of each image, most probable classes first."""
-    for ranked, probabilities in batches:
-        size = len(ranked)
-        for labels, values in zip(ranked.view(size, -1).tolist(), probabilities.view(size, -1).tolist(), strict=True):
-            row = [
-                cell
-                for c, value in zip(labels[:top], values, strict=False)
-                for cell in (_safe(names[c]), f"{value:.6f}")
-            ]
-            by_class = dict(zip(labels, values, strict=True))
-            yield row + [f"{by_class[c]:.6f}" for c in range(len(names)) if every]
-
-
-def _label_rows(names: list[str], batches: list[Any], every: bool) -> Iterator[list[str]]:
-    """Yield the labels above their thresholds of each image, most probable first, and their probabilities."""
-    for predicted, probabilities in batches:
-        for chosen, values in zip(predicted.tolist(), probabilities.tolist(), strict=True):
-            labels = sorted((c for c, above in enumerate(chosen) if above), key=lambda c: -values[c])
-            row = [_safe(BETWEEN.join(names[c] for c in labels)), BETWEEN.join(f"{values[c]:.6g}" for c in labels)]
-            yield row + [f"{value:.6g}" for value in values if every]
 
 
 def _safe(text: str) -> str:

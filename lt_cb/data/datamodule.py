@@ -239,6 +239,11 @@ class LongTailedDataModule(LightningDataModule):
         if self.source.has_val and stage in ("fit", "validate"):
             self._load("val")
 
+    def setup(self, stage: str) -> None:
+        """Give the model the seed and whether it validates on the test split."""
+        model: Any = self.trainer and self.trainer.lightning_module
+        model.mix_seed, model.validates_on_test = self.seed, self.validation_split == "test"
+
     @cached_property
     def _streams(self) -> bool:
         devices = self.trainer.num_devices if self.trainer else 1
