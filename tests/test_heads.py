@@ -475,7 +475,7 @@ def test_two_processes_recommend_what_one_does(tmp_path: Path) -> None:
         os.environ["LT_CB_CACHE"] = str(tmp_path / "other")  # which the fixture sets back
     alone, *together = (RunDir(tmp_path / "runs" / "run" / f"version_{i}") for i in range(3))
     for run in together:
-        assert run.read_result()["correct"] == alone.read_result()["correct"]
+        assert run.read_result().correct == alone.read_result().correct
         assert (
             json.loads(run.recommendation.read_text())["chosen"]
             == json.loads(alone.recommendation.read_text())["chosen"]

@@ -59,7 +59,7 @@ def time_left(plan: Plan, runs: Sequence[Run]) -> tuple[float | None, float, int
 
 def _finished(run: RunDir, settings: dict[str, Any]) -> _Finished:
     result = run.read_result()
-    return _Finished(settings, result["class_counts"], float(sum((result.get("wall_time_s") or {}).values())))
+    return _Finished(settings, result.class_counts, result.seconds)
 
 
 def _beside(folder: Path) -> Iterator[_Finished]:

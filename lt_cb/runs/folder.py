@@ -7,7 +7,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,10 +15,10 @@ from typing import IO, Any
 import yaml
 
 from lt_cb.errors import InputError, did_you_mean
+from lt_cb.runs.record import Record
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
 ALIASED = 100_000  # most values that aliases may add to a YAML text
-AVERAGE_PRECISION = "per_class_average_precision"  # of a result: where it is, an image may have several labels
 
 
 class RunDir:
@@ -81,23 +81,18 @@ class RunDir:
             raise InputError(f"'{self.config}' is not the configuration of a run: remove it.")
         return config
 
-    def read_result(self) -> dict[str, Any]:
+    def read_result(self) -> Record:
         """Return the result.
 
         Raises:
             InputError: if there is none, or it is damaged.
         """
         try:
-            raw = json.loads(self.result.read_text(encoding="utf-8"))
+            return Record.read(self.result)
         except OSError as error:
             raise InputError(
                 f"'{self.path}' has no {self.result.name}: give a finished run's folder, or entity/project/run of W&B."
             ) from error
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise InputError(f"'{self.result}' is damaged ({error}): remove it.") from error
-        if not _is_result(raw):
-            raise InputError(f"'{self.result}' is not the result of a run: remove it.")
-        return dict(raw)
 
     def read_metrics(self) -> list[dict[str, str]]:
         """Return the rows of the metrics by epoch, none if there are none.
@@ -145,7 +140,7 @@ def _is_of_run(path: Path, result: tuple[int, int], grid: tuple[int, int] | None
     """Return whether a folder's result reads, and is of its run; the stamps are for the cache to see other files."""
     run = RunDir(path)
     try:
-        own = run.read_result().get("grid")
+        own = run.read_result().grid
     except InputError:
         return False
     try:
@@ -160,53 +155,6 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401 - of a table
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _is_result(raw: Any) -> bool:  # noqa: ANN401 - JSON
-    """Return whether JSON is what a run leaves, as far as anything reads it."""
-
-    def is_int(value: Any) -> bool:  # noqa: ANN401
-        return isinstance(value, int) and not isinstance(value, bool)
-
-    def is_float(value: Any) -> bool:  # noqa: ANN401
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
-    def are(values: Any, kind: Callable[[Any], bool], length: int | None = None) -> bool:  # noqa: ANN401
-        return isinstance(values, list) and all(map(kind, values)) and length in (None, len(values))
-
-    def is_table(values: Any, kind: Callable[[Any], bool]) -> bool:  # noqa: ANN401
-        return isinstance(values, dict) and all(map(kind, values.values()))
-
-    if not isinstance(raw, dict) or not are(raw.get("class_counts"), is_int):
-        return False
-    size, several = len(raw["class_counts"]), AVERAGE_PRECISION in raw  # labels an image
-
-    def rates(values: Any) -> bool:  # noqa: ANN401
-        return are(values, lambda rate: rate is None or is_float(rate), size)
-
-    expected: dict[str, Callable[[Any], bool]] = {
-        "metrics": lambda v: is_table(v, is_float) and ("test/mAP" if several else "test/acc") in v,
-        AVERAGE_PRECISION if several else "per_class_accuracy": rates,
-        "seeds": lambda v: (
-            is_table(v, lambda n: n is None or is_int(n)) and {"seed_everything", "subset_seed"} <= v.keys()
-        ),
-    }
-    optional: dict[str, Callable[[Any], bool]] = {
-        "class_names": lambda v: are(v, lambda name: isinstance(name, str), size),
-        "shot_groups": lambda v: is_table(v, lambda g: are(g, lambda c: is_int(c) and 0 <= c < size)),
-        "correct": lambda v: are(v, is_int, size),
-        "per_class_auroc": rates,
-        "per_class_f1": rates,
-        "test_counts": lambda v: are(v, is_int, size),
-        "confusion": lambda v: are(v, lambda line: are(line, is_int, size), size),
-        "epochs": is_int,
-        "checkpoint": lambda v: isinstance(v, str),
-        "wall_time_s": lambda v: is_table(v, is_float),
-        "versions": lambda v: isinstance(v, dict),
-    }
-    return all(name in raw and check(raw[name]) for name, check in expected.items()) and all(
-        check(raw[name]) for name, check in optional.items() if raw.get(name) is not None
-    )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
         print(f"{added} runs added to {options.save}, which has {total}.")
         return 0
     runs = collect(options.folder)
-    metric = options.metric or ("mAP" if runs.multi_label else "error")
+    metric = options.metric or ("mAP" if runs.task.multi_label else "error")
     cells = cells_of(runs, metric)
     out = options.out or options.folder
     if out.exists() and not out.is_dir():
@@ -77,6 +77,6 @@ def _csv(runs: Runs) -> str:
     writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *MEANS])
     for r in runs.results:
         error = r.score("error")
-        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, "" if error is None else round(error, 4)]
-        writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.per_class).values()])
+        row = [r.folder, r.method, r.data, *r.seed, r.record.tested, "" if error is None else round(error, 4)]
+        writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.record.scores).values()])
     return stream.getvalue()

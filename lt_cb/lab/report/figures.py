@@ -153,10 +153,10 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
 
 def _by_class(runs: Runs) -> Picture | None:
     values: list[dict[str, Any]] = []
-    longest = max(len(result.class_counts) for result in runs.results)
+    longest = max(len(result.record.class_counts) for result in runs.results)
     for (method, data), results in runs.cells().items():
         for rank, (label, members, images) in enumerate(_bands(results[0])):
-            rates = [r.per_class[c] for r in results for c in members]
+            rates = [r.record.scores[c] for r in results for c in members]
             known = [rate for rate in rates if rate is not None]
             if not known:
                 continue
@@ -164,8 +164,8 @@ def _by_class(runs: Runs) -> Picture | None:
             row: dict[str, Any] = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
             row |= {"counted": f"{label} ({images})"} if longest <= NAMED else {}
             row |= {"value": round(rate, 3), "said": f"{rate:.1f}", "seeds": len(results)}
-            tested = sum(results[0].counted[c] for c in members) if results[0].counted else None
-            if tested is not None and len(members) == 1 and not runs.multi_label:
+            tested = sum(results[0].record.test_counts[c] for c in members) if results[0].record.test_counts else None
+            if tested is not None and len(members) == 1 and not runs.task.multi_label:
                 low, high = (100 * bound for bound in wilson(round(rate / 100 * tested), tested))
                 row |= {"low": round(low, 3), "high": round(high, 3)}
                 row["said"] += f" ({low:.0f} to {high:.0f})"
@@ -190,7 +190,7 @@ def _by_class(runs: Runs) -> Picture | None:
             {"mark": {"type": "rule", "opacity": 0.8}, "encoding": {**place, **bounds}},
             {"mark": points, "encoding": {**place, "x": accuracy, **shown}},
         ]
-        interval = "" if runs.multi_label else ", with Wilson's 95 % interval of one run"
+        interval = "" if runs.task.multi_label else ", with Wilson's 95 % interval of one run"
         words = f"Mean over seeds{interval}. In brackets: training images."
         height = min(longest * (9 * len(order) + 10) + 50, 800)
     else:
@@ -205,8 +205,8 @@ def _by_class(runs: Runs) -> Picture | None:
 
 def _bands(result: Result) -> list[tuple[str, list[int], float]]:
     """Return name, classes and mean training images of each class, or of 100 bands of them, the most frequent first."""
-    counts = result.class_counts
-    names = result.class_names
+    counts = result.record.class_counts
+    names = result.record.class_names
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
     cuts = [len(order) * i // min(len(order), MARKS) for i in range(min(len(order), MARKS) + 1)]
     bands = [order[a:b] for a, b in pairwise(cuts)]
@@ -220,12 +220,13 @@ def _confusion(runs: Runs) -> Picture | None:
     by_cell = runs.cells()
     for method, data in [(m, d) for d in runs.columns() for m in runs.methods() if (m, d) in by_cell]:
         results = by_cell[method, data]
-        counted = [r for r in results if r.confusion]
-        if not counted or any(len(r.confusion) != len(counted[0].confusion) for r in counted):
+        counted = [r for r in results if r.record.confusion]
+        if not counted:
             continue
-        names = counted[0].class_names
+        names = counted[0].record.class_names
         total = [
-            [sum(ns) for ns in zip(*lines, strict=True)] for lines in zip(*(r.confusion for r in counted), strict=True)
+            [sum(ns) for ns in zip(*lines, strict=True)]
+            for lines in zip(*(r.record.confusion for r in counted), strict=True)
         ]
         for i, line in enumerate(total):
             for j, n in enumerate(line):
@@ -294,8 +295,7 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Pict
 
 
 def _gains(runs: Runs) -> Picture | None:
-    names = [name for name in runs.means if "/" in name]
-    groups = [name.partition("/")[2] for name in names]
+    names, groups = list(runs.group_means.values()), list(runs.group_means)
     values: list[dict[str, Any]] = []
     baselines = set()
     for name, group in zip(names, groups, strict=True):

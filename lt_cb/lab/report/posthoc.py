@@ -106,7 +106,7 @@ def analyse(result: Result) -> Analysis:
             logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"'{file}' is damaged ({error}): remove it, or test that run again.") from error
-    counts, classes = result.class_counts, len(result.class_counts)
+    counts, classes = result.record.class_counts, len(result.record.class_counts)
 
     def per_class(predicted: Array) -> Array:
         return class_accuracy(predicted, targets, classes)
@@ -115,7 +115,7 @@ def analyse(result: Result) -> Analysis:
     plain, correct = per_class(predicted), predicted == targets
     priors = [shifted_prior(counts, shift) for shift in SHIFTS]
     moves = [(np.log(prior) - log_prior(counts)).astype(logits.dtype) for prior in priors]
-    parts = {name: np.isin(targets, members) for name, members in result.shot_groups.items()}
+    parts = {name: np.isin(targets, members) for name, members in result.record.shot_groups.items()}
     parts["all"] = np.ones(len(targets), dtype=bool)
     return Analysis(
         by_tau=[float(np.nanmean(per_class(adjust(logits, counts, tau)))) for tau in TAUS],

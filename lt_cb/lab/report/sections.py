@@ -58,7 +58,7 @@ def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> lis
         cells: of ``metric``.
         metric: of the first table, a key of ``METRICS``.
     """
-    errors = {} if runs.multi_label else cells if metric == "error" else cells_of(runs)
+    errors = {} if runs.task.multi_label else cells if metric == "error" else cells_of(runs)
     top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics], []), "error_top5")
     papers = [_papers(errors, "Beside the paper", "Top-1"), _papers(top5, "Beside the paper, top-5", "Top-5")]
     parts = [
@@ -77,7 +77,7 @@ def finding(runs: Runs, metric: str) -> str:
     seeds = sorted({len(results) for results in runs.cells().values()})
     number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     named = f": {'; '.join(methods)}" if len(methods) <= TOLD else ""
-    data = [f"{name} ({len(_first(runs, name).class_counts)} classes)" for name in columns]
+    data = [f"{name} ({len(_first(runs, name).record.class_counts)} classes)" for name in columns]
     said = [
         f"{len(methods)} {'method' if len(methods) == 1 else 'methods'} on {_listed(data)}, over {number} "
         f"{'seed' if seeds[-1] == 1 else 'seeds'}{' each' if len(methods) > 1 else ''}{named}.",
@@ -109,12 +109,12 @@ def _best(runs: Runs, data: str, metric: str) -> str:
     """Say which method the held-out images choose, if all runs have some, else nothing."""
     results = [result for result in runs.results if result.data == data]
     balanced = metric.endswith("balanced_acc")
-    chooser = "val/mAP" if runs.multi_label else "val/balanced_acc" if balanced else "val/acc"
-    if any(r.validated_on in (None, "test") or chooser not in r.metrics for r in results):
+    chooser = "val/mAP" if runs.task.multi_label else "val/balanced_acc" if balanced else "val/acc"
+    if any(r.record.validated_on in (None, "test") or chooser not in r.metrics for r in results):
         return ""
     cells = cells_of(Runs(results, []), chooser)
     best = next(cell for cell in cells.values() if cell.best)
-    shown = "mAP" if runs.multi_label else "balanced_acc" if balanced else "error"
+    shown = "mAP" if runs.task.multi_label else "balanced_acc" if balanced else "error"
     tested = cells_of(Runs(results, []), shown)[best.method, data]
     name, reached = _lower(METRICS[chooser]), f"{_lower(METRICS[shown])} of {tested} %"
     return f"Best on {data} by validation is {best.method}: {name} {best} %, and on the test images {reached}."
@@ -145,7 +145,7 @@ def _told(differences: list[Difference], data: str, metric: str) -> str:
 def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
     columns = runs.columns()
     most = max(len(cell.values) for cell in cells.values())
-    checkpoints = " and ".join(sorted({result.checkpoint for result in runs.results}))
+    checkpoints = " and ".join(sorted({result.record.tested for result in runs.results}))
     validation, what = metric.startswith("val/"), MEANINGS[metric.removeprefix("val/")]
     seeds = f"{most} {'seed' if most == 1 else 'seeds'}"
     images = "images held out for validation" if validation else "test images"
@@ -167,7 +167,7 @@ def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Sectio
 
 def _chosen(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
     """Return the test figures of what a validation metric chooses."""
-    names = ("mAP", "f1_macro") if runs.multi_label else ("error", "balanced_acc")
+    names = ("mAP", "f1_macro") if runs.task.multi_label else ("error", "balanced_acc")
     tested = [cells_of(runs, name) for name in names]
     rows = [
         [data, cell.method, str(cell), *[str(test[method, data]) for test in tested]]
@@ -216,19 +216,21 @@ def _differences(differences: list[Difference], metric: str) -> Section:
 
 
 def _groups(runs: Runs) -> Section:
-    names = runs.means + (["auroc", "f1_macro", "f1_micro"] if runs.multi_label else [])
+    names = [runs.task.main_metric, *runs.group_means.values()] + (
+        ["auroc", "f1_macro", "f1_micro"] if runs.task.multi_label else []
+    )
     rows = []
     for (method, data), results in _ordered(runs):
         groups = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
-        means = [class_means(r.per_class) for r in results]
+        means = [class_means(r.record.scores) for r in results]
         spread = [_percent(m[n] for m in means) for n in MEANS]
         rows.append([method, data, *groups, *spread, str(len(results))])
     words = (
         "Means over seeds in percent: over classes, over those of many, medium and few training images; and of the "
-        f"{'average precisions' if runs.multi_label else 'accuracies'} of classes the lowest, the geometric and the "
+        f"{'average precisions' if runs.task.multi_label else 'accuracies'} of classes the lowest, the geometric and the "
         "harmonic mean."
     )
-    if runs.multi_label:
+    if runs.task.multi_label:
         words += (
             " F1 is at the thresholds of the run, each class's own, chosen on held-out images, or 0.5 where there were "
             "none; f1_micro is of all labels together."
@@ -244,25 +246,25 @@ def _by_class(runs: Runs) -> list[Section]:
     for data in runs.columns():
         columns = {method: by_cell[method, data] for method in runs.methods() if (method, data) in by_cell}
         first = next(iter(columns.values()))[0]
-        if not first.counted or len(first.class_counts) > CLASSES:
+        if not first.record.test_counts or len(first.record.class_counts) > CLASSES:
             continue
         rows = []
-        for c, name in enumerate(first.class_names):
+        for c, name in enumerate(first.record.class_names):
             cells = []
             for results in columns.values():
-                tested = first.counted[c]
-                if runs.multi_label:
-                    cells.append(_spread([r.per_class[c] for r in results]))
+                tested = first.record.test_counts[c]
+                if runs.task.multi_label:
+                    cells.append(_spread([r.record.scores[c] for r in results]))
                     continue
-                right = tested * statistics.mean(r.per_class[c] or 0.0 for r in results)
+                right = tested * statistics.mean(r.record.scores[c] or 0.0 for r in results)
                 low, high = wilson(round(right), tested)
                 cells.append(f"{100 * right / tested:.1f} ({100 * low:.0f} to {100 * high:.0f})" if tested else "–")
-            rows.append([name, str(first.class_counts[c]), str(first.counted[c]), *cells])
+            rows.append([name, str(first.record.class_counts[c]), str(first.record.test_counts[c]), *cells])
         words = (
             "Accuracy in percent, mean over seeds, and in brackets Wilson's 95 % interval of one run, which is what "
             "the number of test images leaves open."
         )
-        if runs.multi_label:
+        if runs.task.multi_label:
             words = "Average precision in percent, mean ± standard deviation over seeds; images: those of the label."
         header = ["class", "training images", "test images", *columns]
         tables.append(Section(f"Classes of {data}", words, header, rows))
@@ -275,7 +277,7 @@ def _from_logits(runs: Runs) -> list[Section]:
     by_prior: list[list[str]] = []
     calibrated: list[list[str]] = []
     for (method, data), results in _ordered(runs):
-        kept = [r for r in results if RunDir(r.folder).logits.is_file() and not r.multi_label]
+        kept = [r for r in results if RunDir(r.folder).logits.is_file() and not r.record.task.multi_label]
         saved = [analyse(result) for result in kept]
         if saved:
             row, seeds = [method, data], str(len(saved))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.lab.report.collect import ERRORS, Result, Runs
 from lt_cb.lab.report.names import WHOLE
@@ -85,7 +86,7 @@ def _key(result: Result) -> Key | None:
     gamma = float(result.gamma or 0) if kind == "focal" else None
     beta = None if result.imbalance_factor == 1 else result.beta
     size = result.image_size or 32  # CIFAR's own; runs on larger images say theirs
-    return result.source, result.subset, result.backbone, size, kind, gamma, beta
+    return result.source_class, result.subset, result.backbone, size, kind, gamma, beta
 
 
 def _published(metric: str) -> dict[Key, tuple[float, int]]:
@@ -102,7 +103,7 @@ def _published(metric: str) -> dict[Key, tuple[float, int]]:
                 continue  # at imbalance factor 1 it repeats the row without weights
             subset = f"IF {row['imbalance_factor']}" if "imbalance_factor" in row else WHOLE
             network = row.get("backbone", "resnet32"), int(row.get("input_size", 32))
-            key = row["dataset"], subset, *network, row["loss"].removeprefix("cb_"), gamma, beta
+            key = canonical_source(row["dataset"]), subset, *network, row["loss"].removeprefix("cb_"), gamma, beta
             published[key] = float(row[columns[metric]]), epochs
     return published
 
