@@ -19,6 +19,7 @@ from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.restored import check_kinds, check_named, plain_settings
 from lt_cb.commands.save import SaveConfig
 from lt_cb.data import LongTailedDataModule
+from lt_cb.data import sources
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
@@ -151,8 +152,8 @@ class CommandLine(LightningCLI):
             raise InputError(f"--seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32.")
         check_named(self._unknown, config.as_dict())
         check_kinds(config.as_dict())
-        if "data" in config and isinstance(config.data.source, str):
-            config.data.source = canonical_source(config.data.source)
+        if "data" in config and hasattr(sources, name := canonical_source(str(config.data.source))):
+            config = parser.parse_object({"data": {"source": {"class_path": f"lt_cb.data.sources.{name}"}}}, config)
         config.pop("trust_checkpoint")
         self.config = config
 
