@@ -140,9 +140,7 @@ class LongTailedClassifier(EvaluatedModule):
             raise InputError("the loss's reduction is 'none', but training needs a scalar: choose another.")
         self.task.check_loss(loss)
         if self.mix is not None and not loss.soft_targets:
-            raise InputError(
-                f"{type(loss).__name__} takes no mixed targets: unset --model.mix, or choose another loss."
-            )
+            raise InputError(f"{type(loss).__name__} takes no mixed targets: unset --model.mix or change the loss.")
         return loss
 
     def configure_backbone(
