@@ -235,8 +235,7 @@ class LongTailedClassifier(EvaluatedModule):
                     images, targets = self.mix(self._normalized(images), one_hot)
                 except TypeError as error:
                     raise InputError(
-                        f"--model.mix {type(self.mix).__name__} does not take images and one-hot targets ({error}): "
-                        "choose torchvision.transforms.v2.MixUp or CutMix."
+                        f"--model.mix does not take images and one-hot targets ({error}): choose MixUp or CutMix."
                     ) from error
         replays = self.graph is not None and images.ndim > 2 and self.trainer.accumulate_grad_batches == 1
         logits = self.graph(self._input(images)) if self.graph and replays else self(images)

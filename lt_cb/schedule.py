@@ -43,7 +43,7 @@ class StepwiseSchedule(LRScheduler):
     Args:
         optimizer: its learning rates are the base rates.
         warmup: fraction of the training, in [0, 1), with a rate that rises linearly from 0.
-        total_steps: optimiser steps of the whole training; `LongTailedClassifier` sets it if it is None.
+        total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
 
     Raises:
         InputError: if warmup is outside [0, 1).
@@ -87,8 +87,8 @@ class WarmupMultiStep(StepwiseSchedule):
         optimizer: its learning rates are the base rates.
         warmup: fraction of the training, in [0, 1).
         milestones: increasing fractions of the training, in [0, 1].
-        factors: factor of the rate for each milestone, at least 0; the paper uses 0.1 and 0.01 for balanced data.
-        total_steps: optimiser steps of the whole training; `LongTailedClassifier` sets it if it is None.
+        factors: factor of the rate for each milestone, at least 0; the paper has 0.1 and 0.01 for balanced data.
+        total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
 
     Raises:
         InputError: if the fractions do not increase, or there are not as many factors as milestones.
@@ -136,7 +136,7 @@ class WarmupLinear(StepwiseSchedule):
     Args:
         optimizer: its learning rates are the base rates.
         warmup: fraction of the training, in [0, 1).
-        total_steps: optimiser steps of the whole training; `LongTailedClassifier` sets it if it is None.
+        total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
 
     Raises:
         InputError: if warmup is outside [0, 1).
