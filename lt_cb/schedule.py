@@ -87,7 +87,7 @@ class WarmupMultiStep(StepwiseSchedule):
         optimizer: its learning rates are the base rates.
         warmup: fraction of the training, in [0, 1).
         milestones: increasing fractions of the training, in [0, 1].
-        factors: factor of the rate for each milestone, at least 0; the paper has 0.1 and 0.01 for balanced data.
+        factors: factor of the rate for each milestone, at least 0. For balanced data the paper has 0.1 and 0.01.
         total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
 
     Raises:
@@ -104,8 +104,8 @@ class WarmupMultiStep(StepwiseSchedule):
     ) -> None:
         if len(milestones) != len(factors) or min(factors, default=0) < 0:
             raise InputError(
-                f"milestones {list(milestones)} and factors {list(factors)} must have the same length, and factors must "
-                "be at least 0."
+                f"milestones {list(milestones)} and factors {list(factors)} must have the same length, and factors "
+                "must be at least 0."
             )
         fractions = [0.0, warmup, *milestones, 1.0]
         if fractions != sorted(fractions):
