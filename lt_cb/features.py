@@ -232,8 +232,7 @@ def network_digest(model: LongTailedClassifier) -> str:
 def images_digest(data: LongTailedDataModule, split: Split) -> str:
     """Return a digest of the images of a split, all that the source has, and of how they are scaled and cropped."""
     source: Source = getattr(data.source, "image_folder", None) or data.source
-    how = "" if data.interpolation == "bilinear" else f" {data.interpolation}"
-    digest = hashlib.sha256(f"{split} {data.image_size} {data.in_channels} {data.crop}{how}".encode())
+    digest = hashlib.sha256(f"{split} {data.view.cache_key(data.view.crop)}".encode())
     if isinstance(source, FileSource):
         for path in source.files(split)[0].tolist():
             digest.update(os.fsencode(stamp(Path(os.fsdecode(path)))))

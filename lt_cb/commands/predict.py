@@ -11,9 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.commands.train import CLI, run
-from lt_cb.data.images import Interpolation
 from lt_cb.data.loaders import folder_loader
-from lt_cb.data.loaders.streaming import Crop
+from lt_cb.data.view import Crop, Interpolation, View
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
@@ -90,10 +89,7 @@ class Predict(CLI):
             return
         self.files, self.loader = folder_loader(
             config.images,
-            hparams.image_size,
-            hparams.in_channels,
-            self.crop,
-            self.interpolation,
+            View(hparams.image_size, self.interpolation, self.crop, channels=hparams.in_channels),
             config.batch_size,
             config.num_workers,
             skip_unreadable=config.on_unreadable == "skip",
