@@ -222,8 +222,9 @@ def network_digest(model: LongTailedClassifier) -> str:
 def images_digest(data: LongTailedDataModule, split: Split) -> str:
     """Return a digest of all images in a split of the source, and of their scaling and cropping."""
     source: Source = getattr(data.source, "image_folder", None) or data.source
-    interpolation = "" if data.interpolation == "bilinear" else f" {data.interpolation}"
-    digest = hashlib.sha256(f"{split} {data.image_size} {data.in_channels} {data.crop}{interpolation}".encode())
+    view = data.view
+    interpolation = "" if view.interpolation == "bilinear" else f" {view.interpolation}"
+    digest = hashlib.sha256(f"{split} {view.size} {view.channels} {view.crop}{interpolation}".encode())
     if isinstance(source, FileSource):
         for path in source.files(split)[0].tolist():
             digest.update(os.fsencode(stamp(Path(os.fsdecode(path)))))

@@ -19,7 +19,7 @@ from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.commands.messages import values
 from lt_cb.commands.train import CLI, OF_SEVERAL, data_module, have_several_labels, run
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.images import RESAMPLING
+from lt_cb.data.decode import RESAMPLING
 from lt_cb.errors import InputError, check_at_least, enumerate_names
 from lt_cb.features import classifier_of, feature_trainer, frozen_features
 from lt_cb.heads.folds import (
