@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lt_cb.heads.folds import Candidate
+from lt_cb.heads.recipes import Candidate
 from lt_cb.lab.report.figures import NAMED, Picture, coloured, hover, quantity, specification
 from lt_cb.lab.report.page import page
 from lt_cb.lab.report.sections import Section
@@ -42,7 +42,7 @@ def html(
 
 def surface(scores: Mapping[Candidate, Sequence[float]], words: str, metric: str = BALANCED) -> Section:
     """Return the table of mean scores, in percent: a row a recipe, a column an L2 strength."""
-    strengths = sorted({candidate.strength for candidate in scores}, reverse=True)
+    strengths = sorted({candidate.l2_strength for candidate in scores}, reverse=True)
     best = max(scores, key=lambda c: statistics.mean(scores[c]))
     rows = []
     for recipe in dict.fromkeys(candidate.recipe for candidate in scores):

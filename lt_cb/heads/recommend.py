@@ -26,14 +26,14 @@ from lt_cb.heads.folds import (
     Choice,
     Trial,
     choose,
-    cooled,
     cross_validate,
     fit_temperature,
     held_out_logits,
-    recipes,
     stratified_folds,
+    temperature_scaled,
 )
 from lt_cb.heads.page import BALANCED, PRECISION, class_section, html, precision_section, surface
+from lt_cb.heads.recipes import make_recipes
 from lt_cb.heads.solve import Basis, solve_at
 from lt_cb.loggers import RunFolder
 from lt_cb.metrics import label_scores
@@ -98,7 +98,7 @@ class Recommend(CLI):
         config = self.config
         config.data.val_fraction = 0.0  # folds hold out
         config.trainer.precision = config.trainer.precision or "32-true"  # features are kept in float32
-        self.tried = recipes(config.betas, config.gammas, config.taus, self.multi_label)
+        self.tried = make_recipes(config.betas, config.gammas, config.taus, self.multi_label)
         if not config.lambdas:
             raise InputError("--lambdas is empty: set it to one L2 strength or more, as --lambdas [0.1,0.01].")
         for strength in config.lambdas:
@@ -143,7 +143,7 @@ class Recommend(CLI):
         solved = self.trainer.strategy.broadcast(solved)  # the others have waited
         assert solved is not None
         classifier.load_state_dict(solved.head)
-        folder = self._write(solved.choice.chosen.recipe.arguments(), solved.thresholds)
+        folder = self._write(arguments_of(solved.choice.chosen.recipe), solved.thresholds)
         if self.trainer.is_global_zero:
             write_json(RunDir(folder).recommendation, _record(solved))
             self._report(solved, folder)
@@ -151,19 +151,19 @@ class Recommend(CLI):
     def _solve(self, features: Tensor, targets: Tensor) -> Solved:
         config, num_classes = self.config, self.model.num_classes
         folds = stratified_folds(targets, num_classes, config.folds, self.datamodule.subset_seed)
-        basis = Basis.of(features)
-        x = basis.project(features)
+        basis = Basis.fit(features)
+        train = basis.project(features, targets, num_classes)
         del features
-        trial = cross_validate(x, targets, num_classes, folds, self.tried, config.lambdas, basis.variances)
+        trial = cross_validate(train, folds, self.tried, config.lambdas)
         choice = choose(trial.scores())
         recipe, strength = choice.chosen
         loss = recipe.make(self.datamodule.class_counts)
-        held = held_out_logits(x, targets, num_classes, folds, choice.chosen, config.lambdas, basis.variances)
+        held = held_out_logits(train, folds, choice.chosen, config.lambdas)
         temperature = 1.0 if self.multi_label else fit_temperature(loss, *held)
         thresholds = label_scores(*held).best_thresholds.tolist() if self.multi_label else None
-        heads = solve_at(x, targets, loss, strength, config.lambdas, basis.variances)
+        heads = solve_at(train, loss, strength, config.lambdas)
         weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
-        head = {"weight": weight / temperature, "bias": cooled(loss, bias[None], temperature)[0]}
+        head = {"weight": weight / temperature, "bias": temperature_scaled(loss, bias[None], temperature)[0]}
         return Solved(head, temperature, thresholds, trial, choice)
 
     def _write(self, arguments: list[str], thresholds: list[float] | None) -> Path:
@@ -193,7 +193,7 @@ class Recommend(CLI):
     def _finding(self, solved: Solved) -> str:
         """Return what is chosen, and whether it is worth it, in words."""
         choice = solved.choice
-        names, counted = self.model.class_names, solved.trial.counted.sum(0).tolist()
+        names, counted = self.model.class_names, solved.trial.counts.sum(0).tolist()
         small = [name for name, count in zip(names, counted, strict=True) if not count]
         said = [f"Chosen: {choice.chosen}."]
         interval = f"{100 * choice.gain:.1f} points, 95 % interval {100 * choice.low:.1f} to {100 * choice.high:.1f}"
@@ -202,7 +202,7 @@ class Recommend(CLI):
             said.append(f"Weighting does not help here: {plain} is within one standard error of the best.")
         else:
             beats = "It beats" if choice.low > 0 else "It is not shown, beyond chance, to beat"
-            said.append(f"{beats} {plain} at its best λ, {choice.plain.strength:g}: by {interval}.")
+            said.append(f"{beats} {plain} at its best λ, {choice.plain.l2_strength:g}: by {interval}.")
         if small:
             said.append(
                 f"Of {enumerate_names(small)} there are fewer training images than {self.config.folds} folds: they are "
@@ -215,7 +215,7 @@ class Recommend(CLI):
         trial, choice, names = solved.trial, solved.choice, self.model.class_names
         words = f"Means over {self.config.folds} folds of the training images, in percent; bold is the best, "
         words += "which of so many is a little better than it will be on new images."
-        counted, held_out = trial.counted.sum(0), f"Held-out images: {choice.chosen}."
+        counted, held_out = trial.counts.sum(0), f"Held-out images: {choice.chosen}."
         metric = PRECISION if self.multi_label else BALANCED
         if self.multi_label:
             by_class = precision_section(names, trial.rates(choice.chosen), counted, f"{held_out} Over the folds.")
@@ -290,3 +290,11 @@ def main(args: Sequence[str]) -> None:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
     run(Recommend, "recommend", [*args, *PLAIN], LongTailedClassifier, LongTailedDataModule)
+
+
+def arguments_of(recipe):
+    words = [f"--model.loss=lt_cb.losses.{recipe.loss}"]
+    words += [f"--model.loss.{name}={value}" for name, value in recipe.options]
+    if recipe.beta is not None:
+        words += ["--model.loss.weighting=lt_cb.losses.EffectiveNumber", f"--model.loss.weighting.beta={recipe.beta}"]
+    return words
