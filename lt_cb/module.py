@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.data.loaders.epoch import seed_of
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch, EvaluatedModule, MetricFactory
@@ -27,6 +26,9 @@ from lt_cb.models import (
     normalize_classifier,
     spare_small_images,
 )
+from lt_cb.runs import checkpoint as checkpoints
+from lt_cb.runs import compare
+from lt_cb.task import Task
 from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_fraction, training_progress
 
 MANY_STEPS = 5_000  # that pay for a minute of compilation
@@ -83,7 +85,7 @@ class LongTailedClassifier(EvaluatedModule):
 
     def __init__(
         self,
-        loss: Loss,
+        loss: Loss | None = None,
         backbone: str = "resnet32",
         backbone_args: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
@@ -105,6 +107,9 @@ class LongTailedClassifier(EvaluatedModule):
         multi_label: bool = False,
     ) -> None:
         super().__init__()
+        if loss is None:
+            raise InputError("loss is None, but a model needs one: choose a class of lt_cb.losses.")
+        self.task = Task.of(multi_label)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attribute '(loss|mix)' is an instance of `nn.Module`")
             self.save_hyperparameters(logger=False)
@@ -348,7 +353,7 @@ class LongTailedClassifier(EvaluatedModule):
         Raises:
             InputError: if it is of other classes or another backbone.
         """
-        checkpoints.check_classes(content, self.class_names, self.multi_label)
+        compare.check_classes(content, self.class_names, self.multi_label)
         state = checkpoints.backbone_state(content)
         if self.second_stage is not None:
             last = last_linear(self.backbone, self.num_classes)
@@ -357,7 +362,7 @@ class LongTailedClassifier(EvaluatedModule):
             own = {name: v for name, v in self.backbone.state_dict().items() if name.startswith(prefix)}
             state = {name: v for name, v in state.items() if not name.startswith(prefix) or name in kept}
             state |= {name: v for name, v in own.items() if name not in kept}
-        checkpoints.check_backbone(state, self.backbone)
+        compare.check_backbone(state, self.backbone)
         self.backbone.load_state_dict(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -368,8 +373,8 @@ class LongTailedClassifier(EvaluatedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or another network; keep the loss as it is configured."""
-        checkpoints.check_classes(checkpoint, self.class_names, self.multi_label)
-        checkpoints.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
+        compare.check_classes(checkpoint, self.class_names, self.multi_label)
+        compare.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
         kept = self.second_stage is None or self.second_stage.trains  # else the logits are others than those chosen by
         self.thresholds = checkpoints.thresholds(checkpoint, self.num_classes) if kept else None
         state = {name: v for name, v in checkpoint["state_dict"].items() if not name.startswith(checkpoints.LOSS)}
