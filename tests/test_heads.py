@@ -29,6 +29,7 @@ from lt_cb.heads.folds import (
     temperature_scaled,
 )
 from lt_cb.heads.recipes import SOFTMAX, Candidate, make_recipes
+from lt_cb.heads.setup import for_channels, preprocessing_of
 from lt_cb.heads.solve import Basis, FeatureSet, solve_heads, solve_path
 from lt_cb.losses import (
     BalancedSoftmaxLoss,
@@ -43,6 +44,7 @@ from lt_cb.losses import (
     SoftmaxLoss,
 )
 from lt_cb.models import build_backbone
+from lt_cb.models.build import pretrained_cfg
 from lt_cb.runs.folder import RunDir
 
 COUNTS = [60, 25, 8]
@@ -319,14 +321,14 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     main(["recommend", *words, "--model.backbone=resnet20", "--lambdas=[0.1, 0.001]", "--trainer.accelerator=cpu"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "Chosen: " in shown
-    assert "Of 'd' there are fewer training images than 5 folds" in shown
+    assert "The choice ignores 'd': with fewer training images than the 5 folds" in shown
     run = RunDir(tmp_path / "runs" / "run" / "version_0")
     result = run.read_result()
     assert result["class_counts"] == [30, 12, 8, 1]
     assert min(result["per_class_accuracy"][:3]) == 1.0
     page = run.recommendation_page.read_text()
     assert "Chosen: " in page.partition("<table>")[0]
-    assert all(f'"{name} ({images})"' in page for name, images in (("a", 30), ("b", 12), ("c", 8)))
+    assert all(f"<td>{name}</td><td>{images}</td>" in page for name, images in (("a", 30), ("b", 12), ("c", 8)))
     record = json.loads(run.recommendation.read_text())
     assert len(record["balanced_accuracy_by_fold"]) == 2 * 13
     options = [f"--ckpt_path={run.checkpoint}", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
@@ -388,23 +390,20 @@ def test_recommend_says_what_is_wrong(
     assert not (tmp_path / "runs").exists()
 
 
-def test_preprocessing_is_that_of_the_weights_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = pretrained_cfg("resnet18")
-    given = Namespace(image_size=64, mean=[0.1], std=[0.3])
-    take_preprocessing(given, weights, 3, {"image_size", "std"})
-    assert given == Namespace(image_size=64, mean=[0.485, 0.456, 0.406], std=[0.3], interpolation="bicubic")
+def test_preprocessing_belongs_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    own = Namespace(image_size=64, mean=None, std=None)
-    take_preprocessing(own, pretrained_cfg("offline_backbone.efficientnet_lite0"), 3, ())
-    assert own == Namespace(image_size=224, mean=[0.498] * 3, std=[0.502] * 3, interpolation="bicubic")
-    smooth = Namespace(image_size=64, mean=None, std=None, interpolation="bilinear")
-    take_preprocessing(smooth, weights, 3, {"interpolation"})
-    assert smooth.interpolation == "bilinear"
+    resnet = {
+        "image_size": 224,
+        "interpolation": "bicubic",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    assert preprocessing_of(pretrained_cfg("resnet18")) == resnet
+    lite = preprocessing_of(pretrained_cfg("offline_backbone.efficientnet_lite0"))
+    assert lite == {"image_size": 224, "interpolation": "bicubic", "mean": [0.498] * 3, "std": [0.502] * 3}
     assert pretrained_cfg("resnet32") is pretrained_cfg("lt_cb.models.resnet.resnet20") is None
-    grey = Namespace(image_size=None, mean=None, std=None)
-    take_preprocessing(grey, weights, 1, ())
-    assert grey.image_size == 224
-    np.testing.assert_allclose(grey.mean, [(0.485 + 0.456 + 0.406) / 3])
+    assert for_channels(resnet["mean"], 3) == resnet["mean"]
+    np.testing.assert_allclose(for_channels(resnet["mean"], 1), [(0.485 + 0.456 + 0.406) / 3])
 
 
 def test_random_weights_are_warned_of(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError
 from lt_cb.heads.recipes import POST_HOC, SIGMOID, SOFTMAX, Candidate, Recipe
-from lt_cb.heads.solve import FeatureSet, solve_at, solve_path
+from lt_cb.heads.solve import FeatureSet, solve_path
 from lt_cb.longtail.several import stratify
 from lt_cb.longtail.subset import count_labels
 from lt_cb.losses import Loss
@@ -135,9 +135,7 @@ def measure_all(
     return measured
 
 
-def cross_validate(
-    data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]
-) -> Trial:
+def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]) -> Trial:
     """Hold out each fold once, solve all heads on the other images, and measure them on the fold.
 
     Args:
@@ -165,16 +163,17 @@ def held_out_logits(
         data: all training images.
         folds: fold of each image, as `stratified_folds` returns them.
         candidate: the recipe and its L2 strength.
-        l2_strengths: strengths of the path; the larger ones are warm starts.
+        l2_strengths: strengths of the path; solutions at the larger ones are warm starts.
 
     Returns:
         Logits of the held-out images, (M, C), and their targets, (M,) or (M, C).
     """
+    path = [value for value in l2_strengths if value >= candidate.l2_strength]
     logits, targets = [], []
     for k in range(int(folds.max()) + 1):
         train, held_out = data.select(folds != k), data.select(folds == k)
         loss = candidate.recipe.make(train.class_counts)
-        heads = solve_at(train, loss, candidate.l2_strength, l2_strengths, COMPARISON_TOLERANCE)
+        heads = solve_path(train, [loss], path, COMPARISON_TOLERANCE)[candidate.l2_strength]
         logits.append(heads.logits(held_out.features)[0])
         targets.append(held_out.targets)
     return torch.cat(logits), torch.cat(targets)

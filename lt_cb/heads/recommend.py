@@ -2,14 +2,18 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lt_cb.callbacks import ResultFile
 from lt_cb.commands.cli import CommandLine
-from lt_cb.commands.train import make_trainer
+from lt_cb.commands.messages import run_command
+from lt_cb.commands.restored import is_known
+from lt_cb.commands.save import LastCheckpoint, SaveConfig
+from lt_cb.commands.train import run_folder
 from lt_cb.errors import enumerate_names
 from lt_cb.features import classifier_of, frozen_features
 from lt_cb.heads import page
@@ -23,8 +27,8 @@ from lt_cb.heads.folds import (
     stratified_folds,
     temperature_scaled,
 )
-from lt_cb.heads.setup import GRID, Setup, add_grid, set_up
-from lt_cb.heads.solve import Basis, solve_at
+from lt_cb.heads.setup import GRID, Setup, add_grid, as_list, loggers_beside, set_up
+from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.metrics import label_scores
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_json, write_text
@@ -48,14 +52,14 @@ class Solved(NamedTuple):
     choice: Choice
 
 
-def recommend(line: CommandLine, words: Sequence[str]) -> None:
+def recommend(cli: CommandLine, words: Sequence[str]) -> None:
     """Compare recipes by cross-validation on frozen features, and write and test a checkpoint with the best one.
 
     Args:
-        line: the parsed command line.
+        cli: the parsed command cli.
         words: its words, see `lt_cb.heads.setup.set_up`.
     """
-    setup, config = set_up(line, words), line.config
+    setup, config = set_up(cli, words), cli.config
     classifier = classifier_of(setup.model)
     features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer)
     solved = None
@@ -64,10 +68,10 @@ def recommend(line: CommandLine, words: Sequence[str]) -> None:
     solved = setup.trainer.strategy.broadcast(solved)
     assert solved is not None
     classifier.load_state_dict(solved.head)
-    run = _write(line, setup, solved)
+    run = _write(cli, setup, solved)
     if setup.trainer.is_global_zero:
         write_json(run.recommendation, _record(solved))
-        _report(setup, solved, run, config.folds)
+        _report(cli, setup, solved, run)
 
 
 def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_strengths: Sequence[float]) -> Solved:
@@ -83,19 +87,19 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths)
     thresholds = label_scores(*held_out).best_thresholds.tolist() if data.multi_label else None
     temperature = 1.0 if data.multi_label else fit_temperature(loss, *held_out)
-    heads = solve_at(train, loss, l2_strength, l2_strengths)
+    heads = solve_path(train, [loss], [v for v in l2_strengths if v >= l2_strength])[l2_strength]
     weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
     head = {"weight": weight / temperature, "bias": temperature_scaled(loss, bias[None], temperature)[0]}
     return Solved(head, temperature, thresholds, trial, choice)
 
 
-def _write(line: CommandLine, setup: Setup, solved: Solved) -> RunDir:
+def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     """Write the checkpoint that ``fit`` would write with the chosen loss, test it, and return its run folder."""
-    config, model, data = line.config, setup.model, setup.data
-    recipe = solved.choice.chosen.recipe
+    model, data, recipe = setup.model, setup.data, solved.choice.chosen.recipe
     loss = recipe.config()
-    line.set_loss(loss)
-    for name in (*GRID, "ckpt_path"):
+    cli.set_loss(loss)
+    config = cli.config
+    for name in (*GRID, "ckpt_path", "trust_checkpoint"):
         config.pop(name, None)
     checkpoints.without_pretrained(config.model)
     if config.trainer.max_epochs is None:
@@ -103,7 +107,7 @@ def _write(line: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     model.loss = recipe.make(data.class_counts)
     model.hparams["loss"] = {**loss, "init_args": {"class_counts": data.class_counts, **loss["init_args"]}}
     model.thresholds = solved.thresholds
-    trainer = make_trainer(line, setup.options)
+    trainer = _make_trainer(cli, setup)
     trainer.strategy.connect(model)
     run = RunDir(str(trainer.log_dir))
     trainer.save_checkpoint(run.checkpoint)
@@ -111,6 +115,21 @@ def _write(line: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     data.replace_images("test", torch.from_numpy(features))
     trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
     return run
+
+
+def _make_trainer(cli: CommandLine, setup: Setup) -> Trainer:
+    """Return the Trainer that ``fit`` would have, and create the run folder."""
+    folder, options = run_folder(cli), setup.options.trainer
+    saves = SaveConfig(cli.parser, cli.config, save_to_log_dir=False)
+    own = {
+        "logger": [folder, *loggers_beside(folder, setup.options)],
+        "callbacks": [*as_list(options.callbacks), ResultFile(), LastCheckpoint(), saves],
+        "plugins": options.plugins or [checkpoints.WholeFiles()],
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(**{**options.as_dict(), **own})
+    _ = folder.experiment
+    return trainer
 
 
 def _record(solved: Solved) -> dict[str, Any]:
@@ -148,23 +167,39 @@ def _finding(choice: Choice, never_held_out: Sequence[str], folds: int) -> str:
     return " ".join(sentences)
 
 
-def _report(setup: Setup, solved: Solved, run: RunDir, folds: int) -> None:
+def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None:
     """Print the tables and the finding, and write them as a page."""
-    data, trial, choice = setup.data, solved.trial, solved.choice
-    names, counts = setup.model.class_names, trial.counts.sum(0)
+    trial, choice, folds = solved.trial, solved.choice, len(solved.trial.counts)
+    names, counts, scores = setup.model.class_names, trial.counts.sum(0), trial.scores()
     never_held_out = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
     finding = _finding(choice, never_held_out, folds)
-    metric = page.PRECISION if data.multi_label else page.ACCURACY
-    note = f"Means over {folds} folds of the training images, in percent. The best is bold; expect a little less of it "
-    tables = [page.score_table(trial.scores(), metric, f"{note}on new images.")]
-    charts = [page.score_chart(trial.scores(), metric, "folds")]
-    held_out = f"Held-out images: {choice.chosen}."
-    if data.multi_label:
-        tables.append(page.precision_table(names, trial.rates(choice.chosen), counts, held_out))
+    metric = page.PRECISION if setup.data.multi_label else page.ACCURACY
+    note = (
+        f"Means over {folds} folds of the training images, in percent. The best is bold. Since it is the best of many, "
+        "it will be a little worse on new images."
+    )
+    held_out = f"Held-out images of all folds: {choice.chosen}."
+    if setup.data.multi_label:
+        by_class = page.precision_table(names, trial.rates(choice.chosen), counts, held_out)
     else:
-        tables.append(page.accuracy_table(names, trial.measured[choice.chosen].sum(0), counts, held_out))
-        correct = {c: trial.measured[c].sum(0).tolist() for c in dict.fromkeys((choice.plain, choice.chosen))}
-        charts += page.accuracy_chart(names, data.class_counts, correct, counts.tolist())
+        methods = {str(c.recipe): trial.measured[c].sum(0) for c in (choice.plain, choice.chosen)}
+        by_class = page.accuracy_table(names, methods, counts, held_out)
+    tables = [page.score_table(scores, metric, note), by_class]
     page.show(tables, finding)
-    write_text(run.recommendation_page, page.html("Recommendation", finding, tables, charts))
-    sys.stdout.write(f"Page: {run.recommendation_page}\nNext: lt-cb test --ckpt_path {run.checkpoint}, or predict\n")
+    write_text(run.recommendation_page, page.html("Recommendation", finding, tables, page.score_chart(scores, metric)))
+    trust = "" if is_known("model.backbone", cli.config.model.backbone) else " --trust_checkpoint true"
+    sys.stdout.write(
+        f"Page: {run.recommendation_page}\nNext: lt-cb test --ckpt_path {run.checkpoint}{trust}, or predict\n"
+    )
+
+
+def main(args: Sequence[str]) -> None:
+    """Run ``lt-cb recommend``.
+
+    Args:
+        args: the words behind ``recommend``.
+
+    Raises:
+        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
+    """
+    run_command(lambda: recommend(CommandLine("recommend", args, add_grid), args))

@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.commands.cli import CommandLine
@@ -16,6 +17,7 @@ from lt_cb.data.images import RESAMPLING
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.features import feature_trainer
 from lt_cb.heads.recipes import Recipe, make_recipes
+from lt_cb.loggers import RunFolder, TensorBoard, WandB, check_loggers
 from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
@@ -55,45 +57,62 @@ class Setup:
     options: Namespace
 
 
-def set_up(line: CommandLine, words: Sequence[str]) -> Setup:
-    """Make data and model of a command line.
+def set_up(cli: CommandLine, words: Sequence[str]) -> Setup:
+    """Make data and model of a command cli.
 
     A backbone from timm gets its pretrained weights and the preprocessing that belongs to them. With ``--ckpt_path``,
     the weights come from the checkpoint.
 
     Args:
-        line: the parsed command line.
+        cli: the parsed command cli.
         words: its words. Preprocessing options among them override those of the weights.
 
     Raises:
         InputError: if the grid of recipes is wrong, or data or model cannot be made.
     """
-    config = line.config
+    config = cli.config
     _check_grid(config)
+    check_loggers(config.trainer.logger)
     config.data.val_fraction = 0.0  # the folds hold out images
     config.trainer.precision = config.trainer.precision or "32-true"
     config.model.loss = config.model.second_stage = None
-    weights = None if line.checkpoint is not None else _pretrained_weights(config.model)
+    weights = None if cli.checkpoint is not None else _pretrained_weights(config.model)
     preprocessing = {} if weights is None else preprocessing_of(weights)
     for name in _given(words, preprocessing):
         del preprocessing[name]
     if "image_size" in preprocessing:
         size = preprocessing["image_size"]
-        rank_zero_info(f"Images are scaled to {size} pixels, the size of the weights. Override it by --data.image_size.")
+        rank_zero_info(
+            f"Images are scaled to {size} pixels, the size of the weights. Override it by --data.image_size."
+        )
     for name in preprocessing.keys() - {"mean", "std"}:
         config.data[name] = preprocessing[name]
-    data = line.make_data()
+    data = cli.make_data()  # sets the plain loss, in a new configuration
     for name in preprocessing.keys() & {"mean", "std"}:
         values = for_channels(preprocessing[name], data.in_channels)
-        config.data[name] = values
+        cli.config.data[name] = values
         setattr(data, name, values)
-    if line.checkpoint is not None:
-        checkpoints.without_pretrained(config.model)
-    options = line.make_all(data)
-    if line.checkpoint is not None:
-        options.model.start_from(line.checkpoint)
+    if cli.checkpoint is not None:
+        checkpoints.without_pretrained(cli.config.model)
+    options = cli.make_all(data)
+    if cli.checkpoint is not None:
+        options.model.start_from(cli.checkpoint)
     recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     return Setup(recipes, data, options.model, feature_trainer(options.trainer), options)
+
+
+def loggers_beside(folder: RunFolder, options: Namespace) -> list[Logger]:
+    """Return the loggers of the options, with the run folder beside them."""
+    loggers: list[Logger] = as_list(options.trainer.logger)
+    for logger in loggers:
+        if isinstance(logger, WandB | TensorBoard):
+            logger.beside = folder
+    return loggers
+
+
+def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - one object, several, or a switch
+    """Return the objects of a Trainer's option."""
+    return value if isinstance(value, list) else [] if value in (None, True, False) else [value]
 
 
 def _check_grid(config: Namespace) -> None:

@@ -160,14 +160,6 @@ def _joined(groups: list[Heads]) -> Heads:
     return Heads(weight, bias, objective, max(heads.rounds for heads in groups))
 
 
-def solve_at(
-    data: FeatureSet, loss: Loss, l2_strength: float, l2_strengths: Sequence[float], tolerance: float = 1e-5
-) -> Heads:
-    """Solve one head at ``l2_strength``, warm-started along the larger ones of ``l2_strengths``; see `solve_path`."""
-    path = [l2_strength, *(value for value in l2_strengths if value > l2_strength)]
-    return solve_path(data, [loss], path, tolerance)[l2_strength]
-
-
 def solve_heads(
     data: FeatureSet,
     losses: Sequence[Loss],
