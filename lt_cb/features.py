@@ -86,7 +86,7 @@ def frozen_features(
         finally:
             handle.remove()
             extractor.flush()
-    return np.load(extractor.file, mmap_mode="r")[data.rows[split]], data.targets(split)
+    return np.asarray(np.load(extractor.file, mmap_mode="r")[data.rows[split]]), data.targets(split)
 
 
 class FeatureExtractor(LightningModule):
