@@ -8,7 +8,7 @@ from pathlib import Path
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.lab.report import rows
 from lt_cb.lab.report.collect import Runs, collect
-from lt_cb.lab.report.figures import figures, methods_and_families
+from lt_cb.lab.report.figures import figures
 from lt_cb.lab.report.page import page
 from lt_cb.lab.report.paper import write
 from lt_cb.lab.report.posthoc import MEANS, class_means
@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
     tables = sections(runs, cells, metric)
     found = finding(runs, metric)
     pictures = figures(runs, cells, metric, METRICS[metric])
-    web = page("Report", found, tables, pictures, methods_and_families(runs), runs.columns())
+    web = page("Report", found, tables, pictures, runs.columns())
     write_text(out / "report.md", f"{found}\n\n{_markdown(tables)}")
     write_text(out / "report.csv", _csv(runs))
     write_text(out / "report.html", web)
