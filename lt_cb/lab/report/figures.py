@@ -77,7 +77,7 @@ def encodings(styles: Styles, values: Values, legend: bool = True) -> tuple[list
     columns = 1 if len(names) <= MAX_NARROW else 2
     below = alt.Legend(orient="bottom", columns=columns, title=None, symbolOpacity=1) if legend else None
     color, shape = (alt.Scale(domain=names, range=[styles[name][part] for name in names]) for part in (0, 1))
-    options = {"sort": names, "legend": below}
+    options: dict[str, Any] = {"sort": names, "legend": below}
     return names, alt.Color("method:N", scale=color, **options), alt.Shape("method:N", scale=shape, **options)
 
 
