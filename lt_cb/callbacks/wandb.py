@@ -7,8 +7,8 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lt_cb.callbacks.result import class_values, measure_title
-from lt_cb.evaluation import CONFUSION
 from lt_cb.loggers import wandb_logger
+from lt_cb.metrics import CONFUSION
 from lt_cb.module import LongTailedClassifier
 from lt_cb.task import Task
 

@@ -166,6 +166,11 @@ class LongTailedDataModule(LightningDataModule):
             self.subset_counts = self._chosen.subset_counts
 
     @property
+    def task(self):
+        from lt_cb.task import Task
+        return Task.of(self.multi_label)
+
+    @property
     def multi_label(self) -> bool:
         """Whether an image has any number of labels, so that targets are int8 of shape (B, C), -1 for unknown."""
         return self.source.multi_label
@@ -234,6 +239,11 @@ class LongTailedDataModule(LightningDataModule):
         if self.source.has_val and stage in ("fit", "validate"):
             self._load("val")
 
+    def setup(self, stage: str) -> None:
+        """Give the model the seed and whether it validates on the test split."""
+        model: Any = self.trainer and self.trainer.lightning_module
+        model.mix_seed, model.validates_on_test = self.seed, self.validation_split == "test"
+
     @cached_property
     def _streams(self) -> bool:
         devices = self.trainer.num_devices if self.trainer else 1
@@ -296,6 +306,10 @@ class LongTailedDataModule(LightningDataModule):
     def replace_images(self, split: Split, features: Tensor) -> None:
         """Have the loaders of a split give out features, floating of shape (N, D), in place of its images."""
         self._splits[split] = features, self.targets(split)
+
+    def restore_images(self, split: Split) -> None:
+        """Have the loaders of a split give out images again."""
+        del self._splits[split]
 
     def ordered_dataloader(self, split: Split, positions: Tensor, batch_size: int | None = None) -> EpochLoader:
         """Batches of some images of a split, cropped as for a test, with their positions in place of classes.

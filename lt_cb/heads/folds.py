@@ -17,7 +17,7 @@ from lt_cb.longtail.subset import count_labels
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.heads.solve import rows_of, solve_at, solve_path
 from lt_cb.losses import EffectiveNumber, Loss
-from lt_cb.metrics import label_scores
+from lt_cb.metrics import average_precision
 from lt_cb.lab.report.tables import half_width
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -234,7 +234,7 @@ def try_all(
         for recipe in tried:
             adjusted = made[recipe].adjust(logits[SOFTMAX if recipe.loss == POST_HOC else recipe])
             if targets.ndim == 2:
-                measured = torch.from_numpy(label_scores(adjusted, shown[1]).average_precision)
+                measured = average_precision(adjusted, shown[1])
             else:
                 measured = shown[1][adjusted.argmax(1) == shown[1]].bincount(minlength=num_classes)
             right[Candidate(recipe, strength)] = measured

@@ -36,7 +36,7 @@ from lt_cb.heads.folds import (
 from lt_cb.heads.page import BALANCED, PRECISION, class_section, html, precision_section, surface
 from lt_cb.heads.solve import Basis, solve_at
 from lt_cb.loggers import RunFolder
-from lt_cb.metrics import label_scores
+from lt_cb.metrics import best_thresholds
 from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.lab.report.sections import Section
@@ -160,7 +160,7 @@ class Recommend(CLI):
         loss = recipe.make(self.datamodule.class_counts)
         held = held_out_logits(x, targets, num_classes, folds, choice.chosen, config.lambdas, basis.variances)
         temperature = 1.0 if self.multi_label else fit_temperature(loss, *held)
-        thresholds = label_scores(*held).best_thresholds.tolist() if self.multi_label else None
+        thresholds = best_thresholds(*held).tolist() if self.multi_label else None
         heads = solve_at(x, targets, loss, strength, config.lambdas, basis.variances)
         weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
         head = {"weight": weight / temperature, "bias": cooled(loss, bias[None], temperature)[0]}

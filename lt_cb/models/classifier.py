@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -95,6 +96,20 @@ class SecondStage(ABC):
         Raises:
             InputError: if the backbone has no classifier that can be changed so.
         """
+
+    def initial_state(self, backbone: nn.Module, num_classes: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state that training starts from.
+
+        Args:
+            backbone: after `attach`.
+            num_classes: C, the number of classes.
+            trained: state of the trained backbone, before `attach`.
+        """
+        last = last_linear(backbone, num_classes)
+        prefix = next(f"{name}." for name, module in backbone.named_modules() if module is last)
+        kept = {prefix + "weight", prefix + "bias"} if self.keeps_classifier else set()
+        new = {n: v for n, v in backbone.state_dict().items() if n.startswith(prefix) and n not in kept}
+        return {n: v for n, v in trained.items() if not n.startswith(prefix) or n in kept} | new
 
 
 class ClassifierRetraining(SecondStage):

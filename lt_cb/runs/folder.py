@@ -30,6 +30,7 @@ class RunDir:
         self.metrics = self.path / "metrics.csv"  # by epoch
         self.result = self.path / "result.json"  # test metrics, counts, accuracy of each class, seeds, versions, time
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"  # after every epoch
+        self.checkpoint_before = self.checkpoint.with_suffix(".before.ckpt")  # the one that it has replaced
         self.logits = self.path / "logits.npz"  # of the test images, by `SaveLogits`
         self.predictions = self.path / "predictions.csv"  # what ``predict`` writes
         self.recommendation = self.path / "recommendation.json"  # choice and scores by fold, of ``recommend``

@@ -34,6 +34,9 @@ SOURCES: dict[str, type[Source]] = {
 }
 
 
+SOURCES |= {cls.__name__: cls for cls in SOURCES.values()}
+
+
 def make_source(source: str | SourceFactory, root: str) -> Source:
     """Return the source of a short name, of the class path of one's own, or that a factory makes of its root."""
     if not isinstance(source, str):
