@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from lt_cb.lab.report.collect import Result, Runs, collect, read_run
+from lt_cb.lab.report.collect import collect, read_run
+from lt_cb.lab.report.result import Result, Runs
 
 __all__ = ["Result", "Runs", "collect", "main", "read_run"]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.lab.report import rows
-from lt_cb.lab.report.collect import Runs, collect
+from lt_cb.lab.report.collect import collect
 from lt_cb.lab.report.figures import figures
 from lt_cb.lab.report.finding import finding
 from lt_cb.lab.report.page import page
 from lt_cb.lab.report.paper import write
 from lt_cb.lab.report.posthoc import MEANS, class_means
+from lt_cb.lab.report.result import Runs
 from lt_cb.lab.report.sections import METRIC_TITLES, Section, sections
 from lt_cb.lab.report.tables import cells_of
 from lt_cb.runs.folder import write_text

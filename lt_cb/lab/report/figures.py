@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from lt_cb.lab.report.collect import Result, Runs
 from lt_cb.lab.report.extra import altair as alt
+from lt_cb.lab.report.result import Result, Runs
 from lt_cb.lab.report.tables import Cell, half_width, paired_gains, wilson
 
 # Okabe and Ito 2008 without black and yellow, and two greys: distinct for the colour-blind, on white and on black

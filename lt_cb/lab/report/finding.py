@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lt_cb.lab.report.collect import ERRORS, Runs
+from lt_cb.lab.report.result import ERRORS, Runs
 from lt_cb.lab.report.sections import METRIC_TITLES, lower_case
 from lt_cb.lab.report.tables import NOT_SIGNIFICANT, Difference, cells_of, paired_differences
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lt_cb.errors import InputError
-from lt_cb.lab.report.collect import Result
+from lt_cb.lab.report.result import Result
 from lt_cb.runs.folder import RunDir
 
 TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lt_cb.lab.report.collect import ERRORS, Result, Runs
 from lt_cb.lab.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
+from lt_cb.lab.report.result import ERRORS, Result, Runs
 from lt_cb.lab.report.rows import command
 from lt_cb.lab.report.tables import Cell, Difference, cells_of, paired_differences, wilson
 from lt_cb.runs.folder import RunDir

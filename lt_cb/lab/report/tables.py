@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
-from lt_cb.lab.report.collect import ERRORS, Result, Runs
 from lt_cb.lab.report.extra import stats
 from lt_cb.lab.report.names import WHOLE
+from lt_cb.lab.report.result import ERRORS, Result, Runs
 
 PAPER_LOSSES = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
 PUBLISHED: dict[str, tuple[int, dict[str, str]]] = {  # file -> epochs of its runs, and column of each metric
