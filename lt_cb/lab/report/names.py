@@ -77,8 +77,8 @@ def subset_of(settings: Mapping[str, Any], factor: float) -> str:
 def settings_of(config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a flattened configuration in which one thing has one name.
 
-    ``data.source`` is the class name of a data set of lt_cb. ``trainer.callbacks`` lists the names of the callbacks that change training; each of
-    their options has a key of its own, for example ``trainer.EMAWeightAveraging.decay``.
+    ``data.source`` is the class name of a data set of lt_cb. ``trainer.callbacks`` lists the callbacks that change
+    training by name. Each of their options has a key, for example ``trainer.EMAWeightAveraging.decay``.
 
     Args:
         config: content of ``config.yaml``.
