@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -23,7 +22,7 @@ from strategies import places
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
 from lt_cb.lab.plan import Run, read_plan
-from lt_cb.runs.folder import flatten
+from lt_cb.runs.folder import RunDir, flatten
 
 ROOT = Path(__file__).parents[1]
 GRIDS = ROOT / "configs/grids"
@@ -388,115 +387,74 @@ class TestCommand:
 
 TINY = {
     **{"trainer.max_epochs": 3, "trainer.accelerator": "cpu", "model.backbone": "resnet20", "model.fast": "off"},
-    **{"data.image_size": 8, "data.n_max": 40},
+    **{"data.image_size": 8, "data.n_max": 40, "data.imbalance_factor": 20},
 }
-AXES = {"run": {"a": {}, "b": {"model.loss.weighting.beta": 0.9}, "wrong": {"model.loss.gamma": -1}}}
 
 
-@dataclass
-class Outcome:
-    """A grid that was killed once and then trained by two commands at the same time."""
-
-    folder: Path
-    left: list[str]
-    outputs: list[str]
-    codes: list[int]
-    before: dict[Path, int]
-
-    def run(self, name: str) -> Path:
-        return self.folder / f"runs/g/{name}/seed_0"
+def start() -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "lt_cb", "grid", "grid.yaml"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "lt_cb", "grid", "grid.yaml"], stdout=subprocess.PIPE, text=True, cwd=folder
-    )
-
-
-def trainings(grids: "subprocess.Popen[str]") -> list[str]:
-    children = Path(f"/proc/{grids.pid}/task").glob("*/children")
-    return [pid for file in children for pid in file.read_text().split()]
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    folder = tmp_path_factory.mktemp("grid")
-    file = folder / "grid.yaml"
-    file.write_text(yaml.safe_dump({"folder": "runs/g", "config": QUICKSTART, "set": TINY, "axes": AXES}))
-    first = start(folder)
-    while not list(folder.glob("runs/g/*/seed_0/checkpoints/last.ckpt")):
-        assert first.poll() is None
-        time.sleep(0.02)
-    started = trainings(first)
-    assert started
-    first.kill()
-    first.communicate()
-    end = time.monotonic() + 5
-    while (left := [pid for pid in started if Path(f"/proc/{pid}/exe").exists()]) and time.monotonic() < end:
-        time.sleep(0.05)
-    before = {file: file.stat().st_mtime_ns for file in folder.glob("runs/g/*/seed_0/result.json")}
-    pair = [start(folder), start(folder)]
-    outputs = [process.communicate(timeout=600)[0] for process in pair]
-    return Outcome(folder, left, outputs, [process.returncode for process in pair], before)
+def children(process: "subprocess.Popen[str]") -> list[Path]:
+    files = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [Path(f"/proc/{pid}/exe") for file in files for pid in file.read_text().split()]
 
 
 @pytest.mark.slow
-class TestTraining:
-    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-    def test_trainings_end_with_a_killed_grid(self, outcome: Outcome) -> None:
-        assert outcome.left == []
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_grid_is_completed_by_two_commands(capfd: pytest.CaptureFixture[str]) -> None:
+    common = {"folder": "runs", "config": QUICKSTART, "set": TINY}
+    axes = {"run": {"a": {}, "b": {"model.loss.weighting.beta": 0.9}, "wrong": {"model.loss.gamma": -1}}}
+    write_grid({**common, "axes": axes})
+    runs = {run.name: run for run in read_plan(Path("grid.yaml")).runs}
 
-    def test_two_commands_train_each_run_once(self, outcome: Outcome) -> None:
-        ended = [
-            line.split()[1] for out in outcome.outputs for line in out.splitlines() if re.match("done |failed ", line)
-        ]
-        assert sorted(ended) == sorted(
-            f"{name}/seed_0" for name in ("a", "b", "wrong") if outcome.run(name) / "result.json" not in outcome.before
-        )
-        for file, then in outcome.before.items():
-            assert file.stat().st_mtime_ns == then
-        for name in "ab":
-            assert (outcome.run(name) / "log.txt").read_text().count("Run folder:") == 1
+    killed = start()
+    while not any(run.dir.checkpoint.exists() for run in runs.values()):
+        assert killed.poll() is None
+        time.sleep(0.02)
+    trainings = children(killed)
+    assert trainings
+    killed.kill()
+    killed.communicate()
+    end = time.monotonic() + 5
+    while any(training.exists() for training in trainings):  # they end with the command
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    results = {name: run.dir.result.stat().st_mtime_ns for name, run in runs.items() if run.dir.result.exists()}
 
-    def test_a_failed_run_has_its_sentence_and_the_others_are_done(self, outcome: Outcome) -> None:
-        sentence = "gamma is -1.0, but must be at least 0"
-        assert (outcome.run("wrong") / "error.txt").read_text().startswith(sentence)
-        assert outcome.codes == [1, 1]
-        for out in outcome.outputs:
-            assert "2 of 3 runs done, 1 failed.\n" in out
-            assert f"wrong/seed_0: {sentence}" in out
+    # each of the other runs is trained by one of two commands, and a failure does not stop the others
+    pair = [start(), start()]
+    outputs = [command.communicate(timeout=600)[0] for command in pair]
+    lines = [line.split() for line in "".join(outputs).splitlines()]
+    ended = [line[1] for line in lines if line and line[0] in ("done", "failed")]
+    assert sorted(ended) == [run.title for name, run in runs.items() if name not in results]
+    assert all(runs[name].dir.result.stat().st_mtime_ns == written for name, written in results.items())
+    sentence = "gamma is -1.0, but must be at least 0"
+    assert runs["wrong"].dir.error.read_text().startswith(sentence)
+    assert [command.returncode for command in pair] == [1, 1]
+    for output in outputs:
+        assert "2 of 3 runs done, 1 failed.\n" in output
+        assert f"wrong/seed_0: {sentence}" in output
 
-    @pytest.mark.parametrize("name", ["a", "b"])
-    def test_an_interrupted_run_ends_as_one_by_fit(
-        self, outcome: Outcome, name: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(outcome.folder)
-        run = next(run for run in read_plan(Path("grid.yaml")).runs if run.name == name)
-        main(["fit", *run.args, "--folder", f"alone/{name}"])
-        assert (outcome.run(name) / "metrics.csv").read_bytes() == Path(f"alone/{name}/metrics.csv").read_bytes()
-        states = [
-            torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-            for folder in (outcome.run(name), Path(f"alone/{name}"))
-        ]
-        torch.testing.assert_close(*states, rtol=0, atol=0)
+    # the interrupted run, and a run on its own, end with the same numbers
+    for name in "ab":
+        folder = RunDir(Path("alone", name))
+        main(["fit", *runs[name].args, "--folder", str(folder.path)])
+        assert folder.metrics.read_bytes() == runs[name].dir.metrics.read_bytes()
+        alone, shared = (torch.load(run.checkpoint, weights_only=True) for run in (folder, runs[name].dir))
+        torch.testing.assert_close(alone["state_dict"], shared["state_dict"], rtol=0, atol=0)
 
-    def test_processes_share_the_cores_to_read_images(self, outcome: Outcome) -> None:
-        config = yaml.safe_load((outcome.run("a") / "config.yaml").read_text())
-        assert config["data"]["num_workers"] >= 1
-
-    def test_a_corrected_run_is_tried_again_and_resumes_from_an_undamaged_checkpoint(
-        self, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(outcome.folder)
-        axes = {"run": {**AXES["run"], "wrong": {"model.loss.gamma": 1}}}
-        Path("again.yaml").write_text(
-            yaml.safe_dump({"folder": "runs/g", "config": QUICKSTART, "set": TINY, "axes": axes})
-        )
-        metrics = (outcome.run("b") / "metrics.csv").read_bytes()
-        (outcome.run("b") / "result.json").unlink()
-        (outcome.run("b") / "checkpoints/last.ckpt").write_bytes(b"PK")
-        assert grid("again.yaml") == 0
-        assert not (outcome.run("wrong") / "error.txt").exists()
-        assert (outcome.run("wrong") / "result.json").exists()
-        assert (outcome.run("b") / "result.json").exists()
-        assert (outcome.run("b") / "metrics.csv").read_bytes() == metrics
+    # a corrected run is tried again; a damaged checkpoint is replaced by the one before it
+    axes["run"]["wrong"]["model.loss.gamma"] = 1
+    write_grid({**common, "axes": axes})
+    runs["b"].dir.result.unlink()
+    runs["b"].dir.checkpoint.write_bytes(b"PK")
+    metrics = runs["b"].dir.metrics.read_bytes()
+    assert grid("grid.yaml") == 0
+    assert "1 done, 2 to do" in capfd.readouterr().out
+    assert not runs["wrong"].dir.error.exists()
+    assert runs["wrong"].dir.result.exists()
+    assert runs["b"].dir.result.exists()
+    assert runs["b"].dir.metrics.read_bytes() == metrics
+    assert runs["b"].dir.read_config()["data"]["num_workers"] >= 1  # the trainings share the cores
