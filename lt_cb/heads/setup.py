@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.commands.cli import CommandLine
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.images import RESAMPLING
+from lt_cb.data.decode import RESAMPLING
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.features import feature_trainer
 from lt_cb.heads.recipes import Recipe, make_recipes
