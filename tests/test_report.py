@@ -672,3 +672,11 @@ def test_a_report_imports_no_torch(tmp_path: Path) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("\nFalse\n")
+
+
+@pytest.mark.slow
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['altair'] = None; from lt_cb.__main__ import main; main(['report', '{tmp_path}'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = "a report needs the package altair, which is not installed: run pip install 'lt_cb[report]'."
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"lt-cb: error: {expected}")

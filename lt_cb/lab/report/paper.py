@@ -45,7 +45,7 @@ def write(pictures: list[Picture], columns: list[str], folder: Path, kind: str) 
 
 
 def _sized(svg: str, inch: float, unit: str = "") -> str:
-    """Return a drawing with its size in a unit, of which an inch has so many."""
+    """Return a drawing with its size in a unit; ``inch`` is the number of units in an inch."""
 
     def size(match: re.Match[str]) -> str:
         width, height = (float(pixels) * inch / INCH for pixels in match.groups())
