@@ -87,7 +87,7 @@ class EvaluatedModule(LightningModule):
             )
 
     def configure_metrics(self, metrics: list[MetricFactory]) -> None:
-        """Create the metrics of training and evaluation; ``metrics`` come on top of those of the task."""
+        """Create the metrics of the task, and add further ``metrics``, as factories of the number of classes."""
         self.train_loss = Mean()
         self.eval_loss = Mean()
         self.evaluator = self.task.evaluator(self.num_classes, self.groups)

@@ -143,9 +143,7 @@ class LongTailedClassifier(EvaluatedModule):
             raise InputError("the loss's reduction is 'none', but training needs a scalar: choose another.")
         self.task.check_loss(loss)
         if self.mix is not None and not loss.soft_targets:
-            raise InputError(
-                f"{type(loss).__name__} takes no mixed targets: unset --model.mix, or choose another loss."
-            )
+            raise InputError(f"{type(loss).__name__} takes no mixed targets: unset --model.mix or change the loss.")
         return loss
 
     def configure_backbone(
@@ -240,8 +238,7 @@ class LongTailedClassifier(EvaluatedModule):
                     images, targets = self.mix(self._normalized(images), one_hot)
                 except TypeError as error:
                     raise InputError(
-                        f"--model.mix {type(self.mix).__name__} does not take images and one-hot targets ({error}): "
-                        "choose torchvision.transforms.v2.MixUp or CutMix."
+                        f"--model.mix does not take images and one-hot targets ({error}): choose MixUp or CutMix."
                     ) from error
         replays = self.graph is not None and images.ndim > 2 and self.trainer.accumulate_grad_batches == 1
         logits = self.graph(self._input(images)) if self.graph and replays else self(images)

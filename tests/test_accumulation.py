@@ -47,7 +47,7 @@ def test_accumulated_batches_equal_one_large_batch(options: dict, tmp_path: Path
 
 
 def test_two_processes_accumulate_like_one(tmp_path: Path) -> None:
-    """The last step has 48 and 47 images: 16, 16 and 16 in one process, and 16, 16 and 15 in the other."""
-    one = train(tmp_path, 32, 2)
+    """48 images in batches of 16, 16 and 16 in one process, and 47 of 16, 16 and 15 in the other."""
+    one = train(tmp_path, 64, 1)
     two = train(tmp_path, 16, 2, devices=2, strategy="ddp_fork")
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)

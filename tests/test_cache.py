@@ -29,7 +29,7 @@ def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_starts_at_once_and_a_cache_that_is_deleted(folder: Path, own_cache: Path) -> None:
     def start() -> LongTailedDataModule:
-        data = LongTailedDataModule("image_folder", str(folder))
+        data = LongTailedDataModule("ImageFolder", str(folder))
         data.train_dataloader()
         return data
 

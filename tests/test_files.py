@@ -158,13 +158,13 @@ class TestFormats:
                 "test/f.JPEG",
             ]
         )
-        data = LongTailedDataModule("ilsvrc2012", str(tmp_path), image_size=8, num_workers=0)
+        data = LongTailedDataModule("ILSVRC2012", str(tmp_path), image_size=8, num_workers=0)
         assert (data.class_names, data.class_counts) == (["n01", "n02"], [2, 1])
         assert shades(data, "test_dataloader") == shades(data, "val_dataloader") == [(3, 0), (4, 1)]
 
     def test_a_folder_with_validation_images(self, tmp_path: Path, images: Callable) -> None:
         images([f"{split}/{name}/x.png" for split in ("train", "val", "test") for name in ("cat", "dog")])
-        data = LongTailedDataModule("image_folder", str(tmp_path), image_size=8)
+        data = LongTailedDataModule("ImageFolder", str(tmp_path), image_size=8)
         assert shades(data, "val_dataloader") == [(2, 0), (3, 1)]
         assert shades(data, "test_dataloader") == [(4, 0), (5, 1)]
 
@@ -185,7 +185,7 @@ class TestFormats:
             parquet.write_table(
                 pyarrow.table({"path": paths, "label": labels, "split": splits, "more": [1, 2, 3]}), file
             )
-        data = LongTailedDataModule("manifest", str(file), image_size=8, crop="resized", num_workers=0)
+        data = LongTailedDataModule("Manifest", str(file), image_size=8, crop="resized", num_workers=0)
         assert data.class_names == sorted({str(label) for label in labels}, key=lambda name: (len(name), name))
         assert shades(data, "train_dataloader") == [(0, 1), (1, 0)]
         assert shades(data, "test_dataloader") == [(2, 1)]
@@ -251,14 +251,14 @@ class TestWrong:
         with pytest.raises(
             ValueError, match=r"the categories of '\S+val2018\.json' are not those of the training images"
         ):
-            LongTailedDataModule("inat2018", str(tmp_path), crop="resized").test_dataloader()
+            LongTailedDataModule("INaturalist2018", str(tmp_path), crop="resized").test_dataloader()
 
     def test_a_class_without_an_image_has_no_subset(self, tmp_path: Path) -> None:
         (tmp_path / "iNaturalist18_train.txt").write_text("x/0/1.jpg 0\nx/2/2.jpg 2\n")
         with pytest.raises(
             ValueError, match="class '1' has no training image, so that no subset of imbalance factor 2"
         ):
-            LongTailedDataModule("inat2018", str(tmp_path), imbalance_factor=2)
+            LongTailedDataModule("INaturalist2018", str(tmp_path), imbalance_factor=2)
 
     def test_splits_are_checked(self, tmp_path: Path) -> None:
         for rows, sentence in (
@@ -267,14 +267,14 @@ class TestWrong:
         ):
             (tmp_path / "t.csv").write_text(f"path,label,split\n{rows}\n")
             with pytest.raises(ValueError, match=sentence):
-                LongTailedDataModule("manifest", str(tmp_path / "t.csv"), image_size=8)
+                LongTailedDataModule("Manifest", str(tmp_path / "t.csv"), image_size=8)
 
     def test_missing_images_are_told_together(self, tmp_path: Path, images: Callable) -> None:
         names = [f"im/{i}.png" for i in range(30)]
         images(names[:5])
         rows = "".join(f"{name},{i % 2},train\n" for i, name in enumerate(names))
         (tmp_path / "t.csv").write_text(f"path,label,split\n{rows}im/1.png,0,test\n")
-        data = LongTailedDataModule("manifest", str(tmp_path / "t.csv"), image_size=8)
+        data = LongTailedDataModule("Manifest", str(tmp_path / "t.csv"), image_size=8)
         with pytest.raises(
             ValueError, match=r"25 of 30 images are not in '\S+': 'im/5.png', .*'im/14.png' and 15 more\."
         ):
@@ -289,9 +289,9 @@ class TestWrong:
             with pytest.raises(
                 ValueError, match=rf"1 of 2 paths lead out of '\S+below': '{outside}'\. Write them whole"
             ):
-                LongTailedDataModule("manifest", str(table), image_size=8).train_dataloader()
+                LongTailedDataModule("Manifest", str(table), image_size=8).train_dataloader()
         table.write_text(f"path,label,split\n{tmp_path}/a.png,0,train\nb.png,1,train\nc.png,1,test\n")
-        data = LongTailedDataModule("manifest", str(table), image_size=8)
+        data = LongTailedDataModule("Manifest", str(table), image_size=8)
         assert shades(data, "test_dataloader") == [(2, 1)]
         assert len(data.train_dataloader()) == 1
 
@@ -307,7 +307,7 @@ class TestWrong:
         assert found == ["out/y.png", "up/dog/x.png", "x.png"]
         (tmp_path / "train/eel").symlink_to(tmp_path / "train")
         with pytest.raises(ValueError, match="no images in 'eel'"):
-            LongTailedDataModule("image_folder", str(tmp_path), image_size=8)
+            LongTailedDataModule("ImageFolder", str(tmp_path), image_size=8)
 
 
 class TestCache:

@@ -72,7 +72,7 @@ class TestCOCO:
     @pytest.mark.parametrize("layout", [coco, roboflow, plain, by_path])
     def test_layouts(self, tmp_path: Path, layout: Callable[[Path], None]) -> None:
         layout(tmp_path)
-        data = LongTailedDataModule("coco", str(tmp_path), image_size=9, crop_padding=0)
+        data = LongTailedDataModule("COCO", str(tmp_path), image_size=9, crop_padding=0)
         assert data.multi_label
         assert (data.class_names, data.class_counts, data.num_images) == (["cat", "dog", "eel"], [2, 1, 1], 4)
         shown = {}
@@ -88,7 +88,7 @@ class TestCOCO:
         main(["inspect", "--data.source=coco", f"--data.root={tmp_path}"])
         assert "3 classes" in capsys.readouterr().out
         with pytest.raises(ValueError, match="4 of 4 images are not in"):
-            LongTailedDataModule("coco", str(tmp_path)).train_dataloader()
+            LongTailedDataModule("COCO", str(tmp_path)).train_dataloader()
 
     def test_names_that_are_shared_have_their_ids(self, tmp_path: Path) -> None:
         for split in ("train", "val"):
@@ -180,6 +180,6 @@ class TestSideBySide:
         main(["inspect", f"--config={config}"])
         assert "10 classes" in capsys.readouterr().out
         main(["inspect", f"--config={config}", "--data.source.train_images=3000", "--betas=[]"])
-        data = LongTailedDataModule("side_by_side", imbalance_factor=100, val_fraction=0.2)
+        data = LongTailedDataModule("SideBySide", imbalance_factor=100, val_fraction=0.2)
         assert min(data.class_counts) > 5
         assert max(data.class_counts) == data.class_counts[0]

@@ -1,4 +1,4 @@
-"""Where images come from: folders, archives, and a source of one's own."""
+"""Data sets: folders of images, archives, and custom sources."""
 
 import gzip
 import os
@@ -14,9 +14,11 @@ from PIL import Image
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule, Source
-from lt_cb.data import images as images_module
-from lt_cb.data.sources import FashionMNIST
-from lt_cb.data.sources.files import ImageFolder
+from lt_cb.data import sources
+from lt_cb.data.decode import resize
+from lt_cb.data.sources import CIFAR10, Digits, FashionMNIST, ImageFolder
+from lt_cb.data.sources.names import MODULES, canonical_source
+from lt_cb.data.view import View
 
 
 class Checkers(Source):
@@ -32,7 +34,33 @@ class Checkers(Source):
         return np.tile(labels[:, None, None, None] * 255, (1, 4, 4, 3)).astype(np.uint8), labels
 
 
-class TestSourceOfOnesOwn:
+class TestNames:
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("cifar10", "CIFAR10"), ("CIFAR-10", "CIFAR10"), ("lt_cb.data.sources.CIFAR10", "CIFAR10"),
+            ("lt_cb.data.sources.arrays.CIFAR10", "CIFAR10"), ("fashion_mnist", "FashionMNIST"),
+            ("FashionMNIST", "FashionMNIST"), ("inat2018", "INaturalist2018"), ("inat2017", "INaturalist2017"),
+            ("ilsvrc2012", "ILSVRC2012"), ("imagenet_lt", "ImageNetLT"), ("places_lt", "PlacesLT"),
+            ("image_folder", "ImageFolder"), ("side_by_side", "SideBySide"), ("coco", "COCO"), ("digits", "Digits"),
+            ("manifest", "Manifest"), ("my.module.CIFAR10", "my.module.CIFAR10"), ("cifar01", "cifar01"), ("?", "?"),
+        ],
+    )  # fmt: skip
+    def test_canonical_source(self, name: str, expected: str) -> None:
+        assert canonical_source(name) == canonical_source(expected) == expected
+
+    def test_every_name_is_a_class(self) -> None:
+        for name in MODULES:
+            assert issubclass(getattr(sources, name), Source)
+        with pytest.raises(AttributeError, match="has no attribute 'CIFAR11'"):
+            sources.CIFAR11  # noqa: B018
+
+    @pytest.mark.parametrize("name", ["digits", "Digits", "DIGITS", "lt_cb.data.sources.Digits"])
+    def test_all_spellings_make_the_same_data_set(self, name: str) -> None:
+        assert type(LongTailedDataModule(name).source) is Digits
+
+
+class TestCustomSource:
     name = f"{__name__}.Checkers"
 
     @pytest.mark.parametrize(
@@ -54,22 +82,20 @@ class TestSourceOfOnesOwn:
             assert (data.class_counts, data.class_names) == ([images, images // 5], ["black", "white"])
             assert str(data.source.root) == "x"
 
-    def test_short_names_stay_short(self) -> None:
+    def test_unknown_names_raise(self) -> None:
         parser = LightningArgumentParser(exit_on_error=False)
         parser.add_lightning_class_args(LongTailedDataModule, "data")
-        for name in ("digits", "cifar10", self.name):
-            assert parser.parse_args(["--data.source", name]).data.source == name
         wrong = parser.parse_args(["--data.source", "digit"])
-        with pytest.raises(
-            ValueError, match=r"there is no data source 'digit': choose digits, .* Did you mean 'digits'"
-        ):
+        with pytest.raises(ValueError, match=r"no data source 'digit' .*: choose Digits, .* Did you mean 'Digits'"):
             parser.instantiate_classes(wrong)
+        with pytest.raises(ValueError, match=r"'pathlib.Path' is not a subclass of lt_cb\.data\.Source"):
+            LongTailedDataModule("pathlib.Path")
 
     @pytest.mark.parametrize("source", [name, Checkers, partial(Checkers, images=10)])
     def test_in_python(self, source) -> None:
         assert LongTailedDataModule(source, root="x", imbalance_factor=5).class_counts == [10, 2]
 
-    def test_what_is_not_as_it_says_is_refused(self) -> None:
+    def test_wrong_counts_and_dtypes_raise(self) -> None:
         class Miscounted(Checkers):
             def load(self, split):
                 images, labels = super().load(split)
@@ -89,7 +115,7 @@ class TestSourceOfOnesOwn:
 
 
 class TestImageFolder:
-    def test_reads_what_is_there(self, folder: Path) -> None:
+    def test_reads_classes_and_images(self, folder: Path) -> None:
         source = ImageFolder(str(folder))
         assert (source.class_names, source.counts, source.image_size) == (["cat", "dog", "eel"], [12, 6, 3], 12)
         images, labels = source.load("train")
@@ -97,68 +123,55 @@ class TestImageFolder:
         np.testing.assert_array_equal(images[3], np.asarray(Image.open(folder / "train/cat/03.png")))
         np.testing.assert_array_equal(images[13], np.asarray(Image.open(folder / "train/dog/01.jpg")))
 
-    def test_scales_crops_and_turns(self, folder: Path) -> None:
+    def test_images_are_scaled_cropped_and_rotated_by_exif(self, folder: Path) -> None:
         left_half_white = Image.new("L", (40, 20))
         left_half_white.paste(255, (0, 0, 20, 20))
         exif = Image.Exif()
         exif[0x0112] = 3  # upside down
         left_half_white.save(folder / "train/cat/00.png", exif=exif)
         source = ImageFolder(str(folder))
-        source.requested_size = 8
+        source.view = View(8)
         images, _ = source.load("train")
         assert images.shape == (21, 8, 8, 3)
         assert images[0, :, :4].max() < 50
         assert images[0, :, 4:].min() > 200
 
-    def test_the_cache_is_used_and_never_trusted(self, folder: Path, own_cache: Path, monkeypatch) -> None:
-        decoded = []
-        decode = images_module.decode
-        monkeypatch.setattr(images_module, "decode", lambda file, *rest: decoded.append(file) or decode(file, *rest))
+    def test_damaged_and_outdated_caches_are_made_again(self, folder: Path, own_cache: Path) -> None:
+        def load() -> np.ndarray:
+            return ImageFolder(str(folder)).load("train")[0]
 
-        def load() -> tuple[np.ndarray, int]:
-            decoded.clear()
-            return ImageFolder(str(folder)).load("train")[0], len(decoded)
-
-        original, count = load()
-        assert count == 21
-        again, count = load()
-        assert count == 0
-        np.testing.assert_array_equal(original, again)
+        original = load()
         (cache,) = own_cache.iterdir()
+        written = cache.stat().st_mtime_ns
+        np.testing.assert_array_equal(load(), original)
+        assert cache.stat().st_mtime_ns == written  # it was read, not written again
         content = cache.read_bytes()
+        damaged = [content[:cut] for cut in (0, 50, len(content) // 2, len(content) - 1)]
         for position in (10, 200, len(content) // 2, len(content) - 30):
-            damaged = bytearray(content)
-            damaged[position] ^= 1
-            cache.write_bytes(damaged)
-            again, _ = load()
-            np.testing.assert_array_equal(original, again)
-        for cut in (0, 50, len(content) // 2, len(content) - 1):
-            cache.write_bytes(content[:cut])
-            again, count = load()
-            assert count == 21
-            np.testing.assert_array_equal(original, again)
+            damaged.append(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        for wrong in damaged:
+            cache.write_bytes(wrong)
+            np.testing.assert_array_equal(load(), original)
+        cache.write_bytes(damaged[0])
+        load()
         assert cache.read_bytes() == content
-        assert load()[1] == 0
 
         file = folder / "train/cat/05.png"
-        times = file.stat()
-        size = file.stat().st_size
+        times, size = file.stat(), file.stat().st_size
         pixels = np.asarray(Image.open(file)).copy()
         Image.fromarray(255 - pixels).save(file)
         with file.open("ab") as stream:
             stream.write(b"\0" * max(0, size - file.stat().st_size))
-        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size and time: as sly as it gets
-        changed, count = load()
-        assert count == 21
-        np.testing.assert_array_equal(changed[5], 255 - pixels)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size and modification time
+        np.testing.assert_array_equal(load()[5], 255 - pixels)
 
-    def test_an_unwritable_cache_only_warns(self, folder: Path, own_cache: Path) -> None:
+    def test_an_unwritable_cache_warns(self, folder: Path, own_cache: Path) -> None:
         own_cache.write_text("a file where the folder should be")
         with pytest.warns(UserWarning, match="could be cached"):
             images, _ = ImageFolder(str(folder)).load("train")
         assert len(images) == 21
 
-    def test_bad_folders_are_refused(self, folder: Path) -> None:
+    def test_wrong_folders_raise(self, folder: Path) -> None:
         (folder / "train/fox").mkdir()
         with pytest.raises(ValueError, match="no images in 'fox'"):
             ImageFolder(str(folder))
@@ -178,7 +191,7 @@ class TestImageFolder:
             ImageFolder(str(folder))
 
     @pytest.mark.parametrize("empty", [True, False])
-    def test_a_class_without_test_images_is_trained_on(self, folder: Path, empty: bool) -> None:
+    def test_a_class_without_test_images_warns(self, folder: Path, empty: bool) -> None:
         shutil.rmtree(folder / "test/cat")
         for file in (folder / "test/eel").iterdir():
             file.unlink()
@@ -187,7 +200,7 @@ class TestImageFolder:
             (folder / "test/fox").mkdir()  # of no split
         else:
             (folder / "test/eel").rmdir()
-        with pytest.warns(UserWarning, match=r"^'\S+test' has no images of 'cat', 'eel': what is learnt") as said:
+        with pytest.warns(UserWarning, match=r"^'\S+test' has no images of 'cat', 'eel': metrics of this split leave") as said:
             source = ImageFolder(str(folder))
         assert len(said) == 1
         assert (source.class_names, source.counts) == (["cat", "dog", "eel"], [12, 6, 3])
@@ -202,7 +215,7 @@ class TestImageFolder:
             ImageFolder(str(folder)).load("train")
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name")
-    def test_a_pipe_is_not_waited_for(self, folder: Path) -> None:
+    def test_a_pipe_raises_without_blocking(self, folder: Path) -> None:
         (folder / "train/dog/03.jpg").unlink()
         os.mkfifo(folder / "train/dog/03.jpg")
         with pytest.raises(ValueError, match=r"dog/03\.jpg' cannot be read as an image \(it is no regular file\)"):
@@ -214,92 +227,79 @@ class TestImageFolder:
         with pytest.raises(ValueError, match=r"cat/02\.png' cannot .* 2 more are refused: '\S+03\.jpg', '\S+00\.webp'"):
             ImageFolder(str(folder)).load("train")
 
-    def test_a_link_that_leads_nowhere_is_named(self, folder: Path) -> None:
+    def test_a_broken_link_is_named(self, folder: Path) -> None:
         (folder / "train/cat/link.png").symlink_to("/nowhere/a.png")
         with pytest.raises(ValueError, match=r"link\.png' cannot be read \(No such file"):
             ImageFolder(str(folder)).load("train")
 
     @pytest.mark.parametrize("crop", ["padded", "resized"])
-    def test_what_cannot_be_read_is_skipped_where_that_is_asked_for(
-        self, folder: Path, own_cache: Path, crop: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_unreadable_images_are_skipped_on_request(self, folder: Path, own_cache: Path, crop: str) -> None:
         for name in ("train/cat/00.png", "train/cat/02.png", "train/dog/03.jpg", "test/eel/00.webp"):
             (folder / name).write_bytes((folder / name).read_bytes()[:100])
         (folder / "train/eel/link.png").symlink_to("/nowhere/a.png")
 
         def data() -> LongTailedDataModule:
             options = {"crop": crop, "num_workers": 0, "batch_size": 100, "on_unreadable": "skip"}
-            return LongTailedDataModule("image_folder", str(folder), crop_padding=0, horizontal_flip=False, **options)
+            return LongTailedDataModule("ImageFolder", str(folder), crop_padding=0, horizontal_flip=False, **options)
 
         sentence = (
-            r"^4 of 22 train images, 1 of 12 test images cannot be read and are left out: '\S+cat/00\.png', "
-            r"'\S+cat/02\.png', '\S+dog/03\.jpg', '\S+link\.png', '\S+00\.webp'\.$"
+            r"^5 images cannot be read and are skipped: '\S+cat/00\.png', '\S+cat/02\.png', '\S+dog/03\.jpg', "
+            r"'\S+link\.png', '\S+00\.webp'\.$"
         )
-        with pytest.warns(UserWarning, match=sentence) as said:
+        with pytest.warns(UserWarning, match=sentence) as caught:
             skipping = data()
-        assert len(said) == 1
+        assert len(caught) == 1
         assert (skipping.class_counts, skipping.skipped) == ([10, 5, 3], {"train": 4, "test": 1})
-        looked = []
-        monkeypatch.setattr(images_module, "_for_each", lambda *args: looked.append(args) or {})
-        if crop == "padded":  # decoded by the look, and not again
-            images, targets = next(iter(skipping.train_dataloader()))
+        images, targets = next(iter(skipping.train_dataloader()))
+        if crop == "padded":
             expected = {
                 np.asarray(Image.open(f).convert("RGB")).tobytes()
                 for f in (folder / "train").glob("*/0[1-9]*")
                 if f.stat().st_size != 100
             }
             assert expected <= {image.permute(1, 2, 0).contiguous().numpy().tobytes() for image in images}
-        else:
-            targets = next(iter(skipping.train_dataloader()))[1]
         assert np.bincount(targets).tolist() == [10, 5, 3]
         assert np.bincount(next(iter(skipping.test_dataloader()))[1]).tolist() == [4, 4, 3]
-        with pytest.warns(UserWarning, match="4 of 22"):
+        written = {file: file.stat().st_mtime_ns for file in own_cache.iterdir()}
+        with pytest.warns(UserWarning, match="^5 images"):
             assert data().class_counts == [10, 5, 3]
-        assert not looked  # what was found is cached
+        assert {file: file.stat().st_mtime_ns for file in own_cache.iterdir()} == written
         Image.new("RGB", (12, 12)).save(folder / "train/dog/03.jpg")
-        monkeypatch.undo()
-        monkeypatch.setenv("LT_CB_CACHE", str(own_cache))
-        with pytest.warns(UserWarning, match="3 of 22"):
+        with pytest.warns(UserWarning, match="^4 images"):
             assert data().class_counts == [10, 6, 3]
 
-    def test_skipping_leaves_no_class_without_an_image(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_skipping_must_leave_images_of_each_class(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         def data(**options) -> LongTailedDataModule:
-            return LongTailedDataModule("image_folder", str(folder), on_unreadable="skip", **options)
+            return LongTailedDataModule("ImageFolder", str(folder), on_unreadable="skip", **options)
 
         assert data().skipped == {"train": 0, "test": 0}
-        file = folder / "train/dog/05.jpg"
-        content = file.read_bytes()
-        file.write_bytes(b"no image")
-        with pytest.warns(UserWarning, match=r"^1 of 21 train images cannot be read and are left out: '\S+05\.jpg'\.$"):
-            main(["inspect", f"--data.root={folder}", "--data.source=image_folder", "--data.on_unreadable=skip"])
+        (folder / "train/dog/05.jpg").write_bytes(b"no image")
+        with pytest.warns(UserWarning, match=r"^1 images cannot be read and are skipped: '\S+05\.jpg'\.$"):
+            main(["inspect", f"--data.root={folder}", "--data.source=ImageFolder", "--data.on_unreadable=skip"])
         out = capsys.readouterr().out
         assert "3 classes, 20 training images" in out
         assert "1 train images cannot be read: skipped." in out
-        file.write_bytes(content)
-        Image.new("RGB", (20, 20)).save(folder / "train/dog/03.jpg")  # is readable
-        with pytest.raises(ValueError, match="is 20x20 pixels where others are 12x12"):
-            data()
         for file in (folder / "train/dog").iterdir():
             file.write_bytes(b"no image")
         with pytest.raises(ValueError, match="no train image of 'dog' can be read: replace the files, or remove"):
             data()
-        with pytest.raises(ValueError, match="on_unreadable is skip, but Digits is no data set of image files"):
-            LongTailedDataModule("digits", on_unreadable="skip")
-        with pytest.raises(ValueError, match=r"remove it\. 5 more are refused: .* Or set --data\.on_unreadable skip"):
+        with pytest.raises(ValueError, match="on_unreadable is skip, but Digits has no image files"):
+            LongTailedDataModule("Digits", on_unreadable="skip")
+        with pytest.raises(ValueError, match=r"skip such files by --data\.on_unreadable skip .* 5 more are refused"):
             ImageFolder(str(folder)).load("train")
 
-    def test_images_of_several_sizes_need_a_size(self, folder: Path) -> None:
+    def test_images_of_several_sizes_need_image_size(self, folder: Path) -> None:
         Image.new("RGB", (20, 20)).save(folder / "train/dog/03.jpg")
         with pytest.raises(ValueError, match=r"03\.jpg' is 20x20 pixels where others are 12x12: set --data.image_size"):
             ImageFolder(str(folder)).load("train")
         Image.new("RGB", (20, 10)).save(folder / "train/cat/00.png")
         with pytest.raises(ValueError, match="is 20x10 pixels, not square"):
-            LongTailedDataModule("image_folder", str(folder))
-        assert LongTailedDataModule("image_folder", str(folder), image_size=8).image_size == 8
+            LongTailedDataModule("ImageFolder", str(folder))
+        assert LongTailedDataModule("ImageFolder", str(folder), image_size=8).image_size == 8
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_images_are_scaled_as_pil_does(interpolation: str, tmp_path: Path) -> None:
+def test_scaled_images_equal_pils(interpolation: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for c in "ab":
@@ -309,25 +309,32 @@ def test_images_are_scaled_as_pil_does(interpolation: str, tmp_path: Path) -> No
                 small.resize((16, 16), Image.Resampling.BICUBIC).save(tmp_path / split / c / f"{i}.png")
     how = getattr(Image.Resampling, interpolation.upper())
     for size in (8, 40):
-        data = LongTailedDataModule("image_folder", str(tmp_path), image_size=size, interpolation=interpolation)
+        data = LongTailedDataModule("ImageFolder", str(tmp_path), image_size=size, interpolation=interpolation)
         images = next(iter(data.test_dataloader()))[0].permute(0, 2, 3, 1).numpy()
         files = sorted((tmp_path / "test").glob("*/*.png"))
         expected = np.stack([np.asarray(Image.open(file).resize((size, size), how)) for file in files])
         np.testing.assert_array_equal(images, expected)
-        # images in memory, as CIFAR's, are scaled by torch
+        # torch scales images in memory, such as CIFAR
         original = np.stack([np.asarray(Image.open(file)) for file in files])
-        scaled = images_module.resize(original, size, interpolation).astype(int)
+        scaled = resize(original, View(size, interpolation)).astype(int)
         assert np.abs(scaled - expected).max() <= 1
 
 
 class TestOtherSources:
     def test_cifar_as_a_folder_must_have_its_classes(self, folder: Path) -> None:
         with pytest.raises(ValueError, match="has 3 classes, but CIFAR10 has 10"):
-            LongTailedDataModule("cifar10", root=str(folder))
+            LongTailedDataModule("CIFAR10", root=str(folder))
+
+    def test_without_downloads_missing_data_raise(self, tmp_path: Path) -> None:
+        for source in (CIFAR10(str(tmp_path)), FashionMNIST(str(tmp_path))):
+            source.may_download = False
+            with pytest.raises(ValueError, match=r"is not in '\S+', and a checkpoint does not download: set --data.root"):
+                source.load("test")
+        assert not list(tmp_path.iterdir())
 
     def test_cifar_counts_need_no_download(self, tmp_path: Path) -> None:
-        assert sum(LongTailedDataModule("cifar10", root=str(tmp_path), imbalance_factor=100).class_counts) == 12406
-        assert sum(LongTailedDataModule("cifar100", root=str(tmp_path), imbalance_factor=200).class_counts) == 9502
+        assert sum(LongTailedDataModule("CIFAR10", root=str(tmp_path), imbalance_factor=100).class_counts) == 12406
+        assert sum(LongTailedDataModule("CIFAR100", root=str(tmp_path), imbalance_factor=200).class_counts) == 9502
 
     @pytest.mark.parametrize("zipped", [True, False])
     def test_fashion_mnist_reads_idx_files(self, tmp_path: Path, zipped: bool) -> None:

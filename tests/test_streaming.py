@@ -76,7 +76,7 @@ class TestPadded:
         for free, streams in ((2 * 33 * 12 * 12 * 3, False), (2 * 33 * 12 * 12 * 3 - 1, True)):
             monkeypatch.setattr("lt_cb.data.loaders.placement.available_memory", lambda free=free: free)
             assert (
-                isinstance(LongTailedDataModule("image_folder", str(folder)).test_dataloader(), StreamingLoader)
+                isinstance(LongTailedDataModule("ImageFolder", str(folder)).test_dataloader(), StreamingLoader)
                 == streams
             )
         free = "33 images take 0.0 GiB, more than half of the 0.0 GiB of memory that are free"
@@ -86,7 +86,7 @@ class TestPadded:
     def test_a_damaged_image_is_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
         (folder / "test/dog/02.jpg").write_bytes(b"not an image")
         monkeypatch.setattr("lt_cb.data.loaders.placement.available_memory", lambda: 0)
-        data = LongTailedDataModule("image_folder", str(folder), num_workers=workers)
+        data = LongTailedDataModule("ImageFolder", str(folder), num_workers=workers)
         with pytest.raises(
             ValueError, match=r"^'\S+dog/02\.jpg' cannot be read as an image .*replace or remove it\.$"
         ) as raised:
@@ -209,7 +209,7 @@ class TestResized:
                 for number in range(3):
                     values = np.full((12, 12), 65535, np.uint16) if number == 0 else np.full((12, 12), 4095, np.uint16)
                     Image.fromarray(values).save(folder / f"{split}/cat/{number:02}.png")
-            data = LongTailedDataModule("image_folder", str(folder), crop=crop, num_workers=0)
+            data = LongTailedDataModule("ImageFolder", str(folder), crop=crop, num_workers=0)
             sentence = (
                 r"0[12]\.png' has 16 bits a pixel, but no value above 4095: taken as 0 to 65535, it is almost black"
             )
@@ -219,7 +219,7 @@ class TestResized:
 
     def test_images_in_memory_are_refused(self) -> None:
         with pytest.raises(ValueError, match="crop is resized, but Digits has images of 8 pixels in memory"):
-            LongTailedDataModule("digits", crop="resized").prepare_data()
+            LongTailedDataModule("Digits", crop="resized").prepare_data()
 
 
 def test_batches_are_accumulated_to_the_global_batch() -> None:

@@ -160,12 +160,12 @@ def test_unreadable_images_count_for_none_of_their_labels(table: Table, folder: 
     text = "".join(f"{file},{'train' if i < 9 else 'test'},{'a;b' if i < 3 else 'b'}\n" for i, file in enumerate(files))
     options = {"image_size": 9, "on_unreadable": "skip"}
     with pytest.warns(UserWarning, match="1 of 9 train images cannot be read"):
-        data = LongTailedDataModule("manifest", table("path,split,labels\n" + text), **options)
+        data = LongTailedDataModule("Manifest", table("path,split,labels\n" + text), **options)
     assert (data.class_counts, data.num_images) == ([2, 8], 8)
     assert data.targets("train").tolist() == [[1, 1]] * 2 + [[0, 1]] * 6
     text = text.replace(",a;b", ",b").replace(",b", ",a;b", 1)
     with pytest.raises(ValueError, match="no train image of 'a' can be read"):
-        LongTailedDataModule("manifest", table("path,split,labels\n" + text), **options)
+        LongTailedDataModule("Manifest", table("path,split,labels\n" + text), **options)
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -179,7 +179,7 @@ def test_the_loaders_give_out_labels(
     text = "".join(f"{file},{'test' if i > 17 else 'train'},{cells[i % 3]}\n" for i, file in enumerate(files))
     source = table("path,split,labels\n" + text)
     data = LongTailedDataModule(
-        "manifest", source, image_size=9, num_workers=0, batch_size=4, val_fraction=0.3, horizontal_flip=False
+        "Manifest", source, image_size=9, num_workers=0, batch_size=4, val_fraction=0.3, horizontal_flip=False
     )
     for name, split in (("train_dataloader", "train"), ("val_dataloader", "val"), ("test_dataloader", "test")):
         shown = [row for _, targets in getattr(data, name)() for row in targets.tolist()]

@@ -73,9 +73,9 @@ def export(cli: CommandLine) -> None:
     file = Path(config.to)
     with whole_file(file, "wb") as stream:
         stream.write(written)
-    crop, interpolation = trained_view(cli)
+    view = trained_view(cli, model)
     beside = {name: facts[name] for name in ("class_names", "image_size", "in_channels")}
-    beside |= {"crop": crop, "interpolation": interpolation, "prior": model.prior}
+    beside |= {"crop": view.crop, "interpolation": view.interpolation, "prior": model.prior}
     if model.multi_label:
         beside["thresholds"] = model.threshold_probabilities  # probabilities from which each label is predicted
     write_json(file.with_name(f"{file.name}.json"), beside)

@@ -4,7 +4,7 @@ import csv
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -13,9 +13,8 @@ from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.messages import run_command
 from lt_cb.commands.prior import add_prior, set_prior
 from lt_cb.commands.train import run_folder
-from lt_cb.data.images import Interpolation
 from lt_cb.data.loaders import folder_loader
-from lt_cb.data.loaders.streaming import Crop
+from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.hardware import mixed_precision
 from lt_cb.module import LongTailedClassifier
@@ -52,35 +51,22 @@ def trained_model(cli: CommandLine) -> LongTailedClassifier:
     return model
 
 
-def trained_view(cli: CommandLine) -> tuple[Crop, Interpolation]:
-    """Return crop and interpolation of the training.
+def trained_view(cli: CommandLine, model: LongTailedClassifier) -> View:
+    """Return how the network's training showed test images.
 
     Raises:
-        InputError: if the checkpoint has other values.
+        InputError: if the checkpoint has values that no training has.
     """
-    data = cli.trained.get("data") or {}
-    view = data.get("crop", "padded"), data.get("interpolation", "bilinear")
-    for key, value, allowed in zip(("crop", "interpolation"), view, (Crop, Interpolation), strict=True):
-        if value not in get_args(allowed):
-            choice = " or ".join(get_args(allowed))
-            raise InputError(
-                f"the checkpoint's data.{key} is {value!r}, but must be {choice}: the checkpoint is damaged."
-            )
-    return view
+    data, facts = cli.trained.get("data") or {}, model.hparams
+    view = {name: data[name] for name in ("interpolation", "crop") if name in data}
+    return View(facts["image_size"], channels=facts["in_channels"], **view)
 
 
 def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[Any], Any]:
     """Return the files of ``--images``, and a loader of batches of them."""
-    config, facts = cli.config, model.hparams
-    return folder_loader(
-        config.images,
-        facts.image_size,
-        facts.in_channels,
-        *trained_view(cli),
-        config.batch_size,
-        config.num_workers,
-        skip_unreadable=config.on_unreadable == "skip",
-    )
+    config, skips = cli.config, cli.config.on_unreadable == "skip"
+    view = trained_view(cli, model)
+    return folder_loader(config.images, view, config.batch_size, config.num_workers, skip_unreadable=skips)
 
 
 def predict(cli: CommandLine) -> None:
@@ -105,7 +91,7 @@ def predict(cli: CommandLine) -> None:
         machine["precision"] = mixed_precision(machine["accelerator"])
     bar = config.trainer.enable_progress_bar
     trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False, enable_progress_bar=bar)
-    batches = trainer.predict(model, loader)
+    batches: Any = trainer.predict(model, loader)
     folder = trainer.log_dir  # a broadcast that all processes must join
     if not trainer.is_global_zero or not batches:
         return

@@ -157,14 +157,16 @@ def _plain(key: str, value: Any, known: bool = True) -> Any:  # noqa: ANN401 - Y
         if not isinstance(value, str) or not is_known(key, value):
             raise _RefusedError(value)
         return value
-    if key == "model.backbone_args":
-        known, value = False, {name: v for name, v in (value or {}).items() if name not in FILES}
+    if key == "model.backbone_args" and isinstance(value, Mapping):
+        known, value = False, {name: v for name, v in value.items() if name not in FILES}
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list):
         return [_plain(key, item, known) for item in value]
     if key == "data.source" and isinstance(value, str):
         value = {"class_path": f"lt_cb.data.sources.{canonical_source(value)}"}
+    if isinstance(value, str) and key in KINDS and is_known(key, value):
+        value = {"class_path": value}
     if isinstance(value, str) and key not in KINDS and (known or WORD.fullmatch(value)):
         return value
     if isinstance(value, Mapping) and key in KINDS:

@@ -134,7 +134,7 @@ class Session:
             if not self.change_loss:
                 compare.check_loss(cli.trained["model"]["loss"], now["model"]["loss"])
             compare.check_steps(cli.trained["model"], now["model"])
-            compare.check_callbacks(cli.trained.get("trainer") or {}, now["trainer"])
+            compare.check_callbacks(cli.trained, now)
 
     def _check_objects(self) -> None:
         """Check data, model and Trainer together; begin a second stage from the checkpoint's weights."""

@@ -7,14 +7,16 @@ import signal
 import statistics
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.hardware import available_cores, available_memory
@@ -54,7 +56,7 @@ def main(args: Sequence[str]) -> int:
         return 0
     for run in runs:
         prepare(run)
-    return _train(console, runs, environments)
+    return _Training(console, runs, environments).run()
 
 
 def _shard(runs: list[Run], shard: str) -> list[Run]:
@@ -85,84 +87,99 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], num_at_once: int,
     console.print(f"{plan.num_named} named, {len(plan.runs)} distinct runs in {plan.folder}")
     if len(runs) < len(plan.runs):
         console.print(f"{len(runs)} of them in this shard")
-    console.print(f"{done} done, {to_do} to do" + f", {changed} changed since they were trained" * bool(changed))
+    console.print(f"{done} done, {to_do} to do, {num_at_once} at a time")
+    if changed:
+        console.print(f"{changed} changed: their folders hold runs of another configuration")
     finished = [run.dir.read_result() for run in plan.runs if run.state == "done"]
     if finished and to_do:
         seconds = statistics.mean(sum((result.get("wall_time_s") or {}).values()) for result in finished)
         left = _time(seconds * to_do / num_at_once)
-        console.print(f"{_time(seconds)} of training a run so far: about {left} left, {num_at_once} at a time")
+        console.print(f"{_time(seconds)} of training a run so far: about {left} left")
     if list_runs:
         for run, state in zip(runs, states, strict=True):
             console.print(f"{state:7} {run.title}" + f" (also {', '.join(run.aliases)})" * bool(run.aliases))
 
 
-def _train(console: Console, runs: list[Run], environments: list[dict[str, str]]) -> int:
-    """Train the runs until all have ended or a signal comes; return the exit code."""
-    stop, free = threading.Event(), queue.SimpleQueue[dict[str, str]]()
-    for environment in environments:
-        free.put(environment)
-    outcomes = {run.title: "done" for run in runs if run.dir.is_done}
-    columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()
-    with (
-        _stopped_by_signals(stop) as signals,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as table,
-        ThreadPoolExecutor(len(environments)) as pool,
-    ):
-        every = table.add_task(f"{len(runs)} runs: elapsed, left", total=len(runs), completed=len(outcomes))
-        waiting = [run for run in runs if run.title not in outcomes]
-        futures = {pool.submit(_attempt, run, free, len(environments), stop, table): run for run in waiting}
+class _Training:
+    """Training of runs, at most one at a time with each of the environments."""
+
+    def __init__(self, console: Console, runs: list[Run], environments: list[dict[str, str]]) -> None:
+        self.runs = runs
+        self.num_at_once = len(environments)
+        self.free = queue.SimpleQueue[dict[str, str]]()
+        for environment in environments:
+            self.free.put(environment)
+        self.stop = threading.Event()
+        self.outcomes = {run.title: "done" for run in runs if run.dir.is_done}
+        self.seconds = list[float]()  # of each run trained here
+        columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn()
+        self.table = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+    def run(self) -> int:
+        """Train until all runs have ended or a signal comes; return the exit code."""
+        with (
+            _stopped_by_signals(self.stop) as signals,
+            self.table,
+            ThreadPoolExecutor(self.num_at_once) as pool,
+        ):
+            bar = self.table.add_task("", total=len(self.runs))
+            waiting = [run for run in self.runs if run.title not in self.outcomes]
+            futures = {pool.submit(self._attempt, run): run for run in waiting}
+            try:
+                while futures:
+                    self.table.update(bar, completed=len(self.outcomes), description=self._state())
+                    for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                        run = futures.pop(future)
+                        if (outcome := future.result()) == "held":
+                            futures[pool.submit(self._attempt, run)] = run
+                        else:
+                            self.outcomes[run.title] = outcome
+            finally:
+                self.stop.set()
+        if signals:
+            self.table.console.print(f"Interrupted: {RESUMES}")
+            return TERMINATED if signals[0] == signal.SIGTERM else 1
+        return self._summarize()
+
+    def _attempt(self, run: Run) -> str:
+        """Train a run, unless another command trains it (``held``) or has trained it since the start."""
+        environment, console = self.free.get(), self.table.console
         try:
-            while futures:
-                for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                    run = futures.pop(future)
-                    if future.result() == "held":
-                        futures[pool.submit(_attempt, run, free, len(environments), stop, table)] = run
-                    else:
-                        outcomes[run.title] = future.result()
-                        table.advance(every)
+            with FileLock(run.dir.lock, timeout=0):
+                if run.dir.is_done:
+                    return "done"
+                if run.dir.error.exists() or self.stop.is_set():
+                    return "failed" if run.dir.error.exists() else "interrupted"
+                begin, row = time.monotonic(), self.table.add_task(run.title, total=None)
+                if not console.is_terminal:  # which shows no table
+                    console.print(f"started {run.title}")
+                outcome = train(run, environment, max(1, available_cores() // self.num_at_once), self.stop)
+                self.seconds.append(time.monotonic() - begin)
+                self.table.remove_task(row)
+                console.print(f"{outcome} {run.title} ({_time(self.seconds[-1])})")
+                return outcome
+        except Timeout:
+            return "interrupted" if self.stop.wait(WAIT_S) else "held"
         finally:
-            stop.set()
-    if signals:
-        console.print(f"Interrupted: {RESUMES}")
-        return TERMINATED if signals[0] == signal.SIGTERM else 1
-    return _summarize(console, runs, outcomes)
+            self.free.put(environment)
 
+    def _state(self) -> str:
+        state = f"{len(self.outcomes)} of {len(self.runs)} runs"
+        if not self.seconds:
+            return state
+        left = statistics.mean(self.seconds) * (len(self.runs) - len(self.outcomes)) / self.num_at_once
+        return f"{state}, about {_time(left)} left"
 
-def _attempt(
-    run: Run, free: "queue.SimpleQueue[dict[str, str]]", num_at_once: int, stop: threading.Event, table: Progress
-) -> str:
-    """Train a run, unless another command trains it (``held``) or has trained it since the start."""
-    environment = free.get()
-    try:
-        with FileLock(run.dir.lock, timeout=0):
-            if run.dir.is_done:
-                return "done"
-            if run.dir.error.exists() or stop.is_set():
-                return "failed" if run.dir.error.exists() else "interrupted"
-            row = table.add_task(run.title, total=None)
-            if not table.console.is_terminal:  # which shows no table
-                table.console.print(f"started {run.title}")
-            outcome = train(run, environment, max(1, available_cores() // num_at_once), stop)
-            seconds = next(task.elapsed for task in table.tasks if task.id == row)
-            table.remove_task(row)
-            table.console.print(f"{outcome} {run.title} ({_time(seconds or 0.0)})")
-            return outcome
-    except Timeout:
-        return "interrupted" if stop.wait(WAIT_S) else "held"
-    finally:
-        free.put(environment)
-
-
-def _summarize(console: Console, runs: list[Run], outcomes: dict[str, str]) -> int:
-    """Print the number of done, failed and interrupted runs; return the exit code."""
-    done, failed, interrupted = map(list(outcomes.values()).count, ("done", "failed", "interrupted"))
-    console.print(f"{done} of {len(runs)} runs done, {failed} failed.")
-    if interrupted:
-        console.print(f"{interrupted} interrupted: {RESUMES}")
-    for run in runs:
-        if outcomes[run.title] == "failed" and run.dir.error.exists():
-            console.print(f"{run.title}: {run.dir.error.read_text().strip()} (see {run.dir.log})")
-    return 1 if failed or interrupted else 0
+    def _summarize(self) -> int:
+        """Print the number of done, failed and interrupted runs; return the exit code."""
+        done, failed, interrupted = map(list(self.outcomes.values()).count, ("done", "failed", "interrupted"))
+        self.table.console.print(f"{done} of {len(self.runs)} runs done, {failed} failed.")
+        if interrupted:
+            self.table.console.print(f"{interrupted} interrupted: {RESUMES}")
+        for run in self.runs:
+            if self.outcomes[run.title] == "failed" and run.dir.error.exists():
+                self.table.console.print(f"{run.title}: {run.dir.error.read_text().strip()} (see {run.dir.log})")
+        return 1 if failed or interrupted else 0
 
 
 @contextmanager
@@ -185,6 +202,4 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
 
 
 def _time(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, whole = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole} s" if minutes else f"{whole} s"
+    return str(timedelta(seconds=round(seconds)))

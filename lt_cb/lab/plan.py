@@ -19,23 +19,14 @@ GRID_KEYS = ("folder", "config", "set", "seeds", "axes")
 
 @dataclass
 class Run:
-    """One training of a grid.
+    """One training of a grid."""
 
-    Attributes:
-        name: choices on the axes, joined by ``_``.
-        seed: ``seed_SEED``, after the value of the first key of ``seeds``.
-        args: arguments of ``fit``.
-        digest: of the settings, see `digest`.
-        dir: folder ``FOLDER/NAME/seed_SEED``.
-        aliases: names of other combinations with the same settings.
-    """
-
-    name: str
-    seed: str
-    args: list[str]
+    name: str  # choices on the axes, joined by "_"
+    seed: str  # "seed_" and the value of the first key of the seeds
+    args: list[str]  # of ``fit``
     digest: str
     dir: RunDir
-    aliases: list[str] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)  # names of other combinations with the same settings
 
     @property
     def title(self) -> str:

@@ -36,8 +36,8 @@ def prepare(run: Run) -> None:
             run.dir.error.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
-            f"'{error.filename or run.dir.lock}' cannot be written or locked ({error.strerror}): remove it, or give "
-            "the grid another folder."
+            f"'{run.dir.path}' cannot be written, or its lock cannot be taken ({error.strerror}): give the grid "
+            "another folder, or remove that one."
         ) from error
 
 

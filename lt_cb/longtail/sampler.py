@@ -9,8 +9,8 @@ import torch
 from torch import distributed
 from torch.utils.data import DistributedSampler
 
-from lt_cb.longtail.subset import Labels
 from lt_cb.errors import InputError
+from lt_cb.longtail.subset import Labels
 from lt_cb.losses import effective_number
 
 Probabilities = npt.NDArray[np.float64]

@@ -1,76 +1,110 @@
-"""Which samples a long-tailed subset keeps: seeded, and nested across imbalance factors."""
+"""Long-tailed subsets: seeded, and nested across imbalance factors."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from lt_cb.errors import InputError
+from lt_cb.longtail.profile import class_counts_exponential, class_counts_step
 
 Indices = npt.NDArray[np.int64]
-Labels = npt.NDArray[
-    np.integer[Any]
-]  # class indices, int64 (N,); of several labels 1, 0 and -1 for unknown, int8 (N, C)
+Labels = npt.NDArray[np.integer[Any]]
+"""Class indices, int64 of shape (N,); with several labels an image 1, 0, or -1 for unknown, int8 of shape (N, C)."""
+
+ImbalanceType = Literal["exponential", "step"]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Settings of a long-tailed subset of the training images.
+
+    Attributes:
+        factor: largest class count divided by the smallest, at least 1; None keeps all images.
+        type: profile of the class counts, ``exponential`` or ``step``.
+        n_max: images of the largest class; None takes as many as the smallest class has.
+        counts: images to keep of each class, C numbers, instead of a factor.
+        seed: seed of the choice of images, at least 0.
+    """
+
+    factor: float | None = None
+    type: ImbalanceType = "exponential"
+    n_max: int | None = None
+    counts: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def class_counts(self, available: Sequence[int], class_names: Sequence[str]) -> list[int]:
+        """Return the images to keep of each class.
+
+        Args:
+            available: training images of each class, C counts.
+            class_names: C names, for messages.
+
+        Raises:
+            InputError: if a value is out of range, or a class has too few images.
+        """
+        if self.counts is not None:
+            counts = self._explicit_counts(len(available))
+        elif self.factor is not None:
+            counts = self._profile(self.factor, available, class_names)
+        elif self.n_max is not None:
+            raise InputError(f"n_max is {self.n_max} without an imbalance_factor: give one too (1 is balanced).")
+        else:
+            return list(available)
+        for name, wanted, existing in zip(class_names, counts, available, strict=True):
+            if wanted > existing:
+                raise InputError(
+                    f"{wanted} training images of class '{name}' are asked for, but there are {existing}: lower "
+                    "--data.n_max or --data.subset_counts."
+                )
+        return counts
+
+    def _explicit_counts(self, num_classes: int) -> list[int]:
+        counts = list(self.counts or ())
+        if self.factor is not None or self.n_max is not None:
+            raise InputError("subset_counts and imbalance_factor or n_max are both given, but exclude each other.")
+        if len(counts) != num_classes or min(counts) < 0 or not any(counts):
+            raise InputError(f"subset_counts is {counts}, but must have {num_classes} counts of at least 0, not all 0.")
+        return counts
+
+    def _profile(self, factor: float, available: Sequence[int], class_names: Sequence[str]) -> list[int]:
+        n_max = min(available) if self.n_max is None else self.n_max
+        if not min(available) and n_max == 0:
+            raise InputError(
+                f"class '{class_names[available.index(0)]}' has no training image, so that no subset of imbalance "
+                f"factor {factor:g} has all classes: leave --data.imbalance_factor out."
+            )
+        profile = class_counts_step if self.type == "step" else class_counts_exponential
+        counts = profile(n_max, len(available), factor)
+        if counts[-1] < 1:
+            raise InputError(
+                f"imbalance_factor {factor:g} leaves class '{class_names[-1]}' without an image: with {n_max} images "
+                f"in the largest class of the subset it can be at most {n_max}. Naturally long-tailed data need no "
+                "imbalance_factor."
+            )
+        return counts
 
 
 def count_labels(labels: Labels, num_classes: int) -> list[int]:
-    """Return how many samples have each class, C numbers.
-
-    Args:
-        labels: class indices, int64 of shape (N,), or int8 of shape (N, C), where 1 is what has the label.
-        num_classes: C.
-    """
+    """Return the number of samples of each class, or with each label, C numbers."""
     counts: list[int] = (
         (labels == 1).sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
     ).tolist()
     return counts
 
 
-def check_labels(labels: Labels, split: str, num_classes: int, multi_label: bool) -> None:
-    """Look whether labels are what a source may load.
-
-    Raises:
-        InputError: if they have another shape, or values that are none.
-    """
-    if not multi_label:
-        if labels.min() < 0 or labels.max() >= num_classes:
-            raise InputError(
-                f"the {split} labels go from {labels.min()} to {labels.max()}, but {num_classes} classes allow "
-                f"0 to {num_classes - 1}: check the source."
-            )
-    elif labels.dtype != np.int8 or labels.shape[1:] != (num_classes,) or labels.min() < -1 or labels.max() > 1:
-        raise InputError(
-            f"the {split} labels are {labels.dtype} of shape {labels.shape}, but those of a source with multi_label "
-            f"are int8 of shape (N, {num_classes}), each 1, 0, or -1 for unknown: check the source."
-        )
-
-
-def check_counts(labels: Labels, counts: Sequence[int], class_names: Sequence[str]) -> None:
-    """Look whether training labels are as many of each class as the source counts.
-
-    Raises:
-        InputError: if not.
-    """
-    loaded = count_labels(labels, len(counts))
-    if loaded != list(counts):
-        wrong = next(c for c in range(len(counts)) if loaded[c] != counts[c])
-        raise InputError(
-            f"the source counts {counts[wrong]} training images of class '{class_names[wrong]}', but loads "
-            f"{loaded[wrong]}: have its counts be those of load()."
-        )
-
-
 def long_tailed_subset(labels: Labels, class_counts: Sequence[int], seed: int) -> list[Indices]:
     """Draw ``class_counts[c]`` samples of each class c.
 
-    Each class has one permutation, which depends only on (seed, class) and the number of its samples; the subset is
-    its beginning. With the same seed, a smaller subset is therefore contained in a larger one.
+    Each class has one permutation, which depends only on (seed, class) and on its number of samples. The subset takes
+    the beginning of each permutation: with the same seed, a larger subset contains a smaller one.
 
     Args:
         labels: class of each sample, int64 of shape (N,).
         class_counts: samples to keep of each class, at most all.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Returns:
         One array of sample indices a class, in the order of the permutation.
@@ -87,11 +121,11 @@ def long_tailed_subset(labels: Labels, class_counts: Sequence[int], seed: int) -
 def hold_out(chosen: list[Indices], fraction: float) -> tuple[Indices, Indices]:
     """Split a subset into training and validation samples, class by class.
 
-    The second sample of a class and every 1 / fraction-th after it go to validation: a class of at least two samples
-    has one there, each keeps one for training, and both stay nested across imbalance factors.
+    The second sample of a class and every 1 / fraction-th after it are held out. So a class of at least two samples has
+    one for validation, each class keeps one for training, and both parts stay nested across imbalance factors.
 
     Args:
-        chosen: what `long_tailed_subset` returns.
+        chosen: indices of each class, from `long_tailed_subset`.
         fraction: share for validation, in [0, 1).
 
     Returns:
@@ -100,7 +134,12 @@ def hold_out(chosen: list[Indices], fraction: float) -> tuple[Indices, Indices]:
     train, validation = [], []
     for indices in chosen:
         quota = np.ceil(np.arange(len(indices)) * fraction)  # validation samples before position k + 1
-        held = np.diff(quota, prepend=0.0) > 0
-        train.append(indices[~held])
-        validation.append(indices[held])
+        held_out = np.diff(quota, prepend=0.0) > 0
+        train.append(indices[~held_out])
+        validation.append(indices[held_out])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(validation))
+
+
+def training_counts(class_counts: Sequence[int], fraction: float) -> list[int]:
+    """Return the class counts of a subset after `hold_out`."""
+    return [n - int(np.ceil((n - 1) * fraction)) if n else 0 for n in class_counts]

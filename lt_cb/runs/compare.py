@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_cb.errors import InputError
+from lt_cb.runs.callbacks import training_callbacks
 
 UNSET: dict[str, Any] = {
     "init_args": {},
@@ -120,34 +121,19 @@ def _short(value: Any) -> str:  # noqa: ANN401 - YAML
     return str(value.get("class_path")) if isinstance(value, dict) else "null" if value is None else str(value)
 
 
-HARMLESS = (  # callbacks that do not change what is trained
-    *("ResultFile", "SaveLogits", "ClassesToWandB", "LastCheckpoint", "ModelCheckpoint", "Timer", "ProgressBar"),
-    *(
-        "TQDMProgressBar",
-        "RichProgressBar",
-        "ModelSummary",
-        "RichModelSummary",
-        "LearningRateMonitor",
-        "DeviceStatsMonitor",
-    ),
-)
-
-
 def check_callbacks(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that a training resumes with the callbacks that changed it, as a checkpoint does not bring them.
+    """Check that a training resumes with the callbacks that changed it; a checkpoint does not bring them.
 
     Args:
-        before: options of the Trainer in the checkpoint.
-        now: options of the Trainer; ``callbacks: []`` says that there shall be none.
+        before: configuration in the checkpoint.
+        now: configuration; ``trainer.callbacks: []`` says that there shall be none.
 
     Raises:
         InputError: if no callbacks are given, but the checkpoint's run had some that change the training.
     """
-    callbacks = before.get("callbacks")
-    paths = [str(c.get("class_path")) for c in callbacks if isinstance(c, dict)] if isinstance(callbacks, list) else []
-    lost = [path for path in paths if path.rpartition(".")[2] not in HARMLESS]
-    if lost and now.get("callbacks") is None:
+    lost = [str(callback.get("class_path")) for callback in training_callbacks(before)]
+    if lost and now["trainer"].get("callbacks") is None:
         raise InputError(
-            f"the checkpoint was trained with the callbacks {', '.join(lost)}, which it does not bring: add --config "
-            "with the run's config.yaml, or set --trainer.callbacks [] to resume without."
+            f"the checkpoint was trained with the callbacks {', '.join(lost)}, and does not bring them: add --config "
+            "with the run's config.yaml, or set --trainer.callbacks [] to resume without them."
         )

@@ -1,4 +1,4 @@
-"""Batches of an epoch: drawn from (seed, epoch), of images in memory or decoded as they are asked for."""
+"""Loaders: batches of images in memory, or decoded from their files on demand."""
 
 from lt_cb.data.loaders.folder import folder_loader
 

@@ -1,4 +1,4 @@
-"""Order, crops and flips of an epoch, drawn from (seed, epoch)."""
+"""Epochs: order, crops and flips, drawn from (seed, epoch)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -10,38 +10,40 @@ from torch import Tensor
 
 
 class Draws(NamedTuple):
-    """What one process shows in an epoch, in order; ``flips`` is bool, all others are int64."""
+    """The samples of one process in an epoch, in order; ``flips`` is bool, all others are int64."""
 
-    positions: Tensor  # shape (N,), among those of all processes
-    rows: Tensor  # shape (N,), of the images
+    positions: Tensor  # shape (N,), in the epoch of all processes
+    rows: Tensor  # shape (N,), image indices
     offsets: Tensor  # shape (N, 2), of the crop, down and right
     flips: Tensor  # shape (N,)
 
 
 class EpochLoader(ABC):
-    """Iterate over (images, targets) batches, shuffled, cropped and flipped at random when training.
+    """Iterate over (images, targets) batches, in training shuffled, cropped and flipped at random.
 
-    All of it is drawn for a whole epoch from (seed, epoch) alone: an epoch is the same on every device, after a
-    resume, and for any number of processes, which take every world_size-th sample of it.
+    An epoch is drawn as a whole from (seed, epoch). It is the same on every device, after a resume, and for any number
+    of processes, which take every world_size-th sample of it.
+
+    ``len(loader)`` is the number of batches of this process, and ``num_samples`` the number of images in them.
 
     Args:
-        targets: int64, shape (N,).
-        batch_size: images a batch of this process; the last may be smaller.
-        train: shuffle and augment. Processes then get equally many batches, of which the last may have one sample
-            less on some of them; where it has fewer samples than there are processes, the first ones are repeated to
-            fill up. Without, no sample is given out twice.
+        targets: int64, shape (N,), or int8 labels of shape (N, C).
+        batch_size: images a batch of this process; the last batch may be smaller.
+        train: shuffle and augment. All processes then get the same number of batches; the last batch may have one
+            sample less on some of them. If it has fewer samples than processes, the first samples of the epoch are
+            repeated. Without ``train``, each sample is shown once.
         crop_padding: zeros around an image before cropping, in pixels.
         horizontal_flip: flip half of the images.
-        seed: of the shuffling and the augmentation.
-        order: given an epoch, returns the samples it shows, int64 of shape (N,), in place of all of them shuffled;
-            or None for just that.
-        rank: this process.
+        seed: seed of shuffling and augmentation.
+        order: returns the samples of an epoch, int64 of shape (N,), instead of all of them shuffled; it may return None
+            for the default.
+        rank: index of this process.
         world_size: number of processes.
-        augment: applied to each training image, uint8 of shape (C, H, W), after crop and flip; what it draws depends
-            on (seed, epoch) and the image's place in the epoch.
+        augment: applied to each training image, uint8 of shape (C, H, W), after crop and flip. Its random numbers
+            depend on (seed, epoch) and the image's position in the epoch.
     """
 
-    batch_sampler = None  # Lightning asks for it wherever there is a ``sampler``
+    batch_sampler = None  # Lightning reads it from loaders that have a ``sampler``
 
     def __init__(
         self,
@@ -71,30 +73,32 @@ class EpochLoader(ABC):
 
     @property
     def sampler(self) -> "EpochLoader":
-        """Where Lightning looks for ``set_epoch``."""
+        """The object whose ``set_epoch`` Lightning calls."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration draws."""
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
-    def _num_samples(self) -> int:
+    @property
+    def num_samples(self) -> int:
+        """Number of images of this process in an epoch."""
         total = len(self.targets)
-        last = total % (self.world_size * self.batch_size)  # of all processes
+        last = total % (self.world_size * self.batch_size)  # over all processes
         if self.train and 0 < last < self.world_size:
             return -(-total // self.world_size)
         return len(range(self.rank, total, self.world_size))
 
     def __len__(self) -> int:
         """Return the number of batches of this process."""
-        return -(-self._num_samples() // self.batch_size)
+        return -(-self.num_samples // self.batch_size)
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images, uint8 of shape (B, C, H, W) in channels-last memory, and targets, int64 of shape (B,)."""
+        """Yield images, uint8 of shape (B, C, H, W) in channels-last memory, and targets of shape (B,) or (B, C)."""
 
     def _draw(self) -> Draws:
-        """Return the epoch's share of this process, on the CPU."""
+        """Return this process's share of the epoch, on the CPU."""
         total = len(self.targets)
         if not self.train:
             own = torch.arange(self.rank, total, self.world_size)
@@ -105,7 +109,7 @@ class EpochLoader(ABC):
             order = resampled
         offsets = torch.randint(2 * self.crop_padding + 1, (total, 2), generator=draw) - self.crop_padding
         flips = torch.rand(total, generator=draw) < 0.5
-        positions = torch.arange(self._num_samples()) * self.world_size + self.rank
+        positions = torch.arange(self.num_samples) * self.world_size + self.rank
         positions %= total
         flips = flips[positions] & self.horizontal_flip
         return Draws(positions, order[positions], offsets[positions], flips)
@@ -118,7 +122,7 @@ def seed_of(*entropy: int) -> int:
 
 
 def augmented(image: Tensor, augment: Callable[[Tensor], Tensor], *entropy: int) -> Tensor:
-    """Augment an image, uint8 of shape (C, H, W), with what it draws seeded by the numbers."""
+    """Augment an image, uint8 of shape (C, H, W), with random numbers seeded by ``entropy``."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(*entropy))
         return augment(image)

@@ -10,13 +10,13 @@ from lt_cb.data.loaders.epoch import EpochLoader, augmented
 
 
 class ResidentLoader(EpochLoader):
-    """An `EpochLoader` of images held in memory.
+    """Loader of images held in memory.
 
     Args:
         images: uint8, shape (N, H, W, C).
-        targets: int64, shape (N,).
+        targets: int64, shape (N,), or int8 labels of shape (N, C).
         batch_size: images a batch of this process; the last may be smaller.
-        device: where the images are kept and the batches made; what is drawn is drawn on the CPU.
+        device: device of the images and batches; random numbers are drawn on the CPU.
         options: further arguments of `EpochLoader`.
     """
 
@@ -51,10 +51,10 @@ class ResidentLoader(EpochLoader):
             yield images, self.targets[rows[batch]]
 
     def _pad(self, images: Tensor) -> Tensor:
-        """Lay the images out so that any crop is one gather, and return a view of them.
+        """Copy the images so that any crop is one gather, and return a view of the copy.
 
-        The zeros on the right of a row are also those on the left of the next, and one row of zeros serves above and
-        below every image: that is (1 + padding / width) of the images' memory instead of (1 + 2 padding / width)^2.
+        Neighbouring rows share the zeros between them, and all images share one row of zeros above and below. So the
+        copy takes (1 + padding / width) of the images' memory instead of (1 + 2 padding / width)^2.
         """
         (count, height, width, channels), p = images.shape, self.crop_padding
         size = p + (count * height + 1) * (width + p)
@@ -78,9 +78,9 @@ class ResidentLoader(EpochLoader):
 
 
 class FeatureLoader(ResidentLoader):
-    """A `ResidentLoader` of what a frozen network has made of the images, floating of shape (N, D).
+    """Loader of the features of a frozen network, floating of shape (N, D).
 
-    They are shuffled and resampled, but never cropped, flipped or augmented.
+    Features are shuffled and resampled, but never cropped, flipped or augmented.
     """
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,17 +1,17 @@
 """Data sets that come as arrays: digits, CIFAR, Fashion-MNIST."""
 
 import gzip
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lt_cb.data.images import Images
+from lt_cb.data.decode import Images
 from lt_cb.data.sources.base import Source, Split
 from lt_cb.data.sources.files import ImageFolder
-from lt_cb.longtail.subset import Indices, Labels
+from lt_cb.data.view import View
 from lt_cb.errors import InputError
+from lt_cb.longtail.subset import Indices, Labels
 
 
 class Digits(Source):
@@ -19,7 +19,7 @@ class Digits(Source):
 
     The test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning
     Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0), in the order of scikit-learn's ``load_digits``.
-    The last 40 of each class are the test split here. They were written by other people than the first.
+    The last 40 scans of each class are the test split here. Other people wrote them than the training scans.
     """
 
     class_names = [str(digit) for digit in range(10)]
@@ -37,7 +37,7 @@ class Digits(Source):
 
 
 class _CIFAR(Source):
-    """CIFAR from torchvision's archive under ``root`` (downloaded when missing), or from an image folder there."""
+    """CIFAR as torchvision's archive in ``root`` (downloaded if missing), or as an image folder there."""
 
     name: str
     image_size = 32
@@ -49,23 +49,21 @@ class _CIFAR(Source):
         num_classes = int(self.name.removeprefix("CIFAR"))
         if self.image_folder is None:
             self.counts = [50_000 // num_classes] * num_classes
-            self.class_names = _cifar10_classes if num_classes == 10 else [str(c) for c in range(num_classes)]
+            self.class_names = CIFAR10_CLASSES if num_classes == 10 else [str(c) for c in range(num_classes)]
         else:
-            self.image_folder.requested_size = self.image_size
+            self.image_folder.view = View(self.image_size)
             self.counts, self.class_names = self.image_folder.counts, self.image_folder.class_names
             if len(self.counts) != num_classes:
                 raise InputError(
                     f"'{self.image_folder.root}' has {len(self.counts)} classes, but {self.name} has {num_classes}: "
-                    "set --data.source image_folder, or another --data.root."
+                    "set --data.source ImageFolder, or another --data.root."
                 )
 
     def load(self, split: Split) -> tuple[Images, Labels]:
         """Return one split, in the order of the archive or of the files."""
         if self.image_folder is not None:
             return self.image_folder.load(split)
-        from torchvision import datasets
-
-        dataset: Any = _download(getattr(datasets, self.name), self.root, split)
+        dataset = _download(self, self.name, split)
         return dataset.data, np.asarray(dataset.targets, np.int64)
 
 
@@ -84,8 +82,8 @@ class CIFAR100(_CIFAR):
 class FashionMNIST(Source):
     """Fashion-MNIST: 10 classes, 6,000 training and 1,000 test images each, 28 x 28 grey.
 
-    Reads the four IDX files, plain or gzipped, in ``root`` or where torchvision puts them below it; downloads them
-    when missing.
+    Reads the four IDX files, plain or gzipped, in ``root`` or in ``root/FashionMNIST/raw``, where torchvision puts
+    them. Downloads them if they are missing.
     """
 
     class_names = [
@@ -99,9 +97,7 @@ class FashionMNIST(Source):
         """Return one split, in the order of the files."""
         stem = "train" if split == "train" else "t10k"
         if self._find(f"{stem}-images-idx3-ubyte") is None:
-            from torchvision.datasets import FashionMNIST as Archive
-
-            _download(Archive, self.root, split)
+            _download(self, "FashionMNIST", split)
         images = self._read(f"{stem}-images-idx3-ubyte", 16).reshape(-1, 28, 28, 1)
         return images, self._read(f"{stem}-labels-idx1-ubyte", 8).astype(np.int64)
 
@@ -122,13 +118,22 @@ class FashionMNIST(Source):
             raise InputError(f"'{file}' is damaged ({error}): fetch it again.") from error
 
 
-def _download(dataset: Callable[..., Any], root: Path, split: Split) -> Any:  # noqa: ANN401 - torchvision is untyped
+def _download(source: Source, name: str, split: Split) -> Any:  # noqa: ANN401 - torchvision is untyped
+    """Return a data set of torchvision, downloaded to the source's root if it is not there."""
+    from torchvision import datasets
+
     try:
-        return dataset(str(root), train=split == "train", download=True)
+        return getattr(datasets, name)(str(source.root), train=split == "train", download=source.may_download)
     except (OSError, RuntimeError) as error:
+        if not source.may_download:
+            raise InputError(
+                f"{name} is not in '{source.root}', and a checkpoint does not download: set --data.root to where the "
+                "data are."
+            ) from error
         raise InputError(
-            f"the data are not in '{root}' and could not be downloaded ({error}): set --data.root to where they are."
+            f"{name} is not in '{source.root}' and could not be downloaded ({error}): set --data.root to where the "
+            "data are."
         ) from error
 
 
-_cifar10_classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -1,4 +1,4 @@
-"""Base classes of data sources."""
+"""Base classes of data sets."""
 
 import os
 from abc import ABC, abstractmethod
@@ -10,10 +10,12 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.images import Images, Interpolation, UnreadableError, find_unreadable, load_images, square_size
+from lt_cb.data.decode import Images, square_size
+from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.sources.listing import Listing, Paths, check_files
-from lt_cb.longtail.subset import Indices, Labels, count_labels
+from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
+from lt_cb.longtail.subset import Indices, Labels, count_labels
 
 Split = Literal["train", "val", "test"]
 
@@ -21,19 +23,19 @@ Split = Literal["train", "val", "test"]
 class Source(ABC):
     """A labelled data set with a training and a test split.
 
-    Only `load` may be slow: the attributes are known once a source is made.
+    Only `load` may be slow: the attributes are known once the source is made.
 
     Args:
-        root: folder of the data. Further arguments of a source of your own are its ``init_args``.
+        root: folder of the data. A custom source may take more arguments, as ``init_args``.
 
     Attributes:
         class_names: C names, by class index.
-        counts: images of each class in the training split, C numbers.
-        multi_label: whether an image has any number of labels, also none; ``counts`` are then the images that have
-            each of them.
+        counts: training images of each class, C numbers.
+        multi_label: whether an image has any number of labels, or none; ``counts`` are then the images with each label.
         image_size: height and width of an image in pixels.
         channels: 3 for RGB, 1 for grey.
-        has_val: whether there is a validation split beside the other two.
+        has_val: whether there is a validation split.
+        may_download: whether missing data may be downloaded.
     """
 
     class_names: list[str]
@@ -42,6 +44,7 @@ class Source(ABC):
     channels: int = 3
     has_val: bool = False
     multi_label: bool = False
+    may_download: bool = True
 
     def __init__(self, root: str) -> None:
         self.root = Path(os.path.expanduser(root))
@@ -50,35 +53,32 @@ class Source(ABC):
     def load(self, split: Split) -> tuple[Images, Labels]:
         """Return images, uint8 of shape (N, H, W, channels), and labels.
 
-        Those are class indices, int64 of shape (N,), or with ``multi_label`` int8 of shape (N, C): 1 where an image has
-        the label, 0 where it has not, -1 where that is unknown.
+        Labels are class indices, int64 of shape (N,). With ``multi_label`` they are int8 of shape (N, C): 1 where an
+        image has the label, 0 where it has not, -1 where this is unknown.
         """
 
     def labels(self, split: Split) -> Labels:
-        """Return the labels that `load` does; one that can without the images, should."""
+        """Return the labels of `load`. Override it where labels can be read without the images."""
         return self.load(split)[1]
 
 
-SourceFactory = Callable[[str], Source]  # makes a source of its root
+SourceFactory = Callable[[str], Source]
+"""Makes a source of its root folder."""
 
 
 class FileSource(Source):
     """A data set of image files, which need not fit in memory.
 
     Args:
-        root: folder of the data.
+        root: folder of the data, or a file in it.
 
     Attributes:
-        default_size: height and width in pixels; None asks for square images of one size.
-        requested_size: in place of the default, if set before ``image_size`` is asked for.
-        interpolation: of images that are scaled.
-        folder: what the paths of the listings are below.
-        unreadable: positions in the listing of each split, int64 of shape (M,), of what `skip_unreadable` leaves out.
+        default_size: height and width that images are scaled to; None expects square images of one size.
+        folder: folder that the paths of the listings start from.
+        unreadable: positions in the listing of each split of files that are skipped, int64 of shape (M,).
     """
 
     default_size: int | None = None
-    requested_size: int | None = None
-    interpolation: Interpolation = "bilinear"
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -88,91 +88,78 @@ class FileSource(Source):
         self.class_names = train.class_names
         self.counts = count_labels(train.labels, len(self.class_names))
 
-    @property
-    def fixed_size(self) -> int | None:
-        """Height and width that all images are scaled and cropped to; None if they have to be of one size already."""
-        return self.requested_size or self.default_size
-
     @cached_property
     def image_size(self) -> int:  # type: ignore[override]
-        """Height and width of an image in pixels."""
+        """Default height and width of an image in pixels."""
         paths = self.listing("train").paths
-        return self.fixed_size or square_size(self.folder / os.fsdecode(path) for path in paths)
+        return self.default_size or square_size(self.folder / os.fsdecode(path) for path in paths)
+
+    @cached_property
+    def view(self) -> View:
+        """The view that `load` decodes; assign another one before images are loaded."""
+        return View(self.image_size, channels=self.channels, exact=self.default_size is None)
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits that there are."""
+        """The existing splits."""
         return ("train", "val", "test") if self.has_val else ("train", "test")
 
     @abstractmethod
     def listing(self, split: Split) -> Listing:
-        """Return paths below the folder and classes, without looking for the images."""
+        """Return the paths, relative to the folder, and labels of a split, without reading the images."""
 
     def labels(self, split: Split) -> Labels:
-        """Return the labels that `load` does, without looking for the images."""
-        return np.delete(self.listing(split).labels, self.unreadable.get(split, np.array([], np.int64)), axis=0)
+        """Return the labels of `load`, without reading the images."""
+        return np.delete(self.listing(split).labels, self.unreadable.get(split, []), axis=0)
 
     def files(self, split: Split) -> tuple[Paths, Labels]:
-        """Return whole paths, shape (N,), and their labels, once all files are found."""
+        """Return full paths, shape (N,), and their labels, after checking that all files exist."""
         listing = self.listing(split)
         check_files(self.folder, listing.paths)
-        paths = [os.path.join(os.fsencode(self.folder), path) for path in listing.paths.tolist()]  # some may be whole
-        left_out = self.unreadable.get(split, np.array([], np.int64))
-        return np.delete(np.array(paths, bytes), left_out), self.labels(split)
+        paths = [os.path.join(os.fsencode(self.folder), path) for path in listing.paths.tolist()]  # keeps absolute ones
+        return np.delete(np.array(paths, bytes), self.unreadable.get(split, [])), self.labels(split)
 
-    def skip_unreadable(self, in_memory: bool) -> None:
-        """Leave out the files that cannot be read as images, say which, and count the others.
-
-        Args:
-            in_memory: whether the images will be loaded, so that looking at them is to decode them.
+    def skip_unreadable(self) -> None:
+        """Find files that cannot be read as images, warn of them, and leave them out of everything.
 
         Raises:
-            InputError: if no image of a split or of a class to train on is left.
+            InputError: if no image of a split or of a training class remains.
         """
-        found, names = list[str](), list[str]()
+        skipped = list[Path]()
         for split in self.splits:
-            paths, labels = self.files(split)
-            files = [Path(os.fsdecode(path)) for path in paths.tolist()]
-            size = self.fixed_size if in_memory else self.image_size
-            rows = find_unreadable(
-                files, size, self.channels, f"Looking at {split} images", self.interpolation, in_memory
-            )
-            left = count_labels(np.delete(labels, rows, axis=0), len(self.class_names))
-            pairs = zip(self.class_names, left, self.counts, strict=True)
-            lost = [name for name, now, before in pairs if before and not now]
-            if (split == "train" and lost) or len(rows) == len(files):
-                whose = f" of {enumerate_names(lost)}" if len(rows) < len(files) else ""
-                raise InputError(f"no {split} image{whose} can be read: replace the files, or remove the class.")
-            if len(rows):
-                found.append(f"{len(rows)} of {len(files)} {split} images")
-                names += [str(files[row]) for row in rows]
+            files = _as_paths(self.files(split)[0])
+            rows = find_unreadable(files, self.view, f"Checking {split} images")
+            if len(rows) == len(files):
+                raise InputError(f"no {split} image can be read: replace the files, or remove the split.")
             self.unreadable[split] = rows
-        self.counts = count_labels(self.labels("train"), len(self.class_names))
-        if found:
-            rank_zero_warn(
-                f"{', '.join(found)} cannot be read and are left out: {enumerate_names(names)}.", stacklevel=1
+            skipped += [files[row] for row in rows]
+        before, self.counts = self.counts, count_labels(self.labels("train"), len(self.class_names))
+        triples = zip(self.class_names, before, self.counts, strict=True)
+        if lost := [name for name, old, new in triples if old and not new]:
+            raise InputError(
+                f"no train image of {enumerate_names(lost)} can be read: replace the files, or remove the class."
             )
+        warn_of_skipped(skipped)
 
     def load(self, split: Split) -> tuple[Images, Labels]:
         """Return one split, decoded or from the cache."""
         paths, labels = self.files(split)
-        files = [Path(os.fsdecode(path)) for path in paths.tolist()]
-        label = f"Decoding {split} images"
-        try:
-            return load_images(files, self.fixed_size, self.channels, label, self.interpolation), labels
-        except UnreadableError as error:
-            raise UnreadableError(f"{error} Or set --data.on_unreadable skip, which leaves it out.") from error
+        return load_images(_as_paths(paths), self.view, f"Decoding {split} images"), labels
+
+
+def _as_paths(paths: Paths) -> list[Path]:
+    return [Path(os.fsdecode(path)) for path in paths.tolist()]
 
 
 def check_classes(source: FileSource, remedy: str) -> None:
-    """Look whether each class has an image to train on, and warn of labels that another split has no image of.
+    """Check that each class has a training image, and warn of labels without an image in another split.
 
     Args:
-        source: whose splits are looked at.
-        remedy: what to do, for the message.
+        source: data set to check.
+        remedy: advice at the end of the message.
 
     Raises:
-        InputError: if one has none.
+        InputError: if a class has no training image.
     """
     if not any(source.counts):
         raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
@@ -185,10 +172,36 @@ def check_classes(source: FileSource, remedy: str) -> None:
         warn_of_unmeasured(source, split, f"'{source.root}' has no {split} images")
 
 
-def warn_of_unmeasured(source: FileSource, split: Split, said: str) -> None:
-    """Warn of classes that a split has no image of; ``said`` is what the sentence begins with."""
+def warn_of_unmeasured(source: FileSource, split: Split, beginning: str) -> None:
+    """Warn of classes without an image in a split; ``beginning`` starts the sentence."""
     counts = count_labels(source.labels(split), len(source.class_names))
     if missing := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
         rank_zero_warn(
-            f"{said} of {enumerate_names(missing)}: what is learnt of them is not measured there.", stacklevel=1
+            f"{beginning} of {enumerate_names(missing)}: metrics of this split leave them out.", stacklevel=1
         )
+
+
+def check_labels(source: Source, split: Split, labels: Labels) -> None:
+    """Check labels that a source has loaded, and that there are as many training labels as it counts.
+
+    Raises:
+        InputError: if shape, values or counts are wrong.
+    """
+    num_classes = len(source.class_names)
+    if not source.multi_label:
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise InputError(
+                f"the {split} labels go from {labels.min()} to {labels.max()}, but {num_classes} classes allow "
+                f"0 to {num_classes - 1}: check the source."
+            )
+    elif labels.dtype != np.int8 or labels.shape[1:] != (num_classes,) or labels.min() < -1 or labels.max() > 1:
+        raise InputError(
+            f"the {split} labels are {labels.dtype} of shape {labels.shape}, but a source with multi_label must have "
+            f"int8 labels of shape (N, {num_classes}), each 1, 0, or -1 for unknown: check the source."
+        )
+    for name, counted, loaded in zip(source.class_names, source.counts, count_labels(labels, num_classes), strict=True):
+        if split == "train" and counted != loaded:
+            raise InputError(
+                f"the source counts {counted} training images of class '{name}', but loads {loaded}: correct its "
+                "counts or its load()."
+            )

@@ -1,6 +1,5 @@
-"""Annotations in the format of COCO, of which an image may have several."""
+"""COCO: images with several labels, from annotation files in COCO's format."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -8,26 +7,27 @@ from pathlib import Path
 import numpy as np
 
 from lt_cb.data.sources.base import FileSource, Split, check_classes
-from lt_cb.data.sources.listing import ALL, Listing, cached_listings, encode
+from lt_cb.data.sources.listing import ALL, Listing, cached_listings, encode, read_annotations
 from lt_cb.errors import InputError
 
 FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 
 class COCO(FileSource):
-    """Images whose labels are the categories of their annotations, in the JSON format of COCO.
+    """Images labelled with the categories of their annotations, in COCO's JSON format.
 
-    For each split ``annotations/instances_train2017.json`` (of any year, the last if there are several), or
-    ``train.json``, here or in ``annotations``, or ``train/_annotations.coco.json``; validation is ``val`` or ``valid``,
-    and is the test split where there is no other. Images where these say, or in the folder ``train2017``, ``train`` or
-    ``images``, or beside the annotations. One without annotations has no label. Classes are the categories by id, but
-    for those that no image of any split has.
+    - Annotations of each split: ``annotations/instances_train2017.json`` (any year; the last one counts), or
+      ``train.json`` in the root or in ``annotations``, or ``train/_annotations.coco.json``. Validation is ``val`` or
+      ``valid``, and becomes the test split if there is no other.
+    - Images: as the annotations say, or in the folder ``train2017``, ``train`` or ``images``, or beside the
+      annotations. An image without annotations has no label.
+    - Classes: the categories in the order of their ids, without categories that no image has.
 
     Args:
-        root: folder of all that.
+        root: folder of annotations and images.
 
     Raises:
-        InputError: if annotations are missing or damaged, or a class has no image to train on.
+        InputError: if annotations are missing or damaged, or a class has no training image.
     """
 
     default_size = 224
@@ -54,7 +54,7 @@ class COCO(FileSource):
                         f"category {number} of '{found[split]}' is '{name}', but '{names[int(number)]}' elsewhere: "
                         "number the categories of all splits alike."
                     )
-        self._listings = _by_category(read, names)
+        self._listings = _with_same_classes(read, names)
         for split, listing in self._listings.items():
             below = _image_folder(base, found[split], listing)
             paths = [os.path.join(below, path) for path in listing.paths.tolist()]
@@ -68,7 +68,7 @@ class COCO(FileSource):
 
 
 def _find(root: Path, split: Split) -> Path | None:
-    """Return the annotations of a split, None if there are none."""
+    """Return the annotation file of a split, or None."""
     for name in FOLDERS[split]:
         years = [
             file
@@ -82,50 +82,37 @@ def _find(root: Path, split: Split) -> Path | None:
 
 
 def _read_coco(file: Path) -> dict[str, Listing]:
-    """Return the images of annotations, whose classes are all categories by id, named with it."""
-    try:
-        content = json.loads(file.read_bytes())
-        categories = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
-        images = {image["id"]: row for row, image in enumerate(content["images"])}
-        index = {category: label for label, (category, _) in enumerate(categories)}
-        labels = np.zeros((len(content["images"]), len(categories)), np.int8)
-        for entry in content["annotations"]:
-            labels[images[entry["image_id"]], index[entry["category_id"]]] = 1
-        paths = encode([image["file_name"] for image in content["images"]])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again."
-        ) from error
-    if len(images) < len(labels) or len(index) < len(categories):
-        raise InputError(f"'{file}' gives an id to several images or categories: number them anew.")
-    return {ALL: Listing(paths, labels, [f"{number} {name}" for number, name in categories])}
+    """Return all images; a class name is the id of the category, a space, and its name."""
+    images, pairs, categories = read_annotations(file)
+    labels = np.zeros((len(images), len(categories)), np.int8)
+    labels[pairs[:, 0], pairs[:, 1]] = 1
+    return {ALL: Listing(encode(images), labels, [f"{number} {name}" for number, name in categories])}
 
 
-def _by_category(read: dict[Split, Listing], names: dict[int, str]) -> dict[Split, Listing]:
-    """Return listings of the same classes: the categories by id, less those that no image has."""
-    columns: dict[Split, dict[int, int]] = {
-        split: {int(text.partition(" ")[0]): c for c, text in enumerate(listing.class_names)}
-        for split, listing in read.items()
-    }
-    used = [
+def _with_same_classes(read: dict[Split, Listing], names: dict[int, str]) -> dict[Split, Listing]:
+    """Return listings whose classes are the categories, sorted by id, that any image has."""
+    columns = {split: [int(text.partition(" ")[0]) for text in listing.class_names] for split, listing in read.items()}
+    used = {
         number
-        for number in sorted(names)
-        if any(number in own and (read[split].labels[:, own[number]] == 1).any() for split, own in columns.items())
-    ]
-    unique = len({names[number] for number in used}) == len(used)
-    class_names = [names[number] if unique else f"{names[number]} ({number})" for number in used]
-    made: dict[Split, Listing] = {}
+        for split, listing in read.items()
+        for number, column in zip(columns[split], listing.labels.T, strict=True)
+        if column.any()
+    }
+    ordered = sorted(used)
+    unique = len({names[number] for number in ordered}) == len(ordered)
+    class_names = [names[number] if unique else f"{names[number]} ({number})" for number in ordered]
+    aligned: dict[Split, Listing] = {}
     for split, listing in read.items():
-        labels = np.zeros((len(listing.paths), len(used)), np.int8)
-        for c, number in enumerate(used):
-            if number in columns[split]:
-                labels[:, c] = listing.labels[:, columns[split][number]]
-        made[split] = Listing(listing.paths, labels, class_names)
-    return made
+        labels = np.zeros((len(listing.paths), len(ordered)), np.int8)
+        for number, column in zip(columns[split], listing.labels.T, strict=True):
+            if number in used:
+                labels[:, ordered.index(number)] = column
+        aligned[split] = Listing(listing.paths, labels, class_names)
+    return aligned
 
 
 def _image_folder(root: Path, annotations: Path, listing: Listing) -> bytes:
-    """Return the folder below the root that the paths of a listing are below, as the first image says."""
+    """Return the folder in the root that the paths of a listing start from, judging by the first image."""
     stem = annotations.stem.removeprefix("instances_")
     own = str(annotations.parent.relative_to(root))
     first = os.fsdecode(listing.paths[0])

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from lt_cb.data.sources.base import FileSource, Split, check_classes, warn_of_unmeasured
-from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines, list_tree
+from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
+from lt_cb.data.sources.tree import list_tree
 from lt_cb.errors import InputError, enumerate_names
 
 

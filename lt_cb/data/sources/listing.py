@@ -1,12 +1,11 @@
-"""Lists of image files and their classes: from folders, annotations and lists, each read once and then cached.
+"""Lists of image files and their classes, read from annotation files and text files, and cached.
 
-What is missing, or has another format, raises an `InputError` that names it.
+A missing file or a wrong format raises an `InputError`.
 """
 
 import csv
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,119 +14,83 @@ import numpy as np
 import numpy.typing as npt
 
 from lt_cb.data.cache import Arrays, cache_file, read_cache, stamp, write_cache
-from lt_cb.data.images import folder_id, is_image, progress, walk
-from lt_cb.longtail.subset import Indices, Labels
+from lt_cb.data.images import progress
 from lt_cb.errors import InputError, enumerate_names
+from lt_cb.longtail.subset import Indices, Labels
 
-Paths = npt.NDArray[np.bytes_]  # half a million of them are one object, which processes share
-ALL = ""  # the split of what has none
-WORTH_CACHING = 10_000  # files; fewer are listed anew in less than a second
+Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which processes share
+ALL = ""  # key of the only listing of a file without splits
+WORTH_CACHING = 10_000  # files; a shorter list is read again in less than a second
 
 
 class Listing(NamedTuple):
     """Image files of one split of a data set."""
 
-    paths: Paths  # shape (N,), below a folder
-    labels: Labels  # class indices, int64 of shape (N,), or of several labels an image int8 of shape (N, C)
-    class_names: list[str]  # C of them; some may have no file here
+    paths: Paths  # shape (N,), relative to a folder
+    labels: Labels  # class indices, int64 of shape (N,); with several labels an image int8 of shape (N, C)
+    class_names: list[str]  # C names; some classes may have no file here
 
 
-def list_tree(folder: Path, least: int = 2) -> Listing:
-    """Return the images in the class folders of a folder, by class in alphabetical order, then by path.
+class Annotations(NamedTuple):
+    """Content of an annotation file in COCO's format."""
 
-    The list of a large tree is cached until the time of change of one of its folders differs.
-
-    Args:
-        folder: with a folder a class.
-        least: class folders that it must have.
-    """
-    if not folder.is_dir():
-        raise InputError(
-            f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
-        )
-    cache = cache_file("tree", str(folder.absolute()))
-    cached = read_cache(cache)
-    if cached is not None and _unchanged(cached):
-        return _from_arrays(cached)[ALL]
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    if len(names) < least:
-        why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
-        raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
-    if stray := [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]:
-        raise InputError(
-            f"{len(stray)} images lie in '{folder}' itself, as '{stray[0]}': move each to its class's folder."
-        )
-    paths: list[str] = []
-    counts, folders, above = [], [str(folder)], frozenset([folder_id(folder)])
-    for name in progress(names, f"Finding images in {folder}", len(names)):
-        images: list[str] = []
-        for place, files in walk(folder / name, above):
-            folders.append(place)
-            below = os.path.relpath(place, folder)
-            images += [f"{below}/{file}" for file in files if is_image(file)]
-        paths += sorted(images)
-        counts.append(len(images))
-    listing = Listing(encode(paths), np.repeat(np.arange(len(names)), counts), names)
-    if len(paths) >= WORTH_CACHING:
-        changed = np.array([os.stat(place).st_mtime_ns for place in folders])
-        if changed.max() < time.time_ns() - 2 * 10**9:  # else a change to come may have the same time
-            arrays = {**_to_arrays({ALL: listing}), "folders": encode(folders), "changed": changed}
-            write_cache(cache, "looks for the images", arrays)
-    return listing
+    images: list[str]  # file names
+    pairs: Indices  # shape (M, 2): for each annotation, its position in images and in categories
+    categories: list[tuple[int, str]]  # id and name, sorted by id
 
 
-def _unchanged(cached: Arrays) -> bool:
-    try:
-        now = [os.stat(place).st_mtime_ns for place in cached["folders"]]
-    except OSError:
-        return False
-    return bool((cached["changed"] == now).all())
-
-
-def list_annotations(file: Path) -> Listing:
-    """Return the images of an annotation file as iNaturalist's competitions have it (that of COCO), in its order.
-
-    The classes are its categories by id.
-    """
-    return cached_listings(file, _read_annotations)[ALL]
-
-
-def _read_annotations(file: Path) -> dict[str, Listing]:
+def read_annotations(file: Path) -> Annotations:
+    """Read an annotation file in COCO's format."""
     try:
         content = json.loads(file.read_bytes())
-        categories = sorted((category["id"], category["name"]) for category in content["categories"])
-        files = {image["id"]: image["file_name"] for image in content["images"]}
-        index = {category: label for label, (category, _) in enumerate(categories)}
-        labels = np.array([index[entry["category_id"]] for entry in content["annotations"]], np.int64)
-        paths = encode([files[entry["image_id"]] for entry in content["annotations"]])
-    except (ValueError, KeyError, TypeError) as error:
+        categories = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
+        column = {category: label for label, (category, _) in enumerate(categories)}
+        row = {image["id"]: position for position, image in enumerate(content["images"])}
+        names = [str(image["file_name"]) for image in content["images"]]
+        pairs = [(row[entry["image_id"]], column[entry["category_id"]]) for entry in content["annotations"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again."
         ) from error
+    if len(row) < len(names) or len(column) < len(categories):
+        raise InputError(f"'{file}' gives the same id to several images or categories: number them anew.")
+    return Annotations(names, np.array(pairs, np.int64).reshape(-1, 2), categories)
+
+
+def list_annotations(file: Path) -> Listing:
+    """Return one image for each annotation of a file in COCO's format, as in iNaturalist's competitions.
+
+    Classes are the categories in the order of their ids.
+    """
+    return cached_listings(file, _read_single_labels)[ALL]
+
+
+def _read_single_labels(file: Path) -> dict[str, Listing]:
+    images, pairs, categories = read_annotations(file)
     names = [name for _, name in categories]
-    unique = len(set(names)) == len(names)
-    return {ALL: Listing(paths, labels, names if unique else [f"{name} ({id_})" for id_, name in categories])}
+    if len(set(names)) < len(names):
+        names = [f"{name} ({number})" for number, name in categories]
+    return {ALL: Listing(encode([images[row] for row in pairs[:, 0]]), pairs[:, 1], names)}
 
 
-def category_names(file: Path, otherwise: list[str]) -> list[str]:
-    """Return the names in a file of iNaturalist's categories, in the order of their ids, if they fit.
+def category_names(file: Path, default: list[str]) -> list[str]:
+    """Return the C names in a file of iNaturalist's categories, in the order of their ids.
 
     Args:
-        file: a JSON list of categories with id and name.
-        otherwise: C names, returned unchanged unless the file has C distinct names.
+        file: JSON list of categories with id and name.
+        default: C names, returned unless the file has C distinct ones.
     """
     try:
         names = [name for _, name in sorted((entry["id"], entry["name"]) for entry in json.loads(file.read_bytes()))]
     except (ValueError, KeyError, TypeError):
-        return otherwise
-    return names if len(set(names)) == len(otherwise) else otherwise
+        return default
+    return names if len(set(names)) == len(default) else default
 
 
 def list_lines(file: Path) -> Listing:
-    """Return the images of a list file, which has a path and a class index a line, in its order.
+    """Return the images of a text file with a path and a class index on each line, in its order.
 
-    Classes have the names of their folders, or their numbers if they share folders.
+    Classes have the names of their folders, or their numbers if classes share folders.
     """
     return cached_listings(file, _read_lines)[ALL]
 
@@ -165,12 +128,15 @@ def _named_by_folder(paths: Paths, labels: Indices) -> Listing:
     return Listing(paths, labels, [os.path.relpath(folders[label], common or ".") for label in range(num_classes)])
 
 
-def read_csv(file: Path, otherwise: str) -> dict[str, list[Any]]:
-    """Return the columns by the names in the header.
+def read_csv(file: Path, remedy: str) -> dict[str, list[Any]]:
+    """Return the columns of a CSV file by their names in the header.
+
+    Args:
+        file: CSV file with a header.
+        remedy: advice at the end of the message if the file cannot be read.
 
     Raises:
-        InputError: if it cannot be read, or a row has too few or many fields; ``otherwise`` is what the sentence on the
-            former ends with.
+        InputError: if the file cannot be read, or a row has too few or too many fields.
     """
     rows: list[list[str]] = []
     try:
@@ -182,16 +148,16 @@ def read_csv(file: Path, otherwise: str) -> dict[str, list[Any]]:
                     )
                 rows += [row] if row else []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {otherwise}") from error
+        raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {remedy}") from error
     header = rows[0] if rows else []
     return {name.strip(): [row[i] for row in rows[1:]] for i, name in enumerate(header)}
 
 
 def check_files(folder: Path, paths: Paths) -> None:
-    """Look for all files of a list at once, and remember that none is missing.
+    """Check that all files of a list exist; the result for a long list is cached.
 
     Raises:
-        InputError: if one is, or lies elsewhere than its path lets a reader think.
+        InputError: if files are missing, or relative paths lead out of the folder.
     """
     cache = cache_file("below", str(folder.absolute()), paths.tobytes())
     if read_cache(cache) is not None:
@@ -199,10 +165,10 @@ def check_files(folder: Path, paths: Paths) -> None:
     names = [os.fsdecode(path) for path in paths.tolist() if b".." in path]
     if leaving := [name for name in names if not os.path.isabs(name) and os.path.normpath(name).startswith("..")]:
         raise InputError(
-            f"{len(leaving)} of {len(paths)} paths lead out of '{folder}': {enumerate_names(leaving)}. Write them "
-            "whole, from / on, if that is meant."
+            f"{len(leaving)} of {len(paths)} paths lead out of '{folder}': {enumerate_names(leaving)}. Write absolute "
+            "paths if that is intended."
         )
-    existing: dict[bytes, set[bytes]] = {}  # names of the files in each folder
+    existing: dict[bytes, set[bytes]] = {}  # file names by folder
     missing = []
     base = os.fsencode(folder)
     for path in progress(paths.tolist(), f"Looking for the images in {folder}", len(paths)):
@@ -224,23 +190,25 @@ def check_files(folder: Path, paths: Paths) -> None:
 
 
 def cached_listings(file: Path, read: Callable[..., dict[str, Listing]], *options: str) -> dict[str, Listing]:
-    """Return what a file lists by split, read with options or from the cache."""
+    """Return the listings of a file by split: ``read(file, *options)``, or the cached result of an earlier call."""
     if not file.is_file():
-        what = "is a folder, not a file" if file.is_dir() else "is not there"
-        raise InputError(f"the list of images '{file}' {what}: set --data.root to where it is.")
+        problem = "is a folder, not a file" if file.is_dir() else "is not there"
+        raise InputError(f"the list of images '{file}' {problem}: set --data.root to where it is.")
     cache = cache_file("2", read.__name__, stamp(file), *(f"{option}\0" for option in options))
     arrays = read_cache(cache)
-    if arrays is None:
-        listings = read(file, *options)
-        if not any(len(listing.paths) for listing in listings.values()):
-            raise InputError(f"'{file}' names no image: set --data.root to another.")
-        if sum(len(listing.paths) for listing in listings.values()) >= WORTH_CACHING:
-            write_cache(cache, f"reads '{file}'", _to_arrays(listings))
-        return listings
-    return _from_arrays(arrays)
+    if arrays is not None:
+        return from_arrays(arrays)
+    listings = read(file, *options)
+    size = sum(len(listing.paths) for listing in listings.values())
+    if not size:
+        raise InputError(f"'{file}' names no image: set --data.root to another file.")
+    if size >= WORTH_CACHING:
+        write_cache(cache, f"reads '{file}'", to_arrays(listings))
+    return listings
 
 
-def _to_arrays(listings: dict[str, Listing]) -> Arrays:
+def to_arrays(listings: dict[str, Listing]) -> Arrays:
+    """Return listings by split as arrays for a cache."""
     return {
         f"{split}:{name}": np.asarray(values)
         for split, listing in listings.items()
@@ -248,7 +216,8 @@ def _to_arrays(listings: dict[str, Listing]) -> Arrays:
     }
 
 
-def _from_arrays(arrays: Arrays) -> dict[str, Listing]:
+def from_arrays(arrays: Arrays) -> dict[str, Listing]:
+    """Return the listings by split of `to_arrays`."""
     splits = dict.fromkeys(key.partition(":")[0] for key in arrays if ":" in key)
     return {
         split: Listing(arrays[f"{split}:paths"], arrays[f"{split}:labels"], arrays[f"{split}:class_names"].tolist())

@@ -1,37 +1,38 @@
-"""A data set of several labels an image, made of scans of one label each."""
+"""Side-by-side scans: a data set with several labels an image, made of data sets with one label."""
 
-from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lt_cb.data.images import Images, resize
+from lt_cb.data.decode import Images, resize
 from lt_cb.data.sources.arrays import Digits, FashionMNIST
 from lt_cb.data.sources.base import Source, Split
-from lt_cb.longtail.subset import Indices, Labels, count_labels
+from lt_cb.data.sources.names import canonical_source
+from lt_cb.data.view import View
 from lt_cb.errors import InputError, did_you_mean
+from lt_cb.longtail.subset import Indices, Labels, count_labels
 
-SCANS: dict[str, type[Source]] = {"digits": Digits, "fashion_mnist": FashionMNIST}
+SCANS: dict[str, type[Source]] = {"Digits": Digits, "FashionMNIST": FashionMNIST}
 PLACES = 3
-SEED = 17  # of all that is drawn: these images are a data set, which is the same for every run
+SEED = 17  # fixed, so that every run has the same images
 
 
 class SideBySide(Source):
-    """Grey images of two or three scans side by side, each of any class, with the classes of all as labels.
+    """Grey images of two or three scans side by side. The labels of an image are the classes of its scans.
 
-    Each scan is scaled to a cell, lies at a height of its own, and comes from the split that the image is of. Of the
-    digits alone nothing is downloaded.
+    Each scan is scaled to a cell, placed at a random height, and taken from the same split as the image. With digits
+    only, nothing is downloaded.
 
     Args:
-        root: folder of the scans, as far as they are not in the package.
-        sources: where the scans are from: ``digits``, ``fashion_mnist``, or both.
+        root: folder of the scans that are not in the package.
+        sources: data sets of the scans: ``Digits``, ``FashionMNIST``, or both. None is ``Digits``.
         train_images: number of training images.
         test_images: number of test images.
-        cell: height and width of a scan in pixels; an image has three times that.
+        cell: height and width of a scan in pixels; an image is three times as high and wide.
 
     Raises:
-        InputError: if a value is out of range, or names no such source.
+        InputError: if a value is out of range, or a data set is unknown.
     """
 
     channels = 1
@@ -46,9 +47,9 @@ class SideBySide(Source):
         cell: int = 12,
     ) -> None:
         super().__init__(root)
-        sources = ["digits"] if sources is None else sources
-        if not sources or len(set(sources)) < len(sources) or set(sources) - SCANS.keys():
-            unknown = next((name for name in sources if name not in SCANS), "")
+        names = ["Digits"] if sources is None else [canonical_source(name) for name in sources]
+        if not names or len(set(names)) < len(names) or set(names) - SCANS.keys():
+            unknown = next((name for name in names if name not in SCANS), "")
             raise InputError(
                 f"sources is {sources}, but must be some of {', '.join(SCANS)}, each once."
                 + did_you_mean(unknown, SCANS)
@@ -56,14 +57,8 @@ class SideBySide(Source):
         for name, value in (("train_images", train_images), ("test_images", test_images), ("cell", cell)):
             if value < 1:
                 raise InputError(f"{name} is {value}, but must be at least 1.")
-        self._scans = {name: SCANS[name](root) for name in sources}
-        names = [name for scans in self._scans.values() for name in scans.class_names]
-        shared = {name for name, number in Counter(names).items() if number > 1}
-        self.class_names = [
-            f"{source} {name}" if name in shared else name
-            for source, scans in self._scans.items()
-            for name in scans.class_names
-        ]
+        self._scans = [SCANS[name](root) for name in names]
+        self.class_names = [name for scans in self._scans for name in scans.class_names]
         self.cell, self.image_size = cell, PLACES * cell
         self._sizes = {"train": train_images, "test": test_images}
         self.counts = count_labels(self.labels("train"), len(self.class_names))
@@ -73,7 +68,7 @@ class SideBySide(Source):
         plan = self._plan(split)
         labels = np.zeros((len(plan.classes), len(self.class_names) + 1), np.int8)
         np.put_along_axis(labels, plan.classes, 1, axis=1)
-        return labels[:, :-1]  # the last is that of empty places
+        return labels[:, :-1]  # without the column of empty places
 
     def load(self, split: Split) -> tuple[Images, Labels]:
         """Return one split."""
@@ -92,7 +87,6 @@ class SideBySide(Source):
         return images[..., None], self.labels(split)
 
     def _plan(self, split: Split) -> "_Plan":
-        """Draw what lies where, without the scans."""
         rng = np.random.default_rng([SEED, int(split == "test")])
         shape = self._sizes["train" if split == "train" else "test"], PLACES
         classes = rng.integers(len(self.class_names), size=shape)
@@ -102,19 +96,20 @@ class SideBySide(Source):
         return _Plan(classes, heights, rng.random(shape))
 
     def _cells(self, split: Split) -> tuple[Images, list[Indices]]:
-        """Return all scans, uint8 of shape (M, cell, cell), and which of them each class has."""
+        """Return all scans, uint8 of shape (M, cell, cell), and the positions of each class."""
         scans, by_class = list[Images](), list[Indices]()
-        for source in self._scans.values():
+        for source in self._scans:
+            source.may_download = self.may_download
             images, labels = source.load(split)
-            before = sum(map(len, scans))
-            by_class += [before + np.flatnonzero(labels == label) for label in range(len(source.class_names))]
-            scans.append(resize(images, self.cell)[..., 0])
+            first = sum(map(len, scans))
+            by_class += [first + np.flatnonzero(labels == label) for label in range(len(source.class_names))]
+            scans.append(resize(images, View(self.cell, channels=1))[..., 0])
         return np.concatenate(scans), by_class
 
 
 class _Plan(NamedTuple):
-    """What lies in each of the three places of N images."""
+    """Scans in the three places of N images."""
 
     classes: Indices  # shape (N, 3); C is an empty place
-    heights: Indices  # shape (N, 3), of the upper edge in pixels
-    draws: npt.NDArray[np.float64]  # shape (N, 3), in [0, 1): which scan of its class
+    heights: Indices  # shape (N, 3), upper edge in pixels
+    draws: npt.NDArray[np.float64]  # shape (N, 3), in [0, 1): position among the scans of the class

@@ -9,8 +9,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.sources.listing import Listing, cached_listings, encode, read_csv
-from lt_cb.longtail.subset import Labels
 from lt_cb.errors import InputError, enumerate_names
+from lt_cb.longtail.subset import Labels
 
 Columns = dict[str, list[Any]]
 SEPARATOR = ";"  # of the names in a column called labels

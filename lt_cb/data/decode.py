@@ -1,0 +1,156 @@
+"""Decode image files to uint8 arrays with PIL."""
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import ExifTags, Image, ImageOps
+from torch.nn import functional as F
+from torch.utils.data import get_worker_info
+
+from lt_cb.data.view import View
+from lt_cb.errors import InputError
+
+Images = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+MAX_12_BIT = 4095
+
+_warned_16_bit = threading.Lock()  # acquired once in each process
+
+
+class UnreadableError(InputError):
+    """A file cannot be read as an image."""
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file name has an extension that PIL reads, and is not hidden."""
+    return name[0] != "." and os.path.splitext(name)[1].lower() in Image.registered_extensions()
+
+
+def square_size(files: Iterable[Path]) -> int:
+    """Return the side of the first readable image, from its header.
+
+    Raises:
+        UnreadableError: if no file can be read.
+        InputError: if the image is not square.
+    """
+    first_error: UnreadableError | None = None
+    for file in files:
+        try:
+            with _opened(file) as image:
+                width, height = image.size
+        except UnreadableError as error:
+            first_error = first_error or error
+            continue
+        if width != height:
+            raise InputError(
+                f"'{file}' is {width}x{height} pixels, not square: set --data.image_size to scale and crop all images."
+            )
+        return width
+    assert first_error is not None
+    raise first_error
+
+
+def decode(file: Path, view: View) -> Images:
+    """Decode an image file to shape (size, size, channels).
+
+    An image of another size is scaled, its aspect kept, and cropped at the centre. Its EXIF orientation is applied.
+
+    Raises:
+        UnreadableError: if the file cannot be read as an image.
+        InputError: if the image has another size and the view is exact.
+    """
+    side = view.size
+    with _opened(file) as opened:
+        image = _converted(ImageOps.exif_transpose(opened), view.channels, file)
+    if image.size != (side, side):
+        if view.exact:
+            raise InputError(
+                f"'{file}' is {image.width}x{image.height} pixels where others are {side}x{side}: "
+                "set --data.image_size to scale and crop all images to one size."
+            )
+        image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
+    return np.asarray(image).reshape(side, side, view.channels)
+
+
+def decode_region(file: Path, region: Callable[[int, int], Box], view: View) -> Images:
+    """Decode a region of an image file to shape (size, size, channels), scaled with antialiasing.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the region then still has ``size`` pixels, which is faster.
+
+    Args:
+        file: image file.
+        region: returns the region for the width and height of the image in pixels.
+        view: size, channels and interpolation.
+    """
+    side = view.size
+    with _opened(file) as opened:
+        upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        image = opened if upright else ImageOps.exif_transpose(opened)
+        box = region(*image.size)
+        if upright and (reduction := int(min(box[2] - box[0], box[3] - box[1]) / side)) > 1:
+            width, height = image.size
+            reduced = image.draft(None, (width // reduction, height // reduction))
+            if reduced is not None:
+                scale = reduced[1][2] / width
+                box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
+        image = _converted(image, view.channels, file).resize((side, side), RESAMPLING[view.interpolation], box)
+    return np.asarray(image).reshape(side, side, view.channels)
+
+
+def _converted(image: Image.Image, channels: int, file: Path) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL's own conversion clips these to white
+        values = np.asarray(image)
+        if 0 < values.max() <= MAX_12_BIT:
+            _warn_of_dark_16_bit(file, int(values.max()))
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of mode {image.mode}, of 32 bits, which have no white")
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _warn_of_dark_16_bit(file: Path, largest: int) -> None:
+    """Warn once in a process; of several workers only the first one warns."""
+    worker = get_worker_info()
+    if (worker is not None and worker.id > 0) or not _warned_16_bit.acquire(blocking=False):
+        return
+    rank_zero_warn(
+        f"'{file}' has 16 bits a pixel, but no value above {largest}: taken as 0 to 65535, it is almost black. If it "
+        "holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535.",
+        stacklevel=1,
+    )
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would block for ever
+            raise OSError("it is no regular file")
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        raise UnreadableError(
+            f"'{file}' cannot be read as an image ({error}): replace or remove it, or skip such files by "
+            "--data.on_unreadable skip (predict: --on_unreadable skip)."
+        ) from error
+
+
+def resize(images: Images, view: View) -> Images:
+    """Scale square images of shape (N, H, W, C) to (N, size, size, C), with antialiasing."""
+    if images.shape[1] == view.size:
+        return images
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+    scaled = [
+        F.interpolate(chunk, (view.size, view.size), mode=view.interpolation, antialias=True)
+        for chunk in torch.split(batch, 1024)
+    ]
+    return torch.cat(scaled).permute(0, 2, 3, 1).contiguous().numpy()

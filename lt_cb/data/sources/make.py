@@ -1,0 +1,32 @@
+"""Make a data set from its name."""
+
+import importlib
+import pkgutil
+
+from lt_cb.data.sources.base import Source, SourceFactory
+from lt_cb.data.sources.names import MODULES, PACKAGE, canonical_source
+from lt_cb.errors import InputError, did_you_mean
+
+for _module in sorted(set(MODULES.values())):  # jsonargparse knows a class by its short name once it is imported
+    importlib.import_module(f"{PACKAGE}.{_module}")
+
+
+def make_source(source: str | SourceFactory, root: str) -> Source:
+    """Make a data set from its name, the class path of a custom one, or a factory.
+
+    Raises:
+        InputError: if there is no such data set.
+    """
+    if not isinstance(source, str):
+        return source(root)
+    name = canonical_source(source)
+    try:
+        found = pkgutil.resolve_name(f"{PACKAGE}.{name}" if name in MODULES else name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"there is no data source '{source}' ({error}): choose {', '.join(MODULES)}, or give the class path of a "
+            "custom source." + did_you_mean(source, MODULES)
+        ) from error
+    if not isinstance(found, type) or not issubclass(found, Source):
+        raise InputError(f"data source '{source}' is not a subclass of lt_cb.data.Source: give one that is.")
+    return found(root)

@@ -1,0 +1,109 @@
+"""Folders of images: find the files, and list a tree with a folder for each class."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from lt_cb.data.cache import Arrays, cache_file, read_cache, write_cache
+from lt_cb.data.decode import is_image
+from lt_cb.data.images import progress
+from lt_cb.data.sources import listing
+from lt_cb.data.sources.listing import ALL, Listing, encode, from_arrays, to_arrays
+from lt_cb.errors import InputError
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the image files under a folder, sorted."""
+    return sorted(Path(place, name) for place, names in walk(folder) for name in names if is_image(name))
+
+
+def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder from ``folder`` on, with the names of its files.
+
+    Links are followed, but each folder is visited only once, so that links in a circle end.
+
+    Args:
+        folder: start.
+        outside: folders that are not visited.
+
+    Raises:
+        InputError: if a folder cannot be read.
+    """
+    visited = {os.path.realpath(path) for path in outside}
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+        else:
+            visited.add(real)
+            folders.sort()
+            yield place, names
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): change its permissions.") from error
+
+
+def list_tree(folder: Path, least: int = 2) -> Listing:
+    """Return the images in the class folders of a folder, by class in alphabetical order, then by path.
+
+    The list of a large tree is cached until the time of change of one of its folders differs.
+
+    Args:
+        folder: parent of the class folders.
+        least: minimum number of class folders.
+
+    Raises:
+        InputError: if a folder is missing or an image lies outside the class folders.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
+        )
+    cache = cache_file("tree", str(folder.absolute()))
+    cached = read_cache(cache)
+    if cached is not None and _unchanged(cached):
+        return from_arrays(cached)[ALL]
+    names = _class_folders(folder, least)
+    paths: list[str] = []
+    counts, folders = [], [str(folder)]
+    for name in progress(names, f"Finding images in {folder}", len(names)):
+        images: list[str] = []
+        for place, files in walk(folder / name, folder):
+            folders.append(place)
+            below = os.path.relpath(place, folder)
+            images += [f"{below}/{file}" for file in files if is_image(file)]
+        paths += sorted(images)
+        counts.append(len(images))
+    found = Listing(encode(paths), np.repeat(np.arange(len(names)), counts), names)
+    if len(paths) >= listing.WORTH_CACHING:
+        changed = np.array([os.stat(place).st_mtime_ns for place in folders])
+        if changed.max() < time.time_ns() - 2 * 10**9:  # a later change may otherwise get the same time
+            arrays = {**to_arrays({ALL: found}), "folders": encode(folders), "changed": changed}
+            write_cache(cache, "looks for the images", arrays)
+    return found
+
+
+def _class_folders(folder: Path, least: int) -> list[str]:
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    if len(names) < least:
+        why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
+        raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
+    if stray := [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]:
+        raise InputError(
+            f"{len(stray)} images lie in '{folder}' itself, such as '{stray[0]}': move each to its class's folder."
+        )
+    return names
+
+
+def _unchanged(cached: Arrays) -> bool:
+    try:
+        now = [os.stat(place).st_mtime_ns for place in cached["folders"]]
+    except OSError:
+        return False
+    return bool((cached["changed"] == now).all())
