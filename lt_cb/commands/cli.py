@@ -18,8 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.restored import check_kinds, check_named, plain_settings
 from lt_cb.commands.save import SaveConfig
-from lt_cb.data import LongTailedDataModule
-from lt_cb.data import sources
+from lt_cb.data import LongTailedDataModule, sources
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
