@@ -95,8 +95,7 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
 def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     """Write the checkpoint that ``fit`` would write with the chosen loss, test it, and return its run folder."""
     model, data, recipe = setup.model, setup.data, solved.choice.chosen.recipe
-    loss = recipe.config()
-    cli.set_loss(loss)
+    cli.set_loss(recipe.config())
     config = cli.config
     for name in (*GRID, "ckpt_path", "trust_checkpoint"):
         config.pop(name, None)
@@ -104,7 +103,8 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     if config.trainer.max_epochs is None:
         config.trainer.max_epochs = 1  # fit needs an end
     model.loss = recipe.make(data.class_counts)
-    model.hparams["loss"] = {**loss, "init_args": {"class_counts": data.class_counts, **loss["init_args"]}}
+    options = config.model.loss.as_dict()
+    model.hparams["loss"] = {**options, "init_args": {"class_counts": data.class_counts, **options["init_args"]}}
     model.thresholds = solved.thresholds
     trainer = _make_trainer(cli, setup)
     trainer.strategy.connect(model)
