@@ -104,7 +104,7 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
         config.trainer.max_epochs = 1  # fit needs an end
     model.loss = recipe.make(data.class_counts)
     options = config.model.loss.as_dict()
-    model.hparams["loss"] = {**options, "init_args": {"class_counts": data.class_counts, **options["init_args"]}}
+    model.hparams["loss"] = {**options, "init_args": {**options["init_args"], "class_counts": data.class_counts}}
     model.thresholds = solved.thresholds
     trainer = _make_trainer(cli, setup)
     trainer.strategy.connect(model)
