@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import Path_fr
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -139,10 +139,11 @@ class CommandLine(LightningCLI):
         parser.set_defaults({"trainer.default_root_dir": "runs"})
         for action in parser._actions:
             if action.dest in CLASS_OPTIONS:
-                action.__class__ = _resetting(type(action))
+                action.__class__ = _resetting(type(action))  # type: ignore[arg-type]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and check what a parser does not."""
+        assert isinstance(args, list)
         config = parser.parse_args(args)
         for name in FIRST[:3]:
             if (config[name] or None) != (self._first[name] or None):
@@ -203,7 +204,8 @@ class CommandLine(LightningCLI):
     def make_all(self, data: LongTailedDataModule) -> Namespace:
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
         self.parser.add_instantiator(lambda *_, **__: data, type(data), subclasses=False, prepend=True)
-        return self.parser.instantiate_classes(self.config)
+        objects: Namespace = self.parser.instantiate_classes(self.config)
+        return objects
 
     def config_yaml(self) -> str:
         """Return the configuration, resolved."""
@@ -213,7 +215,7 @@ class CommandLine(LightningCLI):
 class ConfigFile(ActionConfigFile):
     """``--config``: a path, ``~``, ``file://``, the name of a shipped file, or YAML."""
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         parser: Any,  # noqa: ANN401 - as argparse calls it
         config: Namespace,
@@ -223,11 +225,11 @@ class ConfigFile(ActionConfigFile):
         """Apply a configuration over the options before it."""
         source = _config_source(value)
         probe = config.clone()
-        super().__call__(parser, probe, source, option_string)
+        super().__call__(parser, probe, source, option_string)  # type: ignore[no-untyped-call]
         if changed := list(_new_classes(config, probe)):
             for key in changed:
                 config[key] = None
-            super().__call__(parser, config, source, option_string)
+            super().__call__(parser, config, source, option_string)  # type: ignore[no-untyped-call]
         else:
             config.__dict__.update(probe.__dict__)
 
@@ -244,7 +246,7 @@ def _resetting(action_class: type[argparse.Action]) -> type[argparse.Action]:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as jsonargparse calls it
             if len(args) == 4:
                 parser, config, value, option = args
-                probe, before = Namespace(), Namespace()
+                probe, before = Namespace(), Namespace()  # type: ignore[no-untyped-call]
                 before[self.dest] = config.get(self.dest)
                 probe[self.dest] = before.clone()[self.dest]
                 super().__call__(parser, probe, value, option, **kwargs)

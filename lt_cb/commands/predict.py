@@ -91,7 +91,7 @@ def predict(cli: CommandLine) -> None:
         machine["precision"] = mixed_precision(machine["accelerator"])
     bar = config.trainer.enable_progress_bar
     trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False, enable_progress_bar=bar)
-    batches = trainer.predict(model, loader)
+    batches: Any = trainer.predict(model, loader)
     folder = trainer.log_dir  # a broadcast that all processes must join
     if not trainer.is_global_zero or not batches:
         return

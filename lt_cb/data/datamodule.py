@@ -185,11 +185,6 @@ class LongTailedDataModule(LightningDataModule):
             self.num_images = len(self._chosen[0])
 
     @property
-    def task(self) -> Task:
-        """Task: one label or several labels an image."""
-        return Task.of(self.multi_label)
-
-    @property
     def multi_label(self) -> bool:
         """Whether an image has any number of labels. Targets are then int8 of shape (B, C), -1 for unknown."""
         return self.task.multi_label
