@@ -20,6 +20,7 @@ from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
 from lt_cb.metrics import accuracies
 from lt_cb.runs.folder import RunDir, whole_file, write_text
+from lt_cb.runs.record import METRICS
 
 
 def compare(cli: CommandLine, words: Sequence[str]) -> None:
@@ -70,7 +71,7 @@ def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]])
     _ = folder.experiment  # creates the folder
     run = RunDir(folder.log_dir)
     column = setup.data.task.main_metric
-    metric = page.METRIC_NAMES[column]
+    metric = METRICS[column].title.lower()
     header = ["loss", "options", "beta", "lambda", "subset_seed", column]
     rows = [
         [recipe.loss, dict(recipe.options) or None, recipe.beta, l2_strength, seed, round(score, 6)]

@@ -15,7 +15,6 @@ from lt_cb.lab.report.page import page
 from lt_cb.lab.report.sections import Section
 from lt_cb.lab.report.tables import half_width, wilson
 
-METRIC_NAMES = {"balanced_acc": "balanced accuracy", "mAP": "mean average precision"}
 Scores = Mapping[Candidate, Sequence[float]]
 
 

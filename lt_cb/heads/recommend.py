@@ -32,6 +32,7 @@ from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.metrics import best_thresholds
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_json, write_text
+from lt_cb.runs.record import METRICS
 
 
 class Solved(NamedTuple):
@@ -169,7 +170,7 @@ def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None
     """Write ``recommendation.json``, print the tables and the finding, and write them as a page."""
     trial, choice, folds = solved.trial, solved.choice, len(solved.trial.counts)
     names, counts, scores = setup.model.class_names, trial.counts.sum(0).tolist(), trial.scores()
-    metric = page.METRIC_NAMES[setup.data.task.main_metric]
+    metric = METRICS[setup.data.task.main_metric].title.lower()
     write_json(run.recommendation, _record(solved, metric))
     never_held_out = [name for name, count in zip(names, counts, strict=True) if not count]
     finding = _finding(choice, never_held_out, folds)
