@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError
 from lt_cb.heads.recipes import POST_HOC, SIGMOID, SOFTMAX, Candidate, Recipe
 from lt_cb.heads.solve import FeatureSet, solve_path
+from lt_cb.lab.report.tables import half_width
 from lt_cb.longtail.several import stratify
 from lt_cb.longtail.subset import count_labels
 from lt_cb.losses import Loss
@@ -256,9 +256,3 @@ def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
     gains = [a - b for a, b in zip(scores[chosen], scores[plain], strict=True)]
     gain, half = statistics.mean(gains), half_width(gains)
     return Choice(chosen, plain, gain, gain - half, gain + half)
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of the mean (Student's t) of two or more values."""
-    quantile = float(stats.t.ppf(0.975, len(values) - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.commands.cli import CommandLine
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.decode import RESAMPLING
+from lt_cb.data.view import Interpolation
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.features import feature_trainer
 from lt_cb.heads.recipes import Recipe, make_recipes
@@ -146,7 +146,7 @@ def preprocessing_of(weights: Mapping[str, Any]) -> dict[str, Any]:
         weights: timm's description of the weights, ``pretrained_cfg``.
     """
     options = {"image_size": weights["input_size"][-1], "mean": list(weights["mean"]), "std": list(weights["std"])}
-    if weights.get("interpolation") in RESAMPLING:
+    if weights.get("interpolation") in get_args(Interpolation):
         options["interpolation"] = weights["interpolation"]
     return options
 
