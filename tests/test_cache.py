@@ -64,9 +64,7 @@ def test_a_flipped_bit_anywhere_is_detected(tmp_path: Path) -> None:
     good = _write(tmp_path)
     whole = good.read_bytes()
     assert _is_right_or_none(good, whole)
-    assert all(
-        _is_right_or_none(good, _flipped(whole, bit)) for bit in range(0, 8 * len(whole), 3)
-    )  # each bit position
+    assert all(_is_right_or_none(good, _flipped(whole, bit)) for bit in range(0, 8 * len(whole), 3))
 
 
 @pytest.mark.parametrize("hidden", [1, 2])

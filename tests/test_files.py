@@ -1,7 +1,6 @@
 """Lists of image files in all supported formats, and errors in them."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,39 +304,5 @@ class TestErrors:
         found = [str(file.relative_to(cat)) for file in find_images(cat)]
         assert found == ["out/y.png", "up/dog/x.png", "x.png"]
         (tmp_path / "train/eel").symlink_to(tmp_path / "train")
-        with pytest.raises(ValueError, match="no images in 'eel'"):
+        with pytest.raises(ValueError, match="no training image of 'eel'"):
             LongTailedDataModule("ImageFolder", str(tmp_path), image_size=8)
-
-
-class TestCache:
-    def test_a_large_tree_is_scanned_again_only_after_a_change(
-        self, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("lt_cb.data.sources.listing.WORTH_CACHING", 3)
-        for name in ("cat/1.png", "cat/deep/2.png", "dog/3.png"):
-            (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "train" / name).touch()
-
-        def scan() -> list[bytes]:
-            return list_tree(tmp_path / "train").paths.tolist()
-
-        before = [b"cat/1.png", b"cat/deep/2.png", b"dog/3.png"]
-        assert scan() == before
-        assert not own_cache.exists()  # changed less than two seconds ago
-        for folder in [tmp_path / "train", *(tmp_path / "train").rglob("*/")]:
-            os.utime(folder, (1e9, 1e9))
-        assert scan() == before
-        assert len(list(own_cache.iterdir())) == 1
-        times = (tmp_path / "train/cat/deep").stat()
-        (tmp_path / "train/cat/deep/0.png").touch()
-        os.utime(tmp_path / "train/cat/deep", ns=(times.st_atime_ns, times.st_mtime_ns))
-        assert scan() == before  # from the cache, as the folder's time of change is the same
-        os.utime(tmp_path / "train/cat/deep", (2e9, 2e9))
-        assert scan() == [b"cat/1.png", b"cat/deep/0.png", *before[1:]]
-
-    def test_a_changed_list_is_read_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lt_cb.data.sources.listing.WORTH_CACHING", 1)
-        file = tmp_path / "t.txt"
-        for text, labels in (("a 0\nb 1", [0, 1]), ("a 0\nb 1", [0, 1]), ("a 1\nb 1", [1, 1])):
-            file.write_text(text)
-            assert list_lines(file).labels.tolist() == list_lines(file).labels.tolist() == labels

@@ -229,7 +229,7 @@ class TestDataModule:
         [
             (
                 np.zeros((120, 3)),
-                r"the train labels are float64 of shape \(120, 3\), but .* int8 labels of shape \(N, 3\)",
+                r"are float64 of shape \(120, 3\), but .* int8 labels of shape \(N, 3\)",
             ),
             (np.zeros((120, 2), np.int8), r"are int8 of shape \(120, 2\), but"),
             (np.zeros(120, np.int8), r"are int8 of shape \(120,\), but"),

@@ -172,7 +172,7 @@ class TestImageFolder:
 
     def test_wrong_folders_raise(self, folder: Path) -> None:
         (folder / "train/fox").mkdir()
-        with pytest.raises(ValueError, match="no images in 'fox'"):
+        with pytest.raises(ValueError, match="no training image of 'fox', so that"):
             ImageFolder(str(folder))
         (folder / "train/fox").rmdir()
         shutil.copytree(folder / "test/cat", folder / "test/fox")
@@ -200,10 +200,10 @@ class TestImageFolder:
         else:
             (folder / "test/eel").rmdir()
         with pytest.warns(
-            UserWarning, match=r"^'\S+test' has no images of 'cat', 'eel': metrics of this split leave"
-        ) as said:
+            UserWarning, match=r"^'\S+' has no test images of 'cat', 'eel': metrics of this split leave"
+        ) as caught:
             source = ImageFolder(str(folder))
-        assert len(said) == 1
+        assert len(caught) == 1
         assert (source.class_names, source.counts) == (["cat", "dog", "eel"], [12, 6, 3])
         assert source.load("test")[1].tolist() == [1] * 4
 

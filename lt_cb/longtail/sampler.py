@@ -95,7 +95,7 @@ class ClassBalancedSampler(Sampler):
 
 
 class SquareRootSampler(Sampler):
-    """Show classes in proportion to the square root of their images (q = 1/2 in Kang et al. 2020; Mahajan et al. 2018)."""
+    """Show classes in proportion to the square root of their images (Kang et al. 2020, q = 1/2; Mahajan et al. 2018)."""
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
         """Return sqrt(n)."""
@@ -105,7 +105,7 @@ class SquareRootSampler(Sampler):
 class ProgressivelyBalancedSampler(Sampler):
     """Move linearly from each image equally often to each class equally often (Kang et al. 2020).
 
-    The last of T epochs has t = (T - 1) / T, which is the paper's t / T with epochs from 0. The authors' code reaches 1.
+    The last of T epochs has t = (T - 1) / T: the paper's t / T with epochs from 0. The authors' code reaches 1.
     """
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:

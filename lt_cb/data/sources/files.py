@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_cb.data.sources.base import FileSource, Split, check_classes, warn_of_unmeasured
+from lt_cb.data.sources.base import FileSource, Split, check_classes
 from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import list_tree
@@ -33,34 +33,29 @@ class ImageFolder(FileSource):
         self.has_val = len(existing) > 1
         if self.has_val:
             self._folders["val"] = existing[1]
-        self._listings: dict[str, Listing] = {}
+        self._listings: dict[Split, Listing] = {}
         super().__init__(root)
-        for split, folder in self._folders.items():
-            warn_of_unmeasured(self, split, f"'{self.root / folder}' has no images")
+        check_classes(self, "add images, or remove the class folder")
 
     def listing(self, split: Split) -> Listing:
         """Return the images in the folder of a split."""
         if split not in self._listings:
             folder = self.root / self._folders[split]
             listing = list_tree(folder, least=2 if split == "train" else 1)
-            counts = np.bincount(listing.labels, minlength=len(listing.class_names))
-            if not counts.any():
+            if not len(listing.labels):
                 raise InputError(f"there are no images in the class folders of '{folder}': add some.")
-            empty = [label for label, count in zip(listing.class_names, counts, strict=True) if not count]
-            if split == "train" and empty:
-                raise InputError(
-                    f"no images in {enumerate_names(empty)} of '{folder}': add images or remove the class folder."
-                )
             if split != "train":
-                listing = self._by_classes_of_train(folder, listing, empty)
+                listing = self._by_classes_of_train(folder, listing)
             paths = np.char.add(f"{folder.name}/".encode(), listing.paths)
             self._listings[split] = listing._replace(paths=paths)
         return self._listings[split]
 
-    def _by_classes_of_train(self, folder: Path, listing: Listing, empty: list[str]) -> Listing:
+    def _by_classes_of_train(self, folder: Path, listing: Listing) -> Listing:
         """Replace labels by indices of the training classes."""
         index = {name: label for label, name in enumerate(self.listing("train").class_names)}
-        if unknown := [name for name in listing.class_names if name not in index and name not in empty]:
+        counts = np.bincount(listing.labels, minlength=len(listing.class_names))
+        given = [name for name, count in zip(listing.class_names, counts, strict=True) if count]
+        if unknown := [name for name in given if name not in index]:
             raise InputError(
                 f"'{folder}' has images of {enumerate_names(unknown)}, but '{self.root / 'train'}' has none: add some "
                 f"there, or remove the class folders from '{folder.name}'."
@@ -85,8 +80,17 @@ class _Listed(FileSource):
     default_size = 224
     lists: dict[Split, str] = {}
 
+    def __init__(self, root: str) -> None:
+        self._listings: dict[Split, Listing] = {}
+        super().__init__(root)
+
     def listing(self, split: Split) -> Listing:
-        """Return the images in the list file of a split."""
+        """Return the images of a split."""
+        if split not in self._listings:
+            self._listings[split] = self._read(split)
+        return self._listings[split]
+
+    def _read(self, split: Split) -> Listing:
         return list_lines(self._find(self.lists[split]))
 
     def _find(self, name: str) -> Path:
@@ -105,11 +109,10 @@ class INaturalist2018(_Listed):
     year = 2018
     lists = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
 
-    def listing(self, split: Split) -> Listing:
-        """Return the images in the annotations of a split."""
+    def _read(self, split: Split) -> Listing:
         annotations = self._find(f"{'train' if split == 'train' else 'val'}{self.year}.json")
         by_list = not annotations.is_file() and split in self.lists and self._find(self.lists[split]).is_file()
-        listing = super().listing(split) if by_list else list_annotations(annotations)
+        listing = super()._read(split) if by_list else list_annotations(annotations)
         names = self._find("categories.json")  # published later than the annotations of 2018
         if not by_list and names.is_file():
             listing = listing._replace(class_names=category_names(names, listing.class_names))

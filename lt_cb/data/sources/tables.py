@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.listing import Listing, cached_listings, encode, read_csv
+from lt_cb.data.sources.listing import Listing, check_is_file, encode, read_csv
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels
 
@@ -32,11 +32,7 @@ def list_table(
     Raises:
         InputError: if the file cannot be read, or a column or a value is missing or wrong.
     """
-    columns = [] if label_columns is None else list(label_columns)
-    return cached_listings(file, _read_table, separator or "", *columns)
-
-
-def _read_table(file: Path, separator: str, *label_columns: str) -> dict[str, Listing]:
+    check_is_file(file)
     columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
     named = "label" if "label" in columns else "labels"
     by_name = named in columns and not label_columns
@@ -57,7 +53,7 @@ def _read_table(file: Path, separator: str, *label_columns: str) -> dict[str, Li
         separator = separator or (SEPARATOR if named == "labels" else "")
         labels, names = _by_name(columns[named], separator)
     else:
-        labels, names = _by_column(file, columns, label_columns or tuple(others))
+        labels, names = _by_column(file, columns, label_columns or others)
     paths = encode(list(map(str, columns["path"])))
     splits = np.array([_text(split).lower() for split in columns["split"]], str)
     return {
@@ -119,7 +115,7 @@ def warn_of_several(file: Path, names: Sequence[str]) -> None:
                 if separator == SEPARATOR:
                     remedy = "call the column labels instead of label"
                 rank_zero_warn(
-                    f"a label of '{file}' is '{name}', which is taken for one name: if these are several labels, {remedy}.",
+                    f"a label of '{file}' is '{name}', taken for one name: if it is several labels, {remedy}.",
                     stacklevel=1,
                 )
                 return
