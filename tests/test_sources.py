@@ -85,7 +85,7 @@ class TestCustomSource:
         parser = LightningArgumentParser(exit_on_error=False)
         parser.add_lightning_class_args(LongTailedDataModule, "data")
         wrong = parser.parse_args(["--data.source", "digit"])
-        with pytest.raises(ValueError, match=r"no data source 'digit' .*: choose Digits, .* Did you mean 'Digits'"):
+        with pytest.raises(ValueError, match=r"no data source 'digit': choose Digits, .* Did you mean 'Digits'"):
             parser.instantiate_classes(wrong)
         with pytest.raises(ValueError, match=r"'pathlib.Path' is not a subclass of lt_cb\.data\.Source"):
             LongTailedDataModule("pathlib.Path")

@@ -19,18 +19,10 @@ from lt_cb.data.sources.listing import Paths
 from lt_cb.data.sources.make import make_source
 from lt_cb.data.view import CENTRE, Crop, Interpolation, View
 from lt_cb.errors import InputError
+from lt_cb.longtail import Subset, hold_out, long_tailed_subset
 from lt_cb.longtail.sampler import Sampler
 from lt_cb.longtail.several import choose
-from lt_cb.longtail.subset import (
-    ImbalanceType,
-    Indices,
-    Labels,
-    Subset,
-    count_labels,
-    hold_out,
-    long_tailed_subset,
-    training_counts,
-)
+from lt_cb.longtail.subset import ImbalanceType, Indices, Labels, count_labels, training_counts
 from lt_cb.schedule import check_fraction, training_progress
 from lt_cb.task import Task
 

@@ -95,7 +95,7 @@ class ClassBalancedSampler(Sampler):
 
 
 class SquareRootSampler(Sampler):
-    """Show classes in proportion to the square root of their images (Kang et al. 2020, q = 1/2; Mahajan et al. 2018)."""
+    """Show classes by the square root of their images (Kang et al. 2020, q = 1/2; Mahajan et al. 2018)."""
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
         """Return sqrt(n)."""
