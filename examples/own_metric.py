@@ -1,8 +1,8 @@
-"""A metric of one's own: a torchmetrics Metric that is made from the number of classes.
+"""Custom metric: a torchmetrics Metric, created with the number of classes.
 
 PYTHONPATH=examples uv run lt-cb fit --config configs/quickstart.yaml --model.metrics+=own_metric.GeometricMean
 
-Those of torchmetrics go likewise: --model.metrics+=torchmetrics.classification.MulticlassF1Score
+Add metrics of torchmetrics in the same way: --model.metrics+=torchmetrics.classification.MulticlassF1Score
 """
 
 import torch
@@ -11,11 +11,11 @@ from torchmetrics import Metric
 
 
 class GeometricMean(Metric):
-    """Geometric mean of the accuracies of the classes, which is 0 if one is never recognised.
+    """Geometric mean of the class accuracies. Without a floor, one class without a hit makes it 0.
 
     Args:
         num_classes: C.
-        floor: the accuracy that a class is given at least.
+        floor: lower accuracies count as this value.
     """
 
     correct: Tensor
@@ -28,11 +28,11 @@ class GeometricMean(Metric):
             self.add_state(name, torch.zeros(num_classes), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, targets: Tensor) -> None:
-        """Count a batch of class probabilities, (B, C), and class indices, (B,)."""
+        """Add a batch of class probabilities, (B, C), and class indices, (B,)."""
         self.total.index_add_(0, targets, torch.ones_like(targets, dtype=self.total.dtype))
         self.correct.index_add_(0, targets, (probabilities.argmax(1) == targets).to(self.correct.dtype))
 
     def compute(self) -> Tensor:
-        """Return the mean, a scalar; classes without images are left out."""
+        """Return the mean over the classes with images, a scalar."""
         accuracy = (self.correct / self.total)[self.total > 0]
         return accuracy.clamp(min=self.floor).log().mean().exp()

@@ -1,4 +1,4 @@
-"""A recipe of one's own: sharpness-aware minimisation (SAM, Foret et al. 2021), with any loss, data and backbone.
+"""Custom recipe: sharpness-aware minimisation (SAM, Foret et al. 2021) with any loss, data and backbone.
 
 PYTHONPATH=examples uv run lt-cb fit --config configs/quickstart.yaml --model own_recipe.SAM --model.rho 0.1
 """
@@ -13,11 +13,13 @@ from lt_cb.module import LongTailedClassifier
 
 
 class SAM(LongTailedClassifier):
-    """Steps along the gradient at the worst point within a radius of the weights, w + rho g / |g|.
+    """Takes each step along the gradient at the worst point near the weights, w + rho g / |g|.
+
+    It does not work with gradient accumulation.
 
     Args:
-        rho: the radius, more than 0.
-        options: those of `LongTailedClassifier`.
+        rho: distance of the worst point, above 0.
+        options: options of `LongTailedClassifier`.
     """
 
     def __init__(self, rho: float = 0.05, **options: Any) -> None:  # noqa: ANN401 - passed on
@@ -27,7 +29,7 @@ class SAM(LongTailedClassifier):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Take the gradient twice: at the weights, to find the worst point, and there."""
+        """Compute the gradient at the weights, then at the worst point, and step along the second one."""
         assert optimizer_closure is not None
         optimizer_closure()
         weights = [p for p in self.parameters() if p.grad is not None]

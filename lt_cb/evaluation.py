@@ -1,196 +1,188 @@
-"""What a network says of images, how that is measured in validation and test, and what it predicts."""
+"""Evaluation: checks of images, scores, metrics, thresholds and predictions."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
-from lt_cb.metrics import Mean, PerClassAccuracy, PerLabelScores, accuracies, label_means, label_scores
+from lt_cb.metrics import Mean
+from lt_cb.task import Task
 
 Batch = tuple[Tensor, Tensor]
 MetricFactory = Callable[[int], Metric]
-CONFUSION = 100  # most classes whose confusion matrix is counted, of which W&B shows it
 
 
 class EvaluatedModule(LightningModule):
-    """The part of `lt_cb.module.LongTailedClassifier` behind its logits: scores, metrics, thresholds, predictions.
+    """Base class of `lt_cb.module.LongTailedClassifier`: validation, test and prediction.
 
     Attributes:
-        loss: what is minimised.
-        num_classes: C.
+        loss: training loss.
+        num_classes: C, the number of classes.
         groups: class indices by shot group.
-        multi_label: whether an image may have several labels, or none.
-        prior: share of each class that is predicted for; None is what the loss assumes.
-        thresholds: of several labels, logits from which on each is predicted; None is 0 each.
-        top: classes that ``predict_step`` returns.
-        per_class: what was counted and measured of each class in the last validation or test.
-        confusion: images by true, then predicted class, of few classes that exclude each other.
+        task: one label or several labels an image.
+        prior: share of each class to predict for; None is the share that the loss assumes.
+        thresholds: C scores from which on a label is predicted, with several labels an image; None is 0.
+        validates_on_test: whether the validation images are the test images, so that they must not choose thresholds.
+            `lt_cb.data.LongTailedDataModule` sets it; set it yourself if you pass loaders to a Trainer.
+        top: number of classes that ``predict_step`` returns, with one label an image.
+        per_class: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`.
+        confusion: images by true, then predicted class, for at most 100 classes and one label an image.
     """
 
     loss: Loss
     num_classes: int
     groups: dict[str, list[int]]
-    multi_label: bool
+    task: Task
+    mean: Tensor
+    std: Tensor
     prior_shift: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
         self.prior: list[float] | None = None
         self.thresholds: list[float] | None = None
+        self.validates_on_test = False
         self.top: int | None = None
         self.per_class: dict[str, Any] = {}
         self.confusion: list[list[int]] | None = None
         self.register_buffer("prior_shift", None, persistent=False)
+        self._checked_images = False
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.task.multi_label
+
+    def setup(self, stage: str) -> None:
+        """Check the images of each stage anew."""
+        self._checked_images = False
+
+    def check_images(self, images: Tensor) -> None:
+        """Check the first floating images of a stage; warn if they are not normalised like uint8 images.
+
+        Raises:
+            InputError: if they are not finite.
+        """
+        if self._checked_images or images.ndim == 2 or not images.is_floating_point():
+            return
+        self._checked_images = True
+        low, high = images.min().item(), images.max().item()
+        if not math.isfinite(high - low):
+            raise InputError("the images are not finite: look for NaN and infinity where they are read or normalised.")
+        black, white = (-self.mean / self.std).min().item(), ((255 - self.mean) / self.std).max().item()
+        slack = (white - black) / 4
+        if low < black - slack or high > white + slack or (low >= 0 and high <= 1 and black < -slack):
+            rank_zero_warn(
+                f"The images are floating, from {low:.3g} to {high:.3g}, and count as normalised; but this network's "
+                f"mean and std map black and white to {black:.3g} and {white:.3g}. Pass uint8 pixels, or set mean and "
+                "std to the values of your normalisation.",
+                stacklevel=1,
+            )
 
     def configure_metrics(self, metrics: list[MetricFactory]) -> None:
-        """Make what is counted in training and evaluation."""
+        """Create the metrics of the task, and add further ``metrics``, as factories of the number of classes."""
         self.train_loss = Mean()
         self.eval_loss = Mean()
-        self.eval_top5 = Mean() if self.num_classes > 10 and not self.multi_label else None
-        self.eval_classes = None if self.multi_label else PerClassAccuracy(self.num_classes, CONFUSION)
-        self.eval_labels = PerLabelScores() if self.multi_label else None
-        made = [make(self.num_classes) for make in metrics]
-        self.eval_metrics = MetricCollection(made) if made else None
+        self.evaluator = self.task.evaluator(self.num_classes, self.groups)
+        self.eval_metrics = MetricCollection([make(self.num_classes) for make in metrics])
 
     def set_prior(self, prior: Tensor) -> None:
-        """Evaluate and predict as for images of another class prior than the loss assumes (`Loss.log_posterior`).
+        """Evaluate and predict for another class prior than the loss assumes, see `Loss.log_posterior`.
 
-        ``loss`` and saved logits stay as they are.
+        ``loss`` and saved logits do not change.
 
         Args:
             prior: share of each class, floating of shape (C,), at least 0, not all 0; a class of 0 is never predicted.
 
         Raises:
-            InputError: if the loss assumes none, or an image may have several labels.
+            InputError: if the loss assumes no prior, or an image may have several labels.
         """
-        if self.multi_label:
-            raise InputError(
-                "a prior is for classes that exclude each other, but these data have several labels an image: leave "
-                "it out; the thresholds say how often a label is predicted."
-            )
+        self.task.check_prior()
         prior = prior.double() / prior.double().sum()
         self.prior_shift = (prior.log() - self.loss.assumed_prior().log()).float()
         self.prior = prior.tolist()
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Return that whose arg-max is the predicted class, (B, C), of raw logits."""
+        """Return class scores for raw logits, both of shape (B, C); their arg-max is the prediction."""
         shift = self.prior_shift
         return self.loss.adjust(logits) if shift is None else self.loss.log_posterior(logits) + shift
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return class probabilities, (B, C), of raw logits."""
+        """Return class probabilities for raw logits, both of shape (B, C)."""
         return self.loss.probabilities(logits) if self.prior_shift is None else self.scores(logits).softmax(1)
+
+    @property
+    def threshold_probabilities(self) -> list[float] | None:
+        """``thresholds`` as probabilities; None is 0.5."""
+        if self.thresholds is None:
+            return None
+        probabilities: list[float] = torch.tensor(self.thresholds, dtype=torch.float64).sigmoid().tolist()
+        return probabilities
 
     def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
-        if (targets.ndim == 2) != self.multi_label:
-            raise InputError(
-                f"the targets have shape {tuple(targets.shape)}, but multi_label is {self.multi_label}: give the model "
-                "class indices of shape (B,), or multi_label=True and targets of shape (B, C)."
-            )
+        self.check_images(images)
+        self.task.check_targets(targets)
         logits: Tensor = self(images).float()
         self.eval_loss.update(self.loss(logits, targets), len(images))
-        scores = self.scores(logits)
-        if self.eval_labels is not None:
-            self.eval_labels.update(scores, targets)
-        if self.eval_classes is not None:
-            self.eval_classes.update(scores.argmax(1), targets)
-        if self.eval_top5 is not None:
-            self.eval_top5.update((scores.topk(5).indices == targets[:, None]).any(1).float().mean(), len(images))
-        if self.eval_metrics is not None:
+        self.evaluator.update(self.scores(logits), targets)
+        if self.eval_metrics:
             self.eval_metrics.update(self.probabilities(logits), targets)
         return {"logits": logits, "targets": targets}
 
     def _log_results(self, stage: str) -> None:
-        results = self._class_results(stage) | {"loss": self.eval_loss.compute()}
-        if self.eval_top5 is not None:
-            results["acc_top5"] = self.eval_top5.compute()
-        if self.eval_metrics is not None:
-            further = self.eval_metrics.compute()
-            for name, value in further.items():
-                if value.numel() != 1:
-                    raise InputError(f"metric {name} has {value.numel()} values, but must have one: set its average.")
-            results |= further
-        self.log_dict({f"{stage}/{name}": value for name, value in results.items()}, sync_dist=True)
-        for metric in (self.eval_classes, self.eval_labels, self.eval_loss, self.eval_top5, self.eval_metrics):
-            if metric is not None:
-                metric.reset()
-
-    def _class_results(self, stage: str) -> dict[str, Tensor]:
-        """Return the means over classes, and keep what each class has in ``per_class``."""
-        if self.eval_classes is not None:
-            correct, total, confusion = self.eval_classes.compute()
-            self.per_class = {"correct": correct.tolist(), "total": total.tolist()}
-            self.confusion = None if confusion is None else confusion.tolist()
-            return accuracies(correct, total, self.groups)
-        assert self.eval_labels is not None
-        logits, targets = self.eval_labels.compute()
         chooses = stage == "val" and self._chooses_thresholds()
-        scores = label_scores(logits, targets, None if chooses else self.thresholds or [0.0] * self.num_classes)
+        self.evaluator.thresholds = None if chooses else self.thresholds or [0.0] * self.num_classes
+        results = self.evaluator.compute()
+        self.per_class, self.confusion = results.per_class, results.confusion
         if chooses:
-            self.thresholds = scores.best_thresholds.tolist()
-        named = {"total": scores.positives, "known": scores.known, "auroc": scores.auroc, "f1": scores.f1}
-        named["average_precision"] = scores.average_precision
-        self.per_class = {name: values.tolist() for name, values in named.items()} | {"images": len(targets)}
-        self.confusion = None
-        return {name: value.to(self.device) for name, value in label_means(scores, self.groups).items()}
-
-    @property
-    def threshold_probabilities(self) -> list[float] | None:
-        """Probabilities from which on each of several labels is predicted, C numbers; None is 0.5 each."""
-        return (
-            None if self.thresholds is None else torch.tensor(self.thresholds, dtype=torch.float64).sigmoid().tolist()
-        )
+            self.thresholds = results.thresholds
+        custom = self.eval_metrics.compute() if self.eval_metrics else {}
+        for name, value in custom.items():
+            if value.numel() != 1:
+                raise InputError(f"metric {name} has {value.numel()} values, but must have one: set its average.")
+        values = {**results.metrics, "loss": self.eval_loss.compute(), **custom}
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+        for metric in (self.evaluator, self.eval_loss, self.eval_metrics):
+            metric.reset()
 
     def _chooses_thresholds(self) -> bool:
-        """Whether a validation is one of a training, and its images are not the test's."""
-        data = getattr(self.trainer, "datamodule", None)
-        held_out = getattr(data, "validation_split", "val") != "test"
-        return held_out and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        """Return whether this validation is part of a training and its images are held out."""
+        return not self.validates_on_test and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Count a batch; return ``logits``, (B, C), and ``targets`` for callbacks."""
+        """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
         return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/...``."""
+        """Log ``val/...``; choose the thresholds of several labels, if the images are held out from training."""
         self._log_results("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Count a batch; return ``logits``, (B, C), and ``targets`` for callbacks."""
+        """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
         return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/...`` and keep what was counted of each class in ``per_class``.
+        """Log ``test/...``.
 
         Raises:
-            InputError: if the network gives no numbers.
+            InputError: if the loss is NaN.
         """
         if self.eval_loss.compute().isnan():
             raise InputError(
-                "test/loss is nan: the weights are damaged, or of a training that diverged. Test another checkpoint."
+                "test/loss is nan: the weights are damaged, or their training diverged. Test another checkpoint."
             )
         self._log_results("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Return predicted class index and its probability, both of shape (B,).
-
-        With ``top`` set, the so many classes of the highest scores in descending order, and their probabilities, both
-        of shape (B, top). Of several labels an image, which ones are predicted, bool, and the probabilities of all,
-        both of shape (B, C).
-        """
+        """Return predictions and probabilities, see `lt_cb.task.Task.predict`."""
+        self.check_images(batch[0])
         logits = self(batch[0]).float()
-        scores, probabilities = self.scores(logits), self.probabilities(logits)
-        if self.multi_label:
-            return scores >= scores.new_tensor(self.thresholds or [0.0] * self.num_classes), probabilities
-        predicted = scores.argmax(1, keepdim=True)
-        if self.top is None:
-            return predicted.squeeze(1), probabilities.gather(1, predicted).squeeze(1)
-        first = scores.scatter(1, predicted, torch.inf)  # of equal ones, that which is predicted
-        ranked = first.sort(dim=1, descending=True, stable=True).indices[:, : self.top]
-        return ranked, probabilities.gather(1, ranked)
+        return self.task.predict(self.scores(logits), self.probabilities(logits), self.thresholds, self.top)

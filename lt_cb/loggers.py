@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lt_cb.runs.checkpoint import METRICS
 from lt_cb.errors import InputError
+from lt_cb.runs.checkpoint import METRICS
 from lt_cb.runs.folder import RunDir, whole_file
 
 MODES = ("online", "offline", "disabled", "dryrun", "shared")

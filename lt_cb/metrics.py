@@ -1,20 +1,18 @@
-"""Means, accuracy, and scores of several labels, by class and by shot group, over processes."""
+"""Metrics of validation and test: by class, by shot group, and over several processes."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+CONFUSION = 100  # highest number of classes with a confusion matrix
 
 
 class Mean(Metric):
-    """Mean over samples, from the means of batches.
-
-    torchmetrics' own waits for the device at each update, to look for NaN, or else forgets the weights.
-    """
+    """Mean over samples. Unlike ``torchmetrics.MeanMetric``, ``update`` does not wait for the device."""
 
     total: Tensor
     samples: Tensor
@@ -25,7 +23,7 @@ class Mean(Metric):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, mean: Tensor, samples: int) -> None:
-        """Count a batch, by its mean, a scalar, and how many samples it has."""
+        """Add a batch by its mean, a scalar, and its number of samples."""
         self.total += mean * samples
         self.samples += samples
 
@@ -34,49 +32,137 @@ class Mean(Metric):
         return self.total / self.samples
 
 
-class PerClassAccuracy(Metric):
-    """Accuracy of each class, from vectors of C counts, and the confusion matrix of few classes.
+class Evaluation(NamedTuple):
+    """Results of one validation or test.
 
-    There is no host sync in ``update``, and no C x C matrix of many classes.
+    Attributes:
+        metrics: scalars by name, to be logged.
+        per_class: lists of length C: ``total`` (images of a class), ``correct`` or ``known`` (counts of images), and
+            the measures of the task, NaN where undefined; and ``images``, the number of images.
+        confusion: images by true, then predicted class; None for many classes, or several labels an image.
+        thresholds: C scores from which on a label is predicted; None with one label an image.
+    """
+
+    metrics: dict[str, Tensor]
+    per_class: dict[str, Any]
+    confusion: list[list[int]] | None = None
+    thresholds: list[float] | None = None
+
+
+class Evaluator(Metric):
+    """Metrics of one validation or test, over all processes: ``update(scores, targets)``, ``compute() -> Evaluation``.
 
     Args:
         num_classes: C, the number of classes.
-        confusable: most classes whose confusion matrix is counted.
+        groups: class indices by shot group, from `shot_groups`.
+
+    Attributes:
+        thresholds: C scores from which on a label is predicted; None chooses the best on these images.
+    """
+
+    def __init__(self, num_classes: int, groups: dict[str, list[int]]) -> None:
+        super().__init__()
+        self.num_classes, self.groups = num_classes, groups
+        self.thresholds: Sequence[float] | None = None
+
+
+class OneLabelEvaluator(Evaluator):
+    """Accuracies with one label an image, and a confusion matrix of at most 100 classes.
+
+    The metrics are ``acc``, ``balanced_acc``, ``acc/NAME`` by shot group, and ``acc_top5`` for more than ten classes.
+    ``update`` does not wait for the device, and many classes need no C x C matrix.
     """
 
     correct: Tensor
     total: Tensor
     pairs: Tensor
+    top5: Tensor
 
-    def __init__(self, num_classes: int, confusable: int = 20) -> None:
-        super().__init__()
-        self.confuses = num_classes <= confusable
-        if self.confuses:
-            self.add_state("pairs", torch.zeros(num_classes**2, dtype=torch.int64), dist_reduce_fx="sum")
+    def __init__(self, num_classes: int, groups: dict[str, list[int]]) -> None:
+        super().__init__(num_classes, groups)
+        self.has_top5, self.has_confusion = num_classes > 10, num_classes <= CONFUSION
         for name in ("correct", "total"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("top5", torch.zeros(()), dist_reduce_fx="sum")
+        pairs = num_classes**2 if self.has_confusion else 0
+        self.add_state("pairs", torch.zeros(pairs, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Count a batch of predicted and true class indices, both int64 of shape (B,)."""
-        self.correct.index_add_(0, targets, (predictions == targets).long())
-        ones = torch.ones_like(targets)
+    def update(self, scores: Tensor, targets: Tensor) -> None:
+        """Add a batch of scores, floating of shape (B, C), and class indices, int64 of shape (B,)."""
+        predicted, ones = scores.argmax(1), torch.ones_like(targets)
+        self.correct.index_add_(0, targets, (predicted == targets).long())
         self.total.index_add_(0, targets, ones)
-        if self.confuses:
-            self.pairs.index_add_(0, targets * len(self.total) + predictions, ones)
+        if self.has_confusion:
+            self.pairs.index_add_(0, targets * self.num_classes + predicted, ones)
+        if self.has_top5:
+            hits = (scores.topk(5).indices == targets[:, None]).any(1)
+            self.top5 += hits.float().mean() * len(targets)
 
-    def compute(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return correct and counted samples of each class, and confusion, over all processes.
+    def compute(self) -> Evaluation:
+        """Return the results."""
+        metrics = accuracies(self.correct, self.total, self.groups)
+        if self.has_top5:
+            metrics["acc_top5"] = self.top5 / self.total.sum()
+        per_class = {"correct": self.correct.tolist(), "total": self.total.tolist(), "images": int(self.total.sum())}
+        per_class["accuracy"] = (self.correct.double() / self.total).tolist()
+        confusion = self.pairs.view(self.num_classes, -1).tolist() if self.has_confusion else None
+        return Evaluation(metrics, per_class, confusion)
 
-        Returns:
-            Two int64 of shape (C,), and one of shape (C, C) by true and predicted class, None of more classes.
-        """
-        return self.correct, self.total, self.pairs.view(len(self.total), -1) if self.confuses else None
+
+class SeveralLabelsEvaluator(Evaluator):
+    """Average precision, AUROC and F1 with several labels an image.
+
+    The metrics are means over the classes and over shot groups, named by ``means``, and ``f1_micro``. The means skip
+    undefined values; a mean over none is NaN. The scores of all images are stored, since exact average precision needs
+    them: 10,000 images of 100 classes take 5 MB.
+
+    Args:
+        num_classes: C, the number of classes.
+        groups: class indices by shot group, from `shot_groups`.
+        means: name of the mean by measure, from `lt_cb.task.Task`.
+    """
+
+    scores: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, num_classes: int, groups: dict[str, list[int]], means: Mapping[str, str]) -> None:
+        super().__init__(num_classes, groups)
+        self.means = means
+        for name in ("scores", "targets"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, targets: Tensor) -> None:
+        """Add a batch of scores, floating, and targets (1, 0, or -1 for unknown), both of shape (B, C)."""
+        self.scores.append(scores.float())
+        self.targets.append(targets.to(torch.int8))
+
+    def compute(self) -> Evaluation:
+        """Return the results."""
+        gathered = self.scores, self.targets  # as tensors from several processes, as lists from one
+        scores, targets = (torch.cat(v).cpu() if isinstance(v, list) else v.cpu() for v in gathered)
+        thresholds = best_thresholds(scores, targets) if self.thresholds is None else torch.tensor(self.thresholds)
+        known, positive = targets >= 0, targets > 0
+        predicted = (scores >= thresholds.float()) & known
+        hits, total = (predicted & positive).sum(0).double(), predicted.sum(0) + positive.sum(0)
+        values = {
+            "average_precision": average_precision(scores, targets),
+            "auroc": auroc(scores, targets),
+            "f1": (2 * hits / total).where(_has_scores(scores, targets) & positive.any(0), torch.nan),
+        }
+        metrics = {name: values[measure].nanmean() for measure, name in self.means.items()}
+        metrics["f1_micro"] = 2 * hits.sum() / total.sum()
+        for group, members in self.groups.items():
+            metrics |= {f"{name}/{group}": values[m][members].nanmean() for m, name in self.means.items()}
+        per_class: dict[str, Any] = {measure: value.tolist() for measure, value in values.items()}
+        per_class |= {"total": positive.sum(0).tolist(), "known": known.sum(0).tolist(), "images": len(targets)}
+        on_device = {name: value.float().to(self.device) for name, value in metrics.items()}
+        return Evaluation(on_device, per_class, thresholds=thresholds.tolist())
 
 
 def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> dict[str, list[int]]:
-    """Class indices by number of training images: many (> ``many``), medium, few (< ``few``), as in Liu et al. 2019.
+    """Group class indices by number of training images: many (> ``many``), medium, few (< ``few``).
 
-    Groups without a class are left out.
+    The defaults are from Liu et al. 2019. Empty groups are left out.
     """
     groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
     for label, count in enumerate(class_counts):
@@ -85,16 +171,16 @@ def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> 
 
 
 def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Summarise per-class counts.
+    """Summarise the accuracies of the classes.
 
     Args:
         correct: correctly predicted samples of each class, int64 of shape (C,).
         total: samples of each class, int64 of shape (C,).
-        groups: class indices by name, as `shot_groups` returns.
+        groups: class indices by name, from `shot_groups`.
 
     Returns:
-        Scalars in [0, 1] by name, ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
-        classes of a group). Classes without samples are left out of the means; a mean over none is NaN.
+        Scalars in [0, 1] by name: ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
+        classes of a group). The means skip classes without samples; a mean over no class is NaN.
     """
     per_class = correct.double() / total  # NaN for a class without samples
     results = {"acc": correct.sum() / total.sum(), "balanced_acc": per_class.nanmean()}
@@ -103,124 +189,57 @@ def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> 
     return {name: value.float() for name, value in results.items()}
 
 
-class LabelScores(NamedTuple):
-    """What several labels an image come to; NaN where a class has no image to measure it by.
+def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the exact average precision of each label, float64 of shape (C,).
 
-    Attributes:
-        average_precision: of each class, float64 of shape (C,).
-        auroc: area under the ROC curve of each class, likewise.
-        f1: of each class at its threshold, likewise.
-        f1_micro: of all known labels together.
-        positives: images that have the label, int64 of shape (C,).
-        known: images of which it is known whether they have it, likewise.
-        best_thresholds: logits from which on to predict each class for its highest F1 on these images, float64 of shape
-            (C,), each exact in float32; 0 for a class without positives.
-    """
-
-    average_precision: npt.NDArray[np.float64]
-    auroc: npt.NDArray[np.float64]
-    f1: npt.NDArray[np.float64]
-    f1_micro: float
-    positives: npt.NDArray[np.int64]
-    known: npt.NDArray[np.int64]
-    best_thresholds: npt.NDArray[np.float64]
-
-
-class PerLabelScores(Metric):
-    """Keeps the logits of all images, of which `label_scores` is exact; 10,000 images of 100 classes are 5 MB."""
-
-    logits: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("logits", "targets"):
-            self.add_state(name, [], dist_reduce_fx="cat")
-
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Keep a batch of logits, floating, and targets, 1, 0 or -1 where unknown, both of shape (B, C)."""
-        self.logits.append(logits.float())
-        self.targets.append(targets.to(torch.int8))
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return logits, float32, and targets, int8, of all images of all processes, both (N, C) on the CPU."""
-        logits, targets = (
-            torch.cat(v) if isinstance(v, list) else v for v in (self.logits, self.targets)
-        )  # gathered ones are one tensor
-        return logits.cpu(), targets.cpu()
-
-
-def label_scores(logits: Tensor, targets: Tensor, thresholds: Sequence[float] | None = None) -> LabelScores:
-    """Score each label on its own, over the images of which it is known, in float64.
-
-    Average precision and AUROC are those of scikit-learn's ``average_precision_score`` and ``roc_auc_score``: images of
-    equal logits change place together.
+    It is NaN for a label without positive images or with NaN scores.
 
     Args:
-        logits: floating, shape (N, C).
-        targets: 1, 0, or -1 where unknown, shape (N, C).
-        thresholds: logits from which on a label is predicted, shape (C,); None takes those that are best on these
-            images, at which F1 is better than it will be on others.
+        scores: floating, shape (N, C).
+        targets: 1, 0, or -1 for unknown, shape (N, C); unknown labels are left out.
     """
-    columns = [_label_scores(z, t, i, thresholds) for i, (z, t) in enumerate(zip(logits.T, targets.T, strict=True))]
-    each = np.array(columns, np.float64).T
-    precision, auroc, threshold, hits, predicted, positives, known = each
-    with np.errstate(invalid="ignore"):
-        f1 = np.where(positives > 0, 2 * hits / (predicted + positives), np.nan)
-    together = predicted.sum() + positives.sum()
-    micro = float(2 * hits.sum() / together) if together else float("nan")
-    return LabelScores(precision, auroc, f1, micro, positives.astype(np.int64), known.astype(np.int64), threshold)
+    return _by_label(binary_average_precision, scores, targets, (targets > 0).any(0))
 
 
-def _label_scores(logits: Tensor, targets: Tensor, label: int, thresholds: Sequence[float] | None) -> list[float]:
-    """Return average precision, AUROC, best threshold, hits, predicted and positive images, and known ones."""
-    known = targets >= 0
-    z, t = logits[known].numpy().astype(np.float64), targets[known].numpy() > 0
-    if np.isnan(z).any():  # which has no place among the others
-        return [float("nan"), float("nan"), 0.0, float("nan"), float("nan"), float(t.sum()), float(len(t))]
-    order = np.argsort(-z, kind="stable")
-    z, t = z[order], t[order]
-    ends = np.flatnonzero(np.append(z[1:] != z[:-1], True)[: len(z)])  # of runs of equal logits
-    hits, shown, positives = t.cumsum()[ends].astype(np.int64), ends + 1, int(t.sum())
-    precision = auroc = float("nan")
-    best = 0.0
-    if positives:
-        gained = np.diff(hits, prepend=0)
-        precision = float((gained * (hits / shown)).sum() / positives)
-        at = int(np.argmax(2 * hits / (shown + positives)))
-        best = float(z[ends[at]])
-        if at + 1 < len(ends):  # halfway to the next, where float32, in which logits are compared, has a number there
-            below = float(z[ends[at] + 1])
-            middle = float(np.float32((best + below) / 2))
-            best = middle if middle > below else best
-    negatives = len(t) - positives
-    if positives and negatives:
-        wrong = shown - hits
-        halves = (np.append(0, hits[:-1]) + hits) / 2
-        auroc = float((np.diff(wrong, prepend=0) * halves).sum() / (positives * negatives))
-    above = z >= (best if thresholds is None else thresholds[label])
-    return [precision, auroc, best, float((above & t).sum()), float(above.sum()), float(positives), float(len(t))]
+def auroc(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the exact area under the ROC curve of each label; arguments and result as in `average_precision`.
 
-
-def label_means(scores: LabelScores, groups: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Summarise scores of labels.
-
-    Args:
-        scores: as `label_scores` returns.
-        groups: class indices by name, as `shot_groups` returns.
-
-    Returns:
-        Scalars in [0, 1] by name, ``mAP`` (mean average precision), ``auroc`` and ``f1_macro``, means over classes, and
-        each with ``/NAME`` over those of a group; ``f1_micro``. Classes without positive images are left out, and of
-        AUROC those without negative ones too; a mean over none is NaN.
+    It is NaN for a label without positive images, without negative images, or with NaN scores.
     """
-    each = {"mAP": scores.average_precision, "auroc": scores.auroc, "f1_macro": scores.f1}
-    results = {name: _mean(values) for name, values in each.items()} | {"f1_micro": scores.f1_micro}
-    for group, members in groups.items():
-        results |= {f"{name}/{group}": _mean(values[members]) for name, values in each.items()}
-    return {name: torch.tensor(value, dtype=torch.float32) for name, value in results.items()}
+    return _by_label(binary_auroc, scores, targets, (targets > 0).any(0) & (targets == 0).any(0))
 
 
-def _mean(values: npt.NDArray[np.float64]) -> float:
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else float("nan")
+def _by_label(metric: Callable[..., Tensor], scores: Tensor, targets: Tensor, defined: Tensor) -> Tensor:
+    values = torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
+    for label in (defined & _has_scores(scores, targets)).nonzero()[:, 0].tolist():
+        known = targets[:, label] >= 0
+        z = scores[known, label].contiguous()
+        ranks = torch.searchsorted(z.sort().values, z).double()
+        # torchmetrics takes a sigmoid of scores outside [0, 1], which makes high scores equal: pass it ranks
+        values[label] = metric(ranks / len(z), targets[known, label].long(), validate_args=False)
+    return values
+
+
+def _has_scores(scores: Tensor, targets: Tensor) -> Tensor:
+    return ~((targets >= 0) & scores.isnan()).any(0)
+
+
+def best_thresholds(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the scores from which on to predict each label for its highest F1, float64 of shape (C,).
+
+    Each is a float32 number; 0 for a label without positive images or with NaN scores. Arguments as in
+    `average_precision`. Choose thresholds on held-out images, since the F1 is lower on other images.
+    """
+    best = [_best_threshold(z[t >= 0], t[t >= 0]) for z, t in zip(scores.T, targets.T, strict=True)]
+    return torch.tensor(best, dtype=torch.float64)
+
+
+def _best_threshold(scores: Tensor, targets: Tensor) -> float:
+    if not targets.any() or scores.isnan().any():
+        return 0.0
+    levels, place = scores.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    hits, images = (place.bincount(weights, len(levels)).flip(0).cumsum(0) for weights in (targets.double(), None))
+    best = len(levels) - 1 - int((2 * hits / (images + targets.sum())).argmax())  # the highest of equal ones
+    below, level = (float(levels[max(i, 0)]) for i in (best - 1, best))
+    middle = float(torch.tensor((below + level) / 2))
+    return middle if middle > below else level

@@ -1,47 +1,49 @@
-"""What is measured in fractions of training: its progress, and learning rate schedules."""
+"""Progress of a training, and learning rate schedules in fractions of the training."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.errors import InputError
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
-def training_progress(trainer: Trainer, epoch: int) -> float:
-    """Return the fraction of the training that is done before an epoch, from the epoch alone, so that a resume agrees.
+
+def training_progress(trainer: "Trainer", epoch: int) -> float:
+    """Return the fraction of the training before an epoch, in [0, 1], also after a resume.
 
     Raises:
         InputError: if the training has no end.
     """
     epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
     if epochs == math.inf and trainer.max_steps < 0:
-        raise InputError("a fraction of the training is asked for, but it has no end: set --trainer.max_epochs.")
+        raise InputError("a fraction of the training is needed, but it has no end: set --trainer.max_epochs.")
     if epoch == 0:
         return 0.0
     if trainer.max_steps >= 0:
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         epochs = min(epochs, trainer.max_steps / steps)
-    return min(epoch / epochs + 1e-9, 1.0)  # a whole number of epochs may come out a rounding error too small
+    return min(epoch / epochs + 1e-9, 1.0)  # rounding could make whole epochs too small
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Refuse what is no fraction of a training."""
+    """Check that a value is in [0, 1]."""
     if not 0.0 <= value <= 1.0:
         raise InputError(f"{name} is {value}, but must be a fraction of the training in [0, 1].")
 
 
 class StepwiseSchedule(LRScheduler):
-    """A learning rate schedule by optimiser step, stated in fractions of the training, whatever its length.
+    """Learning rate schedule by optimiser step, defined in fractions of the training.
 
     Args:
-        optimizer: whose learning rates are the base rates.
-        warmup: fraction of the training in [0, 1), in which the rate rises linearly from 0.
-        total_steps: optimiser steps of the whole training; None, until `LongTailedClassifier` sets it.
+        optimizer: its learning rates are the base rates.
+        warmup: fraction of the training, in [0, 1), with a rate that rises linearly from 0.
+        total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
 
     Raises:
         InputError: if warmup is outside [0, 1).
@@ -55,7 +57,7 @@ class StepwiseSchedule(LRScheduler):
         super().__init__(optimizer)
 
     def after_warmup(self, fraction: float) -> float:
-        """Return the factor of the base rate once a fraction of the training in [warmup, 1) is done."""
+        """Return the factor of the base rate at a fraction of the training in [warmup, 1)."""
         raise NotImplementedError
 
     def factor(self, step: int) -> float:
@@ -66,7 +68,7 @@ class StepwiseSchedule(LRScheduler):
         return self.after_warmup(step / total)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the progress alone: a resumed training follows its own schedule, which may be longer."""
+        """Return the progress without the settings, so that a resumed training may be longer."""
         own = ("warmup", "milestones", "factors", "total_steps")
         return {key: value for key, value in super().state_dict().items() if key not in own}
 
@@ -78,18 +80,18 @@ class StepwiseSchedule(LRScheduler):
 class WarmupMultiStep(StepwiseSchedule):
     """Linear warm-up, then steps: the schedule of Cui et al. 2019.
 
-    The rate is base * t / warmup for t < warmup, where t in [0, 1) is the fraction of the training that is done, then
-    base, and base * factors[k] from t = milestones[k] on. The paper's 5, 160 and 180 of 200 epochs are the defaults.
+    Let t in [0, 1) be the fraction of the training. The rate is base * t / warmup for t < warmup, then base, and
+    base * factors[k] from t = milestones[k] on. The defaults are the paper's 5, 160 and 180 of 200 epochs.
 
     Args:
-        optimizer: whose learning rates are the base rates.
-        warmup: in [0, 1).
-        milestones: increasing, in [0, 1].
-        factors: of the base rate, one a milestone, at least 0. The paper has 0.1 and 0.01 for balanced data.
-        total_steps: optimiser steps of the whole training; None, until `LongTailedClassifier` sets it.
+        optimizer: its learning rates are the base rates.
+        warmup: fraction of the training, in [0, 1).
+        milestones: increasing fractions of the training, in [0, 1].
+        factors: factor of the rate for each milestone, at least 0. For balanced data the paper has 0.1 and 0.01.
+        total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
 
     Raises:
-        InputError: if the fractions are out of order, or the numbers do not match.
+        InputError: if the fractions do not increase, or there are not as many factors as milestones.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class WarmupMultiStep(StepwiseSchedule):
     ) -> None:
         if len(milestones) != len(factors) or min(factors, default=0) < 0:
             raise InputError(
-                f"milestones {list(milestones)} and factors {list(factors)} must be equally many, factors at least 0."
+                f"milestones {list(milestones)} and factors {list(factors)} must have the same length, and factors "
+                "must be at least 0."
             )
         fractions = [0.0, warmup, *milestones, 1.0]
         if fractions != sorted(fractions):
@@ -120,20 +123,20 @@ class WarmupMultiStep(StepwiseSchedule):
         return self.factors[passed - 1] if passed else super().factor(step)
 
     def after_warmup(self, fraction: float) -> float:
-        """Return 1, until the first milestone."""
+        """Return 1: the base rate until the first milestone."""
         return 1.0
 
 
 class WarmupLinear(StepwiseSchedule):
-    """Linear warm-up, then linearly to zero at the end of the training (Li et al. 2020, Budgeted Training).
+    """Linear warm-up, then linear decay to zero at the end of the training (Li et al. 2020, Budgeted Training).
 
-    The rate is base * t / warmup for t < warmup, where t in [0, 1) is the fraction of the training that is done, then
+    Let t in [0, 1) be the fraction of the training. The rate is base * t / warmup for t < warmup, then
     base * (1 - t) / (1 - warmup).
 
     Args:
-        optimizer: whose learning rates are the base rates.
-        warmup: in [0, 1).
-        total_steps: optimiser steps of the whole training; None, until `LongTailedClassifier` sets it.
+        optimizer: its learning rates are the base rates.
+        warmup: fraction of the training, in [0, 1).
+        total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
 
     Raises:
         InputError: if warmup is outside [0, 1).
@@ -143,5 +146,5 @@ class WarmupLinear(StepwiseSchedule):
         super().__init__(optimizer, warmup, total_steps)
 
     def after_warmup(self, fraction: float) -> float:
-        """Return what is left of the training, of what there is after the warm-up."""
+        """Return the linear decay from 1 after the warm-up to 0 at the end."""
         return max(1.0 - fraction, 0.0) / (1.0 - self.warmup)

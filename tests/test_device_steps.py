@@ -1,10 +1,11 @@
-"""The steps of the module on a GPU that is not there: see test_devices.py."""
+"""Steps of the module on a simulated GPU, see test_devices.py."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchmetrics import Metric
 
 from lt_cb.losses import (
     DistributionBalancedLoss,
@@ -34,32 +35,29 @@ COUNTS = [134, 86, 56, 36, 23, 15, 9, 6, 4, 2, 1]
     ],
     ids=["softmax", "cb_focal", "ldam", "lade_crt", "several_labels", "distribution_balanced"],
 )
-def test_no_step_mixes_devices_or_waits(make: Callable[[], Loss], options: dict, dtype: torch.dtype) -> None:
+def test_steps_stay_on_the_device_without_waiting(make: Callable[[], Loss], options: dict, dtype: torch.dtype) -> None:
     model = LongTailedClassifier(make(), "resnet20", in_channels=1, **options)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in model.modules():  # as a strategy moves it, without the swap that fake parameters refuse
+        for module in model.modules():  # like a strategy, but fake parameters cannot be swapped
             for name, value in [*module._parameters.items(), *module._buffers.items()]:
                 if value is not None:
                     moved = value.data.to("cuda")
                     own = isinstance(value, torch.nn.Parameter)
                     setattr(module, name, torch.nn.Parameter(moved, value.requires_grad) if own else moved)
-        for metric in filter(None, (model.train_loss, model.eval_loss, model.eval_top5, model.eval_classes)):
-            for name in metric._defaults:
-                setattr(metric, name, getattr(metric, name).to("cuda"))
+            for name, value in module.metric_state.items() if isinstance(module, Metric) else ():
+                setattr(module, name, value if isinstance(value, list) else value.to("cuda"))
         images = torch.zeros(4, 1, 16, 16, dtype=torch.uint8, device="cuda")
         targets = torch.zeros(4, dtype=torch.int64, device="cuda")
         if model.multi_label:
             targets = torch.zeros(4, len(COUNTS), dtype=torch.int8, device="cuda")
             model.thresholds = [0.5] * len(COUNTS)
         batch = images, targets
-        if dtype != torch.float32:  # what autocast would hand to the loss
+        if dtype != torch.float32:  # like autocast
             model.backbone.register_forward_hook(lambda module, inputs, logits: logits.to(dtype))
         assert model.training_step(batch, 0).device.type == "cuda"
         model.eval()
         for step in (model.validation_step, model.test_step):
             assert {value.device.type for value in step(batch, 0).values()} == {"cuda"}
         assert {value.device.type for value in model.predict_step(batch, 0)} == {"cuda"}
-        if model.eval_classes is not None:
-            assert model.eval_classes.compute()[0].device.type == "cuda"
-        else:
-            assert {value.device.type for value in (*model.eval_labels.logits, *model.eval_labels.targets)} == {"cuda"}
+        for state in model.evaluator.metric_state.values():
+            assert {value.device.type for value in (state if isinstance(state, list) else [state])} == {"cuda"}

@@ -1,4 +1,4 @@
-"""What `fast` does is the same training, faster."""
+"""``fast`` gives the same training in less time."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -40,7 +40,7 @@ def train(
         loss, "resnet20", optimizer=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9), in_channels=1
     )
     if compiled:
-        module.backbone.compile(backend="aot_eager")  # all but the last step, which needs a compiler of C++
+        module.backbone.compile(backend="aot_eager")  # without code generation, which needs a C++ compiler
     losses = Losses()
     trainer = Trainer(
         max_steps=20, precision=precision, accelerator="cpu", callbacks=[losses], default_root_dir=tmp_path,
@@ -52,7 +52,7 @@ def train(
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_as_any_other(tmp_path: Path) -> None:
+def test_a_compiled_network_trains_alike(tmp_path: Path) -> None:
     (plain, _), (compiled, _) = train(tmp_path), train(tmp_path, compiled=True)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-5)
@@ -61,7 +61,7 @@ def test_a_compiled_network_trains_as_any_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mixed_precision_differs_less_than_seeds_do(tmp_path: Path) -> None:
+def test_mixed_precision_differs_less_than_seeds(tmp_path: Path) -> None:
     (_, exact), (mixed, rounded) = train(tmp_path), train(tmp_path, "bf16-mixed")
     other = train(tmp_path, seed=1)[1]
     assert all(value.dtype == torch.float32 for value in mixed.backbone.parameters())
@@ -69,7 +69,7 @@ def test_mixed_precision_differs_less_than_seeds_do(tmp_path: Path) -> None:
     assert 0 < apart < seeds / 2
 
 
-def test_precision_goes_with_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_depends_on_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for instructions, precision in (
@@ -93,25 +93,25 @@ def test_precision_goes_with_the_hardware(monkeypatch: pytest.MonkeyPatch) -> No
         (["--trainer.precision=32-true"], "32-true"),
     ],
 )
-def test_a_precision_that_is_asked_for_counts(
+def test_precision_and_fast_options_are_obeyed(
     args: list[str], precision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lt_cb.commands.train.mixed_precision", lambda accelerator: "bf16-mixed")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     main(["fit", "--config", QUICKSTART, "--trainer.max_epochs=1", "--trainer.accelerator=cpu", *args])
     config = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
     assert config["trainer"]["precision"] == precision
 
 
 class Recorder:
-    """A CUDA graph where there is no GPU: computes anew what a graph would replay."""
+    """Stand-in for a CUDA graph without a GPU; tests set its ``replay``."""
 
     def __init__(self) -> None:
         self.replay = self.pool = lambda: None
 
 
 def trained(network: torch.nn.Module, run: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
-    """Train for five steps, whose third has a smaller batch."""
+    """Train for five steps; the third batch is smaller."""
     draw = torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     for size in (8, 8, 5, 8, 8):
@@ -133,7 +133,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("recorder")
-def test_a_replayed_pass_gives_its_own_gradients() -> None:
+def test_a_replayed_pass_gives_exact_gradients() -> None:
     plain, network = resnet20(4), resnet20(4)
     network.load_state_dict(plain.state_dict())
     graph, shapes = TrainingGraph(network), []
@@ -156,18 +156,18 @@ def test_a_replayed_pass_gives_its_own_gradients() -> None:
 
 
 @pytest.mark.usefixtures("recorder")
-def test_recording_leaves_the_running_statistics_as_they_are() -> None:
+def test_recording_keeps_the_running_statistics() -> None:
     network = resnet20(4)
     graph = TrainingGraph(network)
     graph(torch.randn(8, 3, 8, 8))
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    graph._record(torch.randn(8, 3, 8, 8))
+    graph(torch.randn(8, 3, 8, 8))  # records
     for name, buffer in network.named_buffers():
         torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_losses_of_replayed_steps_are_those_without(tmp_path: Path) -> None:
+def test_replayed_steps_have_the_losses_of_plain_steps(tmp_path: Path) -> None:
     runs = []
     for fast in ("auto", "off"):
         seed_everything(0)

@@ -12,7 +12,7 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def test_parameters_are_the_papers() -> None:
+def test_numbers_of_parameters_match_the_papers() -> None:
     assert parameters(resnet32(10)) == 464_154
     assert parameters(resnet32(100)) == 470_004
     # He et al. 2016, table 6: 0.27 M and 1.7 M
@@ -21,8 +21,7 @@ def test_parameters_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("shortcut", ["pool", "stride"])
-def test_forward_against_plain_functions(shortcut: str) -> None:
-    """The network written as one function of its state dict."""
+def test_forward_equals_plain_functions(shortcut: str) -> None:
     torch.manual_seed(0)
     model = resnet20(10, shortcut=shortcut).double().eval()
     for module in model.modules():
@@ -58,11 +57,11 @@ def test_forward_against_plain_functions(shortcut: str) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 15, 28, 32])
-def test_any_image_size(size: int) -> None:
+def test_resnets_take_any_image_size(size: int) -> None:
     assert resnet20(4, in_channels=1)(torch.zeros(2, 1, size, size)).shape == (2, 4)
 
 
-def test_initialisation() -> None:
+def test_initial_weights_follow_glorot_or_kaiming() -> None:
     torch.manual_seed(0)
     glorot, kaiming = resnet32(10).blocks[14].conv2.weight, resnet32(10, init="kaiming").blocks[14].conv2.weight
     fan = 64 * 9
@@ -70,7 +69,7 @@ def test_initialisation() -> None:
     assert kaiming.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.02)
 
 
-def test_timm_and_own_models_by_name() -> None:
+def test_timm_and_custom_models_are_found_by_name() -> None:
     timm_model = build_backbone("resnet18", 7, in_channels=1)
     assert timm_model(torch.zeros(1, 1, 64, 64)).shape == (1, 7)
     assert last_linear(timm_model, 7) is timm_model.fc
@@ -101,8 +100,8 @@ def test_unknown_models_and_options_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 1), (3, 4, 3), (7, 1, 2), (3, 1, 8)])
-def test_bfloat16_gradients_of_small_images(kernel: int, stride: int, size: int) -> None:
-    """Without the way around, memory that was freed is the gradient here, on some CPUs."""
+def test_bfloat16_gradients_of_small_images_are_right(kernel: int, stride: int, size: int) -> None:
+    """Without the workaround, some CPUs return freed memory as the gradient."""
     network = nn.Sequential(nn.Conv2d(256, 512, kernel, stride, kernel // 2, bias=False))
     images = torch.randn(4, 256, size, size)
     exact = nn.Conv2d(256, 512, kernel, stride, kernel // 2, bias=False, dtype=torch.float64)
@@ -116,11 +115,11 @@ def test_bfloat16_gradients_of_small_images(kernel: int, stride: int, size: int)
     torch.testing.assert_close(network[0].weight.grad.double(), exact.weight.grad, rtol=0.02, atol=0.5)
 
 
-def test_a_vit_is_built_for_the_size_of_the_images() -> None:
+def test_a_vit_is_built_for_the_image_size() -> None:
     images = torch.zeros(2, 3, 32, 32)
     assert build_backbone("vit_tiny_patch16_224", 4, image_size=32)(images).shape == (2, 4)
     model = LongTailedClassifier(SoftmaxLoss([3, 2, 1, 1]), "vit_tiny_patch16_224", image_size=32)
     assert model(images).shape == (2, 4)
-    assert build_backbone("resnet10t", 4, image_size=32)(images).shape == (2, 4)  # which takes any size
+    assert build_backbone("resnet10t", 4, image_size=32)(images).shape == (2, 4)
     with pytest.raises(ValueError, match="images of 8 pixels, which are smaller than its patches"):
         build_backbone("vit_tiny_patch16_224", 4, image_size=8)

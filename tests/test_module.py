@@ -42,7 +42,7 @@ def trainer(folder: Path, **options) -> Trainer:
     return Trainer(default_root_dir=folder, **(quiet | options))
 
 
-def test_the_last_bias_starts_from_the_prior_for_sigmoid_and_focal() -> None:
+def test_sigmoid_losses_initialise_the_last_bias_from_the_prior() -> None:
     assert classifier().backbone.fc.bias.tolist() == [0.0] * 10
     for loss in (SigmoidLoss(COUNTS), FocalLoss(COUNTS)):
         bias = classifier(loss).backbone.fc.bias
@@ -51,7 +51,7 @@ def test_the_last_bias_starts_from_the_prior_for_sigmoid_and_focal() -> None:
     torch.testing.assert_close(timm_model.backbone.fc.bias.sigmoid(), torch.full((10,), 0.1))
 
 
-def test_weight_decay_spares_only_a_prior_bias() -> None:
+def test_only_a_bias_from_the_prior_has_no_weight_decay() -> None:
     for loss, spared in ((SoftmaxLoss(COUNTS), []), (FocalLoss(COUNTS), ["backbone.fc.bias"])):
         model = classifier(loss)
         model.trainer = Trainer(max_steps=10, accelerator="cpu", logger=False)
@@ -63,16 +63,15 @@ def test_weight_decay_spares_only_a_prior_bias() -> None:
         assert {decay for decay in decays.values() if decay} == {2e-4}
 
 
-def test_uint8_images_are_normalised_and_floating_ones_taken_as_they_are() -> None:
+def test_only_uint8_images_are_normalised() -> None:
     model = classifier(mean=[0.25], std=[0.5]).eval()
     images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     torch.testing.assert_close(model(images), model((images / 255 - 0.25) / 0.5))
-    papers = classifier().eval()
-    torch.testing.assert_close(papers(images), papers(images / 128 - 1))
+    default = classifier().eval()
+    torch.testing.assert_close(default(images), default(images / 128 - 1))
 
 
-def test_training_is_a_bare_loop(tmp_path: Path) -> None:
-    """Two epochs through the Trainer are the same as two epochs of plain PyTorch."""
+def test_a_training_equals_a_plain_pytorch_loop(tmp_path: Path) -> None:
     options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=2e-4)}
     seed_everything(3)
     model = classifier(FocalLoss(COUNTS, 0.5, EffectiveNumber(0.999)), **options)
@@ -108,7 +107,7 @@ class Interrupt(Callback):
             raise InterruptedError
 
 
-def test_resuming_continues_the_same_training(tmp_path: Path) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     def fit(ckpt_path: Path | None = None, **options) -> LongTailedClassifier:
         seed_everything(1)
         model = classifier()
@@ -125,7 +124,7 @@ def test_resuming_continues_the_same_training(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, expected)
 
 
-def test_test_metrics_are_those_of_the_predictions(tmp_path: Path) -> None:
+def test_test_metrics_equal_metrics_of_the_predictions(tmp_path: Path) -> None:
     model = classifier(SigmoidLoss(COUNTS, EffectiveNumber(0.99)))
     run = trainer(tmp_path)
     (metrics,) = run.test(model, datamodule=digits(), verbose=False)
@@ -142,7 +141,7 @@ def test_test_metrics_are_those_of_the_predictions(tmp_path: Path) -> None:
 
 
 class OwnLoss(SoftmaxLoss):
-    """A loss of one's own, which keeps its argument under another name."""
+    """Custom loss that stores its argument under another name."""
 
     def __init__(self, class_counts: list[int], scale: float) -> None:
         super().__init__(class_counts)
@@ -152,7 +151,7 @@ class OwnLoss(SoftmaxLoss):
         return F.cross_entropy(logits * self.factor, targets, reduction="none")
 
 
-def test_a_checkpoint_made_in_python_loads_without_data(tmp_path: Path) -> None:
+def test_a_checkpoint_from_python_loads_without_data(tmp_path: Path) -> None:
     model = classifier(
         FocalLoss(COUNTS, 2.0, EffectiveNumber(0.99)), mean=[0.5], std=[0.25], class_names=list("abcdefghij")
     )
@@ -191,7 +190,7 @@ def test_schedule_without_an_end_is_refused(tmp_path: Path) -> None:
         run.fit(classifier(), datamodule=digits())
 
 
-def test_other_schedulers_step_by_epoch(tmp_path: Path) -> None:
+def test_other_schedules_step_every_epoch(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_epochs=2, enable_checkpointing=False, limit_val_batches=0)
     run.fit(
         classifier(lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=3)), datamodule=digits()
@@ -222,7 +221,7 @@ class WeightedEpochs(Callback):
 
 
 @pytest.mark.parametrize(("start", "epochs"), [(0.0, [0, 1, 2, 3, 4]), (0.6, [3, 4]), (1.0, [])])
-def test_deferred_weighting_sets_in_with_an_epoch(start: float, epochs: list[int], tmp_path: Path) -> None:
+def test_deferred_weighting_starts_with_an_epoch(start: float, epochs: list[int], tmp_path: Path) -> None:
     seen = WeightedEpochs()
     model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=start)
     options = {"limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [seen]}
@@ -253,12 +252,12 @@ def test_deferred_weighting_survives_a_resume(tmp_path: Path) -> None:
         torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
-def test_a_part_of_training_outside_0_to_1_is_refused() -> None:
+def test_drw_start_outside_0_to_1_is_refused() -> None:
     with pytest.raises(ValueError, match=r"drw_start is 160, but must be a fraction of the training in \[0, 1\]"):
         classifier(drw_start=160)
 
 
-def test_another_loss_tests_a_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_can_be_tested_with_another_loss(tmp_path: Path) -> None:
     """Post-hoc logit adjustment of a network trained with class weights."""
     weighted = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)))
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0)
@@ -287,7 +286,7 @@ def drawn(run: Trainer) -> Callback:
     return seen
 
 
-def test_deferred_sampling_sets_in_with_an_epoch_and_survives_a_resume(tmp_path: Path) -> None:
+def test_deferred_sampling_starts_with_an_epoch_and_survives_a_resume(tmp_path: Path) -> None:
     def fit(stop: int, ckpt_path: Path | None = None) -> tuple[LongTailedClassifier, Trainer, Callback]:
         seed_everything(0)
         data = LongTailedDataModule(
@@ -351,7 +350,7 @@ def test_mixed_batches_train(kind: type[torch.nn.Module], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", [v2.MixUp, v2.CutMix])
-def test_a_mixed_training_goes_on_as_one_that_was_not_interrupted(kind: type[torch.nn.Module], tmp_path: Path) -> None:
+def test_a_resumed_mixed_training_equals_an_uninterrupted_one(kind: type[torch.nn.Module], tmp_path: Path) -> None:
     def train(draws: int, **options) -> LongTailedClassifier:
         seed_everything(0)
         model = classifier(mix=kind(alpha=1.0))
@@ -366,8 +365,7 @@ def test_a_mixed_training_goes_on_as_one_that_was_not_interrupted(kind: type[tor
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_constants_are_not_averaged() -> None:
-    """An average with itself is rounded; a resumed training, which starts from what is exact, would go on otherwise."""
+def test_moving_averages_skip_constant_buffers() -> None:
     model = classifier(FocalLoss(COUNTS, weighting=EffectiveNumber(0.9999)), mean=[0.3], std=[0.3])
     averaged = AveragedModel(model, avg_fn=get_ema_avg_fn(0.999), use_buffers=True)
     running = model.backbone.get_buffer("bn1.running_mean")
@@ -380,7 +378,7 @@ def test_constants_are_not_averaged() -> None:
     assert 1 < averaged.module.get_buffer("backbone.bn1.running_mean")[0] < 2
 
 
-def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
+def test_a_diverged_training_stops_with_a_message(tmp_path: Path) -> None:
     """371 images are 3 batches; the rate is too high from the second epoch on."""
     steps = {"optimizer": lambda params: torch.optim.SGD(params, lr=1e-3)}
     steps["lr_scheduler"] = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=1e33)
@@ -393,12 +391,12 @@ def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
-def test_floating_images_that_are_not_normalised_are_noticed(tmp_path: Path) -> None:
+def test_floating_images_without_normalisation_give_a_warning(tmp_path: Path) -> None:
     def loader(images: torch.Tensor) -> DataLoader:
         return DataLoader(TensorDataset(images, torch.arange(4)), 4)
 
     pixels = torch.rand(4, 1, 8, 8)
-    with pytest.warns(UserWarning, match=r"from 0\.\S+ to 0\.\S+, and count as normalised; .* make -1 to 0\.992 of"):
+    with pytest.warns(UserWarning, match=r"from 0\.\S+ to 0\.\S+, and count as normalised; .* to -1 and 0\.992\."):
         trainer(tmp_path).test(classifier(), loader(pixels), verbose=False)
     with pytest.warns(UserWarning, match=r"to 25\S+, and count as normalised"):
         trainer(tmp_path).predict(classifier(), loader(pixels * 255))
@@ -410,18 +408,16 @@ def test_floating_images_that_are_not_normalised_are_noticed(tmp_path: Path) -> 
         trainer(tmp_path, max_epochs=1).fit(classifier(), loader(pixels / 0))
 
 
-def test_weights_that_are_no_numbers_have_no_accuracy(tmp_path: Path) -> None:
+def test_nan_weights_are_refused_in_a_test(tmp_path: Path) -> None:
     model = classifier()
     torch.nn.init.constant_(model.backbone.fc.weight, float("nan"))
     with pytest.raises(ValueError, match="test/loss is nan: the weights are damaged"):
         trainer(tmp_path).test(model, digits(), verbose=False)
 
 
-def test_losses_that_cannot_be_trained_so_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"--model\.mix is Identity, but must take a batch of images and one-hot targets"
-    ):
-        classifier(mix=torch.nn.Identity())
+def test_losses_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--model\.mix does not take images and one-hot targets"):
+        trainer(tmp_path, max_epochs=1).fit(classifier(mix=torch.nn.Identity()), digits())
     with pytest.raises(ValueError, match="SeesawLoss takes no mixed targets"):
         classifier(SeesawLoss(COUNTS), mix=v2.MixUp())
     with pytest.raises(ValueError, match="reduction is 'none', but training needs a scalar"):
@@ -432,10 +428,28 @@ def test_losses_that_cannot_be_trained_so_are_refused(tmp_path: Path) -> None:
     assert training_progress(trainer(tmp_path, max_epochs=8), 6) == pytest.approx(0.75)
 
 
-def test_progress_by_steps(tmp_path: Path) -> None:
+def test_deferred_weighting_counts_max_steps(tmp_path: Path) -> None:
     """371 images are 3 batches of 128: 12 steps are 4 epochs."""
     seen = WeightedEpochs()
     model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=0.5)
     options = {"max_epochs": -1, "max_steps": 12, "limit_val_batches": 0, "enable_checkpointing": False}
     trainer(tmp_path, callbacks=[seen], **options).fit(model, datamodule=digits())
     assert seen.epochs == [2, 3]
+
+
+def test_the_data_module_sets_the_seed_of_mixing(tmp_path: Path) -> None:
+    model = classifier(mix=v2.MixUp(alpha=1.0))
+    data = LongTailedDataModule("digits", imbalance_factor=50, seed=7)
+    trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False).fit(
+        model, datamodule=data
+    )
+    assert model.mix_seed == 7
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.3])
+def test_thresholds_are_chosen_on_held_out_images_only(val_fraction: float, tmp_path: Path) -> None:
+    data = LongTailedDataModule("side_by_side", image_size=8, val_fraction=val_fraction, crop_padding=0)
+    model = LongTailedClassifier(SigmoidLoss(data.class_counts), "resnet20", in_channels=1, multi_label=True)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=2, enable_checkpointing=False)
+    run.fit(model, datamodule=data)
+    assert (model.thresholds is not None) == bool(val_fraction)

@@ -15,7 +15,7 @@ def rates(total: int, base: float = 0.1, schedule: type = WarmupMultiStep, **opt
     return seen
 
 
-def test_the_papers_200_epochs() -> None:
+def test_multi_step_follows_the_200_epochs_of_the_paper() -> None:
     steps = 97  # CIFAR-10 at imbalance factor 100
     for step, rate in enumerate(rates(200 * steps)):
         epoch = step / steps
@@ -23,14 +23,14 @@ def test_the_papers_200_epochs() -> None:
         assert rate == pytest.approx(expected), epoch
 
 
-def test_scales_with_the_length_of_training() -> None:
+def test_multi_step_scales_with_the_training_length() -> None:
     assert rates(200)[::20] == pytest.approx(rates(2000)[::200])
     balanced = rates(200, factors=[0.1, 0.01])
     assert (balanced[159], balanced[160], balanced[180]) == pytest.approx((0.1, 0.01, 0.001))
     assert rates(10, warmup=0.0, milestones=[], factors=[]) == [0.1] * 10
 
 
-def test_state_resumes() -> None:
+def test_a_resumed_schedule_may_be_longer() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     scheduler = WarmupMultiStep(optimizer, total_steps=200)
     for _ in range(170):
@@ -54,12 +54,12 @@ def test_state_resumes() -> None:
         {"warmup": 0.9},
     ],
 )
-def test_impossible_schedules_are_refused(options: dict) -> None:
+def test_wrong_settings_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match="milestones"):
         rates(10, **options)
 
 
-def test_linear_to_zero() -> None:
+def test_linear_decay_ends_at_zero() -> None:
     steps = rates(200, schedule=WarmupLinear, warmup=0.1)
     expected = torch.cat([torch.linspace(0, 0.1, 21)[:-1], torch.linspace(0.1, 0, 181)[:-1]])
     assert steps == pytest.approx(expected.tolist())

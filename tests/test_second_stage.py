@@ -31,7 +31,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).eval()
 
 
-def test_tau_divides_by_powers_of_the_norms() -> None:
+def test_tau_normalisation_divides_by_powers_of_the_norms() -> None:
     plain, features = network(), torch.randn(5, 6)
     for tau in (0.0, 0.5, 1.0):
         changed = network()
@@ -43,7 +43,7 @@ def test_tau_divides_by_powers_of_the_norms() -> None:
             torch.testing.assert_close(changed(features), plain(features))
 
 
-def test_scaling_learns_a_factor_a_class_and_nothing_else() -> None:
+def test_weight_scaling_trains_only_a_factor_a_class() -> None:
     plain, scaled = network(), network()
     LearnableWeightScaling().attach(scaled, 3)
     assert [name for name, p in scaled.named_parameters() if p.requires_grad] == ["2.scale"]
@@ -62,23 +62,23 @@ def test_retraining_starts_a_new_classifier_on_frozen_features() -> None:
     assert not torch.equal(backbone[2].weight, before)
 
 
-def test_what_cannot_be_changed_is_refused() -> None:
+def test_classifiers_that_cannot_be_changed_are_refused() -> None:
     with pytest.raises(ValueError, match="tau is -1, but must be at least 0"):
         TauNormalization(-1)
-    with pytest.raises(ValueError, match=r"the backbone is a bare nn.Linear, which only a parent can replace"):
+    with pytest.raises(ValueError, match=r"the backbone is a bare nn.Linear, which cannot be replaced"):
         TauNormalization().attach(nn.Linear(4, 3), 3)
     for stage in (TauNormalization(), LearnableWeightScaling()):
-        with pytest.raises(ValueError, match=r"the loss has them normalised \(LDAM, GCL\)"):
+        with pytest.raises(ValueError, match=r"the loss normalises them \(LDAM, GCL\)"):
             LongTailedClassifier(LDAMLoss(COUNTS), "resnet20", second_stage=stage)
 
 
 def convolutional() -> nn.Sequential:
-    """Return a network with a hidden linear layer, whose classifier is a convolution."""
+    """Return a network with a hidden linear layer and a convolution as its classifier."""
     proj, unflatten = nn.Linear(6, 4), nn.Unflatten(1, (4, 1, 1))
     return nn.Sequential(proj, unflatten, nn.Conv2d(4, 3, 1), nn.Flatten())
 
 
-def test_a_hidden_layer_is_not_taken_for_the_classifier() -> None:
+def test_a_hidden_layer_is_not_the_classifier() -> None:
     changes = [s.attach for s in (TauNormalization(), LearnableWeightScaling(), ClassifierRetraining())]
     for change in (*changes, normalize_classifier, lambda backbone, n: draw_classifier(backbone, n, 0.01)):
         backbone = convolutional()
@@ -88,11 +88,11 @@ def test_a_hidden_layer_is_not_taken_for_the_classifier() -> None:
         assert [type(module) for module in backbone] == [type(module) for module in convolutional()]
         assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert last_linear(convolutional(), 3) is None
-    behind = nn.Sequential(nn.Linear(6, 3), nn.Linear(6, 4))  # registered behind the classifier
+    behind = nn.Sequential(nn.Linear(6, 3), nn.Linear(6, 4))  # the classifier is not registered last
     assert last_linear(behind, 3) is behind[0]
 
 
-def test_frozen_features_stay_as_in_evaluation() -> None:
+def test_a_frozen_backbone_stays_in_evaluation_mode() -> None:
     model = LongTailedClassifier(SoftmaxLoss(COUNTS), "resnet20", second_stage=ClassifierRetraining()).train()
     images = torch.randn(8, 3, 8, 8)
     state = {name: value.clone() for name, value in model.backbone.state_dict().items()}
@@ -101,7 +101,7 @@ def test_frozen_features_stay_as_in_evaluation() -> None:
     assert {name for name, p in model.backbone.named_parameters() if p.grad is not None} == {"fc.weight", "fc.bias"}
 
 
-def test_start_from_a_checkpoint_in_python() -> None:
+def test_a_second_stage_starts_from_a_checkpoint() -> None:
     trained = LongTailedClassifier(SigmoidLoss(COUNTS), "resnet20")
     checkpoint = {"state_dict": trained.state_dict(), "hyper_parameters": {}}
     for stage in (ClassifierRetraining(), LearnableWeightScaling()):
@@ -130,7 +130,7 @@ def test_from_fit_to_second_stages(tmp_path: Path, monkeypatch, capsys) -> None:
         return json.loads((run / f"version_{version}/result.json").read_text())
 
     main(["fit", f"--ckpt_path={first}", "--config", str(STAGES / "crt.yaml"), *TINY, "--trainer.max_epochs=1"])
-    assert result(1)["epochs"] == 1  # its own, and not the third
+    assert result(1)["epochs"] == 1  # not 3: epochs count anew
     config = yaml.safe_load((run / "version_1/config.yaml").read_text())
     assert config["model"]["loss"]["init_args"]["weighting"] is None
     assert config["data"]["imbalance_factor"] == 50
@@ -138,7 +138,7 @@ def test_from_fit_to_second_stages(tmp_path: Path, monkeypatch, capsys) -> None:
     names = {name for name in before if name.startswith("backbone.")}
     assert {n for n in names if not torch.equal(before[n], after[n])} == {"backbone.fc.weight", "backbone.fc.bias"}
 
-    # the second stage has a checkpoint of its own, which resumes and tests
+    # the checkpoint of a second stage can be resumed and tested
     second = run / "version_1/checkpoints/last.ckpt"
     main(["fit", f"--ckpt_path={second}", "--trainer.max_epochs=2"])
     assert result(2)["epochs"] == 2

@@ -62,13 +62,14 @@ def test_a_grid_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     grid = _start("grid", "grid.yaml")
     run = Path("runs/g/grid/seed_0")
     _wait_for(run / "checkpoints/last.ckpt", grid)
-    children = Path(f"/proc/{grid.pid}/task/{grid.pid}/children").read_text().split()
-    (worker,) = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
-    os.kill(int(worker), signal.SIGTERM)
+    (training,) = [
+        pid for file in Path(f"/proc/{grid.pid}/task").glob("*/children") for pid in file.read_text().split()
+    ]
+    os.kill(int(training), signal.SIGTERM)
     out, _ = grid.communicate(timeout=300)
     assert grid.returncode == 1
     assert "0 of 1 runs done, 0 failed." in out
-    assert "1 interrupted: the same command goes on" in out
+    assert "1 interrupted: the same command resumes from the last checkpoints." in out
     assert not (run / "result.json").exists()
     assert not (run / "error.txt").exists()
 
@@ -78,7 +79,7 @@ def test_a_grid_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         grid.send_signal(sent)
         out, _ = grid.communicate(timeout=300)
         assert grid.returncode == code
-        assert "Interrupted: the same command goes on from the last checkpoints." in out
+        assert "Interrupted: the same command resumes from the last checkpoints." in out
         assert "leaked" not in out
         assert "Traceback" not in out
     assert _start("grid", "grid.yaml", "--dry-run").communicate(timeout=300)[0].count("0 done, 1 to do") == 1

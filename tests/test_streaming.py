@@ -222,7 +222,7 @@ class TestResized:
             assert len(caught) == 1
 
     def test_resized_crops_need_image_files(self) -> None:
-        with pytest.raises(ValueError, match="crop is resized, but Digits has no image files: set"):
+        with pytest.raises(ValueError, match="crop is resized, but Digits has no image files: leave"):
             LongTailedDataModule("Digits", crop="resized").prepare_data()
 
 

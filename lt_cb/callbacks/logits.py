@@ -1,4 +1,4 @@
-"""The logits of the test images, for what is asked of them later."""
+"""Logits of the test images, kept for the report."""
 
 from typing import Any
 
@@ -13,12 +13,15 @@ from lt_cb.runs.folder import RunDir, whole_file
 
 
 class SaveLogits(Callback):
-    """Writes ``logits.npz`` to the run folder after a test, from which ``lt-cb report`` works out more.
+    """Writes ``logits.npz`` to the run folder after a test, for ``lt-cb report``.
 
-    It holds, in the order of the test images, ``logits`` (float32, shape (N, C), as the loss adjusts them: their
-    arg-max is the prediction), ``confidence`` (float32, (N,), the probability of the predicted class) and ``targets``
-    (int64, (N,)), without the shift of a ``--prior``. 10,000 images of 100 classes are 4 MB. Of several labels an image
-    it holds ``logits`` and ``targets`` (int8, (N, C), 1, 0 or -1 where unknown).
+    The arrays are in the order of the test images and know nothing of a ``--prior``:
+
+    - ``logits``: float32, shape (N, C), adjusted by the loss, so that their arg-max is the prediction.
+    - ``confidence``: float32, shape (N,), probability of the predicted class. Only with one label an image.
+    - ``targets``: int64, shape (N,). With several labels an image: int8, shape (N, C), 1, 0 or -1 (unknown).
+
+    10,000 images of 100 classes take 4 MB.
     """
 
     def __init__(self) -> None:
@@ -28,12 +31,12 @@ class SaveLogits(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401 - as Lightning has it
+        outputs: Any,  # noqa: ANN401 - Lightning's signature
         batch: Any,  # noqa: ANN401
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep a batch, in main memory."""
+        """Copy a batch to main memory."""
         if isinstance(pl_module, LongTailedClassifier):
             logits = pl_module.loss.adjust(outputs["logits"])
             kept = {"logits": logits, "targets": outputs["targets"]}
@@ -43,8 +46,8 @@ class SaveLogits(Callback):
             self._batches.append({name: values.cpu() for name, values in kept.items()})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the processes' images together, and write."""
-        folder = trainer.log_dir  # a broadcast, which all processes have to join
+        """Gather the images of all processes and write the file."""
+        folder = trainer.log_dir  # a broadcast, which every process must join
         batches, self._batches = self._batches, []
         if not batches or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

@@ -1,4 +1,4 @@
-"""The end of a run: a table of classes on the screen, and everything in ``result.json``."""
+"""End of a run: ``result.json``, and a table of the classes on the screen."""
 
 import math
 import platform
@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import lt_cb
 from lt_cb.data import LongTailedDataModule
@@ -20,104 +21,131 @@ from lt_cb.errors import InputError
 from lt_cb.hardware import processor
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
+from lt_cb.runs.callbacks import changes_training, training_callbacks
 from lt_cb.runs.folder import RunDir, commit, write_json
+from lt_cb.runs.record import SHOTS, Record
+from lt_cb.task import Task
 
-TITLES = {"accuracy": "accuracy", "average_precision": "average precision", "auroc": "AUROC", "f1": "F1"}
-MEANS = {"average_precision": "mAP", "auroc": "auroc", "f1": "f1_macro"}  # metrics that are means of a measure
-CONFUSION = 20  # most classes of a confusion matrix that a result and kept rows have
+MAX_CONFUSION = 20  # classes of the largest confusion matrix in result.json
+MAX_LINES = 100  # classes of the largest printed table
 
 
 class ResultFile(Callback):
-    """After ``test``, print a table of class, training images and how well it does, and write ``result.json``."""
+    """Writes ``result.json`` after a test and prints the scores of each class.
+
+    One instance may be shared by the Trainer of ``fit`` and a new one that tests: it remembers the epochs and seconds
+    of the training.
+    """
 
     def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}  # by stage, of all parts of a training that was resumed
+        self._seconds: dict[str, float] = {}  # by stage, over all parts of a resumed training
         self._started = time.perf_counter()
+        self._epochs: int | None = None  # of the training, once it has ended
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how long the training has taken so far."""
+        """Return the seconds of training so far."""
         return {"fit": self._seconds.get("fit", 0.0) + time.perf_counter() - self._started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Count the parts of the training before."""
+        """Add the seconds of the interrupted training."""
         self._seconds["fit"] = float(state_dict["fit"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of a stage."""
         self._started = time.perf_counter()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember how many epochs were trained."""
+        self._epochs = trainer.current_epoch
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop the clock of a stage; after the test, print and write."""
+        """Stop the clock of a stage. After the test, write the record and print the table."""
         self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - self._started
         if stage != "test" or not isinstance(pl_module, LongTailedClassifier):
             return
-        folder = trainer.log_dir  # a broadcast, which all processes have to join
+        folder = trainer.log_dir  # a broadcast, which every process must join
         if not trainer.is_global_zero:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-        counts, of_classes, tested = pl_module.loss.class_counts, pl_module.per_class, pl_module.per_class["total"]
-        measured = {name: class_values(pl_module, name) for name in class_measures(pl_module)}
-        if trainer.progress_bar_callback is not None:  # else a live bar and the table write into each other
+        record = self._record(trainer, pl_module, RunDir(folder or "."))
+        written = folder is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if written:
+            write_json(RunDir(str(folder)).result, record.to_json())
+        if trainer.progress_bar_callback is not None:  # a live bar and the table would overwrite each other
             trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
-        _print_table(pl_module.class_names, counts, measured, metrics)
-        if folder is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
+        _print_table(record)
+        if written:
+            Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
+
+    def _record(self, trainer: Trainer, module: LongTailedClassifier, run: RunDir) -> Record:
         data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
         facts = data.facts() if data else {}
         wandb = wandb_logger(trainer)
         device = trainer.strategy.root_device  # the module is back on the CPU by now
-        result: dict[str, Any] = {
-            "metrics": {name: value for name, value in metrics.items() if not math.isnan(value)},  # as JSON has no NaN
-            "class_names": pl_module.class_names,
-            "class_counts": counts,
-            "shot_groups": pl_module.groups,
-            **{f"per_class_{name}": values for name, values in measured.items()},
-            "correct": of_classes.get("correct"),
-            "test_counts": tested,  # images of the class, or that have the label
-            "known_counts": of_classes.get("known"),  # images of which it is known whether they have the label
-            "thresholds": pl_module.threshold_probabilities,  # probabilities from which on a label is predicted
-            "confusion": pl_module.confusion if len(counts) <= CONFUSION else None,  # by true, then predicted class
-            "test_images": of_classes["images"] if pl_module.multi_label else sum(tested),
-            "skipped_images": data.skipped if data else {},  # by split, of what cannot be read
-            "prior": pl_module.prior,  # share of each class that --prior says, None without
-            "epochs": trainer.current_epoch,
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "seeds": {name: facts.get(name) for name in ("seed_everything", "subset_seed")},
-            "subset_sha256": facts.get("subset_sha256"),
-            "validated_on": facts.get("validated_on"),
-            "parameters": sum(p.numel() for p in pl_module.backbone.parameters()),
-            "wall_time_s": {stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
-            "precision": str(trainer.precision),
-            "device": str(device),
-            "processor": processor(device),
-            "threads": torch.get_num_threads(),
-            "processes": trainer.world_size,
-            "wandb_run": None if wandb is None else wandb.version,
-            "grid": _grid(RunDir(folder)),  # digest of the run, if a grid has planned it
-            "commit": commit(),
-            "versions": {
+        of_classes, counts = module.per_class, module.loss.class_counts
+        return Record(
+            metrics={name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")},
+            class_counts=counts,
+            per_class={name: class_values(module, name) for name in Task.of(module.multi_label).measures},
+            class_names=module.class_names,
+            shot_groups=module.groups,
+            correct=of_classes.get("correct"),
+            test_counts=of_classes["total"],
+            known_counts=of_classes.get("known"),
+            thresholds=module.threshold_probabilities,
+            confusion=module.confusion if len(counts) <= MAX_CONFUSION else None,
+            test_images=of_classes["images"] if module.multi_label else sum(of_classes["total"]),
+            skipped_images={str(split): number for split, number in data.skipped.items()} if data else {},
+            prior=module.prior,
+            epochs=trainer.current_epoch if self._epochs is None else self._epochs,
+            checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            callbacks=_training_callbacks(trainer, run),
+            seed_everything=facts.get("seed_everything"),
+            subset_seed=facts.get("subset_seed"),
+            subset_sha256=facts.get("subset_sha256"),
+            validated_on=facts.get("validated_on"),
+            parameters=sum(p.numel() for p in module.backbone.parameters()),
+            wall_time_s={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
+            precision=str(trainer.precision),
+            device=str(device),
+            processor=processor(device),
+            threads=torch.get_num_threads(),
+            processes=trainer.world_size,
+            wandb_run=None if wandb is None else wandb.version,
+            grid=_grid(run),
+            commit=commit(),
+            versions={
                 "lt_cb": lt_cb.__version__,
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "lightning": lightning.__version__,
             },
-        }
-        write_json(RunDir(folder).result, result)
-        Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
+        )
+
+
+def _training_callbacks(trainer: Trainer, run: RunDir) -> list[dict[str, Any]]:
+    """Return the callbacks that trained the tested checkpoint, by the configuration of its run or of this one."""
+    trained = [RunDir(Path(trainer.ckpt_path).parent.parent)] if trainer.ckpt_path else []
+    for folder in (*trained, run):
+        try:
+            return training_callbacks(folder.read_config())
+        except InputError:  # no configuration
+            continue
+    paths = [f"{type(c).__module__}.{type(c).__qualname__}" for c in trainer.callbacks]  # type: ignore[attr-defined]
+    return [{"class_path": path} for path in paths if changes_training(path)]
 
 
 def _grid(run: RunDir) -> str | None:
     try:
         return str(run.read_grid()["digest"])
-    except InputError:  # there is none
+    except InputError:  # not a run of a grid
         return None
 
 
 def print_ending(trainer: Trainer, folder: str | None, tested: str | None) -> None:
-    """Print what stopped a training, its best and last validation score, and what is tested.
+    """Print why a training ended, its best and last validation score, and which checkpoint is tested.
 
     Args:
-        trainer: behind its fit.
+        trainer: after its fit.
         folder: of the run, None without.
         tested: checkpoint, None for the weights as they are.
     """
@@ -125,23 +153,23 @@ def print_ending(trainer: Trainer, folder: str | None, tested: str | None) -> No
     modes = {str(c.monitor): c.mode for c in watched if str(c.monitor).startswith("val/")}
     modes = modes or {f"val/{main_metric(trainer.lightning_module)}": "max"}
     rows = [] if folder is None else RunDir(folder).read_metrics()
-    scored = []
+    lines = []
     for name, mode in modes.items():
         scores = [(float(row[name]), int(row["epoch"]) + 1) for row in rows if row.get(name)]
         if scores:
             best, last = (max if mode == "max" else min)(scores, key=lambda score: score[0]), scores[-1]
-            scored.append(f"{name}: best {best[0]:.4g} after {best[1]} epochs, last {last[0]:.4g} after {last[1]}.")
+            lines.append(f"{name}: best {best[0]:.4g} after {best[1]} epochs, last {last[0]:.4g} after {last[1]}.")
     if folder is not None and not any(key.startswith("val/") and value for row in rows for key, value in row.items()):
-        scored.append("There was no validation.")
-    what = "the weights as they are" if tested is None else Path(tested).name
-    console = Console(soft_wrap=True, highlight=False)
+        lines.append("There was no validation.")
+    weights = "the weights as they are" if tested is None else Path(tested).name
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"Trained {trainer.current_epoch} epochs, {trainer.global_step} steps: {_why_it_ended(trainer)}.")
-    console.print(*scored, f"Tested: {what}.")
+    console.print(*lines, f"Tested: {weights}.")
 
 
 def main_metric(module: LightningModule) -> str:
-    """Return what to choose by: balanced accuracy, or of several labels mean average precision."""
-    return "mAP" if isinstance(module, LongTailedClassifier) and module.multi_label else "balanced_acc"
+    """Return the metric to choose by: balanced accuracy, or mAP with several labels an image."""
+    return Task.of(isinstance(module, LongTailedClassifier) and module.multi_label).main_metric
 
 
 def _why_it_ended(trainer: Trainer) -> str:
@@ -163,48 +191,59 @@ def _why_it_ended(trainer: Trainer) -> str:
     return "a callback has stopped it"
 
 
-def class_measures(module: LongTailedClassifier) -> tuple[str, ...]:
-    """Return what each class is measured by; the first is what charts show."""
-    return ("average_precision", "auroc", "f1") if module.multi_label else ("accuracy",)
-
-
 def class_values(module: LongTailedClassifier, measure: str) -> list[float | None]:
-    """Return a measure of each class in [0, 1], None for a class without samples."""
+    """Return a score of each class in [0, 1], None for a class without samples.
+
+    Args:
+        module: after a validation or test.
+        measure: one of `lt_cb.task.Task.measures`.
+    """
     if measure == "accuracy":
         pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
         return [correct / total if total else None for correct, total in pairs]
     return [None if math.isnan(value) else value for value in module.per_class[measure]]
 
 
-def _print_table(
-    names: list[str], counts: list[int], measured: dict[str, list[float | None]], metrics: dict[str, float]
-) -> None:
-    first = next(iter(measured))
-    table = Table(title=f"Test {TITLES[first]} by class")
+def measure_title(measure: str) -> str:
+    """Return the name of a measure for readers: ``average precision``, ``AUROC``."""
+    return {"auroc": "AUROC", "f1": "F1"}.get(measure, measure.replace("_", " "))
+
+
+def plain_text(name: str) -> Text:
+    """Return a class name as text without markup, its control characters and newlines escaped."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name))
+
+
+def _print_table(record: Record) -> None:
+    first, *_ = measures = record.task.measures
+    table = Table(title=f"Test {measure_title(first)} by class")
     table.add_column("class")
     table.add_column("training images", justify="right")
-    for name in measured:
-        table.add_column(TITLES[name], justify="right")
+    for name in measures:
+        table.add_column(measure_title(name), justify="right")
     table.add_column("")
-    width = 20 if len(measured) == 1 else 10  # of the bars
-    shown = list(zip(names, counts, *measured.values(), strict=True))
-    if len(shown) > 100:  # the rest is in result.json
-        middle = f"{len(shown) - 100} more, see result.json"
-        shown = [*shown[:50], (middle, 0, *[None] * len(measured)), *shown[-50:]]
-    for name, count, *values in shown:
-        bar = "" if values[0] is None else "█" * round(values[0] * width)
-        cells = ["–" if value is None else f"{value:.1%}" for value in values]
-        table.add_row(name, str(count) if values[0] is not None or count else "", *cells, bar)
+    bar_width = 20 if len(measures) == 1 else 10
+    scores = [record.per_class[name] for name in measures]
+    lines = list(zip(map(plain_text, record.class_names), record.class_counts, *scores, strict=True))
+    omitted = len(lines) - MAX_LINES
+    half = MAX_LINES // 2
+    for place, (name, count, *values) in enumerate(lines):
+        if omitted > 0 and half <= place < half + omitted:
+            if place == half:
+                table.add_row(f"{omitted} more, see result.json")
+            continue
+        bar = "" if values[0] is None else "█" * round(values[0] * bar_width)
+        table.add_row(name, str(count), *map(_percent, values), bar)
     table.add_section()
-    left = {name.removeprefix("test/"): value for name, value in metrics.items()}
-    for group in ("", "/many", "/medium", "/few"):  # each in the column of its measure
-        means = [left.pop(f"{MEANS[name]}{group}", None) for name in measured if name in MEANS]
+    left = {name.removeprefix("test/"): value for name, value in record.metrics.items()}
+    for group in ("", *SHOTS) if record.task.multi_label else ():  # each mean below the column of its measure
+        means = [left.pop(f"{record.task.means[name]}/{group}".rstrip("/"), None) for name in measures]
         if any(value is not None for value in means):
-            table.add_row(f"{group[1:]}-shot" if group else "mean", "", *map(_shown, means))
+            table.add_row(f"{group}-shot" if group else "mean", "", *map(_percent, means))
     for label, value in left.items():
-        table.add_row(label, "", f"{value:.4f}" if label == "loss" else _shown(value))
+        table.add_row(label, "", f"{value:.4f}" if label == "loss" else _percent(value))
     Console().print(table)
 
 
-def _shown(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.1%}"  # of no class with test images
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,4 +1,4 @@
-"""What W&B shows of the classes: a table, their accuracy over the epochs, and where they are confused."""
+"""Class scores at W&B: a table, a chart over the epochs, bars and a confusion matrix."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,21 +6,24 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lt_cb.callbacks.result import class_measures, class_values
-from lt_cb.evaluation import CONFUSION
+from lt_cb.callbacks.result import class_values, measure_title
 from lt_cb.loggers import wandb_logger
+from lt_cb.metrics import CONFUSION
 from lt_cb.module import LongTailedClassifier
+from lt_cb.task import Task
 
-LINES = 20  # of the chart over epochs
+MAX_LINES = 20  # of the chart over epochs
 
 
 class ClassesToWandB(Callback):
-    """Sends class counts and the accuracy of each class to the `WandB` logger, if there is one.
+    """Sends class counts and class scores to the `WandB` logger, if there is one.
 
-    Per validation one chart: accuracy by epoch, a line a class; of more than 20 classes, a line each for 20 groups of
-    classes, from the most to the least frequent. After training and test one table of all classes; after the test of
-    up to 100 classes also bars and a confusion matrix. No class has a scalar of its own, so that thousands of them cost
-    no time.
+    - After each validation: one chart of the scores by epoch. It has a line for each class, or for each of 20 groups of
+      classes, from the most to the least frequent.
+    - After training and test: one table of all classes.
+    - After a test of up to 100 classes: bars and a confusion matrix.
+
+    No class has a scalar of its own, so thousands of classes cost no time.
     """
 
     def __init__(self) -> None:
@@ -32,7 +35,7 @@ class ClassesToWandB(Callback):
         return {"epochs": self._epochs, "lines": self._lines}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with a chart."""
+        """Restore the chart."""
         self._epochs, self._lines = list(state_dict["epochs"]), list(state_dict["lines"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,7 +44,7 @@ class ClassesToWandB(Callback):
         if logger is None or trainer.sanity_checking or not isinstance(pl_module, LongTailedClassifier):
             return
         labels, members = _bands(pl_module)
-        measure, *_ = class_measures(pl_module)
+        measure = _first_measure(pl_module)
         values = np.array(class_values(pl_module, measure), dtype=float)
         self._epochs.append(trainer.current_epoch)
         self._lines.append([_mean(values[band]) for band in members])
@@ -49,23 +52,23 @@ class ClassesToWandB(Callback):
             import wandb
 
             series = [list(line) for line in zip(*self._lines, strict=True)]
-            title = f"Validation {_said(measure)} by class"
+            title = f"Validation {measure_title(measure)} by class"
             chart: Any = wandb.plot.line_series(self._epochs, series, labels, title, "epoch")
             logger.log_metrics({"val/classes_by_epoch": chart}, trainer.global_step)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send names and counts of the classes."""
+        """Send the names and counts of the classes."""
         logger = wandb_logger(trainer)
         if logger is not None and isinstance(pl_module, LongTailedClassifier):
             logger.log_hyperparams({"class_counts": pl_module.loss.class_counts, "class_names": pl_module.class_names})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send the classes' last validation."""
+        """Send the scores of the last validation."""
         if self._epochs:
             _send_table(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send table, bars and confusion matrix."""
+        """Send the table, bars and confusion matrix."""
         logger = wandb_logger(trainer)
         if logger is None or not isinstance(pl_module, LongTailedClassifier):
             return
@@ -74,14 +77,14 @@ class ClassesToWandB(Callback):
         if len(names) <= CONFUSION and trainer.is_global_zero:
             import wandb
 
-            measure, *_ = class_measures(pl_module)
+            measure = _first_measure(pl_module)
             bars = [[name, value] for name, value in zip(names, class_values(pl_module, measure), strict=True)]
             charts: dict[str, Any] = {
                 f"test/{measure}_by_class": wandb.plot.bar(
-                    wandb.Table(["class", _said(measure)], bars),
+                    wandb.Table(["class", measure_title(measure)], bars),
                     "class",
-                    _said(measure),
-                    f"Test {_said(measure)} by class",
+                    measure_title(measure),
+                    f"Test {measure_title(measure)} by class",
                 )
             }
             if counts is not None:
@@ -93,8 +96,8 @@ class ClassesToWandB(Callback):
             logger.log_metrics(charts, trainer.global_step)
 
 
-def _said(measure: str) -> str:
-    return measure.replace("_", " ")
+def _first_measure(module: LongTailedClassifier) -> str:
+    return Task.of(module.multi_label).measures[0]
 
 
 def _mean(values: np.ndarray) -> float:
@@ -103,10 +106,10 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _bands(module: LongTailedClassifier) -> tuple[list[str], list[np.ndarray]]:
-    """Return labels and class indices of the lines, from the most to the least frequent class."""
+    """Return the label and class indices of each line, from the most to the least frequent class."""
     counts = np.array(module.loss.class_counts)
-    members = np.array_split(np.argsort(-counts, kind="stable"), min(LINES, len(counts)))
-    if len(counts) <= LINES:
+    members = np.array_split(np.argsort(-counts, kind="stable"), min(MAX_LINES, len(counts)))
+    if len(counts) <= MAX_LINES:
         return [module.class_names[band[0]] for band in members], members
     return [f"{i + 1}: {counts[b[0]]} to {counts[b[-1]]} images" for i, b in enumerate(members)], members
 
@@ -116,7 +119,8 @@ def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> None:
     if logger is None or not trainer.is_global_zero or not isinstance(module, LongTailedClassifier):
         return
     groups = {label: name for name, members in module.groups.items() for label in members}
-    measured = {_said(name): class_values(module, name) for name in class_measures(module)}
+    measures = Task.of(module.multi_label).measures
+    measured = {name.replace("_", " "): class_values(module, name) for name in measures}
     evaluated, counts = module.per_class["total"], module.loss.class_counts
     rows = [
         [name, groups[label], counts[label], evaluated[label], *[values[label] for values in measured.values()]]

@@ -1,10 +1,10 @@
-"""``lt-cb export``: a checkpoint -> a file that maps images to class probabilities without this package."""
+"""``lt-cb export``: writes a file that maps images to class probabilities without this package."""
 
 import importlib.util
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,18 +12,19 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
 
-from lt_cb.commands.predict import Predict
-from lt_cb.commands.train import run
+from lt_cb.commands.cli import CommandLine
+from lt_cb.commands.messages import run_command
+from lt_cb.commands.predict import add_images, image_loader, trained_model, trained_view
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import whole_file, write_json
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
-MOST = 1e-3  # difference of probabilities that rounding may make
+TOLERANCE = 1e-3  # difference of probabilities that rounding may make
 
 
 class Probabilities(nn.Module):
-    """What is exported: images, uint8 of shape (N, C, H, W) -> probabilities, float32 of shape (N, classes)."""
+    """Images, uint8 of shape (N, C, H, W) -> probabilities, float32 of shape (N, classes)."""
 
     def __init__(self, model: LongTailedClassifier) -> None:
         super().__init__()
@@ -34,87 +35,69 @@ class Probabilities(nn.Module):
         return self.model.probabilities(self.model(images).float())
 
 
-class Export(Predict):
-    """The command line of a prediction, of which only the model is needed."""
+def options(parser: LightningArgumentParser) -> None:
+    """Add the options of ``export``."""
+    add_images(parser)
+    parser.add_argument("--to", type=str | None, help="File to write.")
+    kinds = Literal["onnx", "torch"] | None
+    parser.add_argument("--format", type=kinds, help="torch (torch.export) or onnx; default by the file's ending.")
 
-    needs_images = False
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the file."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--to", type=str | None, help="The file to write.")
-        kinds = Literal["onnx", "torch"] | None
-        parser.add_argument("--format", type=kinds, help="torch is torch.export's; default is by the file's ending.")
-
-    def before_instantiate_classes(self) -> None:
-        """Refuse what cannot be before the model is made; compare on the CPU, without rounding to bfloat16."""
-        self.config.trainer.accelerator, self.config.trainer.precision = "cpu", "32-true"
-        super().before_instantiate_classes()
-        if self.config.to is None:
-            raise InputError("export needs a file to write: set --to to one, as model.pt2 or model.onnx.")
-        self.format = self.config.format or ("onnx" if Path(self.config.to).suffix == ".onnx" else "torch")
-        if self.format == "onnx" and not all(map(importlib.util.find_spec, ONNX)):
-            raise InputError(f"--format onnx needs further packages: uv pip install {' '.join(ONNX)}.")
-
-    def run(self) -> None:
-        """Export, compare with the checkpoint, and only then write."""
-        assert self.checkpoint is not None
-        content = dict(self.checkpoint)
-        self.model.on_load_checkpoint(content)
-        self.model.load_state_dict(content["state_dict"])
-        network, file = Probabilities(self.model).eval(), Path(self.config.to)
-        try:
-            written, exported = (to_onnx if self.format == "onnx" else to_torch)(network, self._random(2))
-        except Exception as error:  # whatever a network leads the tracer to
-            why = " ".join(str(error).split())[:300]
-            raise InputError(f"this network cannot be exported as {self.format} ({why}).") from error
-        compared, most = 0, 0.0
-        with torch.no_grad():
-            for images in self._images():
-                difference = (exported(images) - network(images)).abs().max().item()
-                compared, most = compared + len(images), max(most, difference)
-                if not difference <= MOST:
-                    raise InputError(
-                        f"the exported probabilities differ from the checkpoint's by {difference:.2g}, more than "
-                        f"rounding does: nothing is written. Try the other --format than {self.format}."
-                    )
-        with whole_file(file, "wb") as stream:
-            stream.write(written)
-        facts = {name: self.model.hparams[name] for name in ("class_names", "image_size", "in_channels")}
-        how = {"crop": self.crop, "interpolation": self.interpolation, "prior": self.model.prior}
-        if self.model.multi_label:
-            how["thresholds"] = self.model.threshold_probabilities  # from which on each label is predicted
-        write_json(file.with_name(f"{file.name}.json"), facts | how)
-        sys.stdout.write(
-            f"Exported: {file}, and its classes: {file.name}.json. On {compared} images its probabilities differ from "
-            f"the checkpoint's by at most {most:.1g}.\n"
+def export(cli: CommandLine) -> None:
+    """Export, compare with the checkpoint on the CPU, and write only if both agree."""
+    config = cli.config
+    if config.to is None and cli.checkpoint is not None:
+        raise InputError("export needs a file to write: set --to to one, as model.pt2 or model.onnx.")
+    kind = config.format or ("onnx" if Path(str(config.to)).suffix == ".onnx" else "torch")
+    if kind == "onnx" and not all(map(importlib.util.find_spec, ONNX)):
+        raise InputError(f"--format onnx needs further packages: uv pip install {' '.join(ONNX)}.")
+    model = trained_model(cli)
+    network, facts = Probabilities(model).eval(), model.hparams
+    shape = facts["in_channels"], facts["image_size"], facts["image_size"]
+    one, several, many = (torch.randint(256, (count, *shape), dtype=torch.uint8) for count in (1, 2, 7))
+    try:
+        written, exported = (to_onnx if kind == "onnx" else to_torch)(network, several)
+    except Exception as error:  # a network can lead the tracer to any error
+        why = " ".join(str(error).split())[:300]
+        raise InputError(f"this network cannot be exported as {kind} ({why}).") from error
+    batches = [one, many]
+    if config.images is not None:
+        batches += [images for images, _ in image_loader(cli, model)[1]]
+    with torch.no_grad():
+        difference = max((exported(images) - network(images)).abs().max().item() for images in batches)
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"the exported probabilities differ from the checkpoint's by {difference:.2g}, more than rounding does: "
+            f"nothing is written. Try the other --format than {kind}."
         )
-
-    def _random(self, count: int) -> Tensor:
-        hparams = self.model.hparams
-        shape = (count, hparams["in_channels"], hparams["image_size"], hparams["image_size"])
-        return torch.randint(256, shape, dtype=torch.uint8)
-
-    def _images(self) -> Iterator[Tensor]:
-        """Yield random images, one alone and several, and those of the folder, if one is given."""
-        yield from map(self._random, (1, 7))
-        if self.config.images is not None:
-            yield from (images for images, _ in self.loader)
+    file = Path(config.to)
+    with whole_file(file, "wb") as stream:
+        stream.write(written)
+    view = trained_view(cli, model)
+    beside = {name: facts[name] for name in ("class_names", "image_size", "in_channels")}
+    beside |= {"crop": view.crop, "interpolation": view.interpolation, "prior": model.prior}
+    if model.multi_label:
+        beside["thresholds"] = model.threshold_probabilities  # probabilities from which each label is predicted
+    write_json(file.with_name(f"{file.name}.json"), beside)
+    sys.stdout.write(
+        f"Exported: {file}, and its classes: {file.name}.json. On {sum(map(len, batches))} images its probabilities "
+        f"differ from the checkpoint's by at most {difference:.1g}.\n"
+    )
 
 
 def to_torch(network: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
-    """Return what ``torch.export.load`` reads, and the function that it then is."""
+    """Return the content of a file for ``torch.export.load``, and the exported function."""
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "No complete tensor found")  # of weights that share memory, on the CPU
+        warnings.filterwarnings("ignore", "No complete tensor found")  # weights that share memory, on the CPU
         torch.export.save(program, buffer)
     buffer.seek(0)
     return buffer.getvalue(), torch.export.load(buffer).module()
 
 
 def to_onnx(network: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
-    """Return what ONNX runtimes read, ``images`` -> ``probabilities``, and the function that it then is."""
+    """Return the content of an ONNX file, ``images`` -> ``probabilities``, and the exported function."""
     import onnxruntime
 
     program = torch.onnx.export(
@@ -141,4 +124,5 @@ def main(args: Sequence[str]) -> None:
     Raises:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
-    run(Export, "export", args, LongTailedClassifier, None)
+    groups = ("trainer", "model")
+    run_command(lambda: export(CommandLine("export", args, options, groups=groups, uses=("model",))))

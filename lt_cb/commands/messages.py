@@ -1,24 +1,20 @@
-"""What the command line says: all that turns the prose of a parser, or an error, into one sentence."""
+"""Errors as one sentence: the value, the values allowed, and the next step."""
 
-import argparse
 import logging
 import re
-import shutil
 import sys
-import textwrap
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
 
-import jsonargparse._typehints as jsonargparse_types
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lt_cb.data import Sampler
+from lt_cb.commands.help import BASES, ParseError, classes_of, subclasses
 from lt_cb.errors import InputError, did_you_mean, file_error
-from lt_cb.losses import Loss, Weighting
-from lt_cb.models import SecondStage
+from lt_cb.loggers import finish
+from lt_cb.runs.folder import TERMINATED
 
 EXAMPLES = {
     "optimizer": "torch.optim.SGD",
@@ -27,135 +23,45 @@ EXAMPLES = {
     "augment": "torchvision.transforms.v2.RandAugment",
 }
 
-BASES: dict[str, type[Any]] = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
 
-CLASSES = {  # options that take a class of ours by its name alone
-    "model.loss": "loss",
-    "model.loss.weighting": "weighting",
-    "model.second_stage": "second_stage",
-    "data.sampler": "sampler",
-}
-HELP = {  # what --help shows, of the options that a command has
-    "run": "config ckpt_path images top probabilities on_unreadable to format trust_checkpoint name folder "
-    "seed_everything test_best change_loss prior batch_size num_workers folds lambdas betas gammas taus seeds",
-    "data": "source root imbalance_factor imbalance_type n_max subset_seed val_fraction sampler drs_start batch_size "
-    "image_size crop horizontal_flip augment num_workers",
-    "model": "loss backbone backbone_args optimizer lr_scheduler drw_start second_stage mix metrics fast",
-    "trainer": "max_epochs check_val_every_n_epoch accelerator devices precision accumulate_grad_batches "
-    "gradient_clip_val logger callbacks enable_progress_bar default_root_dir",
-}
-MORE = {
-    "--help_all": "all options, with types and in full",
-    "--model.loss.help FocalLoss": "the options of a class, as of --model.optimizer, --data.sampler",
-    "--print_config=skip_default": "the configuration that these words make, and nothing else",
-}
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command, and show an error of its input as one sentence.
 
-
-class ParseError(ValueError):
-    """What jsonargparse says is wrong, over several lines, and the parser that says it."""
-
-    def __init__(self, message: str, parser: LightningArgumentParser) -> None:
-        super().__init__(message)
-        self.parser = parser
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are exceptions, for `main` to show: parsers are nested, and the outermost knows all."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong with the arguments."""
-        raise ParseError(message, self) from ex
-
-    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        """Return the help of a class, which is short, or of a command: of what is changed often, a line an option."""
-        if not any(isinstance(action, HelpAll) for action in self._actions):
-            return self.format_all()
-        actions = {action.dest: action for action in self._actions}
-        lines = [f"usage: {self.prog} [--config FILE ...] [--OPTION VALUE ...]"]
-        for group, names in HELP.items():
-            if group == "model" and "data.root" not in actions:  # a checkpoint says what the network is
-                continue
-            keys = [name if group == "run" else f"{group}.{name}" for name in names.split()]
-            shown = [_option_line(actions[key]) for key in keys if key in actions]
-            lines += ["", f"{group}, with defaults:", *shown] if shown else []
-        width = shutil.get_terminal_size().columns
-        lines += ["", "classes of ours:"]
-        for option, kind in CLASSES.items():
-            if option.removesuffix(".weighting") in actions:
-                text = f"  --{option:21} {', '.join(cls.__name__ for cls in known(kind))}"
-                lines += textwrap.wrap(text, width, subsequent_indent=" " * 26, break_on_hyphens=False)
-        lines += ["", "more:"]
-        for words, purpose in MORE.items():
-            lines.append(f"  {words:32} {purpose}")
-        return "\n".join(_cut(line, width) for line in lines) + "\n"
-
-    def format_all(self) -> str:
-        """Return the help of all options."""
-        return str(super().format_help())
-
-
-class HelpAll(argparse._HelpAction):
-    """``--help_all``: the help of all options."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Show it, and exit."""
-        assert isinstance(parser, Parser)
-        sys.stdout.write(parser.format_all())
-        parser.exit()
-
-
-def _option_line(action: argparse.Action) -> str:
-    """Return an option with its default, as it would be typed, and the first clause of its help."""
-    value = action.default
-    if isinstance(value, Mapping | Namespace) and "class_path" in value:
-        value = str(value["class_path"]).rpartition(".")[2]
-    elif isinstance(value, list):
-        value = f"[{','.join(map(str, value))}]" if all(isinstance(v, float | int) for v in value) else ""
-    elif isinstance(value, bool) or value is None:
-        value = {None: "null", True: "true", False: "false"}[value]
-    value = "FILE" if action.dest == "config" else value
-    option = f"--{action.dest} {value}"
-    clause = re.split(r"[;.:](?:\s|$)", " ".join((action.help or "").replace("`", "").split()))[0]
-    return f"  {option:36} {clause}"
-
-
-def _cut(line: str, width: int) -> str:
-    return line if len(line) <= width else f"{line[: width - 1].rstrip()}…"
-
-
-def _start_from_defaults(parser: Any, before: Any, now: Any) -> None:  # noqa: ANN401 - as jsonargparse has them
-    """Forget all options of the class before: jsonargparse would keep those that the new one also has.
-
-    "softmax" over a configuration of class-balanced focal loss would then be class-balanced softmax.
+    Raises:
+        SystemExit: with code 2 after an error of the input, 1 if a process of the training is lost, 143 after SIGTERM.
     """
-    if before and before.get("init_args") and before["class_path"] != now["class_path"]:
-        for option in list(vars(before["init_args"])):
-            del before["init_args"][option]
-
-
-# there is no switch for it; a version without the function would train other models, so that it must not start
-assert callable(jsonargparse_types.discard_init_args_on_class_path_change)
-jsonargparse_types.discard_init_args_on_class_path_change = _start_from_defaults
+    quiet()
+    try:
+        command()
+        finish(succeeded=True)
+    except SIGTERMException:  # Lightning's own exit code would be 0
+        finish(succeeded=False)
+        sys.stderr.write("lt-cb: terminated: to resume, set --ckpt_path to the run's checkpoints/last.ckpt.\n")
+        raise SystemExit(TERMINATED) from None
+    except Exception as error:
+        finish(succeeded=False)
+        wrong, lost = input_error(error) or _restoring(error), lost_process(error)
+        if wrong is None and lost is None:
+            raise
+        sys.stderr.write(f"lt-cb: error: {wrong or lost}\n")
+        raise SystemExit(1 if wrong is None else 2) from None
 
 
 def sentence(message: str, parser: LightningArgumentParser) -> str:
-    """Boil jsonargparse's tree of attempts down to what was given and what is allowed."""
+    """Return one sentence for jsonargparse's tree of attempts."""
     key = ".".join(re.findall(r'Parser key "([^"]+)":', message)).removeprefix("config.")  # of a checkpoint
     if number := re.search(r"Expected a <class '(float|int)'>(?:\. Got|[^$]*Given) value: (.*)", message):
         kind, given = number[1], number[2]
         return f"--{key} is {given}, but must be a {'whole number' if kind == 'int' else 'number'}."
+    if choice := re.search(r"Expected a typing\.Literal\[([^\]]*)\][^$]*Given value: (.*)", message):
+        allowed = " or ".join(re.findall(r"[\w.-]+", choice[1]))
+        return f"--{key} is {choice[2]}, but must be {allowed}."
     if match := re.search(r"instantiatable class, but \S*?(\w+) is abstract", message):
         bases = [base for base in BASES.values() if base.__name__ == match[1]]
-        choice = ", ".join(sorted(cls.__name__ for base in bases for cls in _subclasses(base)))
-        return f"--{key} has options, but names no class: set --{key} first{choice and f', to {choice}'}."
+        names = ", ".join(sorted(cls.__name__ for base in bases for cls in subclasses(base)))
+        return f"--{key} has options, but names no class: set --{key} first{names and f', to {names}'}."
     if match := re.search(r"dot import path string: (\S+)", message):
-        name, kind = match[1], key.rpartition(".")[2]
-        base = BASES.get(kind)
-        if base is not None:
-            names = [cls.__name__ for cls in known(kind)]
-            choice = f"choose {', '.join(names)}, or give the class path of your own." + did_you_mean(name, names)
-            return f"there is no {kind} '{name}': {choice}"
-        return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
+        return _unknown_class(match[1], key.rpartition(".")[2])
     if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
         option = f"--{match[1] or match[2]}"
         options = [name for action in parser._actions for name in action.option_strings]
@@ -166,69 +72,66 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
         r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
     )
     lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
-    kept = [line.removeprefix("- ") for line in lines if not re.match(noise, line)]
-    said = " ".join(kept)
-    if match := re.search(r"class_path '([\w.]+)': No module named '(\w+)'", said):
+    text = " ".join(line.removeprefix("- ") for line in lines if not re.match(noise, line))
+    if match := re.search(r"class_path '([\w.]+)': No module named '(\w+)'", text):
         return f"--{key} is {match[1]}, but there is no module '{match[2]}': set PYTHONPATH to the folder that has it."
-    return f"--{key}: {said}" if key else said
+    return f"--{key}: {text}" if key else text
 
 
-def known(kind: str) -> list[type[Any]]:
-    """Return the classes of ours of a kind, by name."""
-    ours = (cls for cls in _subclasses(BASES[kind]) if cls.__module__.startswith("lt_cb."))
-    return sorted(ours, key=lambda cls: cls.__name__)
-
-
-def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _subclasses(cls)
+def _unknown_class(name: str, kind: str) -> str:
+    if kind not in BASES:
+        return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
+    names = [cls.__name__ for cls in classes_of(kind)]
+    choice = f"choose {', '.join(names)}, or give the class path of a custom one."
+    return f"there is no {kind} '{name}': {choice}{did_you_mean(name, names)}"
 
 
 def input_error(error: BaseException | None) -> str | None:
-    """Return the sentence for an error that the input has caused, None for any other."""
+    """Return the sentence for an error that the input has caused, None for any other error."""
     if isinstance(error, ParseError):
         return sentence(str(error), error.parser)
-    if error is not None and (sentence_of_files := file_error(error)) is not None:
-        return sentence_of_files
-    return next((str(e) for e in causes(error) if isinstance(e, InputError)), None)
+    if error is not None and (of_files := file_error(error)) is not None:
+        return of_files
+    return next((str(cause) for cause in causes(error) if isinstance(cause, InputError)), None)
 
 
 def lost_process(error: BaseException) -> str | None:
-    """Return the sentence for an error that comes of other processes of the training, None for any other."""
+    """Return the sentence for an error that comes from other processes of the training, None for any other error."""
     for cause in causes(error):
-        gone = re.search(r"Connection (closed|reset) by peer|Broken pipe", str(cause))  # of gloo, as RuntimeError
+        gone = re.search(r"Connection (closed|reset) by peer|Broken pipe", str(cause))  # gloo raises RuntimeError
         if isinstance(cause, torch.distributed.DistError) or gone is not None:
             why = gone[0] if gone is not None else str(cause).partition("\n")[0].rpartition("] ")[2].rstrip(".")
-            return f"another process of this training has not come, or is gone ({why}): look at what it says itself."
+            return f"another process of this training has not started, or has ended ({why}): see its own messages."
     return None
 
 
+def _restoring(error: Exception) -> str | None:
+    """Return the sentence for an error raised while Lightning restores a checkpoint, None for others."""
+    if not any(frame.name.startswith("restore") for frame in traceback.extract_tb(error.__traceback__)):
+        return None
+    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"the checkpoint cannot be restored ({why}): it may be damaged, or of another training. Choose another."
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it came from: jsonargparse wraps what a constructor raises."""
+    """Yield an error and its causes: jsonargparse wraps the errors of constructors."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def quiet() -> None:
-    """Silence what a user cannot act upon."""
+    """Silence messages that a user cannot act upon."""
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # all is logged by epoch
-    warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has a run folder of its own
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # metrics are logged by epoch
+    warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has its own run folder
     warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     noise = (
         "Tip: For seamless",
-        "`weights_only` was not set",  # which is looked at before Lightning loads anything
-        "`Trainer.fit` stopped: `max_",  # `print_ending` says so too
+        "TPU available",
+        "HPU available",
+        "`weights_only` was not set",  # `checkpoint.read` loads weights only
+        "`Trainer.fit` stopped: `max_",  # `print_ending` repeats it
     )
     log.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
-
-
-def values(args: Sequence[str], option: str) -> Iterator[str]:
-    """Yield what ``option`` is set to, as ``--option value`` or ``--option=value``."""
-    for flag, following in zip(args, [*args[1:], ""], strict=False):
-        name, equals, value = flag.partition("=")
-        if name == option:
-            yield value if equals else following

@@ -1,159 +1,115 @@
-"""``lt-cb predict``: a checkpoint and a folder of images -> ``predictions.csv``."""
+"""``lt-cb predict``: writes the classes of a folder of images to ``predictions.csv``."""
 
 import csv
-import operator
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.runs import checkpoint as checkpoints
-from lt_cb.commands.train import CLI, run
+from lt_cb.commands.cli import CommandLine
+from lt_cb.commands.messages import run_command
+from lt_cb.commands.prior import add_prior, set_prior
+from lt_cb.commands.train import run_folder
 from lt_cb.data.loaders import folder_loader
-from lt_cb.data.view import Crop, Interpolation, View
+from lt_cb.data.view import View
 from lt_cb.errors import InputError
+from lt_cb.hardware import mixed_precision
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
 
-BETWEEN = ";"  # several labels of an image, and their probabilities
+
+def add_images(parser: LightningArgumentParser) -> None:
+    """Add the options of the images."""
+    parser.add_argument("--images", type=str | None, help="Folder of images, searched with its subfolders.")
+    unreadable = "refuse, or skip images that cannot be read, with a warning."
+    parser.add_argument("--on_unreadable", type=Literal["refuse", "skip"], default="refuse", help=unreadable)
+    parser.add_argument("--batch_size", type=int, default=128, help="Images a batch.")
+    parser.add_argument("--num_workers", type=int | None, help="Processes that decode; default one a core.")
+    add_prior(parser)
 
 
-class Predict(CLI):
-    """The command line of a training without its data: what the model has to know of them is in the checkpoint."""
+def options(parser: LightningArgumentParser) -> None:
+    """Add the options of ``predict``."""
+    add_images(parser)
+    parser.add_argument("--top", type=int, default=1, help="Columns for so many of the most probable classes.")
+    parser.add_argument("--probabilities", type=bool, default=False, help="A column for each class.")
 
-    needs_images = True
-    crop: Crop = "padded"
-    interpolation: Interpolation = "bilinear"
 
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add Trainer and model, but no data."""
-        parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"})
-        parser.add_lightning_class_args(self._model_class, "model")
+def trained_model(cli: CommandLine) -> LongTailedClassifier:
+    """Return the model of a checkpoint, for the class prior that ``--prior`` names.
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the images, and what the model has to know of its training data."""
-        self.datamodule_class = None
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--ckpt_path", type=str | None, help="Of a run.")
-        parser.add_argument("--images", type=str | None, help="Folder of images, which is searched below too.")
-        parser.add_argument("--top", type=int, default=1, help="Columns for so many of the most probable classes.")
-        parser.add_argument("--probabilities", type=bool, default=False, help="A column for each class.")
-        unreadable = "refuse, or skip, which leaves out images that cannot be read, and says which."
-        parser.add_argument("--on_unreadable", type=Literal["refuse", "skip"], default="refuse", help=unreadable)
-        parser.add_argument("--batch_size", type=int, default=128, help="Images a batch.")
-        parser.add_argument("--num_workers", type=int | None, help="Processes that decode; default one a core.")
-        parser.add_argument("--weights_only", type=bool | None, help="Is not looked at, but is in the config of a run.")
-        none = {"class_counts": [1, 1], "num_images": 1, **dict.fromkeys(checkpoints.DATA_FACTS)}
-        none["multi_label"] = False  # all of it to be able to show the help
-        facts = none if self.checkpoint is None else checkpoints.class_facts(self.checkpoint)
-        parser.add_argument("--trained_on", type=dict, default=facts, help="Is taken from the checkpoint.")
-        targets = {name: f"model.{name}" for name in checkpoints.DATA_FACTS}
-        targets |= {name: f"model.loss.init_args.{name}" for name in ("class_counts", "num_images")}
-        for name, target in targets.items():
-            parser.link_arguments("trained_on", target, compute_fn=operator.itemgetter(name))
+    Raises:
+        InputError: if there is no checkpoint, or it does not fit the options.
+    """
+    if cli.checkpoint is None:
+        raise InputError(f"{cli.command} needs a trained model: set --ckpt_path to the checkpoint of a run.")
+    model = cli.make_model()
+    set_prior(cli, model)
+    return model
 
-    def before_checkpoint(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Keep the model and where runs go; images, callbacks and further loggers are of the training."""
-        config = super().before_checkpoint(config)
-        data = config.pop("data", {})
-        self.crop, self.interpolation = data.get("crop", "padded"), data.get("interpolation", "bilinear")
-        for key, value, allowed in (("crop", self.crop, Crop), ("interpolation", self.interpolation, Interpolation)):
-            if value not in get_args(allowed):
-                choice = " or ".join(get_args(allowed))
-                raise InputError(
-                    f"the checkpoint's data.{key} is {value!r}, but must be {choice}: the checkpoint is damaged."
-                )
-        trainer = config.get("trainer", {})
-        kept = {key: trainer[key] for key in ("accelerator", "precision", "default_root_dir") if key in trainer}
-        return {"trainer": kept, "model": config["model"], **({"name": config["name"]} if "name" in config else {})}
 
-    def instantiate_classes(self) -> None:
-        """Find the images, then make model and Trainer."""
-        if self.config.images is None and self.needs_images:
-            raise InputError("predict needs images: set --images to a folder of images.")
-        super().instantiate_classes()
-        hparams, config, classes = self.model.hparams, self.config, len(self.model.class_names)
-        if not 1 <= config.top <= classes:
-            raise InputError(f"--top is {config.top}, but must be from 1 to {classes}, the number of classes.")
-        if config.top > 1 and self.model.multi_label:
-            raise InputError(
-                "--top is for one label an image, but this network was trained on several: all above their thresholds "
-                "are written; --probabilities true adds a column for each class."
-            )
-        if config.top > 1 or config.probabilities:
-            self.model.top = classes if config.probabilities else config.top
-        if config.images is None:
-            return
-        self.files, self.loader = folder_loader(
-            config.images,
-            View(hparams.image_size, self.interpolation, self.crop, channels=hparams.in_channels),
-            config.batch_size,
-            config.num_workers,
-            skip_unreadable=config.on_unreadable == "skip",
+def trained_view(cli: CommandLine, model: LongTailedClassifier) -> View:
+    """Return how the network's training showed test images.
+
+    Raises:
+        InputError: if the checkpoint has values that no training has.
+    """
+    data, facts = cli.trained.get("data") or {}, model.hparams
+    view = {name: data[name] for name in ("interpolation", "crop") if name in data}
+    return View(facts["image_size"], channels=facts["in_channels"], **view)
+
+
+def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[Any], Any]:
+    """Return the files of ``--images``, and a loader of batches of them."""
+    config, skips = cli.config, cli.config.on_unreadable == "skip"
+    view = trained_view(cli, model)
+    return folder_loader(config.images, view, config.batch_size, config.num_workers, skip_unreadable=skips)
+
+
+def predict(cli: CommandLine) -> None:
+    """Predict, and write file, class and probability of each image, and of further classes if asked for."""
+    config = cli.config
+    if config.images is None and cli.checkpoint is not None:
+        raise InputError("predict needs images: set --images to a folder of images.")
+    model = trained_model(cli)
+    classes = len(model.class_names)
+    if not 1 <= config.top <= classes:
+        raise InputError(f"--top is {config.top}, but must be from 1 to {classes}, the number of classes.")
+    if config.top > 1 and model.multi_label:
+        raise InputError(
+            "--top is for one label an image, but this network was trained on several: predict writes all labels above "
+            "their thresholds; --probabilities true adds a column for each class."
         )
-
-    def run(self) -> None:
-        """Predict, and write file, class and probability, and of further classes what is asked for."""
-        batches = self.trainer.predict(self.model, self.loader, ckpt_path=self.config.ckpt_path)
-        folder = self.trainer.log_dir  # a broadcast, which all processes have to join
-        if not self.trainer.is_global_zero or not batches:
-            return
-        if any(probabilities.isnan().any() for _, probabilities in batches):
-            raise InputError(
-                "the probabilities are nan: the weights are damaged, or of a training that diverged. Take another "
-                "checkpoint."
-            )
-        file = RunDir(folder or ".").predictions
-        header, rows = (self._several if self.model.multi_label else self._ranked)(batches)
-        with whole_file(file) as stream:
-            writer = csv.writer(stream)
-            writer.writerow(header)
-            writer.writerows([_shown(str(path)), *row] for path, row in zip(self.files, rows, strict=True))
-        sys.stdout.write(f"Predictions of {len(self.files)} images: {file}\n")
-
-    def _ranked(self, batches: list[Any]) -> tuple[list[str], Iterator[list[str]]]:
-        """Return the header, and for each image class and probability, and of further classes what is asked for."""
-        top, names, all_of_them = self.config.top, self.model.class_names, self.config.probabilities
-        header = ["file", "class", "probability"]
-        header += [f"{column}_{place}" for place in range(2, top + 1) for column in ("class", "probability")]
-
-        def rows() -> Iterator[list[str]]:
-            for ranked, probabilities in batches:
-                pairs = zip(
-                    ranked.view(len(ranked), -1).tolist(), probabilities.view(len(ranked), -1).tolist(), strict=True
-                )
-                for labels, values in pairs:
-                    row = []
-                    for label, value in zip(labels[:top], values, strict=False):
-                        row += [_shown(names[label]), f"{value:.6f}"]
-                    if all_of_them:
-                        by_class = dict(zip(labels, values, strict=True))
-                        row += [f"{by_class[label]:.6f}" for label in range(len(names))]
-                    yield row
-
-        return header + [_shown(name) for name in names if all_of_them], rows()
-
-    def _several(self, batches: list[Any]) -> tuple[list[str], Iterator[list[str]]]:
-        """Return the header, and for each image all labels above their thresholds, by descending probability."""
-        names, all_of_them = self.model.class_names, self.config.probabilities
-
-        def rows() -> Iterator[list[str]]:
-            for predicted, probabilities in batches:
-                for chosen, values in zip(predicted.tolist(), probabilities.tolist(), strict=True):
-                    labels = sorted((c for c, on in enumerate(chosen) if on), key=lambda c: -values[c])
-                    row = [_shown(BETWEEN.join(names[c] for c in labels))]
-                    row.append(BETWEEN.join(f"{values[c]:.6g}" for c in labels))
-                    yield row + [f"{value:.6g}" for value in values if all_of_them]
-
-        header = ["file", "classes", "probabilities"]
-        return header + [_shown(name) for name in names if all_of_them], rows()
+    if config.top > 1 or config.probabilities:
+        model.top = classes if config.probabilities else config.top
+    files, loader = image_loader(cli, model)
+    machine = {name: config.trainer[name] for name in ("accelerator", "strategy", "devices", "num_nodes", "precision")}
+    if machine["precision"] is None and config.model.fast == "auto":
+        machine["precision"] = mixed_precision(machine["accelerator"])
+    bar = config.trainer.enable_progress_bar
+    trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False, enable_progress_bar=bar)
+    batches: Any = trainer.predict(model, loader)
+    folder = trainer.log_dir  # a broadcast that all processes must join
+    if not trainer.is_global_zero or not batches:
+        return
+    if any(probabilities.isnan().any() for _, probabilities in batches):
+        raise InputError(
+            "the probabilities are nan: the weights are damaged, or the training diverged. Take another checkpoint."
+        )
+    file = RunDir(folder or ".").predictions
+    header, rows = model.task.prediction_table(batches, model.class_names, config.top, config.probabilities)
+    with whole_file(file) as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", *map(_safe, header)])
+        writer.writerows(map(_safe, [str(path), *row]) for path, row in zip(files, rows, strict=True))
+    sys.stdout.write(f"Predictions of {len(files)} images: {file}\n")
 
 
-def _shown(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula: a quote stands before what would be one."""
+def _safe(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula, with a quote before it if one would."""
     return f"'{text}" if re.match(r"[=@\t\r]|[+-](?!\d+(\.\d+)?$)", text) else text
 
 
@@ -166,4 +122,5 @@ def main(args: Sequence[str]) -> None:
     Raises:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
-    run(Predict, "predict", args, LongTailedClassifier, None)
+    groups = ("trainer", "model")
+    run_command(lambda: predict(CommandLine("predict", args, options, groups=groups, uses=("model",))))

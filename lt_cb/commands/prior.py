@@ -1,15 +1,52 @@
-"""``--prior``: how the classes will be distributed, by a word or a CSV file."""
+"""``--prior``: the class prior to predict for, by a word or a CSV file."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
+from lt_cb.commands.cli import CommandLine
 from lt_cb.data.sources.listing import read_csv
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.losses import Loss
+from lt_cb.module import LongTailedClassifier
+from lt_cb.runs import compare
+
+
+def add_prior(parser: LightningArgumentParser) -> None:
+    """Add ``--prior``."""
+    prior = "Class prior to predict for: uniform, train (as in training), or a CSV file of class and share."
+    parser.add_argument("--prior", type=str | None, help=prior)
+
+
+def set_prior(cli: CommandLine, model: LongTailedClassifier) -> None:
+    """Have a model predict for the prior of ``--prior``, if it is given.
+
+    Raises:
+        InputError: if loss and class counts do not tell the prior of the network's own predictions.
+    """
+    if cli.config.get("prior") is None:
+        return
+    trained, stage, why = cli.trained, model.second_stage, None
+    if model.multi_label:
+        why = "an image may have several labels, which do not share a prior"
+    elif (trained.get("data") or {}).get("sampler") is not None:
+        why = "the checkpoint was trained with a sampler, which changed how often classes came"
+    elif stage is not None and not stage.trains:
+        why = f"{type(stage).__name__} changes the logits"
+    elif trained:
+        try:
+            now = yaml.safe_load(cli.config_yaml())
+            compare.check_loss(trained["model"]["loss"], now["model"]["loss"])
+        except InputError:
+            why = "the checkpoint was trained with another loss than this --model.loss"
+    if why is not None:
+        raise InputError(f"--prior needs the loss and the class counts of the training, but {why}: leave it out.")
+    model.set_prior(read_prior(cli.config.prior, model.class_names, model.loss))
 
 
 def read_prior(given: str, class_names: Sequence[str], loss: Loss) -> Tensor:

@@ -134,26 +134,19 @@ class LongTailedDataModule(LightningDataModule):
             self.source.view = self.view
             if on_unreadable == "skip":
                 self.source.skip_unreadable()
-        else:
-            for option, given, default in (("crop", crop, "padded"), ("on_unreadable", on_unreadable, "refuse")):
-                if given != default:
-                    raise InputError(
-                        f"{option} is {given}, but {type(self.source).__name__} has no image files: set "
-                        f"--data.{option} {default}."
-                    )
+        elif crop == "resized" or on_unreadable == "skip":
+            option = "crop is resized" if crop == "resized" else "on_unreadable is skip"
+            raise InputError(f"{option}, but {type(self.source).__name__} has no image files: leave the option out.")
         self.class_names = self.source.class_names
         self.image_size, self.in_channels = self.view.size, self.view.channels
         self.mean, self.std = list(self.view.mean), list(self.view.std)
-        self.sampler = sampler
-        self.drs_start = drs_start
-        self.batch_size = batch_size
-        self.global_batch_size = global_batch_size
+        self.sampler, self.drs_start = sampler, drs_start
+        self.batch_size, self.global_batch_size = batch_size, global_batch_size
         self.num_workers = num_workers
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
         self.augment = nn.Sequential(*augment) if augment else None
-        self.seed = seed
-        self.subset_seed = subset_seed
+        self.seed, self.subset_seed = seed, subset_seed
         self.val_fraction = 0.0 if self.source.has_val else val_fraction
         self.rows: dict[Split, Indices] = {}  # positions in the source of a split's images, once it is loaded
         self._splits: dict[Split, tuple[Tensor | Paths, Tensor]] = {}
@@ -229,6 +222,11 @@ class LongTailedDataModule(LightningDataModule):
         if self.source.has_val and stage in ("fit", "validate"):
             self._load("val")
 
+    def setup(self, stage: str) -> None:
+        """Give the model the seed and whether it validates on the test split."""
+        model: Any = self.trainer and self.trainer.lightning_module
+        model.mix_seed, model.validates_on_test = self.seed, self.validation_split == "test"
+
     @cached_property
     def _streams(self) -> bool:
         return must_stream(self.source, self.view, self.trainer.num_devices if self.trainer else 1)
@@ -265,8 +263,7 @@ class LongTailedDataModule(LightningDataModule):
     def _keep(self, split: Split, images: npt.NDArray[Any], labels: Labels, rows: Indices) -> None:
         images = images if len(rows) == len(images) else images[rows]  # rows are sorted: no copy of all images
         kept = images if self._streams else torch.from_numpy(resize(images, self.view))
-        self._splits[split] = kept, torch.from_numpy(labels[rows])
-        self.rows[split] = rows
+        self._splits[split], self.rows[split] = (kept, torch.from_numpy(labels[rows])), rows
 
     def targets(self, split: Split) -> Tensor:
         """Return the targets of a split in the order of ``rows``: int64 of shape (N,), or int8 labels (N, C)."""
@@ -287,6 +284,10 @@ class LongTailedDataModule(LightningDataModule):
     def replace_images(self, split: Split, features: Tensor) -> None:
         """Make the loaders of a split yield features, floating of shape (N, D), instead of its images."""
         self._splits[split] = features, self.targets(split)
+
+    def restore_images(self, split: Split) -> None:
+        """Make the loaders of a split yield images again."""
+        del self._splits[split]
 
     def ordered_dataloader(self, split: Split, positions: Tensor, batch_size: int | None = None) -> EpochLoader:
         """Return a loader of some images of a split, as in tests, with their positions instead of classes.

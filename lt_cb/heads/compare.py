@@ -1,4 +1,4 @@
-"""``lt-cb heads``: the test accuracy of every loss, weighting, prior and L2 strength on frozen features."""
+"""``lt-cb heads``: test accuracy of every recipe and L2 strength on frozen features."""
 
 import csv
 import sys
@@ -7,100 +7,94 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.heads.recommend import PLAIN, Recommend, show
-from lt_cb.commands.train import data_module, run
-from lt_cb.data import LongTailedDataModule
+from lt_cb.commands.cli import CommandLine
+from lt_cb.commands.messages import run_command
+from lt_cb.commands.train import run_folder
 from lt_cb.errors import InputError
 from lt_cb.features import frozen_features
-from lt_cb.heads.folds import Candidate, Recipe, try_all
-from lt_cb.heads.page import BALANCED, PRECISION, html, surface
+from lt_cb.heads import page
+from lt_cb.heads.folds import measure_all
+from lt_cb.heads.recipes import Candidate
+from lt_cb.heads.setup import Setup, add_grid, loggers_beside, set_up
 from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
 from lt_cb.metrics import accuracies
-from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file, write_text
 
 
-class Heads(Recommend):
-    """The grid of ``recommend``, solved on all training images of several subsets, and tested."""
+def compare(cli: CommandLine, words: Sequence[str]) -> None:
+    """Solve every recipe on all training images of several subsets, and write the scores on the test images.
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seeds."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Of the subsets, one or more.")
+    Args:
+        cli: the parsed command line.
+        words: its words, see `lt_cb.heads.setup.set_up`.
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse seeds that say nothing."""
-        super().before_instantiate_classes()
-        seeds = self.config.seeds
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise InputError(f"seeds is {seeds}, but must be one or more different numbers, as --seeds [0,1,2].")
-        self.config.data.subset_seed = seeds[0]
-
-    def run(self) -> None:
-        """Solve and test the heads of each subset."""
-        scores: dict[Candidate, list[float]] = {}
-        for seed in self.config.seeds:
-            if seed != self.datamodule.subset_seed:
-                self.config.data.subset_seed = seed
-                self.datamodule = data_module(type(self.datamodule), self.config.data)
-            for candidate, score in self._test().items():
-                scores.setdefault(candidate, []).append(score)
-        if self.trainer.is_global_zero:
-            self._write_scores(scores)
-
-    def _test(self) -> dict[Candidate, float]:
-        """Return the balanced accuracy, or mean average precision, in [0, 1], of each candidate on the test images."""
-        model, data = self.model, self.datamodule
-        (values, targets), (test_values, test_targets) = (
-            frozen_features(model, data, split, self.trainer) for split in ("train", "test")
-        )
-        if not self.trainer.is_global_zero:
-            return {}
-        basis = Basis.of(torch.from_numpy(values))
-        shown = basis.project(torch.from_numpy(test_values)), test_targets
-        x, config = basis.project(torch.from_numpy(values)), self.config
-        right = try_all(x, targets, model.num_classes, shown, self.tried, config.lambdas, basis.variances)
-        if self.multi_label:
-            return {candidate: values.nanmean().item() for candidate, values in right.items()}
-        counted = test_targets.bincount(minlength=model.num_classes)
-        return {candidate: accuracies(hits, counted, {})["balanced_acc"].item() for candidate, hits in right.items()}
-
-    def _write_scores(self, scores: dict[Candidate, list[float]]) -> None:
-        config = self.config
-        folder = self.run_folder()
-        _ = folder.experiment  # takes the folder
-        files = RunDir(folder.log_dir)
-        metric, column = (PRECISION, "mAP") if self.multi_label else (BALANCED, "balanced_acc")
-        header = ["loss", "options", "beta", "lambda", "subset_seed", column]
-        rows = [
-            [c.recipe.loss, _options(c.recipe), c.recipe.beta, c.strength, seed, round(score, 6)]
-            for c, each in scores.items()
-            for seed, score in zip(config.seeds, each, strict=True)
-        ]
-        with whole_file(files.heads) as stream:
-            csv.writer(stream).writerows([header, *rows])
-        words = (
-            f"Test images, means over {len(config.seeds)} subset seeds, in percent; bold is the best. Choose by none."
-        )
-        tables = [surface(scores, words, metric)]
-        finding = (
-            f"{len(scores)} heads on frozen features of {config.model.backbone}, trained on subset seeds "
-            f"{', '.join(map(str, config.seeds))} and tested. lt-cb recommend chooses one by the training images alone."
-        )
-        show(tables, finding)
-        write_text(files.heads_page, html("Heads", finding, tables, scores, "subset seeds", metric=metric))
-        sys.stdout.write(f"{files.heads}, {files.heads_page}\n")
-        asked = self.config_init.trainer.logger
-        for logger in asked if isinstance(asked, list) else [asked]:
-            if isinstance(logger, WandB):
-                logger.beside = folder
-                logger.log_table("heads", header, [[str(v) if isinstance(v, dict) else v for v in row] for row in rows])
+    Raises:
+        InputError: if the seeds are empty or repeated, or `set_up` raises it.
+    """
+    seeds = cli.config.seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds is {seeds}, but must be one or more different numbers, as --seeds [0,1,2].")
+    cli.config.data.subset_seed = seeds[0]
+    setup = set_up(cli, words)
+    scores: dict[Candidate, list[float]] = {}
+    for seed in seeds:
+        if seed != setup.data.subset_seed:
+            cli.config.data.subset_seed = seed
+            setup.data = cli.make_data()
+        for candidate, score in _test(setup, cli.config.lambdas).items():
+            scores.setdefault(candidate, []).append(score)
+    if setup.trainer.is_global_zero:
+        _write(cli, setup, scores)
 
 
-def _options(recipe: Recipe) -> dict[str, float | str] | None:
-    of: dict[str, float | str] = {} if recipe.weight_of is None else {"weight_of": recipe.weight_of}
-    return {**dict(recipe.options), **of} or None
+def _test(setup: Setup, l2_strengths: Sequence[float]) -> dict[Candidate, float]:
+    """Return the balanced accuracy, or mean average precision, in [0, 1] of each candidate on the test images."""
+    model, data = setup.model, setup.data
+    train, test = (frozen_features(model, data, split, setup.trainer) for split in ("train", "test"))
+    if not setup.trainer.is_global_zero:
+        return {}
+    basis = Basis.fit(torch.from_numpy(train[0]))
+    projected = [basis.project(torch.from_numpy(values), y, model.num_classes) for values, y in (train, test)]
+    measured = measure_all(projected[0], projected[1], setup.recipes, l2_strengths)
+    if data.multi_label:
+        return {candidate: precisions.nanmean().item() for candidate, precisions in measured.items()}
+    total = test[1].bincount(minlength=model.num_classes)
+    return {candidate: accuracies(correct, total, {})["balanced_acc"].item() for candidate, correct in measured.items()}
+
+
+def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]]) -> None:
+    """Print the scores, and write them as CSV, as a page, and as a table of W&B."""
+    seeds = cli.config.seeds
+    folder = run_folder(cli)
+    _ = folder.experiment  # creates the folder
+    run = RunDir(folder.log_dir)
+    metric, column = (page.PRECISION, "mAP") if setup.data.multi_label else (page.ACCURACY, "balanced_acc")
+    header = ["loss", "options", "beta", "lambda", "subset_seed", column]
+    rows = [
+        [recipe.loss, dict(recipe.options) or None, recipe.beta, l2_strength, seed, round(score, 6)]
+        for (recipe, l2_strength), values in scores.items()
+        for seed, score in zip(seeds, values, strict=True)
+    ]
+    with whole_file(run.heads) as stream:
+        csv.writer(stream).writerows([header, *rows])
+    note = f"Test images, means over {len(seeds)} subset seeds, in percent. The best is bold; do not choose by it."
+    tables = [page.score_table(scores, metric, note)]
+    finding = (
+        f"{len(scores)} heads on frozen features of {cli.config.model.backbone}, trained on subset seeds "
+        f"{', '.join(map(str, seeds))} and tested. To choose a head by training images only, use lt-cb recommend."
+    )
+    page.show(tables, finding)
+    write_text(run.heads_page, page.html("Heads", finding, tables, page.score_chart(scores, metric)))
+    sys.stdout.write(f"{run.heads}, {run.heads_page}\n")
+    for logger in loggers_beside(folder, setup.options):
+        if isinstance(logger, WandB):
+            logger.log_table("heads", header, [[str(v) if isinstance(v, dict) else v for v in row] for row in rows])
+
+
+def _add_options(parser: LightningArgumentParser) -> None:
+    add_grid(parser)
+    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Subset seeds, one or more.")
 
 
 def main(args: Sequence[str]) -> None:
@@ -112,4 +106,4 @@ def main(args: Sequence[str]) -> None:
     Raises:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
-    run(Heads, "heads", [*args, *PLAIN], LongTailedClassifier, LongTailedDataModule)
+    run_command(lambda: compare(CommandLine("heads", args, _add_options), args))

@@ -1,137 +1,164 @@
-"""Pictures and page of heads: scores by L2 strength for each recipe, and of the classes."""
+"""Tables and charts of compared heads, in the terminal and on an HTML page."""
 
+import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
 
+import altair as alt
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+from scipy import stats
 from torch import Tensor
 
-from lt_cb.heads.folds import Candidate
-from lt_cb.lab.report.figures import NAMED, Picture, coloured, hover, quantity, specification
-from lt_cb.lab.report.page import page
-from lt_cb.lab.report.sections import Section
-from lt_cb.lab.report.tables import half_width, wilson
+from lt_cb.heads.folds import half_width
+from lt_cb.heads.recipes import Candidate
 
-BALANCED, PRECISION = "balanced accuracy", "mean average precision"
+ACCURACY, PRECISION = "balanced accuracy", "mean average precision"
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .2rem; } h2 + p { color: #667; font-size: .9rem; }
+.finding { background: #f4f6f9; border-left: 4px solid #0072b2; padding: .8rem 1rem; }
+div { overflow-x: auto; } .vega-embed { width: 100%; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #dde; text-align: right; }
+th { color: #667; } th:first-child, td:first-child { text-align: left; }"""
+Scores = Mapping[Candidate, Sequence[float]]
 
 
-def html(
-    title: str,
-    finding: str,
-    tables: list[Section],
-    scores: Mapping[Candidate, Sequence[float]],
-    parts: str,
-    classes: Iterable[tuple[str, str, int, int, int]] = (),
-    metric: str = BALANCED,
-) -> str:
-    """Return one page without anything outside of it.
+class Table(NamedTuple):
+    """A table of text; cells between two pairs of asterisks are bold."""
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def score_table(scores: Scores, metric: str, note: str) -> Table:
+    """Return mean scores in percent, a row for each recipe and a column for each L2 strength.
 
     Args:
-        title: of the page.
-        finding: its first paragraph.
-        tables: at least one.
-        scores: of each candidate in [0, 1], by fold or by seed.
-        parts: which of the two.
-        classes: method, class name, its training images, images that were right, and that were counted.
-        metric: what the scores are.
+        scores: scores of each candidate by fold or seed, in [0, 1].
+        metric: name of the score.
+        note: text below the title.
     """
-    methods = [str(recipe) for recipe in dict.fromkeys(candidate.recipe for candidate in scores)]
-    pictures = [_surface(methods, scores, parts, metric), *filter(None, [_by_class(methods, list(classes))])]
-    return page(title, finding, tables, pictures, methods, [""])
-
-
-def surface(scores: Mapping[Candidate, Sequence[float]], words: str, metric: str = BALANCED) -> Section:
-    """Return the table of mean scores, in percent: a row a recipe, a column an L2 strength."""
-    strengths = sorted({candidate.strength for candidate in scores}, reverse=True)
+    l2_strengths = sorted({candidate.l2_strength for candidate in scores}, reverse=True)
     best = max(scores, key=lambda c: statistics.mean(scores[c]))
     rows = []
     for recipe in dict.fromkeys(candidate.recipe for candidate in scores):
-        cells = [f"{100 * statistics.mean(scores[Candidate(recipe, strength)]):.1f}" for strength in strengths]
-        rows.append(
-            [str(recipe), *(f"**{c}**" if (recipe, s) == best else c for c, s in zip(cells, strengths, strict=True))]
-        )
-    header = ["method", *(f"λ {strength:g}" for strength in strengths)]
-    return Section(f"{metric.capitalize()} by loss and L2 strength", words, header, rows)
+        row = [str(recipe)]
+        for candidate in (Candidate(recipe, l2_strength) for l2_strength in l2_strengths):
+            cell = f"{100 * statistics.mean(scores[candidate]):.1f}"
+            row.append(f"**{cell}**" if candidate == best else cell)
+        rows.append(row)
+    header = ["method", *(f"λ {l2_strength:g}" for l2_strength in l2_strengths)]
+    return Table(f"{metric.capitalize()} by loss and L2 strength", note, header, rows)
 
 
-def class_section(names: Sequence[str], correct: Tensor, counted: Tensor, words: str) -> Section:
-    """Return the table of held-out accuracies by class, with Wilson's 95 % interval."""
+def accuracy_table(names: Sequence[str], correct: Mapping[str, Tensor], counts: Tensor, note: str) -> Table:
+    """Return held-out accuracies of the classes, with Wilson's 95 % interval of the last method.
+
+    Args:
+        names: class names.
+        correct: correctly predicted images of each method, int64 of shape (C,).
+        counts: held-out images, int64 of shape (C,).
+        note: text below the title.
+    """
     rows = []
-    for name, right, total in zip(names, correct.tolist(), counted.tolist(), strict=True):
-        low, high = (100 * bound for bound in wilson(right, total)) if total else (0.0, 0.0)
-        cells = [f"{100 * right / total:.1f}", f"{low:.1f} to {high:.1f}"] if total else ["–", "–"]
-        rows.append([name, str(total), *cells])
-    return Section("Accuracy of the classes", words, ["class", "held-out images", "percent", "interval"], rows)
+    for i, (name, total) in enumerate(zip(names, counts.tolist(), strict=True)):
+        hits = [int(values[i]) for values in correct.values()]
+        cells = [f"{100 * right / total:.1f}" if total else "–" for right in hits]
+        interval = stats.binomtest(hits[-1], total).proportion_ci(method="wilson") if total else None
+        bounds = "–" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+        rows.append([name, str(total), *cells, bounds])
+    header = ["class", "held-out images", *(f"{method}, percent" for method in correct), "95 % interval"]
+    return Table("Accuracy of the classes", note, header, rows)
 
 
-def precision_section(names: Sequence[str], rates: Tensor, counted: Tensor, words: str) -> Section:
-    """Return the table of average precisions, of shape (K, C) by fold and class, with the images of each label."""
+def precision_table(names: Sequence[str], rates: Tensor, counts: Tensor, note: str) -> Table:
+    """Return average precisions of the classes in percent, as mean and standard deviation over folds.
+
+    Args:
+        names: class names.
+        rates: average precision by fold and class, shape (K, C), NaN where unknown.
+        counts: held-out images that have the label, int64 of shape (C,).
+        note: text below the title.
+    """
     rows = []
-    for name, each, total in zip(names, rates.T, counted.tolist(), strict=True):
-        known = (100 * each[~each.isnan()]).tolist()
-        spread = f"{statistics.stdev(known):.1f}" if len(known) > 1 else "–"
-        rows.append([name, str(total), f"{statistics.mean(known):.1f}" if known else "–", spread])
+    for name, by_fold, total in zip(names, rates.T, counts.tolist(), strict=True):
+        known = (100 * by_fold[~by_fold.isnan()]).tolist()
+        deviation = f"{statistics.stdev(known):.1f}" if len(known) > 1 else "–"
+        rows.append([name, str(total), f"{statistics.mean(known):.1f}" if known else "–", deviation])
     header = ["class", "held-out images", "average precision", "standard deviation"]
-    return Section("Average precision of the classes", words, header, rows)
+    return Table("Average precision of the classes", note, header, rows)
 
 
-def _surface(methods: list[str], scores: Mapping[Candidate, Sequence[float]], parts: str, metric: str) -> Picture:
-    values: list[dict[str, Any]] = []
-    for (recipe, strength), each in scores.items():
-        mean, half = 100 * statistics.mean(each), 100 * half_width(each) if len(each) > 1 else 0.0
-        row = {"dataset": "", "method": str(recipe), "strength": strength, "value": round(mean, 3)}
-        values.append({**row, "said": f"{mean:.1f} ± {half:.1f}"})
-    colour = coloured(methods, values)
-    log = min(row["strength"] for row in values) > 0
-    x = {"field": "strength", "type": "quantitative", "title": "L2 strength λ", "scale": {"type": "log"}}
-    if not log:
-        x |= {"type": "ordinal", "scale": {}}
-    y = quantity("value", f"{metric} in %")
-    said = hover(method="method", strength="λ", said="%, mean and half of its 95 % interval")
-    layers: list[dict[str, Any]] = [
-        {"mark": "line", "encoding": {"x": x, "y": y, "color": colour["color"]}},
-        {
-            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {"x": x, "y": y, **colour, "tooltip": said},
-        },
-    ]
-    words = f"Means over {parts}."
-    title = f"{metric.capitalize()} by L2 strength"
-    return Picture("surface", title, words, specification(values, 380, layers))
+def score_chart(scores: Scores, metric: str) -> alt.LayerChart:
+    """Return a chart of mean scores by L2 strength, a line for each recipe; a click in the legend highlights one.
 
-
-def _by_class(methods: list[str], classes: list[tuple[str, str, int, int, int]]) -> Picture | None:
-    values: list[dict[str, Any]] = []
-    for method, name, images, right, total in classes:
-        if total:
-            low, high = (100 * bound for bound in wilson(right, total))
-            row = {"dataset": "", "method": method, "label": f"{name} ({images})", "rank": -images, "images": images}
-            values.append(
-                {
-                    **row,
-                    "value": 100 * right / total,
-                    "low": low,
-                    "high": high,
-                    "said": f"{100 * right / total:.1f} ({low:.0f} to {high:.0f})",
-                }
-            )
-    labels = {row["label"] for row in values}
-    if not values or len(labels) > 5 * NAMED:
-        return None
-    colour = coloured(methods, values)
-    y = {"field": "label", "type": "nominal", "sort": {"field": "rank"}, "axis": {"title": None, "labelLimit": 240}}
-    place = {"y": y, "yOffset": {"field": "method", "sort": colour["color"]["sort"]}}
-    x = quantity("value", "accuracy of held-out images in %")
-    bounds = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "color": colour["color"]}
-    said = hover(label="class (training images)", method="method", said="%, Wilson's 95 % interval")
-    layers: list[dict[str, Any]] = [
-        {"mark": {"type": "rule", "opacity": 0.6}, "encoding": {**place, **bounds}},
-        {
-            "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-            "encoding": {**place, "x": x, **colour, "tooltip": said},
-        },
-    ]
-    words = "With Wilson's 95 % interval; in brackets training images."
-    return Picture(
-        "accuracy_by_class", "Accuracy of each class", words, specification(values, 34 * len(labels) + 60, layers)
+    Args:
+        scores: scores of each candidate by fold or seed, in [0, 1].
+        metric: name of the score.
+    """
+    rows = []
+    for (recipe, l2_strength), values in scores.items():
+        mean, half = 100 * statistics.mean(values), 100 * half_width(values) if len(values) > 1 else 0.0
+        row = {"method": str(recipe), "lambda": l2_strength, "mean": round(mean, 3)}
+        rows.append({**row, "interval": f"{mean:.1f} ± {half:.1f}"})
+    highlighted = alt.selection_point(fields=["method"], bind="legend")
+    legend = alt.Legend(orient="bottom", columns=2, labelLimit=0, symbolLimit=0, title=None)
+    base = alt.Chart(alt.InlineData(rows)).encode(
+        x=alt.X("lambda:Q", title="L2 strength λ").scale(
+            type="log" if min(c.l2_strength for c in scores) else "symlog"
+        ),
+        y=alt.Y("mean:Q", title=f"{metric} in %").scale(zero=False),
+        color=alt.Color("method:N", sort=None, legend=legend).scale(scheme="tableau20"),
+        opacity=alt.when(highlighted).then(alt.value(1)).otherwise(alt.value(0.1)),
+        tooltip=["method:N", "lambda:Q", alt.Tooltip("interval:N", title="%, mean and half of its 95 % interval")],
     )
+    points = base.mark_point(filled=True, size=70).encode(shape=alt.Shape("method:N", sort=None, legend=legend))
+    chart: alt.LayerChart = (base.mark_line() + points).properties(width="container", height=380)
+    return chart.add_params(highlighted)
+
+
+def html(title: str, finding: str, tables: Sequence[Table], chart: alt.LayerChart) -> str:
+    """Return a page that loads nothing: the finding, the first table, the chart, and the other tables."""
+    actions = {"export": True, "source": False, "compiled": False, "editor": False}
+    drawn = chart.to_html(
+        inline=True, fullhtml=False, embed_options={"ast": True, "renderer": "svg", "actions": actions}
+    )
+    body = "\n".join([_html_table(tables[0]), drawn, *map(_html_table, tables[1:])])
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {title.lower()}</title>
+<style>{STYLE}</style></head>
+<body><h1>{title}</h1>
+<p class="finding">{escape(finding)}</p>
+{body}
+</body></html>
+"""
+
+
+def _html_table(table: Table) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        inner = (re.sub(r"\*\*(.*)\*\*", r"<b>\1</b>", escape(cell)) for cell in cells)
+        return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in inner)}</tr>"
+
+    lines = "\n".join([line(table.header, "th"), *(line(row, "td") for row in table.rows)])
+    return f"<h2>{escape(table.title)}</h2>\n<p>{escape(table.note)}</p>\n<div><table>{lines}</table></div>"
+
+
+def show(tables: Sequence[Table], finding: str) -> None:
+    """Print tables and finding."""
+    console = Console(highlight=False)
+    for table in tables:
+        printed = RichTable(title=table.title, caption=table.note)
+        for i, name in enumerate(table.header):
+            printed.add_column(name, justify="right" if i else "left")
+        for name, *cells in table.rows:
+            printed.add_row(name, *(Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in cells))
+        console.print(printed)
+    console.print(finding, soft_wrap=True)

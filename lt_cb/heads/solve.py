@@ -1,79 +1,37 @@
-"""Linear heads solved to convergence, many at once, for any loss and weighting."""
+"""Linear heads: many at once, each with its own loss, solved to convergence by L-BFGS."""
 
-import math
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lt_cb.data.cache import cache_folder, reserve
-from lt_cb.errors import InputError, check_at_least
-from lt_cb.hardware import available_memory
+from lt_cb.errors import InputError
+from lt_cb.longtail.subset import count_labels
 from lt_cb.losses import Loss
 
 HISTORY = 10  # pairs of steps and gradient differences that L-BFGS keeps
-NULL = 1e-9  # variance, as a share of the largest, that float32 features do not have
-SUFFICIENT = 1e-4  # Armijo: part of the decrease that the gradient promises
-ROWS = 4096  # a block of features that stays in the processor's cache between the two products
-COLUMNS = 4096  # logits an image that are evaluated at once, over all heads
+MIN_VARIANCE = 1e-9  # relative to the largest; less is rounding noise of float32 features
+SUFFICIENT = 1e-4  # Armijo condition: the share of the predicted decrease that a step must reach
+BLOCK_ROWS = 4096  # images in a block, which stays in the processor's cache between two products
+MAX_COLUMNS = 4096  # logits of an image, over all heads that are solved together; bounds the memory
 MAX_ROUNDS = 1000
-
-
-def empty(*shape: int) -> Tensor:
-    """Return a float32 tensor of a shape, not filled: in memory, or in a file that is gone with it.
-
-    It is in a file of the cache's folder where it would take more than half of the memory that is free: whoever goes
-    through it block by block then needs no more memory than for a block.
-
-    Raises:
-        InputError: if there is no room for it on the disk either.
-    """
-    size = 4 * math.prod(shape)
-    if size <= available_memory() / 2:
-        return torch.empty(shape)
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            reserve(file, size)
-            return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=shape))
-    except OSError as error:
-        raise InputError(
-            f"features of {size / 2**30:.1f} GiB fit neither in the memory that is free nor in '{folder}' "
-            f"({error.strerror}): make room there, or set LT_CB_CACHE to another folder."
-        ) from error
-
-
-def rows_of(features: Tensor, rows: Tensor) -> Tensor:
-    """Return some features, float32 of shape (M, D), in memory or not (`empty`).
-
-    Args:
-        features: float32, shape (N, D).
-        rows: which of them, int64 of shape (M,), or bool of shape (N,).
-    """
-    chosen = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-    copied = empty(len(chosen), features.shape[1])
-    for part, block in zip(torch.split(copied, ROWS), torch.split(chosen, ROWS), strict=True):
-        torch.index_select(features, 0, block, out=part)
-    return copied
 
 
 @dataclass
 class Basis:
-    """Standardised features along the principal axes of the training images, float32 of shape (N, R).
+    """Principal axes of standardised training features.
 
-    A rotation leaves the L2 penalty as it is, and the curvature of the loss is nearly diagonal along these axes, which
-    is why heads converge in tens of steps there. Axes without variance are left out: no solution has a part in them.
+    A rotation does not change the L2 penalty. Along these axes the curvature of the loss is nearly diagonal, so that
+    heads converge in tens of steps. Axes without variance are left out: the weights along them are zero in any
+    solution.
 
     Attributes:
-        mean: of the features, shape (D,).
+        mean: mean of the features, shape (D,).
         scale: standard deviation of the features, 1 for a constant one, shape (D,).
-        axes: orthonormal, shape (D, R), a column an axis.
-        variances: of the standardised features along the axes, shape (R,).
+        axes: orthonormal columns, shape (D, R).
+        variances: variances of the standardised features along the axes, shape (R,).
     """
 
     mean: Tensor
@@ -82,20 +40,18 @@ class Basis:
     variances: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> "Basis":
+    def fit(cls, features: Tensor) -> "Basis":
         """Return the basis of training features, floating of shape (N, D).
 
         Raises:
-            InputError: if there are none, or they are not finite.
+            InputError: if a feature is not finite.
         """
-        if features.ndim != 2 or not features.numel():
-            raise InputError(f"features have shape {tuple(features.shape)}, but must be (images, features), not empty.")
         width = features.shape[1]
         total, products = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
-        for block in torch.split(features, ROWS):
+        for block in torch.split(features, BLOCK_ROWS):
             total = total + block.double().sum(0)
         mean = total / len(features)
-        for block in torch.split(features, ROWS):
+        for block in torch.split(features, BLOCK_ROWS):
             centred = (block.double() - mean).float()
             products = products + (centred.T @ centred).double()
         covariance = products / len(features)
@@ -104,30 +60,62 @@ class Basis:
         scale = covariance.diagonal().sqrt()
         scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-6), scale, 1.0)
         variances, axes = torch.linalg.eigh(covariance / scale.outer(scale))
-        kept = variances > NULL * variances[-1]
+        kept = variances > MIN_VARIANCE * variances[-1]
         return cls(mean.float(), scale.float(), axes[:, kept].float(), variances[kept].float())
 
-    def project(self, features: Tensor) -> Tensor:
-        """Return features, floating of shape (N, D), standardised and rotated, float32 of shape (N, R)."""
-        projected = empty(len(features), self.axes.shape[1])
-        for rows, block in zip(torch.split(projected, ROWS), torch.split(features, ROWS), strict=True):
+    def project(self, features: Tensor, targets: Tensor, num_classes: int) -> "FeatureSet":
+        """Standardise and rotate features.
+
+        Args:
+            features: floating, shape (N, D).
+            targets: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C), -1 where unknown.
+            num_classes: number of classes C.
+        """
+        projected = torch.empty(len(features), self.axes.shape[1])
+        for rows, block in zip(torch.split(projected, BLOCK_ROWS), torch.split(features, BLOCK_ROWS), strict=True):
             torch.mm((block.float() - self.mean) / self.scale, self.axes, out=rows)
-        return projected
+        return FeatureSet(projected, targets, num_classes, self.variances)
 
     def unproject(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight and bias, shapes (C, D) and (C,), of the same head for features as the backbone has them."""
+        """Return weight, (C, D), and bias, (C,), of the same head for features as the backbone yields them."""
         weight = (weight.double() @ self.axes.double().T) / self.scale.double()
         return weight.float(), (bias.double() - weight @ self.mean.double()).float()
 
 
-class Heads(NamedTuple):
-    """H solved heads.
+@dataclass
+class FeatureSet:
+    """Features of N images in a `Basis`, with their targets.
 
     Attributes:
-        weight: shape (H, C, D).
+        features: float32, shape (N, R).
+        targets: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C), -1 where unknown.
+        num_classes: number of classes C.
+        variances: variances of the training features by column, shape (R,), which scale the first step of the solver.
+    """
+
+    features: Tensor
+    targets: Tensor
+    num_classes: int
+    variances: Tensor
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class, shape (C,)."""
+        return count_labels(self.targets.numpy(), self.num_classes)
+
+    def select(self, rows: Tensor) -> "FeatureSet":
+        """Return the images where ``rows``, bool of shape (N,), is true."""
+        return replace(self, features=self.features[rows], targets=self.targets[rows])
+
+
+class Heads(NamedTuple):
+    """Solved linear heads, H of them.
+
+    Attributes:
+        weight: shape (H, C, R).
         bias: shape (H, C).
-        objective: float64 of shape (H,).
-        rounds: evaluations of the objective that all heads took together.
+        objective: minimised values, float64 of shape (H,).
+        rounds: evaluations of the objective, each over all heads.
     """
 
     weight: Tensor
@@ -136,91 +124,148 @@ class Heads(NamedTuple):
     rounds: int
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return logits of shape (H, N, C) for features of shape (N, D)."""
+        """Return logits of shape (H, N, C) for features of shape (N, R)."""
         flat = features @ self.weight.flatten(0, 1).T + self.bias.flatten()
         return flat.view(len(features), *self.bias.shape).transpose(0, 1)
 
 
+def solve_path(
+    data: FeatureSet, losses: Sequence[Loss], l2_strengths: Sequence[float], tolerance: float = 1e-5
+) -> dict[float, Heads]:
+    """Solve one head for each loss and L2 strength, from the largest strength to the smallest.
+
+    Each solution is the warm start of the next one.
+
+    Args:
+        data: training features.
+        losses: H losses.
+        l2_strengths: values of lambda, each at least 0, in any order.
+        tolerance: see `solve_heads`.
+
+    Returns:
+        H heads for each strength.
+    """
+    path: dict[float, list[Heads]] = {strength: [] for strength in sorted(set(l2_strengths), reverse=True)}
+    group_size = max(MAX_COLUMNS // data.num_classes, 1)
+    for first in range(0, len(losses), group_size):
+        heads: Heads | None = None
+        for strength, groups in path.items():
+            heads = solve_heads(data, losses[first : first + group_size], strength, heads, tolerance)
+            groups.append(heads)
+    return {strength: _joined(groups) for strength, groups in path.items()}
+
+
+def _joined(groups: list[Heads]) -> Heads:
+    weight, bias, objective = (torch.cat(parts) for parts in list(zip(*groups, strict=True))[:3])
+    return Heads(weight, bias, objective, max(heads.rounds for heads in groups))
+
+
 def solve_heads(
-    features: Tensor,
-    targets: Tensor,
+    data: FeatureSet,
     losses: Sequence[Loss],
-    strengths: Sequence[float],
-    variances: Tensor | None = None,
+    l2_strength: float,
     start: Heads | None = None,
     tolerance: float = 1e-5,
 ) -> Heads:
-    r"""Minimise the objectives of H linear heads, each with a loss and an L2 strength of its own.
+    r"""Minimise the objectives of H linear heads, each with its own loss.
 
     .. math:: \min_{W, b} L(X W^T + b, y) + \tfrac{\lambda}{2} \|W\|^2
 
-    L is the mean of the weighted losses; the bias is not penalised. It is L-BFGS over all heads in step: each round
-    multiplies the features once with the weights of all heads, of which those that have converged drop out. A head has
-    converged once its Newton decrement, as L-BFGS estimates it, is below ``tolerance`` times the objective.
+    L is the mean of the weighted losses. The bias is not penalised. All heads take the steps of L-BFGS together: each
+    round multiplies the features once by the weights of all heads that have not converged yet. A head has converged
+    once its Newton decrement, as L-BFGS estimates it, is below ``tolerance`` times the objective.
 
     Args:
-        features: float32, shape (N, D), best as `Basis.project` returns them.
-        targets: class indices, int64 of shape (N,), or of several labels int8 of shape (N, C).
-        losses: H losses of C classes.
-        strengths: H values of lambda, each at least 0 and finite.
-        variances: of the columns of the features, shape (D,), which scale the first step; None takes 1.
-        start: heads to start from, as those of a stronger lambda; None starts from zero.
-        tolerance: of the estimated relative gap to the optimum, above 0. The gap itself has been seen to be up to
-            60 times as large: 0.06 % at the default.
+        data: training features.
+        losses: H losses of C classes, with reduction ``mean``.
+        l2_strength: lambda, at least 0.
+        start: heads to start from, for example the solution at a larger lambda; None starts from zero weights.
+        tolerance: estimated relative gap to the optimum, above 0. The true gap can be larger: up to 60 times, or 0.06 %
+            at the default, in our measurements.
 
     Raises:
-        InputError: if a lambda is negative, or a loss does not go with a linear head and a mean over images.
+        InputError: if a loss needs cosines as logits, or its reduction is not ``mean``.
     """
-    for strength, loss in zip(strengths, losses, strict=True):
-        check_at_least("lambda", strength, 0, "0 does not regularise.")
-        check_loss(loss)
-    if len(features) != len(targets):
-        raise InputError(f"there are {len(features)} features, but {len(targets)} targets: give one a feature.")
-    num_classes, width = len(losses[0].class_counts), features.shape[1]
-    at_once = max(COLUMNS // num_classes, 1)
-    if len(losses) > at_once:
-        parts = []
-        for i in range(0, len(losses), at_once):
-            own = slice(i, i + at_once)
-            begin = None if start is None else Heads(start.weight[own], start.bias[own], start.objective[own], 0)
-            parts.append(solve_heads(features, targets, losses[own], strengths[own], variances, begin, tolerance))
-        weights, biases, objectives = map(torch.cat, list(zip(*(part[:3] for part in parts), strict=True)))
-        return Heads(weights, biases, objectives, max(part.rounds for part in parts))
-    point = torch.zeros(len(losses), num_classes, width + 1)
+    for loss in losses:
+        if loss.normalized_classifier or loss.reduction != "mean":
+            raise InputError(
+                f"{type(loss).__name__} with reduction '{loss.reduction}' cannot be solved for a linear head: choose a "
+                "loss of plain logits, not cosines, with reduction 'mean'."
+            )
+    width = data.features.shape[1]
+    point = torch.zeros(len(losses), data.num_classes, width + 1)  # weights and, in the last column, biases
     if start is None:
-        for h, loss in enumerate(losses):
-            point[h, :, -1] = loss.prior_bias or 0.0
+        for head, loss in enumerate(losses):
+            point[head, :, -1] = loss.prior_bias or 0.0
     else:
         point[:, :, :-1], point[:, :, -1] = start.weight, start.bias
-    decay = torch.tensor([float(strength) for strength in strengths])[:, None].expand(-1, width + 1).clone()
-    decay[:, -1] = 0.0
-    spread = torch.ones(width + 1)
-    if variances is not None:
-        spread[:-1] = variances
-    scale = 1.0 / (spread / num_classes + decay + 1e-6)  # inverse curvature, (H, D + 1): what L-BFGS starts from
-    objective, rounds = _minimise(features, targets, list(losses), decay[:, None], scale[:, None], point, tolerance)
+    decay = torch.full((width + 1,), float(l2_strength))
+    decay[-1] = 0.0
+    variances = torch.cat([data.variances, torch.ones(1)])
+    inverse_curvature = 1.0 / (variances / data.num_classes + decay + 1e-6)
+    objective, rounds = _minimise(data, list(losses), decay, inverse_curvature, point, tolerance)
     return Heads(point[:, :, :-1].contiguous(), point[:, :, -1].contiguous(), objective, rounds)
 
 
-def check_loss(loss: Loss) -> None:
-    """Refuse a loss whose mean over all images is no sum over images of linear logits."""
-    name = type(loss).__name__
-    if loss.normalized_classifier:
-        raise InputError(f"{name} needs cosines as logits, but heads are linear: choose a loss of plain logits.")
-    if loss.reduction != "mean":
-        raise InputError(f"{name} has reduction '{loss.reduction}', but heads are solved for 'mean'.")
+@torch.no_grad()
+def _minimise(
+    data: FeatureSet, losses: list[Loss], decay: Tensor, scale: Tensor, result: Tensor, tolerance: float
+) -> tuple[Tensor, int]:
+    """Minimise from ``result``, in place; return objectives, float64 of shape (H,), and the number of rounds.
+
+    A round evaluates all heads once. A head whose step does not decrease its objective enough tries a shorter step in
+    the next round, while the other heads proceed.
+    """
+    active = torch.arange(len(losses))
+    objectives = torch.zeros(len(losses), dtype=torch.float64)
+    point = result.clone()
+    value, gradient = _evaluate(data, losses, decay, point)
+    history: list[tuple[Tensor, Tensor, Tensor]] = []  # steps, gradient differences, 1 / their product or 0 if unusable
+    factor = torch.ones(len(losses))  # scales the inverse curvature of each head
+    direction, length = -scale * gradient, torch.ones(len(losses))
+    rounds = 1
+    while losses and rounds < MAX_ROUNDS:
+        rounds += 1
+        slope = _dot(gradient, direction)
+        trial = point + length[:, None, None] * direction
+        new_value, new_gradient = _evaluate(data, losses, decay, trial)
+        noise = 1e-7 * value.abs()  # float32 sums hide a smaller decrease near the optimum
+        accepted = new_value <= value + SUFFICIENT * (length * slope).double() + noise
+        keep = accepted[:, None, None]
+        step, change = trial - point, new_gradient - gradient
+        product, square = _dot(step, change), _dot(change, scale * change)
+        usable = accepted & (product > 1e-10 * _dot(step, step))
+        history = history[-HISTORY + 1 :]
+        history.append((step, change, torch.where(usable, 1.0 / product, 0.0)))
+        factor = torch.where(usable, product / square.clamp(min=1e-30), factor)
+        shorter = _shorter(length, slope, (new_value - value).float())
+        point, gradient = torch.where(keep, trial, point), torch.where(keep, new_gradient, gradient)
+        value = torch.where(accepted, new_value, value)
+        new_direction = _direction(gradient, history, factor[:, None, None] * scale)
+        decrement = -0.5 * _dot(gradient, new_direction)
+        direction = torch.where(keep, new_direction, direction)
+        length = torch.where(accepted, 1.0, shorter)
+        done = (accepted & (decrement <= tolerance * value)) | (length < 1e-6)
+        if done.any():
+            result[active[done]], objectives[active[done]] = point[done], value[done]
+            left = ~done
+            active, point, gradient, value = active[left], point[left], gradient[left], value[left]
+            direction, length, factor = direction[left], length[left], factor[left]
+            history = [(step[left], change[left], inverse[left]) for step, change, inverse in history]
+            losses = [loss for loss, kept in zip(losses, left.tolist(), strict=True) if kept]
+    result[active], objectives[active] = point, value
+    return objectives, rounds
 
 
-def _evaluate(
-    features: Tensor, targets: Tensor, losses: Sequence[Loss], decay: Tensor, point: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return objectives, float64 of shape (H,), and gradients, shape (H, C, D + 1)."""
+def _evaluate(data: FeatureSet, losses: Sequence[Loss], decay: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+    """Return objectives, float64 of shape (H,), and gradients, shape (H, C, R + 1)."""
     weight, bias = point[:, :, :-1].flatten(0, 1), point[:, :, -1].flatten()
     gradient = torch.zeros_like(weight)
     gradient_bias = torch.zeros_like(bias)
     objective = (0.5 * decay * point**2).sum((1, 2), dtype=torch.float64)
-    for rows, labels in zip(torch.split(features, ROWS), torch.split(targets, ROWS), strict=True):
-        share = len(rows) / len(features)
+    blocks = zip(torch.split(data.features, BLOCK_ROWS), torch.split(data.targets, BLOCK_ROWS), strict=True)
+    for rows, labels in blocks:
+        share = len(rows) / len(data.features)
         flat = torch.addmm(bias, rows, weight.T)  # (B, H C)
         logits = flat.view(len(rows), *point.shape[:2]).transpose(0, 1).contiguous().requires_grad_()  # (H, B, C)
         with torch.enable_grad():
@@ -234,73 +279,14 @@ def _evaluate(
     return objective, full.addcmul_(decay, point)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((1, 2))
-
-
-@torch.no_grad()
-def _minimise(
-    features: Tensor,
-    targets: Tensor,
-    losses: list[Loss],
-    decay: Tensor,
-    scale: Tensor,
-    result: Tensor,
-    tolerance: float,
-) -> tuple[Tensor, int]:
-    """Minimise from ``result``, in place; return objectives, float64 of shape (H,), and rounds.
-
-    A head whose step does not decrease its objective enough tries a shorter one in the next round, in which the others
-    go on: a round is one evaluation of all heads, whatever each of them does with it.
-    """
-    active = torch.arange(len(losses))
-    objectives = torch.zeros(len(losses), dtype=torch.float64)
-    point = result.clone()
-    value, gradient = _evaluate(features, targets, losses, decay, point)
-    history: list[tuple[Tensor, Tensor, Tensor]] = []  # steps, gradient differences, 1 / their product or 0: no pair
-    factor = torch.ones(len(losses))  # of the inverse curvature
-    direction, length = -scale * gradient, torch.ones(len(losses))
-    rounds = 1
-    while losses and rounds < MAX_ROUNDS:
-        rounds += 1
-        slope = _dot(gradient, direction)
-        trial = point + length[:, None, None] * direction
-        new_value, new_gradient = _evaluate(features, targets, losses, decay, trial)
-        # rounding of float32 sums: near the optimum a decrease cannot be seen
-        noise = 1e-7 * value.abs()
-        accepted = new_value <= value + SUFFICIENT * (length * slope).double() + noise
-        keep = accepted[:, None, None]
-        step, change = trial - point, new_gradient - gradient
-        product, square = _dot(step, change), _dot(change, scale * change)
-        usable = accepted & (product > 1e-10 * _dot(step, step))
-        history = history[-HISTORY + 1 :]
-        history.append((step, change, torch.where(usable, 1.0 / product, 0.0)))
-        factor = torch.where(usable, product / square.clamp(min=1e-30), factor)
-        # minimum of the parabola through both values and the slope, no shorter than a tenth
-        fall = (new_value - value).float() - length * slope
-        shorter = (-0.5 * slope * length**2 / fall).clamp(0.1 * length, 0.5 * length)
-        shorter = torch.where(shorter.isfinite(), shorter, 0.1 * length)
-        point, gradient = torch.where(keep, trial, point), torch.where(keep, new_gradient, gradient)
-        value = torch.where(accepted, new_value, value)
-        ahead = _direction(gradient, history, factor[:, None, None] * scale)
-        decrement = -0.5 * _dot(gradient, ahead)
-        direction = torch.where(keep, ahead, direction)
-        length = torch.where(accepted, 1.0, shorter)
-        done = (accepted & (decrement <= tolerance * value)) | (length < 1e-6)
-        if done.any():
-            result[active[done]], objectives[active[done]] = point[done], value[done]
-            left = ~done
-            active, point, gradient, value = active[left], point[left], gradient[left], value[left]
-            direction, length, factor = direction[left], length[left], factor[left]
-            decay, scale = decay[left], scale[left]
-            history = [(s[left], y[left], r[left]) for s, y, r in history]
-            losses = [loss for loss, on in zip(losses, left.tolist(), strict=True) if on]
-    result[active], objectives[active] = point, value
-    return objectives, rounds
+def _shorter(length: Tensor, slope: Tensor, change: Tensor) -> Tensor:
+    """Return the minimum of the parabola through both values and the slope, between 0.1 and 0.5 of the length."""
+    shorter = (-0.5 * slope * length**2 / (change - length * slope)).clamp(0.1 * length, 0.5 * length)
+    return torch.where(shorter.isfinite(), shorter, 0.1 * length)
 
 
 def _direction(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]], scale: Tensor) -> Tensor:
-    """Return L-BFGS's descent direction by the two loops of Nocedal 1980, for all heads at once."""
+    """Return the descent directions of all heads by the two loops of L-BFGS (Nocedal 1980)."""
     q, factors = gradient.clone(), []
     for step, change, inverse in reversed(history):
         alpha = inverse * _dot(step, q)
@@ -312,44 +298,5 @@ def _direction(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]
     return q.neg_()
 
 
-def solve_at(
-    features: Tensor,
-    targets: Tensor,
-    loss: Loss,
-    strength: float,
-    strengths: Sequence[float],
-    variances: Tensor | None = None,
-    tolerance: float = 1e-5,
-) -> Heads:
-    """Return one head at one L2 strength, by way of the stronger of some others; the rest is as of `solve_path`."""
-    path = [strength, *(value for value in strengths if value > strength)]
-    return solve_path(features, targets, [loss], path, variances, tolerance)[strength]
-
-
-def solve_path(
-    features: Tensor,
-    targets: Tensor,
-    losses: Sequence[Loss],
-    strengths: Sequence[float],
-    variances: Tensor | None = None,
-    tolerance: float = 1e-5,
-) -> dict[float, Heads]:
-    """Solve every loss at every L2 strength, each from the solution at the next stronger one.
-
-    Args:
-        features: as of `solve_heads`, like all that is not said here.
-        targets: as of `solve_heads`.
-        losses: L losses.
-        strengths: distinct values of lambda, in any order.
-        variances: of the columns of the features.
-        tolerance: relative gap to the optimum.
-
-    Returns:
-        L heads for each strength.
-    """
-    heads: Heads | None = None
-    path = {}
-    for strength in sorted(set(strengths), reverse=True):
-        each = [strength] * len(losses)
-        path[strength] = heads = solve_heads(features, targets, losses, each, variances, heads, tolerance)
-    return path
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((1, 2))

@@ -1,1 +1,1 @@
-"""Many runs: grids, workers and reports. Nothing outside this package imports it."""
+"""Many runs: grids and reports. Nothing outside this package imports it."""

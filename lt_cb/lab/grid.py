@@ -1,60 +1,62 @@
-"""``lt-cb grid``: the plan, the processes that train it, and a live table."""
+"""``lt-cb grid``: print the plan of a grid file, train its runs, and show a live table."""
 
 import glob
-import multiprocessing
 import os
 import queue
 import signal
 import statistics
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.live import Live
-from rich.table import Column, Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lt_cb.errors import ArgumentParser, InputError
-from lt_cb.lab.estimate import time_left
-from lt_cb.lab.plan import Plan, Run, read_plan
-from lt_cb.lab.work import check_folder, failed_since, work
 from lt_cb.hardware import available_cores, available_memory
+from lt_cb.lab.plan import Plan, Run, read_plan
+from lt_cb.lab.work import prepare, train
 from lt_cb.runs.folder import TERMINATED, shipped
 
-RUN_BYTES = 2 * 10**9  # of main memory that a training on small images takes at most, with what it imports
+RUN_BYTES = 2 * 10**9  # upper bound of the main memory of a training on small images
+WAIT_S = 0.5  # between looks at a run that another command trains
+RESUMES = "the same command resumes from the last checkpoints."
 
 
 def main(args: Sequence[str]) -> int:
     """Run ``lt-cb grid``.
 
     Args:
-        args: the words behind ``grid``.
+        args: the words after ``grid``.
 
     Returns:
-        0 if all runs are done, 1 if some have failed or were interrupted, 143 after a SIGTERM.
+        Exit code: 0 if all runs are done, 1 if some failed or were interrupted, 143 after SIGTERM.
 
     Raises:
         InputError: if the grid file or an option is wrong.
     """
     parser = ArgumentParser("lt-cb grid", description="Train the runs of a grid file, each distinct one once.")
-    parser.add_argument("file", help="the grid, as configs/grids/digits.yaml, or lt_cb:grids/digits")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, and train nothing")
-    parser.add_argument("--devices", help="GPUs to share the runs out to, one run each: 0,1,2,3; 0,0 is two on one")
-    parser.add_argument("--shard", default="1/1", help="of n parts of the runs take the i-th: i/n")
+    parser.add_argument("file", help="grid file, as configs/grids/digits.yaml or lt_cb:grids/digits")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
+    parser.add_argument("--devices", help="GPUs that each train one run at a time: 0,1,2,3; 0,0 trains two on one")
+    parser.add_argument("--shard", default="1/1", help="train only the i-th of n parts of the runs: i/n")
     options = parser.parse_args(args)
     plan = read_plan(Path(shipped(options.file)))
     runs = _shard(plan.runs, options.shard)
-    devices = _devices(options.devices, sum(not run.dir.is_done for run in runs))
-    console = Console(highlight=False, soft_wrap=True)
-    _print_plan(console, plan, runs, len(devices), every=options.dry_run)
+    environments = _environments(options.devices, sum(run.state != "done" for run in runs))
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    _print_plan(console, plan, runs, len(environments), list_runs=options.dry_run)
     if options.dry_run:
         return 0
     for run in runs:
-        for line in check_folder(run):
-            console.print(line)
-    return _train(console, runs, devices, plan.folder)
+        prepare(run)
+    return _Training(console, runs, environments).run()
 
 
 def _shard(runs: list[Run], shard: str) -> list[Run]:
@@ -64,123 +66,140 @@ def _shard(runs: list[Run], shard: str) -> list[Run]:
     return runs[int(index) - 1 :: int(count)]
 
 
-def _devices(asked: str | None, to_do: int) -> list[str | None]:
-    """Return the GPU of each process, None for a process without one.
+def _environments(devices: str | None, num_to_do: int) -> list[dict[str, str]]:
+    """Return the environment variables of each run trained at a time.
 
-    On a CPU there is one process for each core, with a thread of its own: networks this small share threads badly.
+    On a CPU one run trains on each core, with one thread: threads hardly speed up networks this small.
     """
-    if asked is not None:
-        return [name.strip() for name in asked.split(",")]
+    if devices is not None:
+        return [{"CUDA_VISIBLE_DEVICES": name.strip()} for name in devices.split(",")]
     if sys.platform == "darwin" or glob.glob("/dev/nvidia[0-9]*"):
-        return [None]
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
-    cores = available_cores() // (int(threads) if threads.isdigit() and threads != "0" else 1)
-    return [None] * max(1, min(cores, available_memory() // RUN_BYTES, to_do))
+        return [{}]
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdigit() and given != "0" else 1
+    num_at_once = min(available_cores() // threads, available_memory() // RUN_BYTES, num_to_do)
+    return [{"OMP_NUM_THREADS": str(threads)}] * num_at_once if num_at_once > 1 else [{}]
 
 
-def _print_plan(console: Console, plan: Plan, runs: list[Run], workers: int, every: bool) -> None:
-    done = [run for run in runs if run.dir.is_done]
-    console.print(f"{plan.named} named, {len(plan.runs)} distinct runs in {plan.folder}")
+def _print_plan(console: Console, plan: Plan, runs: list[Run], num_at_once: int, list_runs: bool) -> None:
+    states = [run.state for run in runs]
+    done, to_do, changed = (states.count(state) for state in ("done", "to do", "changed"))
+    console.print(f"{plan.num_named} named, {len(plan.runs)} distinct runs in {plan.folder}")
     if len(runs) < len(plan.runs):
         console.print(f"{len(runs)} of them in this shard")
-    console.print(f"{len(done)} done, {len(runs) - len(done)} to do")
-    if len(done) < len(runs):
-        seconds, left, unknown = time_left(plan, runs)
-        place = plan.folder.parent
-        text = f"no estimate of the time: no run on these data, and of this network, is done in {place} yet"
-        if known := len(runs) - len(done) - unknown:
-            text = f"about {_time(left / workers)} left on {workers} at a time"
-            text = text if seconds is None else f"{_time(seconds)} a run so far: {text}"
-            text += f" for {known} runs; nothing comparable to the others is done" if unknown else ""
-        console.print(text)
-    if every:
-        for run in runs:
-            also = f" (also {', '.join(run.aliases)})" if run.aliases else ""
-            console.print(
-                f"{'done ' if run.dir.is_done else 'to do'} {run.title}{also}", highlight=False, soft_wrap=True
-            )
+    console.print(f"{done} done, {to_do} to do, {num_at_once} at a time")
+    if changed:
+        console.print(f"{changed} changed: their folders hold runs of another configuration")
+    finished = [run.dir.read_result() for run in plan.runs if run.state == "done"]
+    if finished and to_do:
+        seconds = statistics.mean(sum((result.get("wall_time_s") or {}).values()) for result in finished)
+        left = _time(seconds * to_do / num_at_once)
+        console.print(f"{_time(seconds)} of training a run so far: about {left} left")
+    if list_runs:
+        for run, state in zip(runs, states, strict=True):
+            console.print(f"{state:7} {run.title}" + f" (also {', '.join(run.aliases)})" * bool(run.aliases))
 
 
-def _train(console: Console, runs: list[Run], devices: list[str | None], folder: Path) -> int:
-    start = time.monotonic()
-    with tempfile.TemporaryFile(dir=folder) as file:  # whose clock may be another than this machine's
-        begun = os.fstat(file.fileno()).st_mtime
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    events = context.Queue()
+class _Training:
+    """Training of runs, at most one at a time with each of the environments."""
 
-    def employ(device: str | None) -> multiprocessing.process.BaseProcess:
-        # no daemon, which may have no processes of its own to read images; it ends with this one all the same
-        worker = context.Process(target=work, args=(runs, begun, device, len(devices), events, os.getpid()))
-        worker.start()
-        return worker
+    def __init__(self, console: Console, runs: list[Run], environments: list[dict[str, str]]) -> None:
+        self.runs = runs
+        self.num_at_once = len(environments)
+        self.free = queue.SimpleQueue[dict[str, str]]()
+        for environment in environments:
+            self.free.put(environment)
+        self.stop = threading.Event()
+        self.outcomes = {run.title: "done" for run in runs if run.dir.is_done}
+        self.seconds = list[float]()  # of each run trained here
+        columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn()
+        self.table = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
-    code = 1
+    def run(self) -> int:
+        """Train until all runs have ended or a signal comes; return the exit code."""
+        with (
+            _stopped_by_signals(self.stop) as signals,
+            self.table,
+            ThreadPoolExecutor(self.num_at_once) as pool,
+        ):
+            bar = self.table.add_task("", total=len(self.runs))
+            waiting = [run for run in self.runs if run.title not in self.outcomes]
+            futures = {pool.submit(self._attempt, run): run for run in waiting}
+            try:
+                while futures:
+                    self.table.update(bar, completed=len(self.outcomes), description=self._state())
+                    for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                        run = futures.pop(future)
+                        if (outcome := future.result()) == "held":
+                            futures[pool.submit(self._attempt, run)] = run
+                        else:
+                            self.outcomes[run.title] = outcome
+            finally:
+                self.stop.set()
+        if signals:
+            self.table.console.print(f"Interrupted: {RESUMES}")
+            return TERMINATED if signals[0] == signal.SIGTERM else 1
+        return self._summarize()
 
-    def terminate(*_: object) -> None:  # as ctrl-C does: to be killed by it would leave semaphores behind
-        nonlocal code
-        code = TERMINATED
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, terminate)
-    workers = [employ(device) for device in devices]
-    under_way: dict[int | None, tuple[str, float]] = {}  # by process
-    by_title = {run.title: run for run in runs}
-    finished: list[float] = []
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    def _attempt(self, run: Run) -> str:
+        """Train a run, unless another command trains it (``held``) or has trained it since the start."""
+        environment, console = self.free.get(), self.table.console
         try:
-            while any(worker.is_alive() for worker in workers) or not events.empty():
-                try:
-                    event, title, pid = events.get(timeout=0.5)
-                except queue.Empty:
-                    for i, worker in enumerate(workers):
-                        if worker.exitcode not in (None, 0):  # killed, as for lack of memory
-                            title, _ = under_way.pop(worker.pid, ("", 0.0))
-                            if title in by_title and not by_title[title].dir.is_done:
-                                why = f"its process ended with exit code {worker.exitcode}\n"
-                                by_title[title].dir.error.write_text(why)
-                            workers[i] = employ(devices[i])
-                else:
-                    if event == "start":
-                        under_way[pid] = title, time.monotonic()
-                    else:
-                        finished.append(time.monotonic() - under_way.pop(pid, (title, start))[1])
-                        live.console.print(f"{event} {title} ({_time(finished[-1])})")
-                live.update(_table(runs, under_way, finished, start, len(devices)), refresh=True)
-        except KeyboardInterrupt:
-            console.print("Interrupted: the same command goes on from the last checkpoints.")
-            return code
+            with FileLock(run.dir.lock, timeout=0):
+                if run.dir.is_done:
+                    return "done"
+                if run.dir.error.exists() or self.stop.is_set():
+                    return "failed" if run.dir.error.exists() else "interrupted"
+                begin, row = time.monotonic(), self.table.add_task(run.title, total=None)
+                if not console.is_terminal:  # which shows no table
+                    console.print(f"started {run.title}")
+                outcome = train(run, environment, max(1, available_cores() // self.num_at_once), self.stop)
+                self.seconds.append(time.monotonic() - begin)
+                self.table.remove_task(row)
+                console.print(f"{outcome} {run.title} ({_time(self.seconds[-1])})")
+                return outcome
+        except Timeout:
+            return "interrupted" if self.stop.wait(WAIT_S) else "held"
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            for worker in workers:
-                worker.kill()
-                worker.join()
-    failed = [run for run in runs if failed_since(run, begun)]
-    console.print(f"{sum(run.dir.is_done for run in runs)} of {len(runs)} runs done, {len(failed)} failed.")
-    interrupted = [run for run in runs if not run.dir.is_done and run not in failed]
-    if interrupted:
-        console.print(f"{len(interrupted)} interrupted: the same command goes on from the last checkpoints.")
-    for run in failed:
-        if run.dir.error.exists():  # else another grid has taken it up
-            console.print(f"{run.title}: {run.dir.error.read_text().strip().splitlines()[-1]} (see {run.dir.log})")
-    return 1 if failed or interrupted else 0
+            self.free.put(environment)
+
+    def _state(self) -> str:
+        state = f"{len(self.outcomes)} of {len(self.runs)} runs"
+        if not self.seconds:
+            return state
+        left = statistics.mean(self.seconds) * (len(self.runs) - len(self.outcomes)) / self.num_at_once
+        return f"{state}, about {_time(left)} left"
+
+    def _summarize(self) -> int:
+        """Print the number of done, failed and interrupted runs; return the exit code."""
+        done, failed, interrupted = map(list(self.outcomes.values()).count, ("done", "failed", "interrupted"))
+        self.table.console.print(f"{done} of {len(self.runs)} runs done, {failed} failed.")
+        if interrupted:
+            self.table.console.print(f"{interrupted} interrupted: {RESUMES}")
+        for run in self.runs:
+            if self.outcomes[run.title] == "failed" and run.dir.error.exists():
+                self.table.console.print(f"{run.title}: {run.dir.error.read_text().strip()} (see {run.dir.log})")
+        return 1 if failed or interrupted else 0
 
 
-def _table(
-    runs: list[Run], under_way: dict[int | None, tuple[str, float]], finished: list[float], start: float, workers: int
-) -> Table:
-    done = sum(run.dir.is_done for run in runs)
-    table = Table("under way", Column("for", justify="right"), title=f"{done} of {len(runs)} runs done")
-    for title, since in under_way.values():
-        table.add_row(title, _time(time.monotonic() - since))
-    if finished:
-        table.add_section()
-        hour = 3600 * len(finished) / (time.monotonic() - start)
-        left = statistics.mean(finished) * (len(runs) - done) / workers
-        table.add_row(f"{hour:.0f} runs an hour", f"{_time(left)} left")
-    return table
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[list[int]]:
+    """Set ``stop`` at SIGINT and SIGTERM, and yield the list of received signals."""
+    received = list[int]()
+
+    def handle(number: int, _: object) -> None:
+        if received:  # a second signal: the trainings end with this process
+            os._exit(1)
+        received.append(number)
+        stop.set()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _time(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, whole = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole} s" if minutes else f"{whole} s"
+    return str(timedelta(seconds=round(seconds)))

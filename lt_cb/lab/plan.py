@@ -1,46 +1,47 @@
-"""From a grid file to the runs it asks for, each a list of arguments for ``fit``. Imports no torch."""
+"""Expansion of a grid file into runs, each a list of arguments for ``fit``. Imports no torch."""
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError, did_you_mean
 from lt_cb.runs.folder import RunDir, flatten, read_yaml, shipped
 
-MOST = 20_000  # runs of a grid
-KEYS = ("folder", "config", "set", "seeds", "axes")
+MAX_RUNS = 20_000
+GRID_KEYS = ("folder", "config", "set", "seeds", "axes")
 
 
 @dataclass
 class Run:
-    """One training: the arguments of ``fit``, and the folder it goes to."""
+    """One training of a grid."""
 
-    name: str
-    seed: int
-    args: list[str]
+    name: str  # choices on the axes, joined by "_"
+    seed: str  # "seed_" and the value of the first key of the seeds
+    args: list[str]  # of ``fit``
     digest: str
-    folder: Path
-    aliases: list[str] = field(default_factory=list)  # other names of the grid that come to the same run
+    dir: RunDir
+    aliases: list[str] = field(default_factory=list)  # names of other combinations with the same settings
 
     @property
     def title(self) -> str:
         """Name and seed."""
-        return f"{self.name}/seed_{self.seed}"
+        return f"{self.name}/{self.seed}"
 
     @property
-    def dir(self) -> RunDir:
-        """The files in its folder."""
-        return RunDir(self.folder)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the keys that the arguments set, the last value of each: ``fit`` alone knows what they come to."""
-        flat: dict[str, Any] = {}
-        for key, value in _said(self.args):
-            flat |= flatten(value if key == "config" else {key: value})
-        return flat
+    def state(self) -> str:
+        """``done``, ``to do``, or ``changed`` if the folder holds a run of another configuration."""
+        done = self.dir.is_done
+        if done or self.dir.checkpoint.is_file():
+            with suppress(InputError):  # grid.json is missing or damaged, and is written again
+                if self.dir.read_grid()["digest"] != self.digest:
+                    return "changed"
+        return "done" if done else "to do"
 
 
 @dataclass
@@ -51,77 +52,89 @@ class Plan:
     runs: list[Run]
 
     @property
-    def named(self) -> int:
-        """How many runs the grid names, equal ones counted apart."""
+    def num_named(self) -> int:
+        """Number of combinations, including those with equal settings."""
         return sum(1 + len(run.aliases) for run in self.runs)
 
 
 def read_plan(file: Path) -> Plan:
-    """Expand a grid file.
+    """Expand a grid file into its distinct runs.
 
     Args:
-        file: YAML with ``folder`` (of the runs), ``config`` (files that all runs start from, relative to the grid
-            file), ``set`` (config keys and values for all), ``seeds`` (of ``seed_everything``, default 0, or a mapping
-            of config keys to lists, which are zipped), and ``axes``: of each axis one choice is taken, and all
-            combinations are run. An axis is a mapping of config keys to lists, which are zipped, or a mapping of
-            choices to settings: config keys and values, ``config`` files, and ``axes`` that only this choice has.
+        file: YAML with any of these keys.
+
+            - ``folder``: folder of the runs; default ``runs/NAME_OF_THE_FILE``.
+            - ``config``: config files of all runs, relative to the grid file.
+            - ``set``: config keys and values of all runs.
+            - ``seeds``: list of values of ``seed_everything``, or a mapping of config keys to lists, which are zipped.
+            - ``axes``: a run takes one choice of each axis. An axis maps config keys to lists, which are zipped; or
+              choices to settings: config keys and values, ``config`` files, and ``axes`` of this choice.
 
     Raises:
-        InputError: if the file is no grid.
+        InputError: if the file is not a grid.
     """
     grid = _mapping(read_yaml(file), f"'{file}'")
     for key in grid:
-        if key not in KEYS:
-            raise InputError(f"'{file}' has '{key}', but a grid has {', '.join(KEYS)}.{did_you_mean(str(key), KEYS)}")
-    seeds = _seeds(grid.get("seeds", [0]), file)
+        if key not in GRID_KEYS:
+            hint = did_you_mean(str(key), GRID_KEYS)
+            raise InputError(f"'{file}' has '{key}', but a grid has {', '.join(GRID_KEYS)}.{hint}")
     folder = grid.get("folder", f"runs/{file.stem}")
     if not isinstance(folder, str) or not folder or "\0" in folder:
         raise InputError(f"'{file}': folder is {folder!r}, but must be a path, as runs/{file.stem}.")
-    folder = Path(folder)
-    base = [
-        *_arguments({"config": grid.get("config", [])}, file),
-        *_arguments(_mapping(grid.get("set", {}), "set"), file),
-    ]
-    runs: dict[str, Run] = {}
-    names: set[str] = set()
+    shared = _mapping(grid.get("set", {}), "set")
+    base = _arguments({"config": grid.get("config", [])}, file) + _arguments(shared, file)
+    seeds = grid.get("seeds", [0])
+    seeds = _mapping({"seed_everything": seeds} if isinstance(seeds, list) else seeds, "seeds")
+    runs: dict[str, Run] = {}  # by digest
+    titles: set[str] = set()
     for parts, args in _expand(base, _mapping(grid.get("axes", {}), "axes"), file):
         name = "_".join(parts) or file.stem
-        if name in names:
-            raise InputError(f"'{file}': two combinations are both named '{name}': give their choices other names.")
-        names.add(name)
-        if len(names) * len(seeds) > MOST:
-            raise InputError(f"'{file}' names more than {MOST:,} runs: give its axes fewer choices.")
-        for seed, settings in seeds.items():
-            complete = [*args, *_arguments(settings, file)]
-            run = Run(name, seed, complete, digest(complete), folder / name / f"seed_{seed}")
+        for values in _zipped("seeds", seeds):
+            complete = args + _arguments(values, file)
+            seed = f"seed_{_label(next(iter(values.values())))}"
+            run = Run(name, seed, complete, digest(complete), RunDir(Path(folder, name, seed)))
+            if re.search(r"[/\0]", run.name) or name in (".", ".."):
+                raise InputError(f"'{file}': the run '{name}' cannot name a folder: rename its choices.")
+            if run.title in titles:
+                raise InputError(f"'{file}': two runs are named '{run.title}': rename their choices.")
+            titles.add(run.title)
+            if len(titles) > MAX_RUNS:
+                raise InputError(f"'{file}' names more than {MAX_RUNS:,} runs: give its axes fewer choices.")
             first = runs.setdefault(run.digest, run)
             if first is not run:
                 first.aliases.append(name)
-    return Plan(folder, list(runs.values()))
+    return Plan(Path(folder), list(runs.values()))
 
 
 def digest(args: Sequence[str]) -> str:
-    """Return what tells a run from another: its arguments, and what the config files say, wherever they lie."""
-    return hashlib.sha256(json.dumps(list(_said(args)), sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _said(args: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield key and value of each argument, and for a config file what it says."""
-    words = iter(args)
+    """Return the SHA-256 of arguments of ``fit``, with the contents of config files instead of their paths."""
+    words, settings = iter(args), []
     for word in words:
-        key, _, text = word.removeprefix("--").partition("=")
-        yield key, read_yaml(Path(next(words))) if word == "--config" else _value(text)
+        key, _, value = word.removeprefix("--").partition("=")
+        content = read_yaml(Path(next(words))) if key == "config" else {key: value}
+        settings.append(_with_canonical_source(content))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _with_canonical_source(content: dict[str, Any]) -> dict[str, Any]:
+    """Replace the aliases of a data source, so that they make the same digest."""
+    data = content.get("data")
+    if isinstance(content.get("data.source"), str):
+        return {**content, "data.source": canonical_source(content["data.source"])}
+    if isinstance(data, dict) and isinstance(data.get("source"), str):
+        return {**content, "data": {**data, "source": canonical_source(data["source"])}}
+    return content
 
 
 def _arguments(settings: dict[str, Any], file: Path) -> list[str]:
-    """Return the arguments of ``fit`` for config files, which come first, and keys."""
+    """Return the arguments of ``fit`` for config files, which come first, and for config keys."""
     files = settings.get("config", [])
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not all(isinstance(name, str) and "\0" not in name for name in files):
         raise InputError(f"'{file}': config is {files!r}, but must be a file or a list of files.")
     for key in settings:
         if not isinstance(key, str):
-            raise InputError(f"'{file}': {key!r} is set, but must be a key of the configuration, as model.loss.gamma.")
+            raise InputError(f"'{file}': {key!r} is set, but must be a config key, as model.loss.gamma.")
     args = []
     for path in [file.parent / shipped(name) for name in files]:
         _mapping(read_yaml(path), f"'{path}'")
@@ -131,16 +144,9 @@ def _arguments(settings: dict[str, Any], file: Path) -> list[str]:
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - YAML
-    """Return a value as ``fit`` reads it: a text as it is, which quotes would become a part of, all else as JSON."""
-    plain = value is None or isinstance(value, bool | int | float | list | dict)
-    return json.dumps(value, ensure_ascii=False, default=str) if plain else str(value)
-
-
-def _value(text: str) -> Any:  # noqa: ANN401 - JSON
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    """Return a value as text for ``fit``: strings without quotes, everything else as JSON."""
+    is_json = value is None or isinstance(value, bool | int | float | list | dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401 - YAML
@@ -149,27 +155,11 @@ def _mapping(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401 - YAML
     return value
 
 
-def _seeds(seeds: Any, file: Path) -> dict[int, dict[str, Any]]:  # noqa: ANN401 - YAML
-    """Return the keys and values of each seed."""
-    lists = {"seed_everything": seeds} if isinstance(seeds, list) else seeds
-    values = list(lists.values()) if isinstance(lists, dict) else []
-    if (
-        not values
-        or not all(isinstance(v, list) and v for v in values)
-        or not all(isinstance(seed, int) and seed >= 0 for seed in values[0])
-    ):
-        raise InputError(
-            f"'{file}': seeds is {seeds}, but must be a list of integers of at least 0, or a mapping of config keys to "
-            "lists, the first of them such a list."
-        )
-    if len(set(values[0])) < len(values[0]):
-        raise InputError(f"'{file}': seeds has one of {values[0]} twice: each names a folder.")
-    return dict(zip(values[0], _zipped("seeds", lists), strict=True))
-
-
-def _zipped(what: str, lists: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    lengths = {len(values) for values in lists.values()}
-    if len(lengths) != 1:
+def _zipped(what: str, lists: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of each position in lists of equal length."""
+    if not lists or not all(isinstance(values, list) and values for values in lists.values()):
+        raise InputError(f"{what} is {lists}, but must be a list, or map config keys to lists, none of them empty.")
+    if len(lengths := {len(values) for values in lists.values()}) > 1:
         raise InputError(f"{what} zips lists of {sorted(lengths)} values, but they must be equally long.")
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
@@ -190,7 +180,16 @@ def _expand(args: list[str], axes: dict[str, Any], file: Path) -> Iterator[tuple
 def _choices(axis: str, choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     if all(isinstance(values, list) for values in choices.values()):
         for settings in _zipped(f"axis '{axis}'", choices):
-            yield f"{axis}{next(iter(settings.values()))}", settings
+            yield f"{axis}{_label(next(iter(settings.values())))}", settings
     else:
         for name, settings in choices.items():
             yield str(name), _mapping(settings, f"choice '{name}' of axis '{axis}'")
+
+
+def _label(value: Any) -> str:  # noqa: ANN401 - YAML
+    """Return a value as a part of a folder's name: 0.5, or _Tempered_t0.5 for a class with options."""
+    if isinstance(value, dict):
+        return "".join(f"_{key}{_label(inner)}" for key, inner in flatten(value).items())
+    if isinstance(value, list):
+        return "-".join(map(_label, value))
+    return re.sub(r"[^\w.+-]+", "-", str(value))

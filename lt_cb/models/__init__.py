@@ -1,4 +1,4 @@
-"""Backbones, images -> logits, and what is done to their classifiers."""
+"""Backbones (images -> logits) and changes to their classifiers."""
 
 from lt_cb.models.build import build_backbone
 from lt_cb.models.classifier import (

@@ -1,4 +1,4 @@
-"""A backbone by name: ours, timm's, or one's own."""
+"""Backbones by name: ResNets for small images, timm models, or custom ones."""
 
 import dataclasses
 import importlib
@@ -11,6 +11,7 @@ from lt_cb.errors import InputError, did_you_mean
 from lt_cb.models import resnet
 
 OURS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+RESERVED = ("num_classes", "in_channels", "in_chans", "model_name")
 
 
 def build_backbone(
@@ -20,48 +21,35 @@ def build_backbone(
     options: Mapping[str, Any] | None = None,
     image_size: int | None = None,
 ) -> nn.Module:
-    """Make a network that maps images to logits.
+    """Create a network that maps images to logits.
 
     Args:
-        name: ``resnet32`` (or 20, 44, 56, 110), a timm model, or ``package.module.function`` of your own, which is
-            called with ``num_classes``, ``in_channels`` and the options.
+        name: ``resnet32`` (or 20, 44, 56, 110), a timm model, or the path ``package.module.function`` of a custom
+            function or class, which is called with ``num_classes``, ``in_channels`` and the options.
         num_classes: C, the number of classes.
         in_channels: channels of the images.
-        options: further keyword arguments, as ``shortcut`` and ``init`` of ours or ``pretrained`` of timm's.
-        image_size: height and width in pixels, for what is built for one size alone, as timm's ViTs; None is its own.
+        options: further keyword arguments, for example ``shortcut`` and ``init`` of ``resnet32``, or ``pretrained`` of
+            timm.
+        image_size: height and width in pixels, for timm models of a fixed size such as ViTs; None is their default.
 
     Raises:
-        InputError: if there is no such model, or it does not take the options.
+        InputError: if the model does not exist, or does not take the options.
     """
     options = dict(options or {})
-    for told in ("num_classes", "in_channels", "in_chans", "model_name"):
-        if told in options:
-            raise InputError(f"--model.backbone_args has {told}, which data and --model.backbone tell: leave it out.")
-    if name in OURS:
-        return _call(name, getattr(resnet, name), num_classes=num_classes, in_channels=in_channels, **options)
-    module, _, attribute = name.rpartition(".")
-    if module.strip("./\\") == module != "":  # no path
-        try:
-            found = importlib.import_module(module)
-        except ImportError as error:
-            import timm
-
-            if not timm.is_model(name.partition(".")[0]):  # some timm models have a dot in their name
-                raise InputError(
-                    f"--model.backbone is '{name}', but '{module}' cannot be imported ({error}): set PYTHONPATH to the "
-                    "folder of its file."
-                ) from error
-        else:
-            custom = getattr(found, attribute, None)
-            if custom is None:
-                raise InputError(f"'{module}' has no '{attribute}'.{did_you_mean(attribute, vars(found))}")
-            return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
+    for option in RESERVED:
+        if option in options:
+            raise InputError(
+                f"--model.backbone_args has {option}, which data and --model.backbone determine: remove it."
+            )
+    custom = getattr(resnet, name) if name in OURS else _import(name)
+    if custom is not None:
+        return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
         raise InputError(
-            f"there is no model '{name}': choose {', '.join(OURS)}, any name of timm.list_models(), or the class path "
-            "of your own." + did_you_mean(name, [*OURS, *timm.list_models()])
+            f"there is no model '{name}': choose {', '.join(OURS)}, any name of timm.list_models(), or the path of a "
+            "custom function." + did_you_mean(name, [*OURS, *timm.list_models()])
         )
     config = timm.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
@@ -81,20 +69,19 @@ def build_backbone(
 
 
 def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
-    """Return ``input_size`` (C, H, W), ``interpolation``, ``mean`` and ``std`` of a backbone's weights.
+    """Return the preprocessing of pretrained weights: ``input_size`` (C, H, W), ``interpolation``, ``mean``, ``std``.
 
-    They are timm's, or the attribute ``pretrained_cfg`` of a function of your own; None without weights.
+    It comes from timm, or from the attribute ``pretrained_cfg`` of a custom function; None without weights.
+
+    Raises:
+        InputError: if the module or the function of a custom backbone does not exist.
     """
-    module, _, attribute = name.rpartition(".")
     if name in OURS:
         return None
-    try:
-        own: Mapping[str, Any] | None = getattr(
-            getattr(importlib.import_module(module), attribute), "pretrained_cfg", None
-        )
-        return own
-    except (ImportError, AttributeError, ValueError):
-        pass  # some timm models have a dot in their name
+    custom = _import(name)
+    if custom is not None:
+        of_custom: Mapping[str, Any] | None = getattr(custom, "pretrained_cfg", None)
+        return of_custom
     import timm
 
     if not timm.is_model(name.partition(".")[0]) or not timm.is_model_pretrained(name):
@@ -103,15 +90,37 @@ def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
     return None if config is None else dataclasses.asdict(config)
 
 
-def _call(name: str, make: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:  # noqa: ANN401 - passed on
+def _import(name: str) -> Callable[..., nn.Module] | None:
+    """Import a custom function; None for a name without a module and for timm models with a dot in their name."""
+    module, _, attribute = name.rpartition(".")
+    if not module or module.strip("./\\") != module:  # importlib would raise other errors for a file path
+        return None
     try:
-        return make(**kwargs)
+        found = importlib.import_module(module)
+    except ImportError as error:
+        import timm
+
+        if timm.is_model(name.partition(".")[0]):
+            return None
+        raise InputError(
+            f"--model.backbone is '{name}', but '{module}' cannot be imported ({error}): set PYTHONPATH to the folder "
+            "of its file."
+        ) from error
+    custom: Callable[..., nn.Module] | None = getattr(found, attribute, None)
+    if custom is None:
+        raise InputError(f"'{module}' has no '{attribute}'.{did_you_mean(attribute, vars(found))}")
+    return custom
+
+
+def _call(name: str, make: Callable[..., nn.Module], **options: Any) -> nn.Module:  # noqa: ANN401 - passed on
+    try:
+        return make(**options)
     except TypeError as error:
         raise InputError(f"model '{name}' does not take these options ({error}): see --model.backbone_args.") from error
     except OSError as error:
         why = str(error).partition("\n")[0]
         raise InputError(
-            f"the weights of model '{name}' cannot be downloaded or read ({why}): offline, fetch their file "
-            "elsewhere and set --model.backbone_args.pretrained_cfg_overlay.file to it, "
-            "or set --model.backbone to a class path of your own that loads them."
+            f"the weights of model '{name}' cannot be downloaded or read ({why}): offline, copy their file to this "
+            "machine and set --model.backbone_args.pretrained_cfg_overlay.file to it, or set --model.backbone to the "
+            "path of a custom function that loads them."
         ) from error

@@ -1,7 +1,8 @@
-"""The last layer of a backbone: cosines, and what is done to it once the features are learnt."""
+"""The classifier of a backbone (its last linear layer): initialisation, cosine logits, and second stages."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,7 @@ Linear = TypeVar("Linear", bound=nn.Linear)
 
 
 def last_linear(backbone: nn.Module, num_classes: int) -> nn.Linear | None:
-    """Return the classifier of a backbone: the last linear layer with an output a class, None if there is none."""
+    """Return the last linear layer with ``num_classes`` outputs, or None."""
     layers = [m for m in backbone.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
     return layers[-1] if layers else None
 
@@ -23,8 +24,8 @@ def _classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
     linear = last_linear(backbone, num_classes)
     if linear is None:
         raise InputError(
-            f"the classifier is to be changed, but the backbone has no linear layer of {num_classes} outputs, one a "
-            "class: choose a backbone with one, or a loss or second stage that leaves the classifier as it is."
+            f"the backbone has no linear layer of {num_classes} outputs, one a class, and so its classifier cannot be "
+            "changed: choose another backbone, or a loss or second stage that keeps the classifier."
         )
     return linear
 
@@ -32,18 +33,18 @@ def _classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
 def _replace(backbone: nn.Module, old: nn.Linear, new: nn.Linear) -> None:
     name = next(name for name, module in backbone.named_modules() if module is old)
     if not name:
-        raise InputError("the backbone is a bare nn.Linear, which only a parent can replace: wrap it in nn.Sequential.")
+        raise InputError("the backbone is a bare nn.Linear, which cannot be replaced: wrap it in nn.Sequential.")
     backbone.set_submodule(name, new)
 
 
 class NormalizedLinear(nn.Linear):
-    """A classifier without bias whose logits are cosines, in [-1, 1], of features and class weights."""
+    """Linear layer without bias; its outputs are cosines, in [-1, 1], of features and class weights."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw directions; their lengths do not matter."""
+        """Draw random directions of length 1."""
         nn.init.normal_(self.weight)
         with torch.no_grad():
             self.weight.copy_(F.normalize(self.weight))
@@ -54,10 +55,10 @@ class NormalizedLinear(nn.Linear):
 
 
 def draw_classifier(backbone: nn.Module, num_classes: int, std: float) -> None:
-    """Draw the weights of the classifier from N(0, std^2); its bias becomes 0.
+    """Draw the weights of the classifier from N(0, std^2), and set its bias to 0.
 
     Raises:
-        InputError: if the backbone has none, or std is not above 0.
+        InputError: if the backbone has no classifier, or std is not above 0.
     """
     if not 0.0 < std < math.inf:
         raise InputError(f"head_init_std is {std}, but must be above 0.")
@@ -68,21 +69,21 @@ def draw_classifier(backbone: nn.Module, num_classes: int, std: float) -> None:
 
 
 def normalize_classifier(backbone: nn.Module, num_classes: int) -> None:
-    """Replace the classifier of a backbone by a ``NormalizedLinear``.
+    """Replace the classifier of a backbone by a `NormalizedLinear`.
 
     Raises:
-        InputError: if it has none.
+        InputError: if the backbone has no classifier.
     """
     linear = _classifier(backbone, num_classes)
     _replace(backbone, linear, NormalizedLinear(linear.in_features, num_classes))
 
 
 class SecondStage(ABC):
-    """What is done to the classifier of a trained network, after `Kang et al. 2020 <https://arxiv.org/abs/1910.09217>`_.
+    """Change to the classifier of a trained network (`Kang et al. 2020 <https://arxiv.org/abs/1910.09217>`_).
 
     Attributes:
-        keeps_classifier: whether it starts from the trained classifier; else from a new one.
-        trains: whether it is to be trained; else it is for a test alone.
+        keeps_classifier: whether it starts from the trained classifier or from a new one.
+        trains: whether it is for ``fit`` or only for ``test``.
     """
 
     keeps_classifier = True
@@ -90,46 +91,60 @@ class SecondStage(ABC):
 
     @abstractmethod
     def attach(self, backbone: nn.Module, num_classes: int) -> None:
-        """Change the classifier of a backbone, and freeze what is not to be trained.
+        """Change the classifier of a backbone, and freeze the layers that are not trained.
 
         Raises:
-            InputError: if the backbone has no classifier that can be changed so.
+            InputError: if the classifier cannot be changed in this way.
         """
+
+    def initial_state(self, backbone: nn.Module, num_classes: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state that training starts from.
+
+        Args:
+            backbone: after `attach`.
+            num_classes: C, the number of classes.
+            trained: state of the trained backbone, before `attach`.
+        """
+        last = last_linear(backbone, num_classes)
+        prefix = next(f"{name}." for name, module in backbone.named_modules() if module is last)
+        kept = {prefix + "weight", prefix + "bias"} if self.keeps_classifier else set()
+        new = {n: v for n, v in backbone.state_dict().items() if n.startswith(prefix) and n not in kept}
+        return {n: v for n, v in trained.items() if not n.startswith(prefix) or n in kept} | new
 
 
 class ClassifierRetraining(SecondStage):
-    """Classifier re-training (cRT): a new classifier on frozen features, meant for class-balanced sampling.
+    """Classifier re-training (cRT): a new classifier on frozen features, for class-balanced sampling.
 
-    The frozen backbone is evaluated as in a test, where the authors' code leaves it in training mode: its features are
-    then normalised by the statistics of each batch, and its running statistics go on moving.
+    The frozen backbone stays in evaluation mode. In the authors' code it is in training mode: batch statistics
+    normalise its features, and the running statistics still change.
     """
 
     keeps_classifier = False
 
     def attach(self, backbone: nn.Module, num_classes: int) -> None:
-        """Freeze all but the last layer, which starts anew."""
+        """Freeze the backbone, and draw a new last layer."""
         backbone.requires_grad_(False)
         _classifier(backbone, num_classes).requires_grad_(True).reset_parameters()
 
 
 class LearnableWeightScaling(SecondStage):
-    """Learnable weight scaling (LWS): one factor a class on the logits, trained with all else frozen."""
+    """Learnable weight scaling (LWS): a trained factor for the logit of each class; all other weights are frozen."""
 
     def attach(self, backbone: nn.Module, num_classes: int) -> None:
-        """Freeze all, and put the factors, which start at 1, behind the last layer."""
+        """Freeze all weights, and multiply the outputs of the last layer by factors that start at 1."""
         backbone.requires_grad_(False)
         _replace_by(ScaledLinear, backbone, num_classes)
 
 
 class TauNormalization(SecondStage):
-    r"""The tau-normalised classifier, for a test without training: logits divided by a power of the weights' norms.
+    r"""Tau-normalised classifier, for a test without training: divides logits by powers of the norms of class weights.
 
     .. math:: z_c \to (w_c \cdot h + b_c) / \|w_c\|^\tau
 
-    The paper, which leaves out the bias as negligible, chooses tau in [0, 1] by validation.
+    The paper drops the bias as negligible, and chooses tau in [0, 1] on validation images.
 
     Args:
-        tau: at least 0; 0 leaves the classifier as it is.
+        tau: exponent, at least 0; 0 keeps the classifier.
 
     Raises:
         InputError: if tau is negative or not finite.
@@ -138,16 +153,16 @@ class TauNormalization(SecondStage):
     trains = False
 
     def __init__(self, tau: float = 1.0) -> None:
-        check_at_least("tau", tau, 0, "0 leaves the classifier as it is.")
+        check_at_least("tau", tau, 0, "0 keeps the classifier.")
         self.tau = tau
 
     def attach(self, backbone: nn.Module, num_classes: int) -> None:
-        """Have the last layer divide its logits."""
+        """Replace the last layer by a `TauNormalizedLinear` with the same weights."""
         _replace_by(TauNormalizedLinear, backbone, num_classes).tau = self.tau
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer whose outputs have a learnable factor each."""
+    """Linear layer with a learnable factor for each output."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__(in_features, out_features, bias)
@@ -160,7 +175,7 @@ class ScaledLinear(nn.Linear):
 
 
 class TauNormalizedLinear(nn.Linear):
-    """A linear layer whose outputs are divided by ``tau``-th powers of the norms of their weights."""
+    """Linear layer that divides each output by the norm of its weights to the power of ``tau``."""
 
     tau = 1.0
 
@@ -174,8 +189,8 @@ def _replace_by(cls: type[Linear], backbone: nn.Module, num_classes: int) -> Lin
     old = _classifier(backbone, num_classes)
     if isinstance(old, NormalizedLinear):
         raise InputError(
-            "the lengths of class weights are to be changed, but the loss has them normalised (LDAM, GCL): add "
-            "configs/loss/softmax.yaml for a network with a plain classifier, or use ClassifierRetraining."
+            "the second stage changes the norms of class weights, but the loss normalises them (LDAM, GCL): add "
+            "--config configs/loss/softmax.yaml for a network with a plain classifier, or use ClassifierRetraining."
         )
     new = cls(old.in_features, num_classes, old.bias is not None)
     _replace(backbone, old, new)

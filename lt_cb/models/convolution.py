@@ -1,18 +1,18 @@
-"""A way around a fault of torch's bfloat16 convolutions on CPUs."""
+"""Workaround for wrong gradients of bfloat16 convolutions on CPUs."""
 
 import torch
 from torch import Tensor, nn
 
 
 class SmallImageConv2d(nn.Conv2d):
-    """A convolution that is done in float32, autocast or not, where an image is smaller than the kernel or the stride.
+    """Convolution that uses float32 for images smaller than its kernel or stride, also under autocast.
 
-    There, on CPUs with AVX-512 BF16, torch's (2.15) gradient of bfloat16 weights is what happens to lie in memory: seen
-    with kernels of 2 to 7 and strides of 1 to 4, never where image, kernel and stride are not so.
+    For such images, on CPUs with AVX-512 BF16, torch (up to 2.15) returns uninitialised memory as the gradient of
+    bfloat16 weights.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to images."""
+        """Map images to images, both of shape (N, C, H, W)."""
         if min(x.shape[-2:]) >= max(*self.kernel_size, *self.stride):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -20,7 +20,7 @@ class SmallImageConv2d(nn.Conv2d):
 
 
 def spare_small_images(network: nn.Module) -> None:
-    """Make each ``torch.nn.Conv2d`` of a network, subclasses left as they are, a ``SmallImageConv2d``."""
+    """Turn each ``torch.nn.Conv2d`` of a network into a `SmallImageConv2d`, in place; subclasses stay as they are."""
     for layer in network.modules():
         if type(layer) is nn.Conv2d:
-            layer.__class__ = SmallImageConv2d
+            layer.__class__ = SmallImageConv2d  # keeps weights, hooks and references

@@ -1,4 +1,4 @@
-"""A training pass whose kernels are launched as one, for networks that take longer to launch than to compute."""
+"""CUDA graphs of a training pass, for small networks whose kernels take longer to launch than to compute."""
 
 from typing import Any
 
@@ -8,14 +8,15 @@ from torch.autograd.function import once_differentiable
 
 
 class TrainingGraph:
-    """A network in training mode as two CUDA graphs, of its forward and of its backward pass.
+    """Two CUDA graphs of a network in training mode: its forward and its backward pass.
 
-    The first call runs as it is, the next records; from then on batches of that shape replay what was recorded, others,
-    as the last of an epoch, run as they are. Gradients are those of the network itself. A pass must be followed by its
-    backward pass before the next begins, and gradients cannot be accumulated: all passes share their memory.
+    The first call runs the network, the second call records the graphs, and later calls replay them. Batches of another
+    shape, such as the last batch of an epoch, run the network. The gradients are exact.
+
+    All passes share their memory: run the backward pass before the next call, and do not accumulate gradients.
 
     Args:
-        network: on an NVIDIA GPU; without dropout, and what it computes must not depend on values.
+        network: on an NVIDIA GPU, without dropout and without control flow that depends on values.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -26,7 +27,7 @@ class TrainingGraph:
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return logits, shape (B, C), of images, floating of shape (B, in_channels, H, W)."""
+        """Return logits, shape (B, C), for images, floating of shape (B, in_channels, H, W)."""
         logits: Tensor
         if images.shape != self.shape:
             self.shape = self.shape or images.shape
@@ -40,9 +41,9 @@ class TrainingGraph:
     def _record(self, images: Tensor) -> None:
         self.images = images.clone()
         kept = [buffer.clone() for buffer in self.network.buffers()]
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the default one cannot be recorded
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the default stream cannot record
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # once before, for what is set up lazily on a stream
+        with torch.cuda.stream(stream):  # a first pass, since some libraries initialise lazily
             logits = self.network(self.images)
             torch.autograd.grad(logits, self.parameters, torch.zeros_like(logits))
         torch.cuda.current_stream().wait_stream(stream)
@@ -52,7 +53,7 @@ class TrainingGraph:
         with torch.cuda.graph(self.backward, pool=self.forward.pool(), stream=stream):
             self.gradients = torch.autograd.grad(logits, self.parameters, self.grad_logits)
         self.logits = logits.detach()
-        for buffer, value in zip(self.network.buffers(), kept, strict=True):  # the pass before counted in them
+        for buffer, value in zip(self.network.buffers(), kept, strict=True):  # the first pass has changed them
             buffer.copy_(value)
         self.recorded = True
 

@@ -1,4 +1,4 @@
-"""The small residual networks for CIFAR of He et al. 2016, as the field's two reference codes build them."""
+"""Residual networks for CIFAR (He et al. 2016), in the two variants of the reference codes."""
 
 from typing import Literal
 
@@ -24,7 +24,7 @@ class _Block(nn.Module):
 
     def _skip(self, x: Tensor) -> Tensor:
         if self.stride > 1:
-            # ceil_mode: an odd size is halved upwards, as by the strided convolution beside it
+            # ceil_mode rounds odd sizes up, like the strided convolution beside it
             x = (
                 F.avg_pool2d(x, self.stride, ceil_mode=True)
                 if self.shortcut == "pool"
@@ -40,19 +40,19 @@ class _Block(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """Residual network of depth 6 n + 2 with basic blocks and shortcuts without parameters (He et al. 2016, 4.2).
+    """Residual network of depth 6 n + 2 with basic blocks and parameter-free shortcuts (He et al. 2016, section 4.2).
 
-    Three stages of n blocks, of widths 16, 32, 64, at strides 1, 2, 2; global average pool; one linear layer, whose
-    bias starts at 0.
+    It has three stages of n blocks with widths 16, 32, 64 and strides 1, 2, 2, then a global average pool and a linear
+    layer. The bias of the linear layer starts at 0.
 
     Args:
         depth: 6 n + 2: 20, 32, 44, 56, 110, ...
         num_classes: C, at least 1.
         in_channels: channels of the images.
-        shortcut: where the size halves, ``pool`` averages (the code of Cui et al. 2019) and ``stride`` takes every
-            second pixel (LDAM-DRW); both pad the new channels with zeros, half before and half behind.
-        init: of the weights, ``glorot`` uniform (Cui et al. 2019, TensorFlow's default) or ``kaiming`` normal
-            (LDAM-DRW).
+        shortcut: shortcut where the size halves: ``pool`` averages pixels (code of Cui et al. 2019), ``stride`` takes
+            every second pixel (code of LDAM-DRW). Both pad the new channels with zeros, half on each side.
+        init: initial weights: ``glorot`` uniform (code of Cui et al. 2019, default of TensorFlow) or ``kaiming`` normal
+            (code of LDAM-DRW).
 
     Raises:
         InputError: if the depth is not 6 n + 2, or the shortcut or init is unknown.
@@ -71,8 +71,8 @@ class ResNetCifar(nn.Module):
             raise InputError(f"depth is {depth}, but must be 6 n + 2: 20, 32, 44, 56 or 110.")
         if shortcut not in ("pool", "stride") or init not in ("glorot", "kaiming"):
             raise InputError(
-                f"shortcut is '{shortcut}' and init '{init}', but allowed are 'pool' and 'stride', and 'glorot' and "
-                "'kaiming'."
+                f"shortcut is '{shortcut}' and init is '{init}', but shortcut must be 'pool' or 'stride', and init "
+                "'glorot' or 'kaiming'."
             )
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -93,34 +93,34 @@ class ResNetCifar(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, shape (B, C), of images, floating of shape (B, in_channels, H, W)."""
+        """Return logits, shape (B, C), for images, floating of shape (B, in_channels, H, W)."""
         features = self.blocks(F.relu(self.bn1(self.conv1(images))))
         logits: Tensor = self.fc(features.mean((2, 3)))
         return logits
 
 
 def resnet20(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
-    """`ResNetCifar` of depth 20."""
+    """Return a `ResNetCifar` of depth 20."""
     return ResNetCifar(20, num_classes, in_channels, shortcut, init)
 
 
 def resnet32(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
-    """`ResNetCifar` of depth 32, the paper's: 464,154 parameters for 10 classes, 470,004 for 100."""
+    """Return the `ResNetCifar` of Cui et al. 2019, of depth 32: 464,154 parameters for 10 classes, 470,004 for 100."""
     return ResNetCifar(32, num_classes, in_channels, shortcut, init)
 
 
 def resnet44(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
-    """`ResNetCifar` of depth 44."""
+    """Return a `ResNetCifar` of depth 44."""
     return ResNetCifar(44, num_classes, in_channels, shortcut, init)
 
 
 def resnet56(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
-    """`ResNetCifar` of depth 56."""
+    """Return a `ResNetCifar` of depth 56."""
     return ResNetCifar(56, num_classes, in_channels, shortcut, init)
 
 
 def resnet110(
     num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot"
 ) -> ResNetCifar:
-    """`ResNetCifar` of depth 110."""
+    """Return a `ResNetCifar` of depth 110."""
     return ResNetCifar(110, num_classes, in_channels, shortcut, init)

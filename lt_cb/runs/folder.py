@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, how they are read and written, and its state. Imports no torch."""
+"""Folder of a run: names of its files, reading, writing, and its state. Imports no torch."""
 
 import csv
 import functools
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,120 +15,117 @@ from typing import IO, Any
 import yaml
 
 from lt_cb.errors import InputError, did_you_mean
+from lt_cb.runs.record import Record
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
-ALIASED = 100_000  # most values that aliases may add to a YAML text
-AVERAGE_PRECISION = "per_class_average_precision"  # of a result: where it is, an image may have several labels
+ALIASED = 100_000  # values that aliases may add to a YAML text
 
 
 class RunDir:
-    """The folder of a run, which need not exist. No other file of the project knows the names in it."""
+    """Folder of a run, which need not exist. Only this class knows the names of the files in it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "config.yaml"  # all of the configuration, resolved
+        self.config = self.path / "config.yaml"  # resolved configuration
         self.metrics = self.path / "metrics.csv"  # by epoch
-        self.result = self.path / "result.json"  # test metrics, counts, accuracy of each class, seeds, versions, time
+        self.result = self.path / "result.json"  # `lt_cb.runs.record.Record`
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"  # after every epoch
+        self.checkpoint_before = self.checkpoint.with_suffix(".before.ckpt")  # the checkpoint of the epoch before
         self.logits = self.path / "logits.npz"  # of the test images, by `SaveLogits`
-        self.predictions = self.path / "predictions.csv"  # what ``predict`` writes
-        self.recommendation = self.path / "recommendation.json"  # choice and scores by fold, of ``recommend``
+        self.predictions = self.path / "predictions.csv"  # of ``predict``
+        self.recommendation = self.path / "recommendation.json"  # of ``recommend``: choice, and scores by fold
         self.recommendation_page = self.path / "recommendation.html"
-        self.heads = self.path / "heads.csv"  # balanced accuracy of each head, of ``heads``
+        self.heads = self.path / "heads.csv"  # of ``heads``: balanced accuracy of each head
         self.heads_page = self.path / "heads.html"
-        self.grid = self.path / "grid.json"  # which run of a grid it is
-        self.lock = self.path / "lock"  # held by the process that trains the run of a grid
-        self.log = self.path / "log.txt"  # what the run of a grid prints
-        self.error = self.path / "error.txt"  # why the run of a grid has failed
+        self.grid = self.path / "grid.json"  # the run that a grid has planned here
+        self.lock = self.path / "lock"  # held while a grid trains the run
+        self.log = self.path / "log.txt"  # output of a run of a grid
+        self.error = self.path / "error.txt"  # why a run of a grid failed
 
     @classmethod
     def below(cls, folder: Path) -> list["RunDir"]:
-        """Return the folders of all runs below a folder, sorted: finished, begun, or planned by a grid."""
+        """Return the folders of all runs below a folder, sorted: finished, started, or planned by a grid."""
         run = cls(folder)
         names = [file.name for file in (run.result, run.config, run.grid)]
         return [cls(path) for path in sorted({file.parent for name in names for file in folder.rglob(name)})]
 
     @property
     def is_done(self) -> bool:
-        """Whether there is a result, it is whole, and of the run that a grid has planned here, if one has."""
+        """Whether there is a readable result, and it belongs to the run that a grid has planned here, if any."""
         result, grid = _stamp(self.result), _stamp(self.grid)
         return result is not None and _is_of_run(self.path, result, grid)
 
     @property
     def is_training(self) -> bool:
-        """Whether it is of ``fit``, as the configurations of ``validate`` and ``test`` have an option more."""
-        return "verbose" not in self.read_config()
+        """Whether the run is of ``fit``."""
+        return "verbose" not in self.read_config()  # an option of ``validate`` and ``test``
 
     @property
     def state(self) -> str | None:
-        """Why there is no result (damaged, failed, not begun or unfinished), None for one that none is expected of."""
+        """Why there is no result; None for ``validate`` and ``test`` runs, which need not write one."""
         if self.result.exists():
             return f"its {self.result.name} is damaged, or of another run"
         if self.error.exists():
             return "failed"
         if not self.config.exists():
-            return "not begun"
+            return "not started"
         return "unfinished" if self.is_training else None
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration.
 
         Raises:
-            InputError: if there is none, or it is damaged.
+            InputError: if the file is missing or damaged.
         """
         config = read_yaml(self.config)
         if not isinstance(config, dict):
-            raise InputError(f"'{self.config}' is not the configuration of a run: remove it.")
+            raise InputError(f"'{self.config}' is not the configuration of a run. Remove the file.")
         return config
 
-    def read_result(self) -> dict[str, Any]:
+    def read_result(self) -> Record:
         """Return the result.
 
         Raises:
-            InputError: if there is none, or it is damaged.
+            InputError: if the file is missing or damaged.
         """
         try:
-            raw = json.loads(self.result.read_text(encoding="utf-8"))
+            return Record.read(self.result)
         except OSError as error:
             raise InputError(
-                f"'{self.path}' has no {self.result.name}: give a finished run's folder, or entity/project/run of W&B."
+                f"'{self.path}' has no {self.result.name}: give the folder of a finished run, or at W&B "
+                "entity/project/run."
             ) from error
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise InputError(f"'{self.result}' is damaged ({error}): remove it.") from error
-        if not _is_result(raw):
-            raise InputError(f"'{self.result}' is not the result of a run: remove it.")
-        return dict(raw)
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """Return the rows of the metrics by epoch, none if there are none.
+        """Return the rows of ``metrics.csv``; an empty list without the file.
 
         Raises:
-            InputError: if they are damaged.
+            InputError: if the file is damaged.
         """
         try:
-            whole, end, _ = self.metrics.read_bytes().decode().rpartition("\n")  # a kill may have torn the last row
+            whole, end, _ = self.metrics.read_bytes().decode().rpartition("\n")  # a kill may have cut off the last row
             rows = list(csv.DictReader(io.StringIO(whole + end, newline="")))
             for row in rows:
                 if None in row or not all(_is_number(value) for value in row.values() if value):
-                    raise csv.Error("a row is not of numbers under the header")
+                    raise csv.Error("a row has other columns than the header, or a text")
             return rows
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"'{self.metrics}' is damaged ({error}): remove it.") from error
+            raise InputError(f"'{self.metrics}' is damaged ({error}). Remove the file.") from error
 
     def read_grid(self) -> dict[str, Any]:
-        """Return name, aliases, digest and arguments of the run, as its grid has written them.
+        """Return name, aliases, digest and arguments of the run, as written by its grid.
 
         Raises:
-            InputError: if they are damaged.
+            InputError: if the file is missing or damaged.
         """
         try:
             raw = json.loads(self.grid.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"'{self.grid}' is damaged ({error}): remove it.") from error
+            raise InputError(f"'{self.grid}' is damaged ({error}). Remove the file.") from error
         if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
-            raise InputError(f"'{self.grid}' is not of a run of a grid: remove it.")
+            raise InputError(f"'{self.grid}' does not describe a run of a grid. Remove the file.")
         return raw
 
 
@@ -142,15 +139,15 @@ def _stamp(file: Path) -> tuple[int, int] | None:
 
 @functools.cache
 def _is_of_run(path: Path, result: tuple[int, int], grid: tuple[int, int] | None) -> bool:
-    """Return whether a folder's result reads, and is of its run; the stamps are for the cache to see other files."""
+    """Return whether a result is readable and has the digest in grid.json; the stamps make the cache notice changes."""
     run = RunDir(path)
     try:
-        own = run.read_result().get("grid")
+        own = run.read_result().grid
     except InputError:
         return False
     try:
         return own is None or grid is None or run.read_grid()["digest"] == own
-    except InputError:  # the grid writes it anew
+    except InputError:  # the grid will write it again
         return True
 
 
@@ -162,55 +159,8 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401 - of a table
     return True
 
 
-def _is_result(raw: Any) -> bool:  # noqa: ANN401 - JSON
-    """Return whether JSON is what a run leaves, as far as anything reads it."""
-
-    def is_int(value: Any) -> bool:  # noqa: ANN401
-        return isinstance(value, int) and not isinstance(value, bool)
-
-    def is_float(value: Any) -> bool:  # noqa: ANN401
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
-    def are(values: Any, kind: Callable[[Any], bool], length: int | None = None) -> bool:  # noqa: ANN401
-        return isinstance(values, list) and all(map(kind, values)) and length in (None, len(values))
-
-    def is_table(values: Any, kind: Callable[[Any], bool]) -> bool:  # noqa: ANN401
-        return isinstance(values, dict) and all(map(kind, values.values()))
-
-    if not isinstance(raw, dict) or not are(raw.get("class_counts"), is_int):
-        return False
-    size, several = len(raw["class_counts"]), AVERAGE_PRECISION in raw  # labels an image
-
-    def rates(values: Any) -> bool:  # noqa: ANN401
-        return are(values, lambda rate: rate is None or is_float(rate), size)
-
-    expected: dict[str, Callable[[Any], bool]] = {
-        "metrics": lambda v: is_table(v, is_float) and ("test/mAP" if several else "test/acc") in v,
-        AVERAGE_PRECISION if several else "per_class_accuracy": rates,
-        "seeds": lambda v: (
-            is_table(v, lambda n: n is None or is_int(n)) and {"seed_everything", "subset_seed"} <= v.keys()
-        ),
-    }
-    optional: dict[str, Callable[[Any], bool]] = {
-        "class_names": lambda v: are(v, lambda name: isinstance(name, str), size),
-        "shot_groups": lambda v: is_table(v, lambda g: are(g, lambda c: is_int(c) and 0 <= c < size)),
-        "correct": lambda v: are(v, is_int, size),
-        "per_class_auroc": rates,
-        "per_class_f1": rates,
-        "test_counts": lambda v: are(v, is_int, size),
-        "confusion": lambda v: are(v, lambda line: are(line, is_int, size), size),
-        "epochs": is_int,
-        "checkpoint": lambda v: isinstance(v, str),
-        "wall_time_s": lambda v: is_table(v, is_float),
-        "versions": lambda v: isinstance(v, dict),
-    }
-    return all(name in raw and check(raw[name]) for name, check in expected.items()) and all(
-        check(raw[name]) for name, check in optional.items() if raw.get(name) is not None
-    )
-
-
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration by dotted keys, as the command line has them; a class is the name behind its path."""
+    """Return a configuration by dotted keys, as on the command line; a class is its name without the module."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = prefix + ("" if key == "init_args" else f"{key}.")
@@ -224,10 +174,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shipped(path: str) -> str:
-    """Return where a configuration lies that comes with lt_cb, named as ``lt_cb:loss/cb_focal``; another path as it is.
+    """Return the path of a shipped configuration such as ``lt_cb:loss/cb_focal``; any other path is unchanged.
 
     Raises:
-        InputError: if none has this name.
+        InputError: if no shipped configuration has this name.
     """
     scheme, colon, name = path.partition(":")
     if scheme != "lt_cb" or not colon:
@@ -244,10 +194,10 @@ def shipped(path: str) -> str:
 
 
 def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML
-    """Return what a YAML file says.
+    """Return the content of a YAML file.
 
     Raises:
-        InputError: if it cannot be read, or is not YAML.
+        InputError: if the file cannot be read, or is not YAML.
     """
     try:
         return parse_yaml(file.read_text(encoding="utf-8"), f"'{file}'")
@@ -258,14 +208,14 @@ def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML
 
 
 def parse_yaml(text: str, what: str) -> Any:  # noqa: ANN401 - YAML
-    """Return what a YAML text says.
+    """Return the content of a YAML text.
 
     Args:
         text: YAML.
-        what: the text is, in a refusal.
+        what: name of the text in error messages.
 
     Raises:
-        InputError: if it is none, or its aliases stand for far more than is written.
+        InputError: if the text is not YAML, or its aliases expand to far more values than are written.
     """
     try:
         value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -273,26 +223,26 @@ def parse_yaml(text: str, what: str) -> Any:  # noqa: ANN401 - YAML
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{what} is not YAML: {' '.join(str(error).split())}.") from error
     if size > len(text) + ALIASED:
-        raise InputError(f"{what} stands for more than {ALIASED:,} values by its aliases: write out what is meant.")
+        raise InputError(f"{what} expands to more than {ALIASED:,} values by its aliases: write the values out.")
     return value
 
 
 def expanded_size(value: Any, sizes: dict[int, float] | None = None) -> float:  # noqa: ANN401 - of lists and mappings
-    """Return how many values there are if what occurs again is counted again, infinity for what contains itself."""
+    """Return the number of values with repeated objects counted each time; infinity if one contains itself."""
     sizes = {} if sizes is None else sizes
     if not isinstance(value, dict | list | tuple):
         return 1
     if id(value) not in sizes:
-        sizes[id(value)] = math.inf  # until it is known
+        sizes[id(value)] = math.inf  # until its size is known
         inner = value.values() if isinstance(value, dict) else value
         sizes[id(value)] = 1 + sum(expanded_size(v, sizes) for v in inner)
     return sizes[id(value)]
 
 
 def is_tested_in_part(config: Mapping[str, Any]) -> bool:
-    """Return whether a run of this flattened configuration looks at a part of the test images."""
+    """Return whether a flattened configuration limits the test to a part of the images."""
     limit = config.get("trainer.limit_test_batches")
-    return limit is not None and not (isinstance(limit, float) and limit >= 1.0)  # 1 is a batch, 1.0 is all
+    return limit is not None and not (isinstance(limit, float) and limit >= 1.0)  # 1 is one batch, 1.0 all
 
 
 def write_json(file: Path, value: Any) -> None:  # noqa: ANN401 - JSON
@@ -308,14 +258,14 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file to write that is never seen half-written, also where another process writes the same.
+    """Open a file for writing that appears only when complete, also if another process writes the same file.
 
     Args:
-        file: whose folder is made if there is none.
-        mode: ``w``, of UTF-8, or ``wb``.
+        file: path; missing folders are created.
+        mode: ``w`` (UTF-8) or ``wb``.
 
     Raises:
-        OSError: with the file's name, if it cannot be written; what was there before is kept.
+        OSError: with the name of the file, if it cannot be written; the old file is kept.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -331,7 +281,7 @@ def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def commit() -> str | None:
-    """Return the commit of the code, with a + where it was changed since; None for an installed package."""
+    """Return the commit of the code, with a + if files were changed since; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
@@ -342,4 +292,4 @@ def commit() -> str | None:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "lt_cb").strip()
     except (OSError, ValueError, subprocess.CalledProcessError):
         return None
-    return head[:12] + "+" * bool(changed) if Path(top) == root else None  # else the package lies in another's
+    return head[:12] + "+" * bool(changed) if Path(top) == root else None  # else a repository around the package

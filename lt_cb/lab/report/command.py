@@ -1,4 +1,4 @@
-"""``lt-cb report``: what a folder of runs comes to, as Markdown, CSV and one HTML page. Imports no torch."""
+"""``lt-cb report``: tables and charts of a folder of runs as Markdown, CSV and one HTML page. Imports no torch."""
 
 import csv
 import io
@@ -7,12 +7,14 @@ from pathlib import Path
 
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.lab.report import rows
-from lt_cb.lab.report.collect import Runs, collect
-from lt_cb.lab.report.figures import figures, methods_and_families
+from lt_cb.lab.report.collect import collect
+from lt_cb.lab.report.figures import figures
+from lt_cb.lab.report.finding import finding
 from lt_cb.lab.report.page import page
 from lt_cb.lab.report.paper import write
 from lt_cb.lab.report.posthoc import MEANS, class_means
-from lt_cb.lab.report.sections import METRICS, Section, finding, sections
+from lt_cb.lab.report.result import Runs
+from lt_cb.lab.report.sections import METRIC_TITLES, Section, sections
 from lt_cb.lab.report.tables import cells_of
 from lt_cb.runs.folder import write_text
 
@@ -21,39 +23,39 @@ def main(args: Sequence[str]) -> int:
     """Run ``lt-cb report``.
 
     Args:
-        args: the words behind ``report``.
+        args: command-line arguments behind ``report``.
 
     Raises:
-        InputError: if there are no runs.
+        InputError: if there are no runs, or an option is wrong.
     """
-    parser = ArgumentParser("lt-cb report", description="Tables and pictures of a folder of runs.")
-    parser.add_argument("folder", type=Path, help="of runs, as runs/digits, or of kept results, as results/cifar10")
-    parser.add_argument("--out", type=Path, help="folder of report.md, report.csv and report.html; default the runs'")
-    default = "of the first table; default error, or of several labels an image mAP"
-    parser.add_argument("--metric", choices=METRICS, help=default)
-    parser.add_argument("--figures", choices=("svg", "pdf"), help="write the pictures to OUT/figures, for a paper")
-    parser.add_argument("--save", type=Path, metavar="RESULTS", help="add the runs to kept results, as results/cifar10")
+    parser = ArgumentParser("lt-cb report", description="Tables and charts of a folder of runs.")
+    parser.add_argument("folder", type=Path, help="folder of runs (runs/digits) or of kept results (results/cifar10)")
+    parser.add_argument("--out", type=Path, help="folder of report.md, report.csv and report.html; default: FOLDER")
+    metric_help = "of the first table; default: error, or mAP with several labels an image"
+    parser.add_argument("--metric", choices=METRIC_TITLES, help=metric_help)
+    parser.add_argument("--figures", choices=("svg", "pdf"), help="also write the charts to OUT/figures, for a paper")
+    parser.add_argument("--save", type=Path, metavar="RESULTS", help="add the runs to kept results and stop")
     options = parser.parse_args(args)
     if options.save is not None:
         added, total = rows.save(options.folder, options.save)
-        print(f"{added} runs added to {options.save}, which has {total}.")
+        print(f"{added} runs added to {options.save}, which now has {total}.")
         return 0
     runs = collect(options.folder)
-    metric = options.metric or ("mAP" if runs.multi_label else "error")
+    metric = options.metric or ("mAP" if runs.task.multi_label else "error")
     cells = cells_of(runs, metric)
     out = options.out or options.folder
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out is '{out}', which is a file: name a folder.")
+        raise InputError(f"--out is '{out}', which is a file: give a folder.")
     tables = sections(runs, cells, metric)
-    found = finding(runs, metric)
-    pictures = figures(runs, cells, metric, METRICS[metric])
-    web = page("Report", found, tables, pictures, methods_and_families(runs), runs.columns())
-    write_text(out / "report.md", f"{found}\n\n{_markdown(tables)}")
+    summary = finding(runs, metric)
+    pictures = figures(runs, cells, metric, METRIC_TITLES[metric])
+    web = page("Report", summary, tables, pictures, runs.columns())
+    write_text(out / "report.md", f"{summary}\n\n{_markdown(tables)}")
     write_text(out / "report.csv", _csv(runs))
     write_text(out / "report.html", web)
     if options.figures:
         write(pictures, runs.columns(), out / "figures", options.figures)
-    print(f"{found}\n\n{_markdown(tables[:1])}")
+    print(f"{summary}\n\n{_markdown(tables[:1])}")
     print(f"{out / 'report.md'}, {out / 'report.csv'}, {out / 'report.html'}")
     return 0
 
@@ -62,7 +64,7 @@ def _markdown(tables: list[Section]) -> str:
     parts = []
     for section in tables:
         lines = [section.header, ["---"] * len(section.header), *section.rows]
-        # names may hold what ends a cell or a row
+        # names may contain the ends of cells and rows
         cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
         table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
         parts.append(f"## {section.title}\n\n{section.words}\n\n{table}\n")
@@ -70,13 +72,13 @@ def _markdown(tables: list[Section]) -> str:
 
 
 def _csv(runs: Runs) -> str:
-    """One line a run."""
+    """Return one line for each run."""
     stream = io.StringIO()
     names = sorted({name for result in runs.results for name in result.metrics})
     writer = csv.writer(stream)
     writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *MEANS])
     for r in runs.results:
         error = r.score("error")
-        row = [r.folder, r.method, r.data, *r.seed, r.checkpoint, "" if error is None else round(error, 4)]
-        writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.per_class).values()])
+        row = [r.folder, r.method, r.data, *r.seed, r.record.tested, "" if error is None else round(error, 4)]
+        writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.record.scores).values()])
     return stream.getvalue()

@@ -1,214 +1,235 @@
-"""Pictures of a report as Vega-Lite specifications: names stand in their data alone, never in an expression."""
+"""Charts of a report, made with altair. Names of classes and methods are data, never part of an expression."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from lt_cb.lab.report.collect import Result, Runs
+from lt_cb.lab.report.extra import altair as alt
+from lt_cb.lab.report.result import Result, Runs
 from lt_cb.lab.report.tables import Cell, half_width, paired_gains, wilson
 
-VEGA_LITE = "6.4"
-# of Okabe and Ito 2008, less black and yellow, and two greys: told apart by the colour-blind, on white and on black
+# Okabe and Ito 2008 without black and yellow, and two greys: distinct for the colour-blind, on white and on black
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A39A2E")
-SHAPES = {"circle": "●", "square": "■", "triangle-up": "▲", "diamond": "◆", "triangle-down": "▼", "cross": "✚"}
-MARKS = 100  # classes, or else bands of classes, of a picture
-NAMED = 20  # classes that have their names on an axis
-FEW = 8  # methods of which a column of a paper has the width
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+MAX_MARKS = 100  # classes of a chart; more of them are drawn as so many bands
+MAX_NAMED = 20  # classes with names on an axis
+MAX_NARROW = 8  # methods of a chart that fits a column of a paper
+
+Values = list[dict[str, Any]]
+Styles = dict[str, tuple[str, str]]
 
 
 @dataclass
 class Picture:
-    """A specification, of which ``--figures`` makes a file a data set."""
+    """A chart of all data sets, of which its parameter ``dataset`` shows one.
 
-    name: str  # of files
+    Attributes:
+        name: of the files.
+        title: heading.
+        words: text below the heading.
+        spec: Vega-Lite.
+        wide: whether a paper needs the width of a page.
+    """
+
+    name: str
     title: str
     words: str
     spec: dict[str, Any]
-    wide: bool = False  # needs the width of a page
-
-
-def methods_and_families(runs: Runs) -> list[str]:
-    """Return what is told apart by colour and shape, the same in all pictures."""
-    return [*runs.methods(), *(result.family for result in runs.results if result.family)]
-
-
-def style_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return colour and shape of each name."""
-    shapes = list(SHAPES)
-    return {
-        name: (COLOURS[i % len(COLOURS)], shapes[i // len(COLOURS) % len(shapes)])
-        for i, name in enumerate(dict.fromkeys(names))
-    }
+    wide: bool = False
 
 
 def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str) -> list[Picture]:
-    """Return the pictures that the runs have something for.
+    """Return the charts that the runs have values for.
 
     Args:
         runs: finished ones.
         cells: of ``metric``.
-        metric: as of `Result.score`.
-        title: what the metric is called.
+        metric: as in `Result.score`.
+        title: name of the metric.
     """
+    styles = styles_of(runs)
     made = [
-        _means(runs, cells, metric, title),
-        _by_class(runs),
+        _means(runs, cells, metric, title, styles),
+        _by_class(runs, styles),
         _confusion(runs),
-        _by_beta(runs, cells, title),
-        _gains(runs),
+        _by_beta(runs, cells, title, styles),
+        _gains(runs, styles),
         _counts(runs),
     ]
     return [picture for picture in made if picture is not None]
 
 
-def specification(
-    values: list[dict[str, Any]], height: int, layers: list[dict[str, Any]], **more: object
-) -> dict[str, Any]:
-    """Return a specification as wide as its place, of the data set and the methods that are chosen."""
-    params = {"dataset": values[0]["dataset"], "hidden": [], "ink": "#222222", "paper": "#ffffff"}
+def styles_of(runs: Runs) -> dict[str, tuple[str, str]]:
+    """Return colour and shape of each method and family, the same in all charts."""
+    names = [*runs.methods(), *(result.family for result in runs.results if result.family)]
     return {
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "params": [{"name": name, "value": value} for name, value in params.items()],
-        "data": {"values": values},
-        "transform": [{"filter": "datum.dataset === dataset && indexof(hidden, datum.method) < 0"}],
-        "layer": layers,
-        **more,
+        name: (COLOURS[i % len(COLOURS)], SHAPES[i // len(COLOURS) % len(SHAPES)])
+        for i, name in enumerate(dict.fromkeys(names))
     }
 
 
-def coloured(named: Iterable[str], values: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return the encoding of methods, out of those named, by colour and shape, with a legend below."""
-    styles, used = style_of(named), {row["method"] for row in values}
-    names = [name for name in styles if name in used]
-    legend = {"orient": "bottom", "columns": 1 if len(names) <= FEW else 2, "title": None, "symbolOpacity": 1}
-    scales = [{"domain": names, "range": [styles[name][part] for name in names]} for part in (0, 1)]
-    return {
-        name: {"field": "method", "type": "nominal", "sort": names, "scale": scale, "legend": legend}
-        for name, scale in zip(("color", "shape"), scales, strict=True)
-    }
+def encodings(styles: Styles, values: Values, legend: bool = True) -> tuple[list[str], Any, Any]:
+    """Return the methods that occur in values, and their encodings by colour and shape, with a legend below."""
+    drawn = {row["method"] for row in values}
+    names = [name for name in styles if name in drawn]
+    columns = 1 if len(names) <= MAX_NARROW else 2
+    below = alt.Legend(orient="bottom", columns=columns, title=None, symbolOpacity=1) if legend else None
+    color, shape = (alt.Scale(domain=names, range=[styles[name][part] for name in names]) for part in (0, 1))
+    options: dict[str, Any] = {"sort": names, "legend": below}
+    return names, alt.Color("method:N", scale=color, **options), alt.Shape("method:N", scale=shape, **options)
 
 
-def hover(**fields: str) -> list[dict[str, str]]:
-    """Return what a mark says: fields, and what they are called."""
-    return [{"field": field, "title": title} for field, title in fields.items()]
+LEGEND = alt.selection_point(name="legend", fields=["method"], bind="legend")  # a click fades the other methods
+SELECT = {"type": "point", "fields": ["method"]}
 
 
-def quantity(field: str, title: str, **more: object) -> dict[str, Any]:
-    """Return the encoding of a number, on an axis that need not begin at 0."""
-    return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False}, **more}
+def faded(opacity: float = 0.9) -> Any:  # noqa: ANN401 - a condition
+    """Return the opacity of a mark, low if another method is chosen in the legend."""
+    return alt.when(LEGEND).then(alt.value(opacity)).otherwise(alt.value(0.08))
+
+
+def marks(keep: str | None = None) -> Any:  # noqa: ANN401 - alt.Chart
+    """Return an empty layer, of the rows for which the expression ``keep`` holds."""
+    return alt.Chart() if keep is None else alt.Chart().transform_filter(keep)
+
+
+def specification(values: Values, height: int, *layers: Any, legend: bool = True, **params: str) -> dict[str, Any]:  # noqa: ANN401 - alt.Chart
+    """Return layers over values as Vega-Lite: as wide as its place, and of one data set.
+
+    Args:
+        values: rows with a ``dataset``.
+        height: in pixels.
+        layers: charts without data.
+        legend: whether a legend selects methods.
+        params: further columns to filter by, and the value to begin with.
+    """
+    chosen = {"dataset": values[0]["dataset"], **params}
+    chart = alt.layer(*layers, data=alt.InlineData(values=values)).properties(
+        width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
+    )
+    columns = {"dataset": "dataset", "confused": "method"}
+    for name, value in chosen.items():
+        chart = chart.add_params(alt.param(name=name, value=value))
+        chart = chart.transform_filter(f"datum.{columns[name]} === {name}")
+    with alt.data_transformers.enable(consolidate_datasets=False):
+        spec: dict[str, Any] = chart.to_dict()
+    if legend:  # added here, as altair would number the layer that it belongs to anew each time
+        spec["layer"][-1]["name"] = "marks"
+        spec["params"].append({"name": "legend", "select": SELECT, "bind": "legend", "views": ["marks"]})
+    return {key: value for key, value in spec.items() if key not in ("$schema", "config")}
+
+
+def tooltip(**fields: str) -> list[Any]:
+    """Return a tooltip of fields with their titles."""
+    return [alt.Tooltip(f"{field}:N", title=title) for field, title in fields.items()]
+
+
+def number(channel: Callable[..., Any], field: str, title: str, **options: Any) -> Any:  # noqa: ANN401 - a channel
+    """Return the encoding of a number on an axis that need not start at 0."""
+    return channel(f"{field}:Q", title=title, **{"scale": alt.Scale(zero=False), **options})
 
 
 def _interval(mean: float, low: float, high: float) -> dict[str, Any]:
-    return {"value": round(mean, 3), "low": round(low, 3), "high": round(high, 3)} | {
-        "said": f"{mean:.2f} ({low:.2f} to {high:.2f})"
-    }
+    bounds = {"value": round(mean, 3), "low": round(low, 3), "high": round(high, 3)}
+    return {**bounds, "text": f"{mean:.2f} ({low:.2f} to {high:.2f})"}
 
 
-def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str) -> Picture:
+def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str, styles: Styles) -> Picture:
     order = [method for method in runs.methods() if any(method == name for name, _ in cells)]
-    values: list[dict[str, Any]] = []
+    values: Values = []
     for (method, data), cell in cells.items():
         half = half_width(cell.values) if len(cell.values) > 1 else 0.0
         row = {"dataset": data, "method": method, "seeds": len(cell.values)}
         values.append({**row, **_interval(cell.mean, cell.mean - half, cell.mean + half), "mean": True})
         values += [
-            {**row, "value": round(score, 3), "said": f"{score:.2f}", "seed": r.seed[0]}
+            {**row, "value": round(score, 3), "text": f"{score:.2f}", "seed": r.seed[0]}
             for r in runs.cells()[method, data]
             if (score := r.score(metric)) is not None
         ]
-    y = {"field": "method", "type": "nominal", "sort": order, "axis": None}
-    colour = {
-        name: {**channel, "legend": None} for name, channel in coloured(methods_and_families(runs), values).items()
-    }
-    x = quantity("value", f"{title.lower()} in %", axis={"tickCount": 6})
-    layers: list[dict[str, Any]] = [
-        {
-            "transform": [{"filter": "!datum.mean"}],
-            "mark": {"type": "point", "size": 35, "opacity": 0.75, "yOffset": -9},
-            "encoding": {"x": x, "y": y, **colour, "tooltip": hover(method="method", seed="seed", said="%")},
-        },
-        {
-            "transform": [{"filter": "datum.mean"}],
-            "mark": {"type": "rule", "strokeWidth": 2},
-            "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "color": colour["color"]},
-        },
-        {
-            "transform": [{"filter": "datum.mean"}],
-            "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-            "encoding": {"x": x, "y": y, **colour, "tooltip": hover(method="method", said="mean, %", seeds="seeds")},
-        },
-        {  # above its row, as a phone and a column of a paper have no width for it beside
-            "transform": [{"filter": "datum.mean"}],
-            "mark": {"type": "text", "style": "name", "align": "left", "dy": -22, "limit": {"expr": "width"}},
-            "encoding": {"x": {"value": 0}, "y": y, "text": {"field": "method"}, "color": {"value": {"expr": "ink"}}},
-        },
-    ]
-    words = "Filled: mean over seeds, with its 95 % interval of Student's t. Above it, open: the seeds."
-    return Picture("means", f"{title} of each method", words, specification(values, 52 * len(order) + 50, layers))
+    y = alt.Y("method:N", sort=order, axis=None)
+    x = number(alt.X, "value", f"{title.lower()} in %", axis=alt.Axis(tickCount=6))
+    low = number(alt.X, "low", f"{title.lower()} in %", axis=alt.Axis(tickCount=6))
+    _, color, shape = encodings(styles, values, legend=False)
+    seeds = marks("!datum.mean").mark_point(size=35, opacity=0.75, yOffset=-9)
+    means = marks("datum.mean").mark_point(filled=True, size=110, opacity=1)
+    # above its row, as neither a phone nor a column of a paper is wide enough for a name beside it
+    names = marks("datum.mean").mark_text(align="left", dy=-22, limit=alt.expr("width"))
+    layers = (
+        seeds.encode(x, y, color, shape, tooltip=tooltip(method="method", seed="seed", text="%")),
+        marks("datum.mean").mark_rule(strokeWidth=2).encode(low, y, color, x2="high:Q"),
+        means.encode(x, y, color, shape, tooltip=tooltip(method="method", text="mean, %", seeds="seeds")),
+        names.encode(y, x=alt.value(0), text="method:N"),
+    )
+    words = "Filled: mean over seeds with its 95 % interval (Student's t). Open, above it: single seeds."
+    spec = specification(values, 52 * len(order) + 50, *layers, legend=False)
+    return Picture("means", f"{title} of each method", words, spec)
 
 
-def _by_class(runs: Runs) -> Picture | None:
-    values: list[dict[str, Any]] = []
-    longest = max(len(result.class_counts) for result in runs.results)
-    for (method, data), results in runs.cells().items():
-        for rank, (label, members, images) in enumerate(_bands(results[0])):
-            rates = [r.per_class[c] for r in results for c in members]
-            known = [rate for rate in rates if rate is not None]
-            if not known:
-                continue
-            rate = 100 * statistics.mean(known)
-            row: dict[str, Any] = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
-            row |= {"counted": f"{label} ({images})"} if longest <= NAMED else {}
-            row |= {"value": round(rate, 3), "said": f"{rate:.1f}", "seeds": len(results)}
-            tested = sum(results[0].counted[c] for c in members) if results[0].counted else None
-            if tested is not None and len(members) == 1 and not runs.multi_label:
-                low, high = (100 * bound for bound in wilson(round(rate / 100 * tested), tested))
-                row |= {"low": round(low, 3), "high": round(high, 3)}
-                row["said"] += f" ({low:.0f} to {high:.0f})"
-            values.append({**row, "tested": "unknown" if tested is None else tested})
+def _by_class(runs: Runs, styles: Styles) -> Picture | None:
+    longest = max(len(result.record.class_counts) for result in runs.results)
+    values = _class_values(runs, with_counts=longest <= MAX_NAMED)
     if not values:
         return None
-    named = longest <= NAMED
-    colour = coloured(methods_and_families(runs), values)
-    order = colour["color"]["sort"]
-    accuracy = quantity("value", f"{runs.measure} in %")
-    counted = {"images": "training images", "tested": "test images", "said": f"{runs.measure}, %"}
-    said = hover(label="class", method="method", **counted)
-    shown = {**colour, "tooltip": [*said, *hover(seeds="seeds")]}
-    points = {"type": "point", "filled": True, "size": 55 if named else 30, "opacity": 0.9}
-    layers: list[dict[str, Any]]
-    if named:  # a line a class, as names are wide
-        axis = {"title": None, "grid": True, "ticks": False, "tickBand": "extent"}
-        y = {"field": "counted", "type": "nominal", "sort": {"field": "rank"}, "axis": axis}
-        place = {"y": y, "yOffset": {"field": "method", "sort": order}}
-        bounds = {"x": {**accuracy, "field": "low"}, "x2": {"field": "high"}, "color": colour["color"]}
-        layers = [
-            {"mark": {"type": "rule", "opacity": 0.8}, "encoding": {**place, **bounds}},
-            {"mark": points, "encoding": {**place, "x": accuracy, **shown}},
-        ]
-        interval = "" if runs.multi_label else ", with Wilson's 95 % interval of one run"
+    order, color, shape = encodings(styles, values)
+    shown = tooltip(
+        **{"label": "class", "method": "method", "images": "training images", "tested": "test images"},
+        **{"text": f"{runs.measure}, %", "seeds": "seeds"},
+    )
+    score = f"{runs.measure} in %"
+    if longest <= MAX_NAMED:  # a line for each class, as names are wide
+        axis = alt.Axis(title=None, grid=True, ticks=False, tickBand="extent")
+        place = {
+            "y": alt.Y("counted:N", sort={"field": "rank"}, axis=axis),
+            "yOffset": alt.YOffset("method:N", sort=order),
+        }
+        bounds = marks().mark_rule().encode(number(alt.X, "low", score), color, x2="high:Q", opacity=faded(), **place)
+        points = marks().mark_point(filled=True, size=55)
+        points = points.encode(number(alt.X, "value", score), color, shape, opacity=faded(), tooltip=shown, **place)
+        layers = [bounds, points]
+        interval = "" if runs.task.multi_label else ", with Wilson's 95 % interval of one run"
         words = f"Mean over seeds{interval}. In brackets: training images."
         height = min(longest * (9 * len(order) + 10) + 50, 800)
     else:
-        x = quantity("images", "training images of the class", scale={"type": "log"}, axis={"tickCount": 6})
-        layers = [{"mark": points, "encoding": {"x": x, "y": accuracy, **shown}}]
+        scale, axis = alt.Scale(type="log"), alt.Axis(tickCount=6)
+        x = number(alt.X, "images", "training images of the class", scale=scale, axis=axis)
+        points = marks().mark_point(filled=True, size=30)
+        layers = [points.encode(x, number(alt.Y, "value", score), color, shape, opacity=faded(), tooltip=shown)]
         words, height = "Mean over seeds.", 340
-    if longest > MARKS:
-        words += f" More than {MARKS} classes are drawn as {MARKS} bands of as many classes."
+    if longest > MAX_MARKS:
+        words += f" Each point is one of {MAX_MARKS} bands of classes with similar counts."
     name, title = f"{runs.measure.replace(' ', '_')}_by_class", f"{runs.measure.capitalize()} of each class"
-    return Picture(name, title, words, specification(values, height, layers), len(order) > FEW)
+    return Picture(name, title, words, specification(values, height, *layers), len(order) > MAX_NARROW)
+
+
+def _class_values(runs: Runs, with_counts: bool) -> Values:
+    values: Values = []
+    for (method, data), results in runs.cells().items():
+        tests = results[0].record.test_counts
+        for rank, (label, members, images) in enumerate(_bands(results[0])):
+            rates = [rate for r in results for c in members if (rate := r.record.scores[c]) is not None]
+            if not rates:
+                continue
+            rate = 100 * statistics.mean(rates)
+            row: dict[str, Any] = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
+            row |= {"counted": f"{label} ({images})"} if with_counts else {}
+            row |= {"value": round(rate, 3), "text": f"{rate:.1f}", "seeds": len(results)}
+            tested = None if tests is None else sum(tests[c] for c in members)
+            if tested is not None and len(members) == 1 and not runs.task.multi_label:
+                low, high = (100 * bound for bound in wilson(round(rate / 100 * tested), tested))
+                row |= {"low": round(low, 3), "high": round(high, 3)}
+                row["text"] += f" ({low:.0f} to {high:.0f})"
+            values.append({**row, "tested": "unknown" if tested is None else tested})
+    return values
 
 
 def _bands(result: Result) -> list[tuple[str, list[int], float]]:
-    """Return name, classes and mean training images of each class, or of 100 bands of them, the most frequent first."""
-    counts = result.class_counts
-    names = result.class_names
+    """Return name, indices and mean training images of each class, or of 100 bands of classes; most frequent first."""
+    counts, names = result.record.class_counts, result.record.class_names
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
-    cuts = [len(order) * i // min(len(order), MARKS) for i in range(min(len(order), MARKS) + 1)]
+    number_of_bands = min(len(order), MAX_MARKS)
+    cuts = [len(order) * i // number_of_bands for i in range(number_of_bands + 1)]
     bands = [order[a:b] for a, b in pairwise(cuts)]
     return [
         (names[b[0]] if len(b) == 1 else f"{len(b)} classes", b, statistics.mean(counts[c] for c in b)) for b in bands
@@ -216,89 +237,64 @@ def _bands(result: Result) -> list[tuple[str, list[int], float]]:
 
 
 def _confusion(runs: Runs) -> Picture | None:
-    values: list[dict[str, Any]] = []
+    values: Values = []
     by_cell = runs.cells()
     for method, data in [(m, d) for d in runs.columns() for m in runs.methods() if (m, d) in by_cell]:
-        results = by_cell[method, data]
-        counted = [r for r in results if r.confusion]
-        if not counted or any(len(r.confusion) != len(counted[0].confusion) for r in counted):
+        matrices = [r.record.confusion for r in by_cell[method, data] if r.record.confusion]
+        names = by_cell[method, data][0].record.class_names
+        if not matrices or any(len(matrix) != len(names) for matrix in matrices):
             continue
-        names = counted[0].class_names
-        total = [
-            [sum(ns) for ns in zip(*lines, strict=True)] for lines in zip(*(r.confusion for r in counted), strict=True)
-        ]
-        for i, line in enumerate(total):
+        for i, lines in enumerate(zip(*matrices, strict=True)):
+            line = [sum(counts) for counts in zip(*lines, strict=True)]
             for j, n in enumerate(line):
                 row = {"dataset": data, "method": method, "true": names[i], "predicted": names[j], "i": i, "j": j}
-                values.append(
-                    {**row, "count": n, "share": round(100 * n / max(sum(line), 1), 2), "seeds": len(counted)}
-                )
+                share = round(100 * n / max(sum(line), 1), 2)
+                values.append({**row, "count": n, "share": share, "seeds": len(matrices)})
     if not values:
         return None
-    x = {"field": "predicted", "type": "nominal", "sort": {"field": "j"}, "title": "predicted class"}
-    y = {"field": "true", "type": "nominal", "sort": {"field": "i"}, "title": "true class"}
-    said = hover(true="true class", predicted="predicted", count="images", share="% of the class", method="method")
-    share = {"field": "share", "type": "quantitative", "scale": {"domain": [0, 100]}, "legend": None}
-    ink = {"condition": {"test": "datum.share > 50", "value": {"expr": "paper"}}, "value": {"expr": "ink"}}
-    layers: list[dict[str, Any]] = [
-        {"mark": "rect", "encoding": {"color": share, "tooltip": [*said, *hover(seeds="seeds")]}},
-        {
-            "transform": [{"filter": "datum.count > 0"}],
-            "mark": {"type": "text", "style": "count", "tooltip": None},
-            "encoding": {"text": {"field": "count"}, "color": ink, "tooltip": [*said, *hover(seeds="seeds")]},
-        },
-    ]
+    shown = tooltip(true="true class", predicted="predicted", count="images", share="% of the class", seeds="seeds")
+    x = alt.X("predicted:N", sort={"field": "j"}, title="predicted class", axis=alt.Axis(labelAngle=-40))
+    y = alt.Y("true:N", sort={"field": "i"}, title="true class")
+    share = alt.Color("share:Q", scale=alt.Scale(domain=[0, 100]), legend=None)
+    # `ink` and `paper` are parameters of the theme
+    ink = alt.when("datum.share > 50").then(alt.value(alt.expr("paper"))).otherwise(alt.value(alt.expr("ink")))
+    text = marks("datum.count > 0").mark_text(fontSize=11).encode(x, y, text="count:Q", color=ink, tooltip=shown)
+    layers = marks().mark_rect().encode(x, y, share, tooltip=shown), text
     classes = max(row["i"] for row in values) + 1
-    spec = specification(values, 30 * classes + 80, layers, encoding={"x": {**x, "axis": {"labelAngle": -40}}, "y": y})
-    spec["params"].append({"name": "confused", "value": values[0]["method"]})
-    spec["transform"] = [{"filter": "datum.dataset === dataset && datum.method === confused"}]
-    words = "Test images by true and predicted class, summed over seeds; the colour is their share of the true class."
+    spec = specification(values, 30 * classes + 80, *layers, legend=False, confused=values[0]["method"])
+    words = "Test images by true and predicted class, summed over seeds. Colour: share of the true class."
     return Picture("confusion", "Confusion matrix", words, spec, wide=classes > 10)
 
 
-def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str) -> Picture | None:
-    """Draw each loss by beta, without weights at the left: Figure 5 of Cui et al. 2019."""
+def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles: Styles) -> Picture | None:
+    """Draw each loss by beta, as in Figure 5 of Cui et al. 2019; without weights at the left."""
     drawn = {(r.method, r.data): r for r in runs.results if r.family is not None and (r.method, r.data) in cells}
     betas = sorted({r.beta for r in drawn.values() if r.beta is not None})
     if len(betas) < 2:
         return None
-    values = []
+    values: Values = []
     for key, r in drawn.items():
         cell, spread = cells[key], cells[key].deviation or 0.0
-        row: dict[str, Any] = {
-            "dataset": r.data,
-            "method": r.family,
-            "beta": "none" if r.beta is None else f"{r.beta:g}",
-        }
-        row |= {"low": cell.mean - spread, "high": cell.mean + spread, "seeds": len(cell.values)}
-        values.append({**row, "value": round(cell.mean, 3), "said": str(cell)})
-    order = ["none", *[f"{beta:g}" for beta in betas]]
-    x = {"field": "beta", "type": "ordinal", "sort": order, "title": "β", "axis": {"labelAngle": 0}}
-    y, colour = quantity("value", f"{title.lower()} in %"), coloured(methods_and_families(runs), values)
-    said = hover(method="loss", beta="β", said="%, mean ± standard deviation", seeds="seeds")
-    layers: list[dict[str, Any]] = [
-        {"mark": "line", "encoding": {"x": x, "y": y, "color": colour["color"]}},
-        {
-            "mark": {"type": "rule", "opacity": 0.8},
-            "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour["color"]},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-            "encoding": {"x": x, "y": y, **colour, "tooltip": said},
-        },
-    ]
-    words = "Mean ± standard deviation over seeds; at the left without weights."
-    return Picture(
-        "by_beta", f"{title} by β", words, specification(values, 320, layers), len(colour["color"]["sort"]) > FEW
+        row = {"dataset": r.data, "method": r.family, "beta": "none" if r.beta is None else f"{r.beta:g}"}
+        bounds = {"low": cell.mean - spread, "high": cell.mean + spread, "seeds": len(cell.values)}
+        values.append({**row, **bounds, "value": round(cell.mean, 3), "text": str(cell)})
+    x = alt.X("beta:O", sort=["none", *[f"{beta:g}" for beta in betas]], title="β", axis=alt.Axis(labelAngle=0))
+    y, low = (number(alt.Y, field, f"{title.lower()} in %") for field in ("value", "low"))
+    order, color, shape = encodings(styles, values)
+    shown = tooltip(method="loss", beta="β", text="%, mean ± standard deviation", seeds="seeds")
+    layers = (
+        marks().mark_line().encode(x, y, color, opacity=faded()),
+        marks().mark_rule().encode(x, low, color, y2="high:Q", opacity=faded()),
+        marks().mark_point(filled=True, size=70).encode(x, y, color, shape, opacity=faded(), tooltip=shown),
     )
+    words = "Mean ± standard deviation over seeds. At the left: without weights."
+    return Picture("by_beta", f"{title} by β", words, specification(values, 320, *layers), len(order) > MAX_NARROW)
 
 
-def _gains(runs: Runs) -> Picture | None:
-    names = [name for name in runs.means if "/" in name]
-    groups = [name.partition("/")[2] for name in names]
-    values: list[dict[str, Any]] = []
+def _gains(runs: Runs, styles: Styles) -> Picture | None:
+    values: Values = []
     baselines = set()
-    for name, group in zip(names, groups, strict=True):
+    for group, name in runs.group_means.items():
         for method, baseline, data, gains in paired_gains(runs, name):
             if gains:
                 half, mean = half_width(gains) if len(gains) > 1 else 0.0, statistics.mean(gains)
@@ -307,45 +303,40 @@ def _gains(runs: Runs) -> Picture | None:
                 baselines.add(baseline)
     if not values:
         return None
-    colour = coloured(methods_and_families(runs), values)
-    axis = {"labelAngle": 0, "grid": False}
-    x = {"field": "group", "type": "nominal", "sort": groups, "title": "classes by training images", "axis": axis}
-    place = {"x": x, "xOffset": {"field": "method", "sort": colour["color"]["sort"]}}
-    y = quantity("value", "gain in points")
-    said = hover(method="method", group="classes", said="gain in points", seeds="seeds")
-    rule = {"y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour["color"]}
-    points = {"type": "point", "filled": True, "size": 90, "opacity": 1}
-    layers: list[dict[str, Any]] = [
-        {"mark": {"type": "rule", "color": {"expr": "ink"}}, "encoding": {"y": {"datum": 0}}},
-        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**place, **rule}},
-        {"mark": points, "encoding": {**place, "y": y, **colour, "tooltip": said}},
-    ]
-    compared = ", or ".join(sorted(baselines))
-    words = (
-        f"{runs.measure.capitalize()} less that of {compared} on the same seeds: mean and 95 % interval of Student's "
-        "t. One that crosses the line at 0 is not told apart from it."
+    axis = alt.Axis(labelAngle=0, grid=False)
+    order, color, shape = encodings(styles, values)
+    x = alt.X("group:N", sort=list(runs.group_means), title="classes by training images", axis=axis)
+    offset = alt.XOffset("method:N", sort=order)
+    y, low = (number(alt.Y, field, "gain in points") for field in ("value", "low"))
+    shown = tooltip(method="method", group="classes", text="gain in points", seeds="seeds")
+    points = marks().mark_point(filled=True, size=90)
+    layers = (
+        marks().mark_rule().encode(y=alt.datum(0)),
+        marks().mark_rule(strokeWidth=2).encode(x, low, color, offset, y2="high:Q", opacity=faded()),
+        points.encode(x, y, color, shape, offset, opacity=faded(), tooltip=shown),
     )
-    wide = len(colour["color"]["sort"]) > FEW
-    return Picture("gain_by_group", "Gain by shot group", words, specification(values, 300, layers), wide)
+    words = (
+        f"Gain in {runs.measure} over {' or '.join(sorted(baselines))} on the same seeds: mean and 95 % interval "
+        "(Student's t). An interval that contains 0 is not significant."
+    )
+    spec = specification(values, 300, *layers)
+    return Picture("gain_by_group", "Gain by shot group", words, spec, len(order) > MAX_NARROW)
 
 
 def _counts(runs: Runs) -> Picture:
     firsts = {result.data: result for result in reversed(runs.results)}
-    values: list[dict[str, Any]] = [
+    values: Values = [
         {"dataset": data, "method": "", "label": label, "rank": rank, "images": images}
         for data, result in firsts.items()
         for rank, (label, _, images) in enumerate(_bands(result))
-        if images > 0  # which a logarithm needs
+        if images > 0  # the axis is logarithmic
     ]
-    named = max(row["rank"] for row in values) < NAMED
-    axis = {"labels": named, "ticks": named, "labelAngle": -40, "title": "class, most frequent first"}
-    x = {"field": "rank", "type": "ordinal", "axis": axis}
-    if named:
-        x |= {"field": "label", "sort": {"field": "rank"}}
-    y = quantity("images", "training images", scale={"type": "log"}, axis={"tickCount": 4, "grid": False})
-    encoding = {"x": x, "y": y, "tooltip": hover(label="class", images="training images")}
-    layer = {
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "color": COLOURS[0]},
-        "encoding": encoding,
-    }
-    return Picture("class_counts", "Training images of each class", "", specification(values, 240, [layer]))
+    named = max(row["rank"] for row in values) < MAX_NAMED
+    axis = alt.Axis(labels=named, ticks=named, labelAngle=-40, title="class, most frequent first")
+    x = alt.X("label:N", sort={"field": "rank"}, axis=axis) if named else alt.X("rank:O", axis=axis)
+    scale, y_axis = alt.Scale(type="log"), alt.Axis(tickCount=4, grid=False)
+    y = number(alt.Y, "images", "training images", scale=scale, axis=y_axis)
+    points = marks().mark_point(filled=True, size=60, opacity=1, color=COLOURS[0])
+    layer = points.encode(x, y, tooltip=tooltip(label="class", images="training images"))
+    spec = specification(values, 240, layer, legend=False)
+    return Picture("class_counts", "Training images of each class", "", spec)

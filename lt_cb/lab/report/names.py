@@ -1,30 +1,41 @@
-"""What a report calls data and methods."""
+"""Names of data sets and methods in a report, from the settings of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lt_cb.data.sources.names import canonical_source
+from lt_cb.runs.callbacks import LIBRARIES
+from lt_cb.runs.folder import flatten
+
 WHOLE = "whole"
-# sources whose data have no name but their root's
-FOLDERS = ("image_folder", "ImageFolder", "manifest", "Manifest", "coco", "COCO")
+NAMED_BY_ROOT = ("ImageFolder", "Manifest", "COCO")  # the user's own images
 
 
 @dataclass(frozen=True)
 class Method:
-    """Loss and weights as options of a configuration say them; the class weights are those of an effective number."""
+    """Loss and class weights of a run.
+
+    Attributes:
+        loss: class name.
+        gamma: of a focal loss.
+        beta: of the effective number; None without weights.
+        name: for example ``Focal gamma 1, CB β 0.999``.
+        family: the name without beta; None for weights other than the effective number.
+    """
 
     loss: str
     gamma: float | None
-    beta: float | None  # None without weights
-    name: str  # as "Focal gamma 1, CB β 0.999"
-    family: str | None  # the name without beta; None for weights that are no effective number's
+    beta: float | None
+    name: str
+    family: str | None
 
 
-def method_of(config: Mapping[str, Any]) -> Method:
-    """Return what a configuration trains by, whatever else it has."""
-    loss, weighting = str(config.get("model.loss", "?")), config.get("model.loss.weighting")
-    options = {key.removeprefix("model.loss."): v for key, v in config.items() if key.startswith("model.loss.")}
+def method_of(settings: Mapping[str, Any]) -> Method:
+    """Return loss and weights of a flattened configuration."""
+    loss, weighting = str(settings.get("model.loss", "?")), settings.get("model.loss.weighting")
+    options = {key.removeprefix("model.loss."): v for key, v in settings.items() if key.startswith("model.loss.")}
     named = [
         f"{key} {v:g}"
         for key, v in options.items()
@@ -43,18 +54,43 @@ def method_of(config: Mapping[str, Any]) -> Method:
     return Method(loss, options.get("gamma"), beta, ", ".join([name, *weights]), family)
 
 
-def source_of(config: Mapping[str, Any]) -> str:
-    """Return the name of the data that a configuration trains on: of a folder or a table of one's own, its own."""
-    source = str(config.get("data.source", "?")).rpartition(".")[2]
-    return (Path(str(config.get("data.root", ""))).name or source) if source in FOLDERS else source
+def source_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of the data set; the user's own images are named by their folder or table."""
+    source = str(settings.get("data.source", "?"))
+    last = source.rpartition(".")[2]
+    return (
+        (Path(str(settings.get("data.root", ""))).name or last) if canonical_source(source) in NAMED_BY_ROOT else last
+    )
 
 
-def subset_of(config: Mapping[str, Any], factor: float) -> str:
-    """Return how the training images were drawn from the source's: ``WHOLE``, or what was asked for."""
-    if given := config.get("data.subset_counts"):
+def subset_of(settings: Mapping[str, Any], factor: float) -> str:
+    """Return how the training images were drawn from the source: ``WHOLE``, or the requested profile."""
+    if given := settings.get("data.subset_counts"):
         return f"IF {factor:g}, subset_counts of {sum(given)} images"
-    if not config.get("data.imbalance_factor") and factor != 1:
+    if not settings.get("data.imbalance_factor") and factor != 1:
         return WHOLE
-    step = ", step" if config.get("data.imbalance_type") == "step" else ""
-    n_max = config.get("data.n_max")
+    step = ", step" if settings.get("data.imbalance_type") == "step" else ""
+    n_max = settings.get("data.n_max")
     return f"IF {factor:g}{step}" + (f", n_max {n_max}" if n_max else "")
+
+
+def settings_of(config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a flattened configuration in which one thing has one name.
+
+    ``data.source`` is the class name of a data set of lt_cb. ``trainer.callbacks`` lists the callbacks that change
+    training by name. Each of their options has a key, for example ``trainer.EMAWeightAveraging.decay``.
+
+    Args:
+        config: content of ``config.yaml``.
+        callbacks: those that change training.
+    """
+    settings = {key: value for key, value in flatten(config).items() if not key.startswith("trainer.callbacks")}
+    if "data.source" in settings:
+        settings["data.source"] = canonical_source(str(settings["data.source"]))
+    names: list[str] = []
+    for callback in callbacks:
+        path = str(callback["class_path"])
+        name = path.rpartition(".")[2] if path.partition(".")[0] in LIBRARIES else path
+        names.append(name if name not in names else f"{name} {len(names)}")
+        settings |= flatten({names[-1]: callback.get("init_args") or {}}, "trainer.")
+    return settings | ({"trainer.callbacks": " + ".join(names)} if names else {})

@@ -1,19 +1,19 @@
-"""The HTML page of a report: one file, which loads nothing and runs no script but its own."""
+"""HTML page of a report: one file that loads nothing else."""
 
+import functools
 import html
 import json
 import re
-from importlib.metadata import version
+from typing import Any
 
-import numpy as np
-
-from lt_cb.data.cache import cache_file, read_cache, write_cache
-from lt_cb.lab.report.figures import SHAPES, VEGA_LITE, Picture, style_of
+from lt_cb.lab.report.extra import vl_convert
+from lt_cb.lab.report.figures import Picture
 from lt_cb.lab.report.sections import Section
 
-# of what a browser is to refuse, should a name or a library ask for it: everything that is not in the file
+VEGA_LITE = "6.4"
+# the browser refuses everything outside the file, should a name or a library ask for it
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-TEXTS = ("data", "unlike the paper", "verdict", "on", "commit", "command", "predictions", "state")  # columns of words
+TEXT_COLUMNS = ("data", "unlike the paper", "verdict", "on", "commit", "command", "predictions", "state")
 STYLE = """:root { color-scheme: light dark; --ink: #1c2128; --paper: #fff; --soft: #667; --line: #dde;
   --mild: #f4f6f9; }
 @media (prefers-color-scheme: dark) {
@@ -33,98 +33,72 @@ td { white-space: nowrap; } .text { text-align: left; white-space: normal; min-w
 td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); max-width: 24rem;
   min-width: 9rem; text-align: left; white-space: normal; }
 td:has(code) { min-width: 22rem; } tbody tr:hover > td { background: var(--mild); }
-.bar { background: var(--paper); padding: .5rem 0; display: flex; flex-wrap: wrap; gap: .3rem .4rem; z-index: 2; }
-@media (min-width: 700px) { .bar { position: sticky; top: 0; max-height: 9rem; overflow-y: auto; } }
-button, select { font: inherit; font-size: .85rem; color: inherit; background: var(--mild); max-width: 100%;
-  border: 1px solid var(--line); border-radius: 4px; padding: .15rem .5rem; text-align: left; }
-button { cursor: pointer; } button[aria-pressed=false] { opacity: .4; text-decoration: line-through; }
+select { font: inherit; font-size: .85rem; color: inherit; background: var(--mild); max-width: 100%;
+  border: 1px solid var(--line); border-radius: 4px; padding: .15rem .5rem; }
 .picture { width: 100%; } .picture.vega-embed { display: block; padding: 0; } .vega-embed summary { opacity: .35; }"""
-SCRIPT = """const shown = JSON.parse(document.getElementById("pictures").textContent,
-  (key, value) => key === "legend" ? null : value);  // the buttons are the legend of all
-const dark = matchMedia("(prefers-color-scheme: dark)"), state = {hidden: []}, views = [];
-function theme(width) {
-  const ink = dark.matches ? "#c9d1dc" : "#333a44", line = dark.matches ? "#333b47" : "#dfe3ea";
-  const heat = ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"];
-  const night = ["#1b2029", "#24496f", "#5b9bd5", "#9ccaf2"];
-  const axis = {labelColor: ink, titleColor: ink, gridColor: line, domainColor: line, tickColor: line,
-    labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelLimit: width < 600 ? 120 : 180};
-  return {background: "transparent", font: "system-ui, sans-serif", view: {stroke: null}, axis,
-    legend: {disable: true}, style: {name: {fontSize: 12}, count: {fontSize: width < 600 ? 9 : 12}},
-    range: {heatmap: dark.matches ? night : heat}};
-}
+SCRIPT = """const {specs, themes} = JSON.parse(document.getElementById("pictures").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)"), selects = document.querySelectorAll("select"), views = [];
 async function draw() {
   views.splice(0).forEach(view => view.finalize());
-  const colours = dark.matches ? {ink: "#c9d1dc", paper: "#0b0e12"} : {ink: "#222222", paper: "#ffffff"};
-  for (const [name, spec] of Object.entries(shown)) {
-    const place = document.getElementById(name);
-    const params = spec.params.map(p => ({...p, value: ({...colours, ...state})[p.name] ?? p.value}));
-    const made = await vegaEmbed(place, {...spec, params}, {mode: "vega-lite", renderer: "svg", ast: true,
-      actions: {export: true, source: false, compiled: false, editor: false}, downloadFileName: name,
-      config: theme(place.clientWidth), tooltip: {theme: dark.matches ? "dark" : "light"}});
+  const name = dark.matches ? "dark" : "light";
+  for (const [id, spec] of Object.entries(specs)) {
+    const made = await vegaEmbed(document.getElementById(id), spec, {mode: "vega-lite", renderer: "svg", ast: true,
+      actions: {export: true, source: false, compiled: false, editor: false}, downloadFileName: id,
+      config: themes[name], tooltip: {theme: name}});
     views.push(made.view);
   }
-  document.body.dataset.drawn = performance.now().toFixed(0);
+  selects.forEach(choose);
 }
-function tell(name, value) {
-  state[name] = value;
-  for (const view of views) try { view.signal(name, value).runAsync(); } catch { /* has no such choice */ }
+function choose(select) {
+  for (const view of views) try { view.signal(select.name, select.value).runAsync(); } catch { /* no such choice */ }
 }
-function sift() {
-  for (const table of document.querySelectorAll("table")) {
-    const head = [...table.rows[0].cells].map(cell => cell.textContent);
-    const column = head.indexOf("method");
-    for (const row of table.rows) {
-      if (column >= 0) row.hidden = row.rowIndex > 0 && state.hidden.includes(row.cells[column].textContent);
-      else [...row.cells].forEach((cell, i) => { cell.hidden = state.hidden.includes(head[i]); });
-    }
-  }
-}
-for (const button of document.querySelectorAll("button[value]")) button.onclick = () => {
-  const off = state.hidden.includes(button.value);
-  button.ariaPressed = off;
-  tell("hidden", off ? state.hidden.filter(name => name !== button.value) : [...state.hidden, button.value]);
-  sift();
-};
-for (const select of document.querySelectorAll("select")) select.onchange = () => tell(select.name, select.value);
+selects.forEach(select => select.onchange = () => choose(select));
 dark.onchange = draw;
 draw();"""
 
 
-def as_script(content: object) -> str:
-    """Return JSON that no text in it can end the script element of, nor open another."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+def theme(dark: bool = False, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - Vega-Lite
+    """Return the Vega-Lite configuration of a chart: fonts of 12 px, and colours for a light or dark page."""
+    ink, line, paper = ("#c9d1dc", "#333b47", "#0b0e12") if dark else ("#333a44", "#dfe3ea", "#ffffff")
+    heat = (
+        ["#1b2029", "#24496f", "#5b9bd5", "#9ccaf2"]
+        if dark
+        else ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
+    )
+    text = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": ink, "titleColor": ink}
+    return {
+        "background": "transparent",
+        "font": "system-ui, sans-serif",
+        "view": {"stroke": None},
+        "axis": {**text, "gridColor": line, "domainColor": line, "tickColor": line, "labelLimit": 140},
+        "legend": {**text, "labelLimit": 400},
+        "text": {"color": ink, "fontSize": 12},
+        "rule": {"color": ink},
+        "range": {"heatmap": heat},
+        "params": [{"name": "ink", "value": ink}, {"name": "paper", "value": paper}],
+        **more,
+    }
 
 
-def page(
-    title: str, finding: str, tables: list[Section], pictures: list[Picture], methods: list[str], columns: list[str]
-) -> str:
-    """Return the page: the finding, the first table, the pictures, and the other tables.
+def page(title: str, finding: str, tables: list[Section], pictures: list[Picture], columns: list[str]) -> str:
+    """Return the page: the finding, the first table, the charts, and the other tables.
 
     Args:
         title: of the page.
         finding: its first paragraph.
         tables: at least one.
-        pictures: of the methods.
-        methods: in the order of their colours.
-        columns: data sets, of which one is chosen.
+        pictures: charts.
+        columns: data sets, of which the reader chooses one.
     """
-    confused = [p for p in pictures if p.name == "confusion"]
-    matrices = dict.fromkeys(row["method"] for p in confused for row in p.spec["data"]["values"])
-    drawn = []
+    drawn = [_select("dataset", "data", columns)] if len(columns) > 1 else []
     for picture in pictures:
-        choice = _select("confused", "method", list(matrices)) if picture in confused else ""
-        drawn.append(
-            f"<h2>{html.escape(picture.title)}</h2>\n<p>{html.escape(picture.words)}</p>\n{choice}"
-            f'<div class="picture" id="{picture.name}" style="min-height: {picture.spec["height"]}px"></div>'
-        )
-    made = [_table(section) for section in tables]
-    data = _select("dataset", "data", columns) if len(columns) > 1 else ""
-    bar = f'<div class="bar" title="Click to hide or show a method">{data}{_legend(methods, pictures)}</div>'
-    body = "\n".join([made[0], "<div>", bar, *drawn, "</div>", *made[1:]])
-    specs = as_script({picture.name: picture.spec for picture in pictures})
+        methods = dict.fromkeys(row["method"] for row in picture.spec["data"]["values"])
+        choice = _select("confused", "method", list(methods)) if picture.name == "confusion" else ""
+        place = f'<div class="picture" id="{picture.name}" style="min-height: {picture.spec["height"]}px"></div>'
+        drawn.append(f"{_heading(picture)}\n{choice}{place}")
+    body = "\n".join([_table(tables[0]), *drawn, *map(_table, tables[1:])])
+    themes = {"light": theme(), "dark": theme(dark=True)}
+    content = as_script({"specs": {picture.name: picture.spec for picture in pictures}, "themes": themes})
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {title.lower()}</title>
@@ -132,25 +106,30 @@ def page(
 <body><h1>{title}</h1>
 <p class="finding">{html.escape(finding)}</p>
 {body}
-<script type="application/json" id="pictures">{specs}</script>
+<script type="application/json" id="pictures">{content}</script>
 <script>{_library()}</script>
 <script>{SCRIPT}</script>
 </body></html>
 """
 
 
-def _library() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script. It is cached: to build it takes a second or two."""
-    kept = cache_file("vega", VEGA_LITE, version("vl-convert-python"))
-    cached = read_cache(kept)
-    if cached is not None:
-        return cached["script"].tobytes().decode()
-    import vl_convert  # whose package has the sources of Vega too
+def as_script(content: object) -> str:
+    """Return JSON for a script element, which no text in it can end."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
+
+@functools.cache
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script."""
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
-    script = re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
-    write_cache(kept, "builds the script of the pictures", {"script": np.frombuffer(script.encode(), np.uint8)})
-    return script
+    return re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
+
+
+def _heading(part: Section | Picture) -> str:
+    return f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.words)}</p>"
 
 
 def _table(section: Section) -> str:
@@ -159,26 +138,14 @@ def _table(section: Section) -> str:
         for name, text in zip(section.header, texts, strict=True):
             inner = re.sub(r"[*]{2}(\d.*?)[*]{2}", r"<b>\1</b>", html.escape(text))
             inner = f"<code>{inner.strip('`')}</code>" if (name, tag) == ("command", "td") else inner
-            cells.append(f'<{tag} class="text">{inner}' if name in TEXTS else f"<{tag}>{inner}")
-        return f"<tr>{''.join(f'{cell}</{tag}>' for cell in cells)}</tr>"
+            cells.append(f'<{tag} class="text">{inner}</{tag}>' if name in TEXT_COLUMNS else f"<{tag}>{inner}</{tag}>")
+        return f"<tr>{''.join(cells)}</tr>"
 
     body = "\n".join(line(row, "td") for row in section.rows)
     table = f"<table><thead>{line(section.header, 'th')}</thead><tbody>\n{body}</tbody></table>"
-    words = f"<h2>{html.escape(section.title)}</h2>\n<p>{html.escape(section.words)}</p>"
-    return f'{words}\n<div class="wide">{table}</div>'
+    return f'{_heading(section)}\n<div class="wide">{table}</div>'
 
 
 def _select(name: str, label: str, options: list[str]) -> str:
     inner = "".join(f'<option value="{html.escape(text)}">{html.escape(text)}</option>' for text in options)
     return f'<label>{label} <select name="{name}">{inner}</select></label>\n'
-
-
-def _legend(methods: list[str], pictures: list[Picture]) -> str:
-    """Return a button a method: its colour and shape, to be clicked off and on."""
-    drawn = {row["method"] for picture in pictures for row in picture.spec["data"]["values"]}
-    return "".join(
-        f'<button value="{html.escape(name)}" aria-pressed="true"><span style="color: {colour}">{SHAPES[shape]}</span> '
-        f"{html.escape(name)}</button>"
-        for name, (colour, shape) in style_of(methods).items()
-        if name in drawn
-    )

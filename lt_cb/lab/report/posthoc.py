@@ -1,4 +1,4 @@
-"""What the saved logits of a test tell without another forward pass. Imports no torch."""
+"""Post-hoc analysis of saved test logits: adjustment, shifted priors, calibration. Imports no torch."""
 
 import zipfile
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lt_cb.errors import InputError
-from lt_cb.lab.report.collect import Result
+from lt_cb.lab.report.result import Result
 from lt_cb.runs.folder import RunDir
 
 TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -38,17 +38,17 @@ def adjust(logits: Array, class_counts: Sequence[int], tau: float) -> Array:
     Args:
         logits: shape (N, C).
         class_counts: training images of each class.
-        tau: 0 changes nothing, 1 is the theory's for a network that has learned the training prior.
+        tau: 0 changes nothing; 1 is exact for a network that has learned the training prior.
     """
     return np.asarray((logits - (tau * log_prior(class_counts)).astype(logits.dtype)).argmax(1))
 
 
 def shifted_prior(class_counts: Sequence[int], imbalance_factor: float) -> Array:
-    """Return a test prior that decays exponentially over the classes, as those of Hong et al. 2021.
+    """Return a test prior that decays exponentially over the classes (Hong et al. 2021).
 
     Args:
-        class_counts: training images of each class, whose order is that of the decay.
-        imbalance_factor: largest share over smallest; below 1 it is the rare classes that are frequent.
+        class_counts: training images of each class. The class with most images comes first.
+        imbalance_factor: largest over smallest share; below 1, the rare classes are frequent.
     """
     ranks = np.empty(len(class_counts))
     ranks[np.argsort(-np.asarray(class_counts), kind="stable")] = np.arange(len(class_counts))
@@ -57,7 +57,7 @@ def shifted_prior(class_counts: Sequence[int], imbalance_factor: float) -> Array
 
 
 def accuracy_under(prior: Array, per_class: Array) -> float:
-    """Return the accuracy expected on test images of this prior, from that of each class."""
+    """Return the accuracy on test images of this prior, from the accuracy of each class."""
     tested = ~np.isnan(per_class)
     return float(prior[tested] @ per_class[tested] / prior[tested].sum())
 
@@ -75,7 +75,7 @@ def calibration_error(confidence: Array, correct: Array) -> float:
 
 
 def class_means(per_class: Sequence[float | None]) -> dict[str, float]:
-    """Return worst, geometric and harmonic mean of class accuracies; a class of accuracy 0 makes all of them 0."""
+    """Return lowest, geometric and harmonic mean of class scores; all are 0 if one score is 0."""
     values = np.array([value for value in per_class if value is not None])
     if values.min() == 0.0:
         return dict.fromkeys(MEANS, 0.0)
@@ -85,28 +85,36 @@ def class_means(per_class: Sequence[float | None]) -> dict[str, float]:
 
 @dataclass
 class Analysis:
-    """What the logits of one run tell, all in [0, 1]."""
+    """Analysis of the logits of one run; all values are in [0, 1].
 
-    by_tau: list[float]  # balanced accuracy
-    by_prior: list[float]  # accuracy
+    Attributes:
+        by_tau: balanced accuracy after post-hoc adjustment by each of ``TAUS``.
+        by_prior: accuracy under test priors of each of ``SHIFTS``.
+        by_known_prior: the same, with logits moved to the test prior.
+        calibration: expected calibration error of all images, and by shot group.
+        overconfidence: mean confidence minus accuracy.
+    """
+
+    by_tau: list[float]
+    by_prior: list[float]
     by_known_prior: list[float]
-    calibration: dict[str, float]  # expected error, of all images and by shot group
+    calibration: dict[str, float]
     overconfidence: float
 
 
 def analyse(result: Result) -> Analysis:
-    """Return what the logits of a run tell.
+    """Analyse the saved logits of a run.
 
     Raises:
-        InputError: if their file is damaged.
+        InputError: if the file is damaged.
     """
     file = RunDir(result.folder).logits
     try:
         with np.load(file) as saved:
             logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"'{file}' is damaged ({error}): remove it, or test that run again.") from error
-    counts, classes = result.class_counts, len(result.class_counts)
+        raise InputError(f"'{file}' is damaged ({error}). Remove the file, or test the run again.") from error
+    counts, classes = result.record.class_counts, len(result.record.class_counts)
 
     def per_class(predicted: Array) -> Array:
         return class_accuracy(predicted, targets, classes)
@@ -115,7 +123,7 @@ def analyse(result: Result) -> Analysis:
     plain, correct = per_class(predicted), predicted == targets
     priors = [shifted_prior(counts, shift) for shift in SHIFTS]
     moves = [(np.log(prior) - log_prior(counts)).astype(logits.dtype) for prior in priors]
-    parts = {name: np.isin(targets, members) for name, members in result.shot_groups.items()}
+    parts = {name: np.isin(targets, members) for name, members in result.record.shot_groups.items()}
     parts["all"] = np.ones(len(targets), dtype=bool)
     return Analysis(
         by_tau=[float(np.nanmean(per_class(adjust(logits, counts, tau)))) for tau in TAUS],

@@ -1,48 +1,33 @@
-"""The tables of a report, each with a title and what it is."""
+"""Tables of a report, each with a title and a short explanation."""
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from lt_cb.lab.report.collect import ERRORS, Result, Runs
 from lt_cb.lab.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
+from lt_cb.lab.report.result import ERRORS, Result, Runs
 from lt_cb.lab.report.rows import command
 from lt_cb.lab.report.tables import Cell, Difference, cells_of, paired_differences, wilson
 from lt_cb.runs.folder import RunDir
+from lt_cb.runs.record import METRICS, SHOTS
 
-METRICS = {
+METRIC_TITLES = {  # of the option --metric
     "error": "Error",
-    "acc": "Accuracy",
-    "balanced_acc": "Balanced accuracy",
+    **{name: info.title for name, info in METRICS.items()},
     "val/acc": "Validation accuracy",
     "val/balanced_acc": "Balanced validation accuracy",
-    "mAP": "Mean average precision",
-    "f1_macro": "Macro F1",
-    "f1_micro": "Micro F1",
-    "auroc": "Mean AUROC",
     "val/mAP": "Mean average precision in validation",
 }
-CLASSES = 100  # of a data set, whose table is read
-MEANINGS = {
-    "error": "Top-1 error",
-    "acc": "Top-1 accuracy",
-    "balanced_acc": "Mean accuracy over classes",
-    "mAP": "Mean over classes of the average precision",
-    "f1_macro": "Mean over classes of F1 at their thresholds",
-    "f1_micro": "F1 at the thresholds, of all labels together",
-    "auroc": "Mean over classes of the area under the ROC curve",
-}
-TOLD = 6  # differences that a finding lists
-NO_BEST = "not all runs held out images to validate on, so none is called the best."
-ALONE = "no two methods share two seeds, so none can be told apart from another."
+MAX_CLASSES = 100  # of a table of classes
+Cells = dict[tuple[str, str], Cell]
 
 
 @dataclass
 class Section:
-    """A table; its cells are text, bold between two pairs of asterisks."""
+    """A table of text; cells between two pairs of asterisks are bold."""
 
     title: str
     words: str
@@ -50,109 +35,49 @@ class Section:
     rows: list[list[str]]
 
 
-def sections(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> list[Section]:
-    """Return the tables that the runs have something for.
+def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
+    """Return the tables that the runs have values for.
 
     Args:
         runs: finished and missing ones.
         cells: of ``metric``.
-        metric: of the first table, a key of ``METRICS``.
+        metric: of the first table, a key of ``METRIC_TITLES``.
     """
-    errors = {} if runs.multi_label else cells if metric == "error" else cells_of(runs)
+    errors = {} if runs.task.multi_label else cells if metric == "error" else cells_of(runs)
     top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics], []), "error_top5")
-    papers = [_papers(errors, "Beside the paper", "Top-1"), _papers(top5, "Beside the paper, top-5", "Top-5")]
-    parts = [
+    made = [
         _main(runs, cells, metric),
         _chosen(runs, cells, metric),
-        *papers,
+        _paper(errors, "Beside the paper", "Top-1"),
+        _paper(top5, "Beside the paper, top-5", "Top-5"),
         _differences(paired_differences(runs, metric), metric),
         _groups(runs),
+        *_by_class(runs),
+        *_from_logits(runs),
+        _kept(runs),
+        _missing(runs),
     ]
-    return [s for s in [*parts, *_by_class(runs), *_from_logits(runs), _kept(runs), _missing(runs)] if s.rows]
+    return [section for section in made if section.rows]
 
 
-def finding(runs: Runs, metric: str) -> str:
-    """Return in words what was compared, what is best by validation, and what is told apart from its baseline."""
-    methods, columns, differences = runs.methods(), runs.columns(), paired_differences(runs, metric)
-    seeds = sorted({len(results) for results in runs.cells().values()})
-    number = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    named = f": {'; '.join(methods)}" if len(methods) <= TOLD else ""
-    data = [f"{name} ({len(_first(runs, name).class_counts)} classes)" for name in columns]
-    said = [
-        f"{len(methods)} {'method' if len(methods) == 1 else 'methods'} on {_listed(data)}, over {number} "
-        f"{'seed' if seeds[-1] == 1 else 'seeds'}{' each' if len(methods) > 1 else ''}{named}.",
-    ]
-    if len(methods) > 1:
-        said += _all_or_each(columns, lambda name: _best(runs, name, metric), NO_BEST)
-        said += _all_or_each(
-            columns, lambda name: _told([d for d in differences if d.data == name], name, metric), ALONE
-        )
-    return " ".join(said)
+def lower_case(title: str) -> str:
+    """Return the title of a metric for the middle of a sentence."""
+    return title[:1].lower() + title[1:]
 
 
-def _all_or_each(columns: list[str], say: Callable[[str], str], nothing: str) -> list[str]:
-    """Return a sentence for each data set, and one for all those of which there is nothing to say."""
-    each = {name: say(name) for name in columns}
-    silent = [name for name, text in each.items() if not text]
-    return [*[text for text in each.values() if text], *([f"On {_listed(silent)} {nothing}"] if silent else [])]
-
-
-def _first(runs: Runs, data: str) -> Result:
-    return next(result for result in runs.results if result.data == data)
-
-
-def _listed(texts: list[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-
-
-def _best(runs: Runs, data: str, metric: str) -> str:
-    """Say which method the held-out images choose, if all runs have some, else nothing."""
-    results = [result for result in runs.results if result.data == data]
-    balanced = metric.endswith("balanced_acc")
-    chooser = "val/mAP" if runs.multi_label else "val/balanced_acc" if balanced else "val/acc"
-    if any(r.validated_on in (None, "test") or chooser not in r.metrics for r in results):
-        return ""
-    cells = cells_of(Runs(results, []), chooser)
-    best = next(cell for cell in cells.values() if cell.best)
-    shown = "mAP" if runs.multi_label else "balanced_acc" if balanced else "error"
-    tested = cells_of(Runs(results, []), shown)[best.method, data]
-    name, reached = _lower(METRICS[chooser]), f"{_lower(METRICS[shown])} of {tested} %"
-    return f"Best on {data} by validation is {best.method}: {name} {best} %, and on the test images {reached}."
-
-
-def _told(differences: list[Difference], data: str, metric: str) -> str:
-    """Say which methods are told apart from their baseline, and by how much; nothing without a shared seed."""
-    if not differences:
-        return ""
-    several = len({d.baseline for d in differences}) > 1
-
-    def listed(members: list[Difference]) -> str:
-        texts = []
-        for d in members[:TOLD]:
-            mean, low, high = (-d.mean, -d.high, -d.low) if metric in ERRORS else (d.mean, d.low, d.high)
-            than = f", against {d.baseline}" if several else ""
-            texts.append(f"{d.method} ({mean:+.2f}, {low:+.2f} to {high:+.2f}{than})")
-        return "; ".join([*texts, *([f"and {len(members) - TOLD} more"] if len(members) > TOLD else [])])
-
-    first = ("lower", "higher") if metric in ERRORS else ("higher", "lower")
-    groups = {name: [d for d in differences if d.verdict(metric) == name] for name in (*first, "not told apart")}
-    parts = [f"{name}: {listed(members)}" for name, members in groups.items() if members]
-    baseline = "each method's baseline" if several else differences[0].baseline
-    less = f"{METRICS[metric]} on {data} less that of {baseline}, in points with 95 % intervals over seeds"
-    return f"{less} – {'. '.join(parts)}."
-
-
-def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
+def _main(runs: Runs, cells: Cells, metric: str) -> Section:
     columns = runs.columns()
     most = max(len(cell.values) for cell in cells.values())
-    checkpoints = " and ".join(sorted({result.checkpoint for result in runs.results}))
-    validation, what = metric.startswith("val/"), MEANINGS[metric.removeprefix("val/")]
-    seeds = f"{most} {'seed' if most == 1 else 'seeds'}"
-    images = "images held out for validation" if validation else "test images"
-    choice = "Bold: the best mean of a column." if validation else "Nothing may be chosen by it."
+    checkpoints = " and ".join(sorted({result.record.tested for result in runs.results}))
+    name = metric.removeprefix("val/")
+    meaning = "Top-1 error" if name == "error" else METRICS[name].meaning
+    validation = metric.startswith("val/")
+    images = "held-out images" if validation else "test images"
+    choice = "Bold: best mean of a column." if validation else "Choose nothing by it: these are the test images."
     words = (
-        f"{what} on the {images} in percent: mean ± standard deviation over {seeds} (fewer where that is said), of "
-        f"the checkpoint: {checkpoints}. {choice} –: no finished run."
+        f"{meaning} on the {images} in percent: mean ± standard deviation over {most} "
+        f"{'seed' if most == 1 else 'seeds'} (fewer where noted), of the checkpoint: {checkpoints}. {choice} –: no "
+        "finished run."
     )
 
     def text(cell: Cell | None) -> str:
@@ -162,36 +87,38 @@ def _main(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Sectio
         return (f"**{cell}**" if cell.best else str(cell)) + fewer
 
     rows = [[method, *[text(cells.get((method, data))) for data in columns]] for method in runs.methods()]
-    return Section(METRICS[metric], words, ["method", *columns], rows)
+    return Section(METRIC_TITLES[metric], words, ["method", *columns], rows)
 
 
-def _chosen(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str) -> Section:
-    """Return the test figures of what a validation metric chooses."""
-    names = ("mAP", "f1_macro") if runs.multi_label else ("error", "balanced_acc")
+def _chosen(runs: Runs, cells: Cells, metric: str) -> Section:
+    """Return the test scores of the methods that a validation metric chooses."""
+    names = ("mAP", "f1_macro") if runs.task.multi_label else ("error", "balanced_acc")
     tested = [cells_of(runs, name) for name in names]
     rows = [
         [data, cell.method, str(cell), *[str(test[method, data]) for test in tested]]
         for (method, data), cell in cells.items()
         if cell.best
     ]
-    words = "What the validation images choose, by their mean over seeds, and what it reaches on the test images."
-    header = ["data", "method", METRICS[metric], *[name.replace("_", " ") for name in names]]
+    words = "Best method on the held-out images by its mean over seeds, and its scores on the test images."
+    header = ["data", "method", METRIC_TITLES[metric], *[name.replace("_", " ") for name in names]]
     return Section("Chosen by validation", words, header, rows)
 
 
-def _papers(cells: dict[tuple[str, str], Cell], title: str, what: str) -> Section:
-    rows = []
-    for cell in cells.values():
-        if cell.paper is not None:
-            agrees = {None: "one seed", True: "yes", False: "no"}[cell.agrees]
-            difference = f"{cell.mean - cell.paper:+.2f}"
-            unlike = cell.unlike_paper or "–"
-            rows.append([cell.method, cell.data, str(cell), f"{cell.paper:.2f}", difference, agrees, unlike])
+def _paper(cells: Cells, title: str, kind: str) -> Section:
+    agrees = {None: "one seed", True: "yes", False: "no"}
+    rows = [
+        [
+            *(cell.method, cell.data, str(cell), f"{cell.paper:.2f}", f"{cell.mean - cell.paper:+.2f}"),
+            *(agrees[cell.agrees], cell.unlike_paper or "–"),
+        ]
+        for cell in cells.values()
+        if cell.paper is not None
+    ]
     words = (
-        f"{what} error in percent, and that of Cui et al. 2019 (Tables 2 and 3, one run a figure): whether it is "
-        "within the 95 % interval of our mean (Student's t over seeds). Unlike the paper's are runs of another length, "
-        "and those with images held out, a sampler, mixed images, deferred weights, a second stage or pretrained "
-        "weights; learning rate, batch size, augmentation and the rest are not compared."
+        f"{kind} error in percent, beside Cui et al. 2019 (Tables 2 and 3, one run each). Within the interval: the "
+        "paper's figure lies in the 95 % interval of our mean (Student's t over seeds). Unlike the paper: another "
+        "length of training, held-out images, a sampler, mixed images, deferred weights, a second stage, pretrained "
+        "weights or callbacks. Learning rate, batch size and augmentation are not compared."
     )
     header = ["method", "data", "ours", "paper", "difference", "within the interval", "unlike the paper"]
     return Section(title, words, header, rows)
@@ -202,125 +129,128 @@ def _differences(differences: list[Difference], metric: str) -> Section:
     several = len({d.baseline for d in differences}) > 1
     rows = []
     for d in differences:
-        interval = f"{d.low:+.2f} to {d.high:+.2f}"
         than = [d.baseline] if several else []
+        interval = f"{d.low:+.2f} to {d.high:+.2f}"
         rows.append([d.method, *than, d.data, f"{d.mean:+.2f}", interval, str(d.seeds), d.verdict(metric)])
     baseline = "the method beside it" if several else differences[0].baseline if differences else ""
     words = (
-        f"How much {better} the {_lower(METRICS[metric])} is than that of {baseline}, in points, on the same "
-        "seeds: mean and 95 % interval of Student's t over the paired differences. Where it holds 0, the two are not "
-        "told apart."
+        f"How much {better} the {lower_case(METRIC_TITLES[metric])} is than that of {baseline}, in points, on the same "
+        "seeds: mean and 95 % interval (Student's t) of the paired differences. An interval that contains 0 is not "
+        "significant."
     )
     header = ["method", *(["than"] if several else []), "data", f"{better} by", "interval", "seeds", "verdict"]
     return Section("Differences", words, header, rows)
 
 
 def _groups(runs: Runs) -> Section:
-    names = runs.means + (["auroc", "f1_macro", "f1_micro"] if runs.multi_label else [])
+    several = [name for name in METRICS if name not in ("acc", "balanced_acc", "mAP")]
+    names = [runs.task.main_metric, *runs.group_means.values()]
+    names += [name for name in several if any(name in result.metrics for result in runs.results)]
     rows = []
     for (method, data), results in _ordered(runs):
-        groups = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
-        means = [class_means(r.per_class) for r in results]
-        spread = [_percent(m[n] for m in means) for n in MEANS]
-        rows.append([method, data, *groups, *spread, str(len(results))])
+        scores = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
+        means = [class_means(r.record.scores) for r in results]
+        rows.append([method, data, *scores, *[_percent(m[n] for m in means) for n in MEANS], str(len(results))])
+    measure = "average precisions" if runs.task.multi_label else "accuracies"
     words = (
-        "Means over seeds in percent: over classes, over those of many, medium and few training images; and of the "
-        f"{'average precisions' if runs.multi_label else 'accuracies'} of classes the lowest, the geometric and the "
-        "harmonic mean."
+        "Means over seeds in percent: over all classes, over classes with many, medium and few training images; and "
+        f"the lowest, geometric mean and harmonic mean of the {measure} of the classes."
     )
-    if runs.multi_label:
+    if runs.task.multi_label:
         words += (
-            " F1 is at the thresholds of the run, each class's own, chosen on held-out images, or 0.5 where there were "
-            "none; f1_micro is of all labels together."
+            " F1 uses a threshold for each class, chosen on held-out images, or 0.5 without any; f1_micro counts all "
+            "labels together."
         )
     header = ["method", "data", *names, "worst class", "geometric mean", "harmonic mean", "seeds"]
     return Section(f"{runs.measure.capitalize()} of the classes", words, header, rows)
 
 
 def _by_class(runs: Runs) -> list[Section]:
-    """Return a table of classes for each data set that says how many of their images were right."""
+    """Return a table of classes for each data set whose test images are counted."""
+    words = (
+        "Accuracy in percent: mean over seeds, and in brackets Wilson's 95 % interval of one run, due to the number of "
+        "test images."
+    )
+    if runs.task.multi_label:
+        words = "Average precision in percent: mean ± standard deviation over seeds. Images: those with the label."
     tables = []
     by_cell = runs.cells()
     for data in runs.columns():
         columns = {method: by_cell[method, data] for method in runs.methods() if (method, data) in by_cell}
-        first = next(iter(columns.values()))[0]
-        if not first.counted or len(first.class_counts) > CLASSES:
+        first = next(iter(columns.values()))[0].record
+        if first.test_counts is None or len(first.class_counts) > MAX_CLASSES:
             continue
         rows = []
-        for c, name in enumerate(first.class_names):
-            cells = []
-            for results in columns.values():
-                tested = first.counted[c]
-                if runs.multi_label:
-                    cells.append(_spread([r.per_class[c] for r in results]))
-                    continue
-                right = tested * statistics.mean(r.per_class[c] or 0.0 for r in results)
-                low, high = wilson(round(right), tested)
-                cells.append(f"{100 * right / tested:.1f} ({100 * low:.0f} to {100 * high:.0f})" if tested else "–")
-            rows.append([name, str(first.class_counts[c]), str(first.counted[c]), *cells])
-        words = (
-            "Accuracy in percent, mean over seeds, and in brackets Wilson's 95 % interval of one run, which is what "
-            "the number of test images leaves open."
-        )
-        if runs.multi_label:
-            words = "Average precision in percent, mean ± standard deviation over seeds; images: those of the label."
-        header = ["class", "training images", "test images", *columns]
-        tables.append(Section(f"Classes of {data}", words, header, rows))
+        for c, (name, images, tested) in enumerate(
+            zip(first.class_names, first.class_counts, first.test_counts, strict=True)
+        ):
+            scores = [[r.record.scores[c] for r in results] for results in columns.values()]
+            cells = [_spread(each) if runs.task.multi_label else _rate(each, tested) for each in scores]
+            rows.append([name, str(images), str(tested), *cells])
+        tables.append(Section(f"Classes of {data}", words, ["class", "training images", "test images", *columns], rows))
     return tables
 
 
+def _rate(rates: list[float | None], tested: int) -> str:
+    """Return the mean of rates over seeds with Wilson's interval of one run."""
+    if not tested:
+        return "–"
+    right = tested * statistics.mean(rate or 0.0 for rate in rates)
+    low, high = wilson(round(right), tested)
+    return f"{100 * right / tested:.1f} ({100 * low:.0f} to {100 * high:.0f})"
+
+
 def _from_logits(runs: Runs) -> list[Section]:
-    """Return what saved logits tell: post-hoc adjustment, shifted priors, calibration."""
+    """Return post-hoc adjustment, shifted priors and calibration, of runs with saved logits."""
     by_tau: list[list[str]] = []
     by_prior: list[list[str]] = []
     calibrated: list[list[str]] = []
     for (method, data), results in _ordered(runs):
-        kept = [r for r in results if RunDir(r.folder).logits.is_file() and not r.multi_label]
-        saved = [analyse(result) for result in kept]
+        with_logits = [r for r in results if RunDir(r.folder).logits.is_file() and not runs.task.multi_label]
+        saved = [analyse(result) for result in with_logits]
         if saved:
             row, seeds = [method, data], str(len(saved))
-            swept = np.mean([p.by_tau for p in saved], 0)
+            swept = np.mean([each.by_tau for each in saved], 0)
             texts = [f"**{100 * v:.2f}**" if v == swept.max() else f"{100 * v:.2f}" for v in swept]
             by_tau.append([*row, *texts, seeds])
             for name, shifted in (
-                ("as it is", np.mean([p.by_prior for p in saved], 0)),
-                ("prior known", np.mean([p.by_known_prior for p in saved], 0)),
+                ("as it is", np.mean([each.by_prior for each in saved], 0)),
+                ("prior known", np.mean([each.by_known_prior for each in saved], 0)),
             ):
                 by_prior.append([*row, name, *[f"{100 * v:.2f}" for v in shifted], seeds])
-            groups = ("all", "many", "medium", "few")
-            errors = [_percent(p.calibration[g] for p in saved if g in p.calibration) for g in groups]
-            calibrated.append([*row, *errors, _percent(p.overconfidence for p in saved), seeds])
+            errors = [_percent(a.calibration[g] for a in saved if g in a.calibration) for g in ("all", *SHOTS)]
+            calibrated.append([*row, *errors, _percent(each.overconfidence for each in saved), seeds])
     return [
         Section(
             "Post-hoc logit adjustment",
-            "Balanced accuracy in percent of the saved logits less τ log prior of the training (Menon et al. 2021), "
-            "means over seeds. τ 0 is the loss's own prediction, which may be adjusted already. Bold: the best τ, "
+            "Balanced accuracy in percent of the saved logits minus τ log prior of the training (Menon et al. 2021), "
+            "means over seeds. τ 0 is the prediction of the loss, which may be adjusted already. Bold: best τ. It is "
             "chosen on the test images and therefore optimistic.",
             ["method", "data", *[f"τ {tau:g}" for tau in TAUS], "seeds"],
             by_tau,
         ),
         Section(
             "Shifted test priors",
-            "Accuracy in percent if the share of classes in the test decayed with their training images by this "
-            "imbalance factor, or, below 1, the other way round (Hong et al. 2021), means over seeds: of the "
-            "predictions as they are, and with the logits moved from the training prior to the test's, which is right "
-            "for a loss that learns the training prior, as softmax without weights does.",
+            "Accuracy in percent if the test images had a long tail with this imbalance factor (below 1: the rare "
+            "classes are frequent; Hong et al. 2021), means over seeds. As it is: unchanged predictions. Prior known: "
+            "logits moved from the training prior to the test prior, which is right for losses that learn the training "
+            "prior, such as softmax without weights.",
             ["method", "data", "predictions", *[f"{s:g}" if s >= 1 else f"1/{1 / s:g}" for s in SHIFTS], "seeds"],
             by_prior,
         ),
         Section(
             "Calibration",
-            "Expected calibration error in percent (15 bins) of all test images and of those of many-, medium- and "
-            "few-shot classes, and mean confidence less accuracy in points, means over seeds. The confidence is the "
-            "loss's own probability of the predicted class: of sigmoid and focal losses, a sigmoid.",
-            ["method", "data", "all", "many", "medium", "few", "overconfident by", "seeds"],
+            "Expected calibration error in percent (15 bins) of all test images and of many-, medium- and few-shot "
+            "classes, and mean confidence minus accuracy in points; means over seeds. The confidence is the loss's "
+            "probability of the predicted class: a sigmoid for sigmoid and focal losses.",
+            ["method", "data", "all", *SHOTS, "overconfident by", "seeds"],
             calibrated,
         ),
     ]
 
 
 def _kept(runs: Runs) -> Section:
-    """Return each configuration of kept results, and how to train it again."""
+    """Return each configuration of kept results with the command that trains it again."""
     trained: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in runs.results:
         if result.row:
@@ -328,26 +258,24 @@ def _kept(runs: Runs) -> Section:
     rows = []
     for results in trained.values():
         first = results[0]
-        minutes = statistics.median(float(result.row["seconds"]) for result in results) / 60
+        minutes = statistics.median(result.record.seconds for result in results) / 60
         seeds = " ".join(result.row["seed"] for result in results)
         where = f"{first.row['processor']}, {first.row['threads']} thread(s), {first.row['precision']}"
         again = command(first.row, first.folder.parents[1])
         rows.append([first.method, first.data, seeds, f"{minutes:.1f}", where, first.row["commit"], f"`{again}`"])
     words = (
-        "The command repeats the run of the first seed; --data.root says where the data lie. On such a CPU, with as "
-        "many threads (OMP_NUM_THREADS) and the same versions, it gives the same figures to the digit; a GPU may round "
-        "otherwise each time."
+        "The command repeats the run of the first seed; add --data.root for the place of the data. On the same kind of "
+        "CPU, with as many threads (OMP_NUM_THREADS) and the same versions, it gives the same figures to the digit. A "
+        "GPU may round differently each time."
     )
     if runs.unnamed:
-        words += (
-            " Methods of one loss differ in more than their names say: "
-            f"{', '.join(key.partition('.')[2] for key in runs.unnamed)}."
-        )
+        names = ", ".join(key.partition(".")[2] for key in runs.unnamed)
+        words += f" Methods of one loss also differ in settings that are not in their names: {names}."
     return Section("The runs", words, ["method", "data", "seeds", "minutes", "on", "commit", "command"], rows)
 
 
 def _missing(runs: Runs) -> Section:
-    rows = [[str(folder), state] for folder, state in runs.missing]
+    rows = [[str(folder), reason] for folder, reason in runs.missing]
     return Section("Missing runs", "Folders of runs that are not in the tables.", ["folder", "state"], rows)
 
 
@@ -360,11 +288,6 @@ def _spread(values: Iterable[float | None]) -> str:
     known = [100 * value for value in values if value is not None]
     spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
     return f"{statistics.mean(known):.1f}{spread}" if known else "–"
-
-
-def _lower(name: str) -> str:
-    """Return the name of a metric within a sentence."""
-    return name if name.isupper() else name[:1].lower() + name[1:]
 
 
 def _percent(values: Iterable[float]) -> str:

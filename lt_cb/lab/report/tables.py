@@ -1,4 +1,4 @@
-"""Means over seeds, the paper's figures, and differences paired by seed."""
+"""Means over seeds, figures of the paper, and differences paired by seed."""
 
 import csv
 import math
@@ -7,29 +7,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
-from lt_cb.lab.report.collect import ERRORS, Result, Runs
+from lt_cb.lab.report.extra import stats
 from lt_cb.lab.report.names import WHOLE
+from lt_cb.lab.report.result import ERRORS, Result, Runs
 
-KINDS = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
-PUBLISHED: dict[str, tuple[int, dict[str, str]]] = {  # epochs of a table's runs, and the columns of metrics
+PAPER_LOSSES = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
+PUBLISHED: dict[str, tuple[int, dict[str, str]]] = {  # file -> epochs of its runs, and column of each metric
     "paper_table2.csv": (200, {"error": "error"}),
     "paper_table3.csv": (90, {"error": "top1_error", "error_top5": "top5_error"}),
 }
-# source, subset, backbone, image size, kind of loss, gamma, beta
+NOT_SIGNIFICANT = "not significant"
+# data set, subset, backbone, image size, loss, gamma, beta
 Key = tuple[str, str, str, int, str, float | None, float | None]
 
 
 @dataclass
 class Cell:
-    """A metric of one method on one data set, over seeds, in percent."""
+    """A metric of one method on one data set, in percent.
+
+    Attributes:
+        method: name.
+        data: name of the data set.
+        values: of each seed.
+        best: whether its mean is the best of the column; only for metrics of held-out images.
+        paper: figure of the same experiment in Cui et al. 2019.
+        unlike_paper: known differences from the run of the paper.
+    """
 
     method: str
     data: str
     values: list[float]
-    best: bool = False  # best mean of its column, of a metric of images that are held out to choose by
+    best: bool = False
     paper: float | None = None
-    unlike_paper: str = ""  # what is known to differ from the paper's run
+    unlike_paper: str = ""
 
     @property
     def mean(self) -> float:
@@ -43,7 +55,7 @@ class Cell:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the paper's figure is in the 95 % interval of our mean, of Student's t; None for a single seed."""
+        """Whether the paper's figure is within the 95 % interval of the mean; None for a single seed."""
         if self.paper is None or self.deviation is None:
             return None
         return abs(self.mean - self.paper) <= half_width(self.values)
@@ -55,7 +67,15 @@ class Cell:
 
 
 def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
-    """Return the cells of the table of a metric, ``error``, ``error_top5``, ``acc`` or ``balanced_acc``."""
+    """Return the cells of a table by (method, data).
+
+    Args:
+        runs: finished ones.
+        metric: as in `Result.score`.
+
+    Raises:
+        InputError: if no run has the metric.
+    """
     published = _published(metric)
     cells = {}
     for (method, data), results in runs.cells().items():
@@ -64,13 +84,15 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
         if not values:
             continue
         cells[method, data] = cell = Cell(method, data, values)
-        first = results[0]  # what they could differ in is in the names of method and data
+        first = results[0]  # the others differ in their seeds only
         if (key := _key(first)) in published:
             cell.paper, epochs = published[key]
-            length = [] if first.epochs in (None, epochs) else [f"{first.epochs} epochs in place of {epochs}"]
+            length = [] if first.epochs in (None, epochs) else [f"{first.epochs} epochs instead of {epochs}"]
             cell.unlike_paper = ", ".join([*length, *first.unlike_paper])
     if not cells and runs.results:
-        raise InputError(f"no run has the metric {metric}: validate at the end, or choose another by --metric.")
+        raise InputError(
+            f"no run has the metric {metric}: validate after the last epoch, or choose another one with --metric."
+        )
     if metric.startswith("val/"):
         for data in dict.fromkeys(cell.data for cell in cells.values()):
             column = [cell for cell in cells.values() if cell.data == data]
@@ -80,16 +102,16 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
 
 def _key(result: Result) -> Key | None:
     if result.family is None:
-        return None  # weighted as nothing in the paper
-    kind = KINDS.get(result.loss, result.loss)
+        return None  # weights that the paper does not have
+    kind = PAPER_LOSSES.get(result.loss, result.loss)
     gamma = float(result.gamma or 0) if kind == "focal" else None
     beta = None if result.imbalance_factor == 1 else result.beta
-    size = result.image_size or 32  # CIFAR's own; runs on larger images say theirs
-    return result.source, result.subset, result.backbone, size, kind, gamma, beta
+    size = result.image_size or 32  # of CIFAR; runs on larger images set it
+    return result.source_class, result.subset, result.backbone, size, kind, gamma, beta
 
 
 def _published(metric: str) -> dict[Key, tuple[float, int]]:
-    """Return figures and epochs of Cui et al. 2019; Table 2's class-balanced row has the best beta and gamma only."""
+    """Return figures and epochs of Cui et al. 2019, Tables 2 and 3."""
     published: dict[Key, tuple[float, int]] = {}
     for file, (epochs, columns) in PUBLISHED.items():
         if metric not in columns:
@@ -99,35 +121,45 @@ def _published(metric: str) -> dict[Key, tuple[float, int]]:
         for row in rows:
             gamma, beta = (float(row[name]) if row[name] else None for name in ("gamma", "beta"))
             if row["loss"].startswith("cb_") and beta is None:
-                continue  # at imbalance factor 1 it repeats the row without weights
+                continue  # at imbalance factor 1, it repeats the row without weights
             subset = f"IF {row['imbalance_factor']}" if "imbalance_factor" in row else WHOLE
             network = row.get("backbone", "resnet32"), int(row.get("input_size", 32))
-            key = row["dataset"], subset, *network, row["loss"].removeprefix("cb_"), gamma, beta
+            key = canonical_source(row["dataset"]), subset, *network, row["loss"].removeprefix("cb_"), gamma, beta
             published[key] = float(row[columns[metric]]), epochs
     return published
 
 
 @dataclass
 class Difference:
-    """How much better a method is than its baseline, on the same seeds, in percentage points."""
+    """How much better a method is than its baseline on the same seeds, in percentage points.
+
+    Attributes:
+        method: name.
+        baseline: name of the other method.
+        data: name of the data set.
+        mean: over seeds.
+        low: of the 95 % interval (Student's t).
+        high: of the interval.
+        seeds: number of seeds that both have.
+    """
 
     method: str
     baseline: str
     data: str
     mean: float
-    low: float  # of the 95 % interval of Student's t over seeds
+    low: float
     high: float
     seeds: int
 
     def verdict(self, metric: str) -> str:
-        """Say whether the metric is lower or higher than the baseline's, or the interval holds 0."""
+        """Return ``higher`` or ``lower`` for a significant difference of the metric, else ``not significant``."""
         if self.low <= 0 <= self.high:
-            return "not told apart"
+            return NOT_SIGNIFICANT
         return "higher" if (self.mean > 0) != (metric in ERRORS) else "lower"
 
 
 def paired_differences(runs: Runs, metric: str = "error") -> list[Difference]:
-    """Compare each method with its baseline, on two or more seeds that both have."""
+    """Compare each method with its baseline on the seeds that both have, if these are at least two."""
     differences = []
     for method, baseline, data, gains in paired_gains(runs, metric):
         if len(gains) > 1:
@@ -137,10 +169,10 @@ def paired_differences(runs: Runs, metric: str = "error") -> list[Difference]:
 
 
 def paired_gains(runs: Runs, metric: str) -> list[tuple[str, str, str, list[float]]]:
-    """Return method, baseline, data, and how much better the method is on each seed that both have, in points.
+    """Return method, baseline, data, and the gain on each seed that both have, in percentage points.
 
-    The baseline is the first of the methods that differ from it by loss and weights alone, as those of the same number
-    of epochs; of a method that stands alone in that, the first of all.
+    The baseline of a method is the first method that differs only in loss and weights, for example with the same number
+    of epochs. Without such a method, it is the first of all.
     """
     sign = -1 if metric in ERRORS else 1
     cells, methods = runs.cells(), runs.methods()
@@ -165,49 +197,19 @@ def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int | No
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Return half of the 95 % interval of Student's t for the mean of two or more values."""
-    return student_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    """Return half of the 95 % interval (Student's t) for the mean of two or more values."""
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return float(stats.t.ppf(0.975, len(values) - 1)) * error
 
 
-def student_quantile(freedom: int, level: float = 0.95) -> float:
-    """Return the t that a variable of Student's distribution is within with a probability.
-
-    The probability is the finite sum of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-        level: probability of [-t, t], in (0, 1).
-    """
-
-    def inside(t: float) -> float:
-        angle = math.atan(t / math.sqrt(freedom))
-        term = math.cos(angle) if freedom % 2 else 1.0
-        total = 0.0
-        for k in range(2 if freedom % 2 else 1, freedom, 2):
-            total, term = total + term, term * math.cos(angle) ** 2 * k / (k + 1)
-        total *= math.sin(angle)
-        return 2 / math.pi * (angle + total) if freedom % 2 else total
-
-    low, high = 0.0, 1.0
-    while inside(high) < level:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < level else (low, middle)
-    return high
-
-
-def wilson(correct: int, counted: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % interval of a rate after Wilson 1927, in [0, 1]: of 40 test images it is 30 points wide at 50 %.
+def wilson(correct: int, counted: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a rate, in [0, 1].
 
     Args:
         correct: successes.
-        counted: trials; without any the interval is [0, 1].
-        z: quantile of the normal distribution.
+        counted: trials. Without any, the interval is [0, 1].
     """
     if not counted:
         return 0.0, 1.0
-    rate, shrunk = correct / counted, 1 + z**2 / counted
-    centre = (rate + z**2 / (2 * counted)) / shrunk
-    half = z / shrunk * math.sqrt(rate * (1 - rate) / counted + z**2 / (4 * counted**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    interval = stats.binomtest(correct, counted).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

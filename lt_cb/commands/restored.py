@@ -1,0 +1,227 @@
+"""Settings that a checkpoint brings, and the classes that a configuration may name.
+
+A checkpoint brings numbers, never behaviour. Of the configuration inside it, only ``model``, ``data`` and the plain
+values of ``trainer`` are read. Class paths must be classes known here. Values are never taken for files or for YAML.
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, get_type_hints
+
+import torchmetrics
+from lightning.pytorch import Callback
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lt_cb.data import LongTailedDataModule, Sampler, Source
+from lt_cb.data.sources.names import canonical_source
+from lt_cb.errors import InputError
+from lt_cb.losses import Loss, Weighting
+from lt_cb.models import SecondStage
+from lt_cb.models.build import OURS
+from lt_cb.module import LongTailedClassifier
+
+
+class Kind(NamedTuple):
+    """Classes that an option takes, and the modules whose classes a checkpoint may name."""
+
+    base: type[Any]
+    modules: tuple[str, ...] = ()
+
+
+KINDS = {
+    "model_class": Kind(LongTailedClassifier),
+    "data_class": Kind(LongTailedDataModule),
+    "data.source": Kind(Source, ("lt_cb.data.sources",)),
+    "data.sampler": Kind(Sampler, ("lt_cb.longtail", "lt_cb.data")),
+    "data.augment": Kind(nn.Module, ("torchvision.transforms.v2",)),
+    "model.loss": Kind(Loss, ("lt_cb.losses",)),
+    "model.loss.weighting": Kind(Weighting, ("lt_cb.losses",)),
+    "model.optimizer": Kind(Optimizer, ("torch.optim",)),
+    "model.lr_scheduler": Kind(LRScheduler, ("torch.optim.lr_scheduler", "lt_cb.schedule", "lightning.pytorch.cli")),
+    "model.metrics": Kind(torchmetrics.Metric, ("torchmetrics.classification",)),
+    "model.second_stage": Kind(SecondStage, ("lt_cb.models",)),
+    "model.mix": Kind(nn.Module, ("torchvision.transforms.v2",)),
+    "trainer.logger": Kind(Logger),
+    "trainer.callbacks": Kind(Callback),
+    "trainer.strategy": Kind(Strategy),
+    "trainer.accelerator": Kind(Accelerator),
+    "trainer.profiler": Kind(Profiler),
+}
+NOT_RESTORED = ("callbacks", "logger", "plugins", "profiler", "default_root_dir", "fast_dev_run", "model_registry")
+FILES = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # timm's; the weights are at hand
+WORD = re.compile(r"[\w+-]*")  # a text that names no file and nothing to import
+CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+class _RefusedError(Exception):
+    """A value that a checkpoint may not bring; its argument is the value."""
+
+
+def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that a command takes over from a checkpoint's configuration.
+
+    Args:
+        config: configuration in the checkpoint.
+        trusted: whether ``--trust_checkpoint true`` was given, which lets it name any class for model and data.
+
+    Returns:
+        The settings, and by key the values left out because they could run code; `check_named` asks for them.
+    """
+    settings: dict[str, Any] = {"trainer": {}, "model": {}, "data": {}}
+    refused: dict[str, Any] = {}
+    if isinstance(seed := config.get("seed_everything"), int):
+        settings["seed_everything"] = seed
+    for name, value in config.get("trainer", {}).items():
+        if name not in NOT_RESTORED and _is_plain(value):
+            settings["trainer"][name] = value
+    for group in ("model", "data"):
+        for name, value in config.get(group, {}).items():
+            try:
+                settings[group][name] = value if trusted else _plain(f"{group}.{name}", value)
+            except _RefusedError as error:
+                refused[f"{group}.{name}"] = error.args[0]
+        if path := config.get(f"{group}_class"):
+            (settings if trusted else refused)[f"{group}_class"] = path
+    return settings, refused
+
+
+def check_named(refused: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Check that the user has named the custom classes of a checkpoint.
+
+    Args:
+        refused: values that `plain_settings` has left out.
+        config: parsed configuration.
+
+    Raises:
+        InputError: naming the first class that the user has not named.
+    """
+    for key, value in refused.items():
+        found: Any = config
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if value not in [path for _, path in _class_paths(found, key)]:
+            raise InputError(
+                f"the checkpoint names {value!r} for {key}, which is not a class known here: name it yourself, by "
+                "--config with the run's config.yaml, or set --trust_checkpoint true if you trust who made it."
+            )
+
+
+def check_kinds(config: Mapping[str, Any]) -> None:
+    """Check that each class of a parsed configuration is of the kind that its option takes.
+
+    jsonargparse accepts any callable where a function may stand in for a class.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for key, path in _class_paths(config):
+        kind = KINDS.get(key)
+        if kind is not None and "." in path and (found := _import(path)) is not None and not _makes(found, kind.base):
+            raise InputError(f"--{key} is {path}, but must be a class that derives from {kind.base.__name__}.")
+
+
+def is_known(key: str, path: str) -> bool:
+    """Return whether a checkpoint may name this class, or this network, for an option."""
+    if key == "model.backbone":
+        import timm
+
+        return path in OURS or path.rpartition(".")[0] == "lt_cb.models" or timm.is_model(path.partition(".")[0])
+    kind = KINDS.get(key)
+    module, _, name = path.rpartition(".")
+    if kind is None or not any(module == known or module.startswith(f"{known}.") for known in kind.modules):
+        return False
+    found = _import(path)
+    return isinstance(found, type) and issubclass(found, kind.base) and not name.startswith("_")
+
+
+def _plain(key: str, value: Any, known: bool = True) -> Any:  # noqa: ANN401 - YAML
+    """Return a value that a checkpoint may bring for an option.
+
+    Args:
+        key: the option.
+        value: of the checkpoint.
+        known: whether the option is lt_cb's, whose texts are texts.
+
+    Raises:
+        _RefusedError: with what is not known here.
+    """
+    if key == "model.backbone":
+        if not isinstance(value, str) or not is_known(key, value):
+            raise _RefusedError(value)
+        return value
+    if key == "model.backbone_args" and isinstance(value, Mapping):
+        known, value = False, {name: v for name, v in value.items() if name not in FILES}
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list):
+        return [_plain(key, item, known) for item in value]
+    if key == "data.source" and isinstance(value, str):
+        value = {"class_path": f"lt_cb.data.sources.{canonical_source(value)}"}
+    if isinstance(value, str) and key in KINDS and is_known(key, value):
+        value = {"class_path": value}
+    if isinstance(value, str) and key not in KINDS and (known or WORD.fullmatch(value)):
+        return value
+    if isinstance(value, Mapping) and key in KINDS:
+        path, rest = value.get("class_path"), {*value} - {"class_path", "init_args"}
+        if rest or not isinstance(path, str) or not is_known(key, path):
+            raise _RefusedError(path if isinstance(path, str) else value)
+        options = value.get("init_args") or {}
+        ours = path.startswith("lt_cb.")
+        return {
+            "class_path": path,
+            "init_args": {name: _plain(f"{key}.{name}", v, ours) for name, v in options.items()},
+        }
+    if isinstance(value, Mapping) and key == "model.backbone_args":
+        return {str(name): _plain(f"{key}.{name}", v, known) for name, v in value.items()}
+    raise _RefusedError(value)
+
+
+def _is_plain(value: Any) -> bool:  # noqa: ANN401 - YAML
+    """Return whether a value is a number, a word that is no file's name, or a list of them."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):  # jsonargparse would read a file of this name
+        return WORD.fullmatch(value) is not None and not os.path.exists(value)
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _class_paths(config: Any, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - YAML
+    """Yield option and path of each class in a configuration."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            if name == "class_path":
+                yield key, str(value)
+            else:
+                yield from _class_paths(value, key if name == "init_args" else f"{key}.{name}".strip("."))
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _class_paths(value, key)
+    elif isinstance(config, str) and (key in KINDS or key == "model.backbone") and CLASS_PATH.fullmatch(config):
+        yield key, config
+
+
+def _import(path: str) -> Any:  # noqa: ANN401 - what it names
+    """Return the object of a path, None if there is none."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return None
+
+
+def _makes(found: Any, base: type[Any]) -> bool:  # noqa: ANN401 - anything
+    """Return whether an object is a subclass, or a function annotated to return one."""
+    if not isinstance(found, type):
+        try:
+            found = get_type_hints(found).get("return")
+        except (NameError, TypeError, AttributeError):
+            return False
+    return isinstance(found, type) and issubclass(found, base)

@@ -1,0 +1,113 @@
+"""Recipes: the losses, class weights and L2 strengths that are compared for a linear head."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lt_cb import losses
+from lt_cb.errors import check_at_least
+from lt_cb.losses import EffectiveNumber, Loss
+
+POST_HOC = "PostHocLogitAdjustment"
+SHORT_NAMES = {"SoftmaxLoss": "softmax", "FocalLoss": "focal", POST_HOC: "logit adjustment", "SigmoidLoss": "sigmoid"}
+SYMBOLS = {"gamma": "γ", "tau": "τ"}
+
+
+class Recipe(NamedTuple):
+    """A loss with its options and class weights.
+
+    Attributes:
+        loss: name of a class in `lt_cb.losses`.
+        options: its arguments besides class counts and weighting, as pairs of name and value.
+        beta: beta of `EffectiveNumber`; None without class weights.
+    """
+
+    loss: str
+    options: tuple[tuple[str, float | str], ...] = ()
+    beta: float | None = None
+
+    @property
+    def complexity(self) -> int:
+        """0 for plain softmax or sigmoid, 1 for logit adjustment, 2 for class weights or focal loss, 3 for both."""
+        if self.loss == POST_HOC:
+            return 1
+        additions = (self.loss == "FocalLoss") + (self.beta is not None)
+        return additions + 1 if additions else 0
+
+    def make(self, class_counts: Sequence[int]) -> Loss:
+        """Return the loss for class counts of shape (C,)."""
+        weighting = None if self.beta is None else EffectiveNumber(self.beta)
+        loss: Loss = getattr(losses, self.loss)(class_counts, weighting=weighting, **dict(self.options))
+        return loss
+
+    def config(self) -> dict[str, Any]:
+        """Return the value of ``model.loss`` in a configuration."""
+        options: dict[str, Any] = dict(self.options)
+        if self.beta is not None:
+            options["weighting"] = {"class_path": "lt_cb.losses.EffectiveNumber", "init_args": {"beta": self.beta}}
+        return {"class_path": f"lt_cb.losses.{self.loss}", "init_args": options}
+
+    def __str__(self) -> str:
+        """Return a name such as ``focal γ 1, CB β 0.99 by label``."""
+        options = dict(self.options)
+        weight_of = options.pop("weight_of", None)
+        name = SHORT_NAMES.get(self.loss, self.loss)
+        name += "".join(f" {SYMBOLS[option]} {value:g}" for option, value in options.items())
+        if self.beta is not None:
+            name += f", CB β {self.beta:g}"
+        return name if weight_of is None else f"{name} by {weight_of}"
+
+
+SOFTMAX, SIGMOID = Recipe("SoftmaxLoss"), Recipe("SigmoidLoss")
+
+
+class Candidate(NamedTuple):
+    """A recipe at an L2 strength."""
+
+    recipe: Recipe
+    l2_strength: float
+
+    def __str__(self) -> str:
+        """Return a name such as ``softmax, λ 0.01``."""
+        return f"{self.recipe}, λ {self.l2_strength:g}"
+
+
+def make_recipes(
+    betas: Sequence[float], gammas: Sequence[float], taus: Sequence[float], multi_label: bool = False
+) -> list[Recipe]:
+    """Return the recipes to compare.
+
+    - One label an image: softmax and focal loss, each also class-balanced, and post-hoc logit adjustment.
+    - Several labels: sigmoid and focal loss, each also with class weights by sample and by label.
+
+    Balanced softmax and the logit-adjusted loss are left out. The bias of a head is not penalised, so that they have
+    the weights of plain softmax, with a bias shifted by the prior: the same head as post-hoc adjustment.
+
+    Args:
+        betas: betas of the effective number, each in [0, 1).
+        gammas: gammas of the focal loss, each at least 0.
+        taus: strengths of the prior that is subtracted from the logits of a softmax head, each at least 0.
+        multi_label: whether an image has any number of labels.
+
+    Raises:
+        InputError: if a value is out of range.
+    """
+    for beta in betas:
+        EffectiveNumber(beta)
+    for name, values in (("gamma", gammas), ("tau", taus)):
+        for value in values:
+            check_at_least(name, value, 0, "0 gives softmax." if name == "tau" else "0 gives the sigmoid loss.")
+    focal = [Recipe("FocalLoss", (("gamma", gamma),)) for gamma in gammas]
+    if multi_label:
+        plain = [SIGMOID, *focal]
+        weighted = [
+            Recipe(recipe.loss, (*recipe.options, ("weight_of", weight_of)), beta)
+            for recipe in plain
+            for beta in betas
+            for weight_of in ("sample", "label")
+        ]
+        return [*plain, *weighted]
+    adjusted = [Recipe(POST_HOC, (("tau", tau),)) for tau in taus if tau]
+    made = [SOFTMAX, *adjusted, *(SOFTMAX._replace(beta=beta) for beta in betas)]
+    for recipe in focal:
+        made += [recipe, *(recipe._replace(beta=beta) for beta in betas)]
+    return made

@@ -1,0 +1,37 @@
+"""Callbacks that change what a run trains, read from its configuration. Imports no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Callbacks of lightning and lt_cb that only observe, save or print. Any other callback counts as a change of training,
+# also EarlyStopping and Timer, which change its length.
+OBSERVERS = frozenset(
+    (
+        *("ResultFile", "SaveLogits", "ClassesToWandB", "LastCheckpoint"),
+        *("Checkpoint", "ModelCheckpoint", "OnExceptionCheckpoint"),
+        *("ProgressBar", "RichProgressBar", "TQDMProgressBar", "ModelSummary", "RichModelSummary"),
+        *("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor"),
+    )
+)
+LIBRARIES = ("lt_cb", "lightning", "pytorch_lightning", "")  # "" is a class named without its module
+
+
+def changes_training(class_path: str) -> bool:
+    """Return whether a callback counts as a change of training: all but the known observers."""
+    module, _, name = class_path.rpartition(".")
+    return name not in OBSERVERS or module.partition(".")[0] not in LIBRARIES
+
+
+def training_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of ``trainer.callbacks`` that change training, with ``class_path`` and ``init_args``.
+
+    Args:
+        config: content of ``config.yaml``.
+    """
+    listed = (config.get("trainer") or {}).get("callbacks") or []
+    entries = [entry if isinstance(entry, dict) else {"class_path": str(entry)} for entry in _as_list(listed)]
+    return [entry for entry in entries if changes_training(str(entry.get("class_path")))]
+
+
+def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 - YAML
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,139 @@
+"""Comparison of a checkpoint with the data, network, optimiser and loss that are to use it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lt_cb.errors import InputError
+from lt_cb.runs.callbacks import training_callbacks
+
+UNSET: dict[str, Any] = {
+    "init_args": {},
+    "weighting": None,
+    "reduction": "mean",
+    "ignore_index": None,
+    "weight_of": "sample",
+}
+
+
+def check_classes(content: Mapping[str, Any], class_names: Sequence[str], multi_label: bool) -> None:
+    """Compare classes and task with the checkpoint's.
+
+    Raises:
+        InputError: if they differ.
+    """
+    hparams = content.get("hyper_parameters", {})
+    if bool(hparams.get("multi_label")) != multi_label:
+        kinds = ("one label", "any number of labels")
+        raise InputError(
+            f"the checkpoint was trained on {kinds[not multi_label]} an image, but these data have "
+            f"{kinds[multi_label]}: use the data it was trained on, or train anew."
+        )
+    loss = hparams.get("loss")
+    counts = loss["init_args"]["class_counts"] if isinstance(loss, dict) else None
+    names = hparams.get("class_names") or class_names
+    trained = len(names) if counts is None else len(counts)
+    if trained != len(class_names):
+        raise InputError(
+            f"the checkpoint has {trained} classes, but the data have {len(class_names)}: use the data it was trained "
+            "on, or train anew."
+        )
+    for before, now in zip(names, class_names, strict=False):
+        if before != now:
+            raise InputError(f"the checkpoint's classes are not those of the data: '{before}' there is '{now}' here.")
+
+
+def check_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> None:
+    """Compare names and shapes of the weights with a checkpoint's backbone.
+
+    Raises:
+        InputError: if they differ.
+    """
+    theirs, ours = _shapes(state), _shapes(backbone.state_dict())
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"the checkpoint is of another network: '{name}' is {theirs.get(name, 'missing')} there and "
+                f"{ours.get(name, 'missing')} here. Use the backbone, loss and second stage it was trained with."
+            )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}
+
+
+def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Compare an optimiser with the checkpoint's, before a training resumes.
+
+    Raises:
+        InputError: if the checkpoint has none, or one of other parameters.
+    """
+    missing = [key for key in ("optimizer_states", "lr_schedulers", "loops") if key not in content]
+    if missing:
+        raise InputError(
+            f"the checkpoint has weights, but no {missing[0]}, so that training cannot resume: test it, or train anew."
+        )
+    states = content["optimizer_states"]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if states and sizes != [len(group["params"]) for group in states[0]["param_groups"]]:
+        raise InputError(
+            "the checkpoint was trained with another loss, second stage or weight decay: use those, or train anew."
+        )
+
+
+def check_loss(before: Any, now: Any, key: str = "model.loss") -> None:  # noqa: ANN401 - YAML
+    """Compare the loss with the checkpoint's, before a training resumes.
+
+    Raises:
+        InputError: naming the first option that differs, with both values.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            inner = key if name in ("class_path", "init_args") else f"{key}.{name}"
+            default = UNSET.get(name, {})  # an option that is not written has its default
+            if (name in before and name in now) or name in UNSET:
+                check_loss(before.get(name, default), now.get(name, default), inner)
+    elif before != now:
+        raise InputError(
+            f"the checkpoint was trained with --{key} {_short(before)}, but it is {_short(now)} now: resume with the "
+            "same loss, or set --change_loss true."
+        )
+
+
+def check_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the classes of optimiser and schedule with the checkpoint's, before a training resumes.
+
+    Raises:
+        InputError: if one differs: the state in the checkpoint does not fit another class.
+    """
+    for key in ("optimizer", "lr_scheduler"):
+        theirs, ours = before.get(key), now.get(key)
+        if isinstance(theirs, dict) and isinstance(ours, dict) and _short(theirs) != _short(ours):
+            raise InputError(
+                f"the checkpoint was trained with --model.{key} {_short(theirs)}, but it is {_short(ours)} now: "
+                "use the same, or train anew."
+            )
+
+
+def _short(value: Any) -> str:  # noqa: ANN401 - YAML
+    return str(value.get("class_path")) if isinstance(value, dict) else "null" if value is None else str(value)
+
+
+def check_callbacks(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a training resumes with the callbacks that changed it; a checkpoint does not bring them.
+
+    Args:
+        before: configuration in the checkpoint.
+        now: configuration; ``trainer.callbacks: []`` says that there shall be none.
+
+    Raises:
+        InputError: if no callbacks are given, but the checkpoint's run had some that change the training.
+    """
+    lost = [str(callback.get("class_path")) for callback in training_callbacks(before)]
+    if lost and now["trainer"].get("callbacks") is None:
+        raise InputError(
+            f"the checkpoint was trained with the callbacks {', '.join(lost)}, and does not bring them: add --config "
+            "with the run's config.yaml, or set --trainer.callbacks [] to resume without them."
+        )

@@ -1,0 +1,370 @@
+"""Record: the result of one tested run, as ``result.json`` and as a row of kept results. Imports no torch."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import unquote
+
+from lt_cb.errors import InputError
+from lt_cb.task import ONE_LABEL, SEVERAL_LABELS, Task
+
+
+class Metric(NamedTuple):
+    """A metric of all classes that a run is tested by.
+
+    Attributes:
+        title: of a table.
+        meaning: first words of the sentence below the title.
+        column: of kept rows, in percent; the accuracy is kept as its error.
+    """
+
+    title: str
+    meaning: str
+    column: str
+
+
+# by the name behind "test/" in result.json; all of them are rates in [0, 1]
+METRICS = {
+    "acc": Metric("Accuracy", "Top-1 accuracy", "error"),
+    "balanced_acc": Metric("Balanced accuracy", "Mean accuracy over classes", "balanced_acc"),
+    "mAP": Metric("Mean average precision", "Mean average precision over classes", "mAP"),
+    "auroc": Metric("Mean AUROC", "Mean area under the ROC curve over classes", "auroc"),
+    "f1_macro": Metric("Macro F1", "Mean F1 over classes, each at its own threshold", "f1_macro"),
+    "f1_micro": Metric("Micro F1", "F1 of all labels together, each at its own threshold", "f1_micro"),
+}
+SHOTS = ("many", "medium", "few")
+PERCENT_COLUMNS = {  # column of kept rows -> metric, without the error
+    "balanced_acc": "test/balanced_acc",
+    **{shot: f"test/acc/{shot}" for shot in SHOTS},
+    "val_acc": "val/acc",
+    "val_balanced_acc": "val/balanced_acc",
+    **{info.column: f"test/{name}" for name, info in METRICS.items() if name not in ("acc", "balanced_acc")},
+    **{f"mAP_{shot}": f"test/mAP/{shot}" for shot in SHOTS},
+    "val_mAP": "val/mAP",
+}
+FACTS = (  # columns of kept rows with the same name in result.json
+    *("subset_sha256", "validated_on", "epochs", "precision", "device", "processor", "threads", "processes", "commit"),
+)
+VERSIONS = ("lt_cb", "python", "torch", "lightning")
+LARGEST = 1e39  # float32 ends below it
+MOST = 10**15  # images, seeds, parameters
+IS_RATE = re.compile(rf"(test|val)/({'|'.join(METRICS)}|acc_top5)(/.*)?")
+
+
+@dataclass
+class Record:
+    """The result of a tested run.
+
+    Attributes:
+        metrics: value by name, ``test/...`` and, of the last validation, ``val/...``.
+        class_names: C names, by default ``"0"``, ``"1"``, ...
+        class_counts: training images of each class.
+        shot_groups: class indices of the many-, medium- and few-shot classes.
+        per_class: C scores in [0, 1] by measure (`lt_cb.task.Task.measures`), None for a class without test images.
+        correct: correctly classified test images of each class; None with several labels an image.
+        test_counts: test images of each class, or with its label.
+        known_counts: test images whose label of the class is known; None with one label an image.
+        thresholds: probability from which on each label is predicted; None is 0.5 for all.
+        confusion: test images by true, then predicted class; None for many classes.
+        test_images: number of test images.
+        skipped_images: unreadable images that were skipped, by split.
+        prior: class shares given by ``--prior``.
+        epochs: completed epochs of training.
+        checkpoint: tested file; None for the weights as they were.
+        callbacks: callbacks that change the training, as in ``config.yaml``; None if unknown.
+        seed_everything: seed of the training.
+        subset_seed: seed of the subset.
+        subset_sha256: digest of the training subset.
+        validated_on: ``held_out``, ``val`` or ``test`` images.
+        parameters: number of weights of the backbone.
+        wall_time_s: seconds by stage.
+        precision: of the Trainer.
+        device: for example ``cuda:0``.
+        processor: name of the CPU or GPU.
+        threads: CPU threads of torch.
+        processes: number of processes.
+        wandb_run: id of the run at W&B.
+        grid: digest of the run in its grid.
+        commit: of the code.
+        versions: of lt_cb, Python, torch and lightning.
+    """
+
+    metrics: dict[str, float]
+    class_counts: list[int]
+    per_class: dict[str, list[float | None]]
+    class_names: list[str] = field(default_factory=list)
+    shot_groups: dict[str, list[int]] = field(default_factory=dict)
+    correct: list[int] | None = None
+    test_counts: list[int] | None = None
+    known_counts: list[int] | None = None
+    thresholds: list[float] | None = None
+    confusion: list[list[int]] | None = None
+    test_images: int | None = None
+    skipped_images: dict[str, int] = field(default_factory=dict)
+    prior: list[float] | None = None
+    epochs: int | None = None
+    checkpoint: str | None = None
+    callbacks: list[dict[str, Any]] | None = None
+    seed_everything: int | None = None
+    subset_seed: int | None = None
+    subset_sha256: str | None = None
+    validated_on: str | None = None
+    parameters: int | None = None
+    wall_time_s: dict[str, float] = field(default_factory=dict)
+    precision: str | None = None
+    device: str | None = None
+    processor: str | None = None
+    threads: int | None = None
+    processes: int | None = None
+    wandb_run: str | None = None
+    grid: str | None = None
+    commit: str | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Name classes by their index if they have no names; drop metrics that are not finite."""
+        self.class_names = self.class_names or [str(label) for label in range(len(self.class_counts))]
+        self.metrics = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
+
+    @property
+    def task(self) -> Task:
+        """One label or several labels an image."""
+        return Task.of(SEVERAL_LABELS.measures[0] in self.per_class)
+
+    @property
+    def scores(self) -> list[float | None]:
+        """C scores of the first measure: accuracy or average precision."""
+        return self.per_class[self.task.measures[0]]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all stages."""
+        return sum(self.wall_time_s.values())
+
+    @property
+    def tested(self) -> str:
+        """Kind of the tested checkpoint: ``last``, ``best`` (any other file) or ``none``."""
+        return "none" if not self.checkpoint else "last" if Path(self.checkpoint).stem.startswith("last") else "best"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``result.json``."""
+        raw = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        seeds = {name: raw.pop(name) for name in ("seed_everything", "subset_seed")}
+        per_class = {f"per_class_{measure}": values for measure, values in raw.pop("per_class").items()}
+        return {"metrics": raw.pop("metrics"), **per_class, "seeds": seeds, **raw}
+
+    @classmethod
+    def from_json(cls, raw: Any, file: str | Path) -> Self:  # noqa: ANN401 - JSON
+        """Read the content of ``result.json``.
+
+        Args:
+            raw: parsed JSON.
+            file: name for error messages.
+
+        Raises:
+            InputError: if a value is missing or cannot be the result of a run.
+        """
+        problem = _problem(raw)
+        if problem is not None:
+            raise InputError(f"'{file}' is damaged: {problem}. Remove the file, or test the run again with lt-cb test.")
+        return cls._of_json(raw)
+
+    @classmethod
+    def _of_json(cls, raw: dict[str, Any]) -> Self:
+        known = {entry.name for entry in fields(cls)}
+        values = {name: value for name, value in {**raw, **raw["seeds"]}.items() if name in known and value is not None}
+        measures = (*ONE_LABEL.measures, *SEVERAL_LABELS.measures)
+        per_class = {name: scores for name in measures if (scores := raw.get(f"per_class_{name}")) is not None}
+        return cls(**values | {"per_class": per_class})
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read ``result.json``.
+
+        Raises:
+            InputError: if the file is damaged.
+            OSError: if it cannot be read.
+        """
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested without an end
+            raise InputError(
+                f"'{file}' is damaged: it is not JSON ({error}). Remove the file, or test the run again with "
+                "lt-cb test."
+            ) from error
+        return cls.from_json(raw, file)
+
+    def to_row(self) -> dict[str, str]:
+        """Return the columns of a row of kept results that the record fills."""
+        accuracy = self.metrics.get("test/acc")
+        correct = self.correct
+        if correct is None and not self.task.multi_label and self.test_counts:
+            correct = [round((rate or 0.0) * n) for rate, n in zip(self.scores, self.test_counts, strict=True)]
+        precisions = self.scores if self.task.multi_label else []
+        row: dict[str, Any] = {
+            "seed": self.seed_everything,
+            "subset_seed": self.subset_seed,
+            **{name: getattr(self, name) for name in FACTS},
+            **{name: self.versions.get(name) for name in VERSIONS},
+            "seconds": round(self.seconds),
+            "checkpoint": Path(self.checkpoint or "none").stem,
+            "error": None if accuracy is None else percent(1.0 - accuracy),
+            "loss": self.metrics.get("test/loss"),
+            **{column: percent(self.metrics.get(name)) for column, name in PERCENT_COLUMNS.items()},
+            "class_names": ";".join(name.replace("%", "%25").replace(";", "%3B") for name in self.class_names),
+            "class_counts": _words(self.class_counts),
+            "correct": _words(correct or []),
+            "counted": _words(self.test_counts or []),
+            "confusion": ";".join(map(_words, self.confusion or [])),
+            "average_precision": _words("nan" if rate is None else percent(rate) for rate in precisions),
+        }
+        return {name: "" if value is None else str(value) for name, value in row.items()}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, str], file: str | Path) -> Self:
+        """Read a row of kept results; columns that older rows lack may be missing.
+
+        Raises:
+            InputError: if a value is missing or cannot be the result of a run.
+        """
+        try:
+            raw = _json_of_row(row)
+            if problem := _problem(raw):
+                raise ValueError(problem)
+            return cls._of_json(raw)
+        except (KeyError, ValueError, AttributeError) as error:
+            reason = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(
+                f"'{file}' is not a table of kept runs (row {row.get('experiment')}, seed {row.get('seed')}: {reason})."
+                " Restore the file from the repository."
+            ) from error
+
+
+def percent(value: float | str | None) -> str | None:
+    """Return a rate in percent with four decimals, None for a missing value."""
+    return None if value in (None, "") else f"{100 * float(value):.4f}"
+
+
+def _words(values: Any) -> str:  # noqa: ANN401 - of numbers or texts
+    return " ".join(map(str, values))
+
+
+def _json_of_row(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row of kept results as ``result.json``."""
+    correct, counted, counts = ([int(n) for n in row[name].split()] for name in ("correct", "counted", "class_counts"))
+    percents = {name: row.get(column) or "" for column, name in PERCENT_COLUMNS.items()}
+    percents["test/acc"] = str(100.0 - float(row["error"])) if row["error"] else ""
+    precisions = [float(value) / 100 for value in row.get("average_precision", "").split()]
+    one = {"per_class_accuracy": [r / n if n else None for r, n in zip(correct, counted, strict=not precisions)]}
+    several = {"per_class_average_precision": [None if math.isnan(value) else value for value in precisions]}
+    texts = {name: row[name] or None for name in FACTS}
+    return {
+        **texts,
+        **{name: int(texts[name] or 0) or None for name in ("epochs", "threads", "processes")},
+        "metrics": {name: float(value) / 100 for name, value in percents.items() if value}
+        | ({"test/loss": float(row["loss"])} if row["loss"] else {}),
+        **(several if precisions else one),
+        "class_names": [unquote(name) for name in row["class_names"].split(";")] if row["class_names"] else None,
+        "class_counts": counts,
+        "test_counts": counted or None,
+        "correct": correct or None,
+        "confusion": [[int(n) for n in line.split()] for line in row.get("confusion", "").split(";") if line] or None,
+        "checkpoint": None if row["checkpoint"] == "none" else row["checkpoint"],
+        "seeds": {"seed_everything": int(row["seed"]), "subset_seed": int(row["subset_seed"])},
+        "wall_time_s": {"fit and test": float(row["seconds"])},
+        "versions": {name: row[name] for name in VERSIONS},
+    }
+
+
+class _Kind(NamedTuple):
+    """A kind of JSON value."""
+
+    words: str  # what is allowed
+    holds: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401 - JSON
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # NaN is not
+
+
+def _is_count(value: Any) -> bool:  # noqa: ANN401 - JSON
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
+
+
+def _list(kind: _Kind, length: int) -> _Kind:
+    return _Kind(
+        f"a list of {length} entries, each {kind.words}",
+        lambda v: isinstance(v, list) and len(v) == length and all(map(kind.holds, v)),
+    )
+
+
+def _table(kind: _Kind) -> _Kind:
+    return _Kind(
+        f"a mapping whose values are {kind.words}", lambda v: isinstance(v, dict) and all(map(kind.holds, v.values()))
+    )
+
+
+NUMBER = _Kind("a finite number", _is_number)
+SECONDS = _Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
+RATE = _Kind("a number in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
+RATE_OR_NULL = _Kind("a number in [0, 1] or null", lambda v: v is None or RATE.holds(v))
+COUNT = _Kind("a whole number of at least 0", _is_count)
+SEED = _Kind("a whole number of at least 0, or null", lambda v: v is None or _is_count(v))
+TEXT = _Kind("a text", lambda v: isinstance(v, str))
+TEXT_OR_NULL = _Kind("a text or null", lambda v: v is None or isinstance(v, str))
+CALLBACK = _Kind("a mapping with class_path", lambda v: isinstance(v, dict) and isinstance(v.get("class_path"), str))
+
+
+def _problem(raw: Any) -> str | None:  # noqa: ANN401 - JSON
+    """Return the first reason why JSON is not the result of a run, None without any."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("class_counts"), list):
+        return "it is not the result of a run"
+    size = len(raw["class_counts"])
+    task = Task.of(f"per_class_{SEVERAL_LABELS.measures[0]}" in raw)
+    counts, scores, index = (
+        _list(COUNT, size),
+        _list(RATE_OR_NULL, size),
+        _Kind(f"a class index below {size}", lambda v: _is_count(v) and v < size),
+    )
+    seeds = {"seed_everything", "subset_seed"}
+    required = {
+        "class_counts": _Kind(f"{counts.words}, not all 0", lambda v: counts.holds(v) and sum(v) > 0),
+        "metrics": _table(NUMBER),
+        f"per_class_{task.measures[0]}": scores,
+        "seeds": _Kind("a mapping of two seeds", lambda v: _table(SEED).holds(v) and seeds <= v.keys()),
+    }
+    optional = {
+        "class_names": _list(TEXT, size),
+        "shot_groups": _table(
+            _Kind(f"lists of {index.words}", lambda v: isinstance(v, list) and all(map(index.holds, v)))
+        ),
+        **{f"per_class_{measure}": scores for measure in task.measures},
+        "correct": counts,
+        "test_counts": required["class_counts"],
+        "known_counts": counts,
+        "thresholds": _list(RATE, size),
+        "confusion": _list(counts, size),
+        "skipped_images": _table(COUNT),
+        "prior": _list(RATE, size),
+        "callbacks": _Kind("a list of mappings", lambda v: isinstance(v, list) and all(map(CALLBACK.holds, v))),
+        "wall_time_s": _table(SECONDS),
+        "versions": _table(TEXT_OR_NULL),
+        **dict.fromkeys(("test_images", "epochs", "parameters", "threads", "processes"), COUNT),
+        **dict.fromkeys(("checkpoint", "subset_sha256", "validated_on", "precision", "device"), TEXT),
+        **dict.fromkeys(("processor", "wandb_run", "grid", "commit"), TEXT),
+    }
+    for name, kind in required.items():
+        if not kind.holds(raw.get(name)):
+            return f"{name} must be {kind.words}"
+    for name, kind in optional.items():
+        if raw.get(name) is not None and not kind.holds(raw[name]):
+            return f"{name} must be {kind.words}"
+    main = "test/mAP" if task.multi_label else "test/acc"
+    if main not in raw["metrics"]:
+        return f"{main} is missing in metrics"
+    wrong = [name for name, value in raw["metrics"].items() if IS_RATE.fullmatch(name) and not RATE.holds(value)]
+    return f"{wrong[0]} must be {RATE.words}" if wrong else None

@@ -1,0 +1,221 @@
+"""The command line is read once: however a setting is given, the same run is made."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from refusals import refused
+
+from lt_cb.__main__ import main
+from lt_cb.commands.cli import CommandLine
+
+ROOT = Path(__file__).parents[1]
+FIT = [
+    "fit",
+    "--config",
+    str(ROOT / "configs/quickstart.yaml"),
+    "--model.backbone=resnet20",
+    "--trainer.accelerator=cpu",
+]
+WAYS = ("flags", "file", "home", "url", "inline", "environment", "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The content of a checkpoint of an epoch on digits."""
+    run = tmp_path_factory.mktemp("runs") / "a/b"
+    main([*FIT, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", f"--folder={run}"])
+    content: dict[str, Any] = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    return content
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is also the user's home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@st.composite
+def options(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw options of data, loss and Trainer that differ from the defaults."""
+    loss: dict[str, Any] = {"class_path": "lt_cb.losses.FocalLoss", "init_args": {"gamma": draw(st.floats(0, 5))}}
+    if draw(st.booleans()):
+        beta = draw(st.sampled_from([0.0, 0.9, 0.999]))
+        loss["init_args"]["weighting"] = {"class_path": "lt_cb.losses.EffectiveNumber", "init_args": {"beta": beta}}
+    return {
+        "seed_everything": draw(st.integers(0, 2**32 - 1)),
+        "data": {"imbalance_factor": draw(st.floats(1, 100)), "batch_size": draw(st.integers(1, 512))},
+        "model": {"loss": loss, "drw_start": draw(st.floats(0, 1))},
+        "trainer": {"max_epochs": draw(st.integers(1, 300)), "gradient_clip_val": draw(st.floats(0, 10))},
+    }
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the options of a configuration as the command line has them."""
+    for name, value in config.items():
+        if name == "class_path":
+            yield prefix.rstrip("."), value
+        elif isinstance(value, dict):
+            yield from flat(value, prefix if name == "init_args" else f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", repr(value)
+
+
+def parsed(command: str, config: dict[str, Any], way: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return the resolved options, given in one of the ways."""
+    words = [f"--{key}={value}" for key, value in flat(config)]
+    text = yaml.safe_dump(config)
+    Path("mine.yaml").write_text(text)
+    environment = {f"LT_CB_{key.upper().replace('.', '__')}": value for key, value in flat(config)}
+    given: list[str] = {
+        "flags": words,
+        "file": ["--config", "mine.yaml"],
+        "home": ["--config=~/mine.yaml"],
+        "url": [f"--config=file://{Path('mine.yaml').absolute()}"],
+        "inline": ["--config", text],
+    }.get(way, [])
+    if way == "checkpoint":
+        whole = yaml.safe_load(CommandLine("fit", words).config_yaml())
+        torch.save({**content, "lt_cb_config": yaml.safe_dump(whole)}, "mine.ckpt")
+        given = ["--ckpt_path=mine.ckpt"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items() if way == "environment" else ():
+            patch.setenv(name, value)
+        resolved: dict[str, Any] = yaml.safe_load(CommandLine(command, given).config_yaml())
+    resolved.pop("ckpt_path")
+    return resolved
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=options())
+def test_a_setting_means_the_same_however_it_is_given(config: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    expected = parsed("fit", config, "flags", checkpoint)
+    assert expected["data"]["imbalance_factor"] == config["data"]["imbalance_factor"]
+    assert expected["model"]["loss"]["init_args"]["gamma"] == config["model"]["loss"]["init_args"]["gamma"]
+    for way in WAYS:
+        assert parsed("fit", config, way, checkpoint) == expected, way
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_tested_as_it_was_trained_however_it_is_named(home: Path, capsys: Any) -> None:
+    run = home / "runs/focal/version_0"
+    trained = ["--model.loss=FocalLoss", "--model.loss.gamma=2", "--data.imbalance_factor=10"]
+    main([*FIT, *trained, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--name=focal"])
+    expected = (run / "metrics.csv").read_text().splitlines()[-1].split(",")[-8:]
+    path = run / "checkpoints/last.ckpt"
+    (home / "mine.yaml").write_text(f"ckpt_path: {path}")
+    quiet = "--trainer.enable_progress_bar=false"
+    for i, words in enumerate(
+        (
+            [f"--ckpt_path={path}"],
+            ["--config=mine.yaml"],
+            ["--config=~/mine.yaml"],
+            ["--config", f"file://{home}/mine.yaml"],
+            ["--config", f"{{ckpt_path: {path}}}"],
+        )
+    ):
+        main(["test", *words, quiet])
+        tested = run.with_name(f"version_{i + 1}")
+        assert yaml.safe_load((tested / "config.yaml").read_text())["model"]["loss"]["init_args"]["gamma"] == 2
+        assert (tested / "metrics.csv").read_text().splitlines()[-1].split(",")[-len(expected) :] != []
+        assert (tested / "result.json").read_text().count('"test/loss"') == 1
+    losses = {
+        (r / "result.json").read_text().split('"test/loss": ')[1].split(",")[0].split("\n")[0]
+        for r in run.parent.iterdir()
+    }
+    assert len(losses) == 1
+    # fit resumes the same model in the same data, and not as another
+    for words in (["--config=~/mine.yaml"], ["--config", f"{{ckpt_path: {path}}}"]):
+        sentence = refused(capsys, "fit", *words, "--model.loss=SoftmaxLoss", "--trainer.max_epochs=2")
+        assert sentence.startswith("the checkpoint was trained with --model.loss lt_cb.losses.FocalLoss")
+
+
+def test_a_custom_class_is_found_however_it_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    (home / "mine.yaml").write_text("model_class: own_recipe.SAM\nmodel: {rho: 0.2}")
+    for words in (
+        ["--model", "own_recipe.SAM", "--model.rho=0.2"],
+        ["--model=own_recipe.SAM", "--model.rho=0.2"],
+        ["--config=mine.yaml"],
+        ["--config=~/mine.yaml"],
+        ["--config", "{model_class: own_recipe.SAM, model: {rho: 0.2}}"],
+    ):
+        cli = CommandLine("fit", [*FIT[1:], *words])
+        assert (cli.config.model_class, cli.config.model.rho) == ("own_recipe.SAM", 0.2)
+        assert type(cli.make_all(cli.make_data()).model).__name__ == "SAM"
+
+
+def test_later_settings_override_earlier_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LT_CB_DATA__BATCH_SIZE", "11")
+    (home / "a.yaml").write_text("data: {batch_size: 22}")
+    for words, size in (
+        ([], 11),
+        (["--config=a.yaml"], 22),
+        (["--config=a.yaml", "--data.batch_size=33"], 33),
+        (["--data.batch_size=33", "--config=a.yaml"], 22),
+    ):
+        assert CommandLine("fit", words).config.data.batch_size == size
+
+
+@pytest.mark.parametrize("word", ["last", "best", "hpc", "registry"])
+def test_a_checkpoint_is_a_file(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("images").mkdir()
+    for command in (FIT, ["test"], ["validate"], ["predict", "--images=images"], ["inspect"]):
+        sentence = refused(capsys, *command, f"--ckpt_path={word}")
+        assert sentence == f"there is no checkpoint '{word}': set --ckpt_path to a run's checkpoints/last.ckpt."
+
+
+def test_importing_a_command_leaves_jsonargparse_alone() -> None:
+    code = """
+import jsonargparse, sys
+class A:
+    def __init__(self, x: int = 1): pass
+class B(A):
+    def __init__(self, x: int = 2): pass
+def parse():
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--a", type=A)
+    return parser.parse_args(["--a=__main__.A", "--a.x=7", "--a=__main__.B"]).a.init_args.x
+before = parse()
+import lt_cb.commands.train, lt_cb.commands.predict, lt_cb.heads.recommend
+assert parse() == before, (before, parse())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_broken_data_module_is_not_taken_for_single_labels(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.syspath_prepend(home)
+    (home / "broken.py").write_text(
+        "from lt_cb.data import LongTailedDataModule\n"
+        "class Broken(LongTailedDataModule):\n"
+        "    @property\n"
+        "    def multi_label(self):\n"
+        "        raise RuntimeError('a bug')\n"
+    )
+    with pytest.raises(RuntimeError, match="a bug"):
+        main([*FIT, "--data=broken.Broken"])
+
+
+def test_the_data_are_made_once(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.syspath_prepend(home)
+    (home / "counted.py").write_text(
+        "from lt_cb.data.sources import Digits\n"
+        "class Counted(Digits):\n"
+        "    def __init__(self, root):\n"
+        "        super().__init__(root)\n"
+        "        open('made', 'a').write('x')\n"
+    )
+    short = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=1"]
+    main(["fit", "--data.source=counted.Counted", "--model.backbone=resnet20", "--trainer.accelerator=cpu", *short])
+    assert Path("made").read_text() == "x"
