@@ -4,6 +4,7 @@ import argparse
 import importlib
 import operator
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -85,7 +86,8 @@ class CommandLine(LightningCLI):
             self._unknown = {key: path for key, path in self._unknown.items() if key.startswith(tuple(uses))}
             check_named({key: self._unknown[key] for key in FIRST if key in self._unknown}, self._first)
             settings = {key: value for key, value in settings.items() if key in ("seed_everything", *groups, *FIRST)}
-            settings["trainer"] |= place.pop("trainer", {}) if (place := _place_of(path)) else {}
+            place = _place_of(path, trained.get("name"))
+            settings["trainer"] |= place.pop("trainer", {})
             words = ["--config", yaml.safe_dump(settings | place), *words]
         super().__init__(
             _own_class(
@@ -301,7 +303,7 @@ def read_config(value: str) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise InputError(f"there is no configuration file '{value}': give the path of a YAML file.") from None
         return settings
-    settings = read_yaml(Path(file.absolute))
+    settings = read_yaml(Path(file.absolute), value)
     if not isinstance(settings, dict):
         raise InputError(f"'{value}' is not a configuration: write options as 'key: value'.")
     return settings
@@ -341,11 +343,14 @@ def _first_look(words: Sequence[str]) -> dict[str, Any]:
     return {name: vars(found).get(name) for name in FIRST}
 
 
-def _place_of(path: str) -> dict[str, Any]:
-    """Return the options by which new runs lie beside the run of a checkpoint, known by where the checkpoint lies."""
+def _place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint
+    """Return the options that put new runs beside the run of a checkpoint.
+
+    The place is known by the path of the checkpoint. A checkpoint that was moved out of its run tells a name at most.
+    """
     run = RunDir(Path(path).absolute().parent.parent)
     if Path(path).parent.name != run.checkpoint.parent.name or not run.config.is_file():
-        return {}
+        return {"name": name} if re.fullmatch(r"[\w-]+", str(name)) else {}
     root = run.path.parent.parent
     root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
     return {"name": run.path.parent.name, "trainer": {"default_root_dir": str(root)}}
