@@ -109,7 +109,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--images={photos}")
     assert "1.png' cannot be read as an image" in sentence
     assert sentence.endswith("Or set --on_unreadable skip, which leaves it out.")
-    with pytest.warns(UserWarning, match=r"1 images cannot be read and are left out: '\S+1\.png'\."):
+    with pytest.warns(UserWarning, match=r"1 images cannot be read and are skipped: '\S+1\.png'\."):
         main(["predict", f"--ckpt_path={checkpoint}", "--images", str(photos), "--on_unreadable=skip"])
     with (run.with_name("version_3") / "predictions.csv").open() as stream:
         assert list(csv.DictReader(stream)) == [row for row in rows if "1.png" not in row["file"]]
@@ -451,7 +451,7 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         (["--data.imbalance_factor=0.5"], "imbalance_factor is 0.5, but must be at least 1"),
         (["--data.n_max=1000"], "1000 training images of class '0' are asked for, but there are 138"),
         (["--data.imbalance_type=exp"], "--data.imbalance_type: Expected a typing.Literal['exponential', 'step']."),
-        (["--data.source=digit"], "there is no data source 'digit': choose digits"),
+        (["--data.source=digit"], "there is no data source 'digit': choose Digits"),
         (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
         (
             ["--model.loss=FocalLos"],

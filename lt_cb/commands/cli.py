@@ -83,6 +83,7 @@ class CommandLine(LightningCLI):
             for name in ("model_class", "data_class"):
                 self._first[name] = self._first[name] or settings.get(name)
             self._unknown = {key: path for key, path in self._unknown.items() if key.startswith(tuple(uses))}
+            check_named({key: self._unknown[key] for key in FIRST if key in self._unknown}, self._first)
             settings = {key: value for key, value in settings.items() if key in ("seed_everything", *groups, *FIRST)}
             settings["trainer"] |= place.pop("trainer", {}) if (place := _place_of(path)) else {}
             words = ["--config", yaml.safe_dump(settings | place), *words]

@@ -23,7 +23,7 @@ Styles = dict[str, tuple[str, str]]
 
 @dataclass
 class Picture:
-    """A chart of all data sets, of which its parameter ``dataset`` shows one.
+    """A chart of all data sets; its parameter ``dataset`` selects one.
 
     Attributes:
         name: of the files.
