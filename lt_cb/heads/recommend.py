@@ -57,7 +57,7 @@ def recommend(cli: CommandLine, words: Sequence[str]) -> None:
     """Compare recipes by cross-validation on frozen features, and write and test a checkpoint with the best one.
 
     Args:
-        cli: the parsed command cli.
+        cli: the parsed command line.
         words: its words, see `lt_cb.heads.setup.set_up`.
     """
     setup, config = set_up(cli, words), cli.config
@@ -128,7 +128,7 @@ def _make_trainer(cli: CommandLine, setup: Setup) -> Trainer:
         "enable_model_summary": False,
     }
     trainer = Trainer(**{**options.as_dict(), **own})
-    _ = folder.experiment
+    _ = folder.experiment  # creates the folder
     return trainer
 
 
@@ -152,7 +152,7 @@ def _finding(choice: Choice, never_held_out: Sequence[str], folds: int) -> str:
     sentences = [f"Chosen: {choice.chosen}."]
     plain = f"plain {choice.plain.recipe}"
     if choice.is_plain:
-        sentences.append(f"Class weights do not help here: {plain} is within one standard error of the best.")
+        sentences.append(f"Weighting does not help here: {plain} is within one standard error of the best.")
     else:
         interval = f"95 % interval {100 * choice.low:.1f} to {100 * choice.high:.1f}"
         gain = f"It is {100 * choice.gain:.1f} points better than {plain} at its best λ, {choice.plain.l2_strength:g}"

@@ -58,13 +58,13 @@ class Setup:
 
 
 def set_up(cli: CommandLine, words: Sequence[str]) -> Setup:
-    """Make data and model of a command cli.
+    """Make the data and the model of a command line.
 
     A backbone from timm gets its pretrained weights and the preprocessing that belongs to them. With ``--ckpt_path``,
     the weights come from the checkpoint.
 
     Args:
-        cli: the parsed command cli.
+        cli: the parsed command line.
         words: its words. Preprocessing options among them override those of the weights.
 
     Raises:
@@ -88,6 +88,7 @@ def set_up(cli: CommandLine, words: Sequence[str]) -> Setup:
     for name in preprocessing.keys() - {"mean", "std"}:
         config.data[name] = preprocessing[name]
     data = cli.make_data()  # sets the plain loss, in a new configuration
+    recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     for name in preprocessing.keys() & {"mean", "std"}:
         values = for_channels(preprocessing[name], data.in_channels)
         cli.config.data[name] = values
@@ -97,7 +98,6 @@ def set_up(cli: CommandLine, words: Sequence[str]) -> Setup:
     options = cli.make_all(data)
     if cli.checkpoint is not None:
         options.model.start_from(cli.checkpoint)
-    recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     return Setup(recipes, data, options.model, feature_trainer(options.trainer), options)
 
 
@@ -116,7 +116,6 @@ def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - one object, several, or 
 
 
 def _check_grid(config: Namespace) -> None:
-    make_recipes(config.betas, config.gammas, config.taus)
     if not config.lambdas:
         raise InputError("--lambdas is empty: set it to one L2 strength or more, as --lambdas [0.1,0.01].")
     for l2_strength in config.lambdas:
