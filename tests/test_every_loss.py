@@ -347,27 +347,3 @@ def test_neutral_settings_give_a_known_loss(loss: Loss, known: Any) -> None:
     torch.testing.assert_close(value_and_gradient(loss, logits, targets), expected)
     if loss.soft_targets:
         torch.testing.assert_close(value_and_gradient(loss, logits, torch.eye(size)[targets]), expected)
-
-
-@pytest.mark.parametrize(
-    ("counts", "sentence"),
-    [
-        ({0: 5, 1: 3}, "class_counts is a mapping, but must be a list"),
-        ([5.5, 3], "must be whole numbers"),
-        ([float("nan"), 3], "must be whole numbers"),
-        ([5, -1], "the smallest is -1"),
-    ],
-)
-def test_impossible_counts_raise_an_error(counts, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        SoftmaxLoss(counts)
-
-
-def test_floating_class_indices_raise_an_error() -> None:
-    with pytest.raises(ValueError, match=r"have dtype torch\.float32, but class indices must be whole"):
-        SoftmaxLoss([5, 3])(torch.zeros(2, 2), torch.tensor([0.0, 1.7]))
-
-
-def test_equalization_without_a_tail_warns() -> None:
-    with pytest.warns(UserWarning, match=r"no class has a share below the threshold 0.005 \(the rarest has 0.38\)"):
-        EqualizationLoss([5, 3])
