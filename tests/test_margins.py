@@ -27,6 +27,7 @@ from lt_cb.losses import (
 )
 
 COUNTS = [500, 60, 7, 1]
+Case = tuple[list[int], np.ndarray, np.ndarray]
 LOSSES = [
     LogitAdjustedLoss,
     BalancedSoftmaxLoss,
@@ -73,7 +74,7 @@ def reference(cls: type[Loss], n: list[int], z: np.ndarray, y: np.ndarray) -> tu
 @pytest.mark.parametrize("cls", LOSSES)
 @given(case=batches())
 @settings(max_examples=20, deadline=None)
-def test_value_and_gradient_equal_the_equation(cls: type[Loss], case: tuple[list[int], np.ndarray, np.ndarray]) -> None:
+def test_value_and_gradient_equal_the_equation(cls: type[Loss], case: Case) -> None:
     counts, z, y = case
     value, gradient = reference(cls, counts, z, y)
     logits = torch.tensor(z, requires_grad=True)
@@ -86,9 +87,7 @@ def test_value_and_gradient_equal_the_equation(cls: type[Loss], case: tuple[list
 
 @given(case=batches(), dtype=st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=20, deadline=None)
-def test_ldam_of_a_mixed_label_mixes_the_losses_of_its_labels(
-    case: tuple[list[int], np.ndarray, np.ndarray], dtype
-) -> None:
+def test_ldam_of_a_mixed_label_mixes_the_losses_of_its_labels(case: Case, dtype: torch.dtype) -> None:
     """The probability of the other classes is a difference of close numbers if one class has nearly all of it."""
     counts, z, y = case
     loss = LDAMLoss(counts, reduction="sum")
@@ -176,7 +175,7 @@ class TestNormalizationAndReduction:
         torch.testing.assert_close(LDAMLoss(COUNTS, weighting=weighting, reduction="weighted_mean")(cosines, y), ldam)
 
     def test_values_relate_to_the_balanced_loss_packages(self) -> None:
-        """The packages of vandit15 and fcakyon: a sigmoid loss averaged over classes, the same focal loss, and a BCE."""
+        """vandit15 and fcakyon: sigmoid loss averaged over classes, the same focal loss, and a BCE of the softmax."""
         z, y = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
         raw = (1 - 0.999) / (1 - 0.999 ** np.array(COUNTS, dtype=float))
         w = torch.tensor(raw / raw.sum() * 4).float()[y][:, None].expand(16, 4)
@@ -189,6 +188,4 @@ class TestNormalizationAndReduction:
         softmax = F.binary_cross_entropy(z.softmax(1), one_hot, weight=w)
         ours = F.binary_cross_entropy(SoftmaxLoss(COUNTS).probabilities(z), one_hot, weight=w)
         torch.testing.assert_close(ours, softmax)
-        assert softmax < 0.7 * SoftmaxLoss(COUNTS, weighting)(
-            z, y
-        )  # a BCE of probabilities is not the softmax cross-entropy
+        assert softmax < 0.7 * SoftmaxLoss(COUNTS, weighting)(z, y)  # a BCE is not the softmax cross-entropy

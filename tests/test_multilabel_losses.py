@@ -221,7 +221,7 @@ EVERY = [loss for weight_of in WEIGHT_OF for loss in every_loss(weighting=Effect
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=lambda loss: f"{type(loss).__name__}-{loss.weight_of}")
-class TestEveryLossForSeveralLabels:
+class TestEveryLoss:
     def test_an_unknown_label_is_left_out(self, loss: Loss) -> None:
         logits = torch.randn(9, C)
         targets = torch.tensor(random_labels(logits.numpy(), 3), dtype=torch.int8)

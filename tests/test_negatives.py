@@ -141,6 +141,7 @@ def check(loss: Loss, z: np.ndarray, targets: np.ndarray, expected: ValueAndGrad
 
 
 class TestAgainstTheEquations:
+    @pytest.mark.filterwarnings("ignore:no class has a share below the threshold")
     @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.9, 1.0])
     @given(case=batches(), threshold=st.sampled_from([0.0, 0.005, 0.2, 1.0]), seed=st.integers(0, 99))
     @settings(max_examples=12, deadline=None)
