@@ -1,4 +1,4 @@
-"""Inputs that several tests draw from."""
+"""Test inputs shared by several files."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-COUNTS = [500, 60, 7, 1, 0]  # of a long tail, with a class without images
+COUNTS = [500, 60, 7, 1, 0]  # a long tail, with a class without images
 
 
 @st.composite
@@ -20,7 +20,7 @@ def batches(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
 
 
 def places(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield all places of nested dicts and lists, each a node and a key of it, that may be set to something odd."""
+    """Yield each node of nested dicts and lists with each of its keys, so that a test can replace the value."""
     for key, child in list(node.items() if isinstance(node, dict) else enumerate(node)):
         yield node, key
         if isinstance(child, dict | list):

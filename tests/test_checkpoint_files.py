@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lt_cb.runs import checkpoint
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.train import Session
 from lt_cb.errors import InputError
+from lt_cb.runs import checkpoint
 
 WRITE = """
 import os, sys, torch

@@ -398,7 +398,9 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         asked = named["model"]["loss"]
         assert f"lt_cb.losses.{type(made.model.loss).__name__}" == asked["class_path"]
         own = asked.get("init_args") or {}
-        of_data = {k: getattr(made.model.loss, k) for k in ("class_counts", "num_images") if hasattr(made.model.loss, k)}
+        of_data = {
+            k: getattr(made.model.loss, k) for k in ("class_counts", "num_images") if hasattr(made.model.loss, k)
+        }
         defaults = type(made.model.loss)(**of_data, **{k: v for k, v in own.items() if k != "weighting"})
         for option, value in vars(defaults).items():
             if isinstance(value, float | int | str | None) and option not in ("training", "weighting"):

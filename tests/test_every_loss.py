@@ -1,4 +1,4 @@
-"""What holds for every loss that lt_cb.losses exports: a new one is tested without being named."""
+"""Properties of every loss in lt_cb.losses: a new loss is tested here automatically."""
 
 import copy
 import inspect
@@ -46,31 +46,26 @@ LOSSES = [
     for loss in map(lt_cb.losses.__dict__.get, lt_cb.losses.__all__)
     if isinstance(loss, type) and issubclass(loss, Loss) and not inspect.isabstract(loss)
 ]
-IGNORING = [cls for cls in LOSSES if "ignore_index" in inspect.signature(cls).parameters]
 SOFT = [cls for cls in LOSSES if cls.soft_targets]
-# in the target, which LADE's regulariser and the weights of the distribution-balanced loss are not
+# the regulariser of LADE and the weights of the distribution-balanced loss are not linear in the targets
 LINEAR = [cls for cls in SOFT if cls not in (LADELoss, DistributionBalancedLoss)]
 REDUCTIONS = ["mean", "weighted_mean", "sum", "none"]
 
 
-def of(classes: list[type[Loss]]) -> pytest.MarkDecorator:
+def for_each(classes: list[type[Loss]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("cls", classes, ids=lambda cls: cls.__name__)
 
 
 def make(cls: type[Loss], counts: list[int] = COUNTS, **options: Any) -> Loss:
-    """Return a loss with weights, without noise, and without ignore_index where it takes none."""
-    if cls not in IGNORING:
-        options.pop("ignore_index", None)
+    """Return a loss with class weights, in evaluation mode, where no loss adds noise."""
     if cls is DistributionBalancedLoss:
         options = {"num_images": sum(counts), **options}
     return cls(counts, **{"weighting": EffectiveNumber(0.999), **options}).eval()
 
 
-def batch(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Return logits of shape (B, C, d1, ...) and targets (B, d1, ...), each class among them."""
-    shape = shape or (11,)
-    logits = torch.randn(shape[0], C, *shape[1:], generator=torch.Generator().manual_seed(0), dtype=dtype)
-    return logits, (torch.arange(logits.numel() // C) % C).view(shape)
+def batch(size: int = 11, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Return logits of shape (B, C) and class indices of shape (B,) that cover the classes."""
+    return torch.randn(size, C, generator=torch.Generator().manual_seed(0), dtype=dtype), torch.arange(size) % C
 
 
 def value_and_gradient(loss: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,14 +76,6 @@ def value_and_gradient(loss: Any, logits: Tensor, targets: Tensor) -> tuple[Tens
     return value.detach(), logits.grad
 
 
-def flat(logits: Tensor) -> Tensor:
-    return logits.movedim(1, -1).reshape(-1, C)
-
-
-def one_hot(targets: Tensor) -> Tensor:
-    return torch.eye(C)[targets].movedim(-1, 1)
-
-
 @pytest.fixture
 def float64():
     torch.set_default_dtype(torch.float64)
@@ -96,11 +83,13 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-def plus(target: Tensor, other: Tensor, share: float) -> Tensor:
-    return share * one_hot(target) + (1 - share) * one_hot(other)
+def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Return soft targets, (B, C): the first labels with a share, and the second labels with the rest."""
+    eye = torch.eye(C)
+    return share * eye[first] + (1 - share) * eye[second]
 
 
-@of(LOSSES)
+@for_each(LOSSES)
 class TestValues:
     @pytest.mark.parametrize("counts", [[1, 0], [*range(1000, 2, -1), 1, 0]], ids=len)
     def test_finite_at_extreme_logits(self, cls, counts: list[int]) -> None:
@@ -116,18 +105,6 @@ class TestValues:
                 assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
                 assert torch.cat([value[None], gradient.flatten()]).isfinite().all()
 
-    def test_places_of_a_map_are_samples(self, cls) -> None:
-        for reduction in REDUCTIONS:
-            loss = make(cls, reduction=reduction)
-            for logits, targets in (batch(2, 3, 4), batch(3, 7)):
-                value, gradient = value_and_gradient(loss, logits, targets)
-                flat_value, flat_gradient = value_and_gradient(loss, flat(logits), targets.flatten())
-                assert value.shape == (targets.shape if reduction == "none" else ())
-                torch.testing.assert_close((value.flatten(), flat(gradient)), (flat_value.flatten(), flat_gradient))
-                if loss.soft_targets:
-                    soft = value_and_gradient(loss, logits, one_hot(targets))
-                    torch.testing.assert_close(soft, (value, gradient), rtol=1e-5, atol=1e-5)
-
     def test_reductions_agree(self, cls) -> None:
         logits, targets = batch()
         mean, weighted, total, none = (make(cls, reduction=reduction)(logits, targets) for reduction in REDUCTIONS)
@@ -135,34 +112,36 @@ class TestValues:
         torch.testing.assert_close(none, make(cls, weighting=None, reduction="none")(logits, targets) * weights)
         torch.testing.assert_close((total, mean, weighted), (none.sum(), none.mean(), none.sum() / weights.sum()))
 
-    def test_equal_weights_are_no_weighting(self, cls) -> None:
-        for counts, beta in ((COUNTS, 0.0), ([7] * C, 0.99)):
-            targets = batch()[1]
-            for target in [targets, one_hot(targets) / 2 + one_hot(targets.flip(0))][: 1 + cls.soft_targets]:
-                kinds = (make(cls, counts, weighting=w) for w in (EffectiveNumber(beta), None))
-                actual, expected = (
-                    loss(batch()[0], target.clamp(max=1) if loss.soft_targets else target) for loss in kinds
-                )
-                torch.testing.assert_close(actual, expected)
+    def test_equal_weights_equal_no_weighting(self, cls) -> None:
+        logits, indices = batch()
+        for targets in [indices, mixed(indices, indices.flip(0), 0.3)][: 1 + cls.soft_targets]:
+            for counts, beta in ((COUNTS, 0.0), ([7] * C, 0.99)):
+                weighted, plain = (make(cls, counts, weighting=w) for w in (EffectiveNumber(beta), None))
+                torch.testing.assert_close(weighted(logits, targets), plain(logits, targets))
 
-    def test_an_empty_batch_is_torchs(self, cls) -> None:
+    def test_deferred_weights_are_not_applied(self, cls) -> None:
+        loss = make(cls)
+        loss.weighted = False
+        torch.testing.assert_close(loss(*batch()), make(cls, weighting=None)(*batch()))
+        loss.weighted = True
+        torch.testing.assert_close(loss(*batch()), make(cls)(*batch()))
+
+    def test_an_empty_batch_has_the_value_of_torch(self, cls) -> None:
         nan = torch.tensor(torch.nan)
-        for shape in ((0,), (0, 2, 3), (2, 0)):
-            for reduction, expected in zip(REDUCTIONS, (nan, nan, torch.tensor(0.0), torch.empty(shape)), strict=True):
-                for ignored in (None, 255):
-                    actual = value_and_gradient(make(cls, reduction=reduction, ignore_index=ignored), *batch(*shape))
-                    torch.testing.assert_close(actual, (expected, batch(*shape)[0]), equal_nan=True)
+        for reduction, expected in zip(REDUCTIONS, (nan, nan, torch.tensor(0.0), torch.empty(0)), strict=True):
+            actual = value_and_gradient(make(cls, reduction=reduction), *batch(0))
+            torch.testing.assert_close(actual, (expected, torch.empty(0, C)), equal_nan=True)
 
-    def test_wrong_targets_are_refused_in_a_sentence(self, cls) -> None:
+    def test_wrong_targets_raise_an_error(self, cls) -> None:
         for reduction in REDUCTIONS:
-            for options in ({}, {"weighting": None}, {"ignore_index": 7}):
+            for options in ({}, {"weighting": None}):
                 loss = make(cls, reduction=reduction, **options)
                 for wrong in (-100, -1, C, 255):
                     sentence = f"targets go from {min(wrong, 0)} to {max(wrong, 0)}, but 5 classes"
                     with pytest.raises(ValueError, match=sentence):
                         loss(torch.zeros(2, C), torch.tensor([0, wrong]))
-        for shape, targets in (((2, 4), (2,)), ((2, C), (1,)), ((2, C, 3), (2, 4)), ((C,), ()), ((2, C), (2, 4))):
-            with pytest.raises(ValueError, match="do not fit"):
+        for shape, targets in (((2, 4), (2,)), ((2, C), (1,)), ((2, C, 3), (2, 3)), ((C,), ()), ((2, C), (2, 4))):
+            with pytest.raises(ValueError, match="do not match"):
                 loss(torch.zeros(shape), torch.zeros(targets).long())
 
     def test_autocast_evaluates_in_float32(self, cls) -> None:
@@ -174,7 +153,7 @@ class TestValues:
         torch.testing.assert_close((value, gradient), (expected[0], expected[1].bfloat16()))
 
     @pytest.mark.parametrize("empty", [1, 98])
-    def test_classes_without_images_change_nothing_for_the_others(self, cls, empty: int) -> None:
+    def test_classes_without_images_do_not_change_the_constants_of_the_others(self, cls, empty: int) -> None:
         counts = [1000, 100, 5]
         for weighting in (EffectiveNumber(0.999), InverseFrequency("samples")):
             expected, actual = (make(cls, n, weighting=weighting) for n in (counts, counts + [0] * empty))
@@ -183,62 +162,28 @@ class TestValues:
                 assert getattr(actual, name).isfinite().all()
 
 
-@of(IGNORING)
-def test_all_but_the_ignored_is_the_batch(cls: type[Loss]) -> None:
-    for reduction in REDUCTIONS:
-        for ignored, unknown in ((255, torch.nan), (-100, torch.inf), (1, 0.0)):  # whatever the network says there
-            loss = make(cls, reduction=reduction, ignore_index=ignored)
-            for logits, targets in (batch(), batch(2, 3, 4)):
-                targets = targets.where(targets % 2 == 0, ignored)
-                logits = logits + torch.where(targets == ignored, unknown, 0.0).unsqueeze(1)
-                value, gradient = value_and_gradient(loss, logits, targets)
-                kept = (targets != ignored).flatten()
-                plain = make(cls, reduction=reduction)
-                expected = value_and_gradient(plain, flat(logits)[kept], targets.flatten()[kept])
-                actual = value.flatten()[kept] if reduction == "none" else value
-                torch.testing.assert_close((actual, flat(gradient)[kept]), expected)
-                assert not flat(gradient)[~kept].any()
-                assert reduction != "none" or not value.flatten()[~kept].any()
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("all_of_them", [False, True])
-def test_ignore_index_of_softmax_is_torchs(reduction: str, all_of_them: bool) -> None:
-    for shape in ((9,), (2, 3, 4)):
-        logits, targets = batch(*shape)
-        targets = torch.full_like(targets, 255) if all_of_them else targets.where(targets > 1, 255)
-        actual = value_and_gradient(SoftmaxLoss(COUNTS, None, reduction, 255), logits, targets)
-        expected = value_and_gradient(nn.CrossEntropyLoss(ignore_index=255, reduction=reduction), logits, targets)
-        torch.testing.assert_close(actual, expected, equal_nan=True)
-
-
-def compiles(loss: Loss, logits: Tensor, targets: Tensor) -> None:
+@pytest.mark.parametrize("cls", [SoftmaxLoss, FocalLoss], ids=lambda cls: cls.__name__)
+def test_each_family_compiles_to_one_graph(cls: type[Loss]) -> None:
+    loss, (logits, indices) = make(cls), batch()
+    targets = [indices, mixed(indices, indices.flip(0), 0.3)]
+    if loss.multi_label:
+        targets.append(torch.randint(-1, 2, (11, C), dtype=torch.int8))
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")  # inductor would need a C++ compiler
-    torch.manual_seed(0)
-    expected = value_and_gradient(loss, logits, targets)
-    torch.manual_seed(0)
-    torch.testing.assert_close(value_and_gradient(compiled, logits, targets), expected)
+    for target in targets:
+        expected = value_and_gradient(loss, logits, target)
+        torch.testing.assert_close(value_and_gradient(compiled, logits, target), expected)
 
 
-@pytest.mark.parametrize("cls", [SoftmaxLoss, FocalLoss], ids=lambda cls: cls.__name__)
-def test_maps_and_soft_targets_compile(cls: type[Loss]) -> None:
-    compiles(make(cls, ignore_index=0), *batch(2, 3, 4))
-    compiles(make(cls), batch()[0], plus(batch()[1], batch()[1].flip(0), 0.3))
-
-
-@of(LOSSES)
+@for_each(LOSSES)
 class TestTransforms:
-    def test_compiles_to_one_graph(self, cls) -> None:
-        compiles(make(cls).train(), *batch())
-
-    def test_functional_gradients_are_autograds(self, cls) -> None:
-        loss, (logits, indices) = make(cls), batch(dtype=torch.float64)
+    def test_functional_gradients_equal_autograd(self, cls) -> None:
+        loss, (logits, indices) = make(cls), batch(5, torch.float64)
 
         def one(z: Tensor, y: Tensor) -> Tensor:
             return loss(z[None], y[None])
 
-        for targets in [indices, plus(indices, indices.flip(0), 0.3).double()][: 1 + loss.soft_targets]:
+        for targets in [indices, mixed(indices, indices.flip(0), 0.3).double()][: 1 + loss.soft_targets]:
             loss.eval()
             _, expected = value_and_gradient(loss, logits, targets)
             torch.testing.assert_close(torch.func.grad(loss)(logits, targets), expected)
@@ -248,25 +193,25 @@ class TestTransforms:
             loss.train()
             assert per_sample(logits, targets).isfinite().all()
 
-    def test_hessian(self, cls) -> None:
-        loss, (logits, targets) = make(cls), batch(3, dtype=torch.float64)
+    def test_functional_hessian_equals_autograd(self, cls) -> None:
+        loss, (logits, targets) = make(cls), batch(3, torch.float64)
         expected = torch.autograd.functional.hessian(lambda z: loss(z, targets), logits)
         torch.testing.assert_close(torch.func.hessian(loss)(logits, targets), expected)  # NaN is not close to NaN
 
 
 @pytest.mark.parametrize("loss", [FocalLoss(COUNTS, g, EffectiveNumber(0.9)) for g in (0.5, 2)], ids=str)
-def test_gradients_of_gradients(loss: Loss) -> None:
-    logits, targets = batch(3, dtype=torch.float64)
+def test_second_derivatives_of_focal_loss(loss: Loss) -> None:
+    logits, targets = batch(3, torch.float64)
     assert torch.autograd.gradgradcheck(loss, (logits.requires_grad_(), targets))
 
 
-@of(LOSSES)
+@for_each(LOSSES)
 class TestState:
-    def test_moves_and_copies(self, cls) -> None:
-        loss, (logits, targets) = make(cls, ignore_index=-7), batch()
+    def test_copies_and_devices(self, cls) -> None:
+        loss, (logits, targets) = make(cls), batch()
         expected = loss(logits, targets)
         assert not loss.state_dict()
-        assert not any(isinstance(value, Tensor) for value in vars(loss).values())  # but buffers
+        assert not any(isinstance(value, Tensor) for value in vars(loss).values())  # only buffers
         assert {buffer.device.type for buffer in copy.deepcopy(loss).to("meta").buffers()} == {"meta"}
         again = cls(**loss.arguments()).eval()
         for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), again):
@@ -275,19 +220,7 @@ class TestState:
         assert f"classes={C}" in repr(loss)
         assert "EffectiveNumber({'normalization': 'classes', 'beta': 0.999})" in repr(loss)
 
-    def test_weights_are_those_of_the_arguments_and_not_of_the_state(self, cls) -> None:
-        """States of before held the class weights, which then stood for another beta than the loss's own."""
-        old = {"class_weights": class_weights(COUNTS, 0.9999).float()}
-        for weighting in (EffectiveNumber(0.9), None):
-            loss, inner = make(cls, weighting=weighting), make(cls, weighting=weighting)
-            expected = copy.deepcopy(loss.class_weights)
-            loss.load_state_dict(old)
-            nn.ModuleDict({"loss": inner}).load_state_dict({f"loss.{name}": value for name, value in old.items()})
-            assert old.keys() == {"class_weights"}
-            for changed in (loss, inner):
-                torch.testing.assert_close(changed.class_weights, expected, rtol=0, atol=0)
-
-    def test_a_loss_of_another_dtype_takes_float32_logits(self, cls) -> None:
+    def test_a_loss_cast_to_another_dtype_accepts_float32_logits(self, cls) -> None:
         for dtype, rtol in ((torch.float64, 1e-6), (torch.bfloat16, 3e-2)):
             for reduction in REDUCTIONS:
                 loss = make(cls, reduction=reduction)
@@ -296,12 +229,12 @@ class TestState:
                 assert {buffer.dtype for buffer in loss.buffers()} <= {dtype, torch.bool}
                 torch.testing.assert_close(value_and_gradient(loss, *batch()), expected, rtol=rtol, atol=rtol)
 
-    def test_made_in_float64_it_has_float64_precision(self, cls, float64) -> None:
+    def test_constants_have_the_precision_of_the_default_dtype(self, cls, float64) -> None:
         loss = make(cls)
         assert torch.float32 not in {buffer.dtype for buffer in loss.buffers()}
         torch.testing.assert_close(loss.class_weights, class_weights(COUNTS, 0.999), rtol=1e-12, atol=0)
 
-    def test_the_command_line_offers_and_checks_the_options(self, cls) -> None:
+    def test_the_command_line_checks_the_options(self, cls) -> None:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--loss", type=Loss)
         counts = ["--loss", f"lt_cb.losses.{cls.__name__}", "--loss.class_counts", str(COUNTS)]
@@ -315,9 +248,9 @@ class TestState:
                 parser.parse_args([*counts, *weighting, *wrong])
 
 
-@of(SOFT)
+@for_each(SOFT)
 class TestSoftTargets:
-    def test_mixed_images(self, cls) -> None:
+    def test_mixup_and_cutmix_give_finite_values(self, cls) -> None:
         logits, targets = batch(8)
         for mix in (v2.MixUp(num_classes=C), v2.CutMix(num_classes=C)):
             _, soft = mix(torch.rand(8, 3, 4, 4), targets)
@@ -325,32 +258,28 @@ class TestSoftTargets:
             for loss in (make(cls), make(cls).train()):
                 assert all(tensor.isfinite().all() for tensor in value_and_gradient(loss, logits, soft))
 
-    @given(share=st.floats(0, 1))
-    @settings(max_examples=5, deadline=None)
-    def test_the_weight_of_a_mixture_is_the_mean_of_its_labels(self, cls, share: float) -> None:
+    @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+    def test_the_weight_of_a_mixture_is_the_mean_weight_of_its_labels(self, cls, share: float) -> None:
         targets = batch()[1]
         loss = make(cls)
-        weights = loss.weigh(plus(targets, targets.flip(0), share), loss.class_weights)[0]
+        weights = loss.weigh(mixed(targets, targets.flip(0), share), loss.class_weights)[0]
         expected = share * loss.class_weights[targets] + (1 - share) * loss.class_weights[targets.flip(0)]
         torch.testing.assert_close(weights, expected)
 
-    def test_what_is_no_probability_is_refused(self, cls) -> None:
-        targets = one_hot(batch()[1])
+    def test_targets_outside_the_unit_interval_raise_an_error(self, cls) -> None:
+        targets = torch.eye(C)[batch()[1]]
         allowed = r"\[0, 1\], -1 or NaN" if cls.multi_label else r"\[0, 1\]"
         for wrong in (255.0, 1.01, -0.5) if cls.multi_label else (255.0, -1.0, torch.nan, 1.01):
             targets[3, 2] = wrong
             with pytest.raises(ValueError, match=f"must be in {allowed}, but go from .*: give "):
                 make(cls)(batch()[0], targets)
-        if cls in IGNORING:
-            with pytest.raises(ValueError, match="ignore_index is 255, but targets of the shape of the logits are no"):
-                make(cls, ignore_index=255)(batch()[0], one_hot(batch()[1]))
 
 
-@of(LINEAR)
+@for_each(LINEAR)
 @given(st.floats(0, 1), st.integers(0, 99), st.sampled_from([None, 0.9, 0.9999]), st.sampled_from(REDUCTIONS))
-@settings(max_examples=8, deadline=None)
-def test_a_mixture_costs_the_mixture_of_its_parts(cls, share, seed, beta, reduction) -> None:
-    """As mixup has it, the weight of each label with its own part."""
+@settings(max_examples=4, deadline=None)
+def test_the_loss_of_a_mixture_is_the_mixture_of_the_losses(cls, share, seed, beta, reduction) -> None:
+    """As in mixup, each part has the weight of its label."""
     reduction = "none" if reduction == "weighted_mean" else reduction
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(9, C, generator=generator, dtype=torch.float64) * 3
@@ -364,13 +293,13 @@ def test_a_mixture_costs_the_mixture_of_its_parts(cls, share, seed, beta, reduct
 
 @given(seed=st.integers(0, 99), scale=st.sampled_from([1.0, 30.0]), several=st.booleans())
 @settings(max_examples=10, deadline=None)
-def test_weighted_soft_targets_of_softmax_are_torchs(seed: int, scale: float, several: bool) -> None:
+def test_weighted_soft_targets_of_softmax_equal_torch(seed: int, scale: float, several: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(9, C, generator=generator, dtype=torch.float64)
     soft = torch.rand(9, C, generator=generator, dtype=torch.float64)
     soft = soft if several else soft / soft.sum(1, keepdim=True)
     weighting = EffectiveNumber(0.999)
-    for reduction in ("sum", "mean", "none"):  # whose mean of soft targets divides by the batch size
+    for reduction in ("sum", "mean", "none"):  # the mean of torch also divides by the batch size here
         actual = value_and_gradient(SoftmaxLoss(COUNTS, weighting, reduction).double(), logits, soft)
         torchs = nn.CrossEntropyLoss(SoftmaxLoss(COUNTS, weighting).class_weights.double(), reduction=reduction)
         torch.testing.assert_close(actual, value_and_gradient(torchs, logits, soft), rtol=1e-9, atol=1e-12)
@@ -418,29 +347,3 @@ def test_neutral_settings_give_a_known_loss(loss: Loss, known: Any) -> None:
     torch.testing.assert_close(value_and_gradient(loss, logits, targets), expected)
     if loss.soft_targets:
         torch.testing.assert_close(value_and_gradient(loss, logits, torch.eye(size)[targets]), expected)
-
-
-@pytest.mark.parametrize(
-    ("counts", "sentence"),
-    [
-        ({0: 5, 1: 3}, "class_counts is a mapping, but must be a list"),
-        ([5.5, 3], "must be whole numbers"),
-        ([float("nan"), 3], "must be whole numbers"),
-        ([5, -1], "the smallest is -1"),
-    ],
-)
-def test_impossible_counts_are_refused(counts, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        SoftmaxLoss(counts)
-
-
-def test_floating_class_indices_are_refused() -> None:
-    with pytest.raises(ValueError, match="are class indices, but of dtype"):
-        SoftmaxLoss([5, 3])(torch.zeros(2, 2), torch.tensor([0.0, 1.7]))
-
-
-def test_equalization_without_a_tail_warns() -> None:
-    with pytest.warns(
-        UserWarning, match=r"no class is a tail class at threshold 0.005, the rarest has a share of 0.38"
-    ):
-        EqualizationLoss([5, 3])

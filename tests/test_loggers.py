@@ -16,8 +16,8 @@ from PIL import Image
 from wandb_server import serve
 
 from lt_cb.__main__ import main
-from lt_cb.loggers import RunFolder
 from lt_cb.lab.report import read_run
+from lt_cb.loggers import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Margins, priors and temperatures against the papers' formulas, written a sample and a class at a time."""
+"""Margins, priors and temperatures against the equations of the papers, one sample and one class at a time."""
 
 import math
 
@@ -27,6 +27,7 @@ from lt_cb.losses import (
 )
 
 COUNTS = [500, 60, 7, 1]
+Case = tuple[list[int], np.ndarray, np.ndarray]
 LOSSES = [
     LogitAdjustedLoss,
     BalancedSoftmaxLoss,
@@ -38,12 +39,12 @@ LOSSES = [
 
 
 def affine(cls: type[Loss], n: list[int]) -> tuple[list[float], list[float], list[float]]:
-    """Return factor and shift of each class's logit, and a shift of the true class's alone, at the papers' defaults."""
+    """Return factors and shifts of the logits, and shifts of the true class only, at the defaults of the papers."""
     rarest = min([count for count in n if count], default=1)
     bounded = [count or rarest for count in n]
     n = [max(count, 1) for count in n]
     one, zero = [1.0] * len(n), [0.0] * len(n)
-    prior = [math.log(count) for count in n]  # the softmax does not see the common -log sum n
+    prior = [math.log(count) for count in n]  # the softmax cancels the common -log sum n
     if cls in (LogitAdjustedLoss, BalancedSoftmaxLoss):
         return one, prior, zero
     if cls is VectorScalingLoss:
@@ -57,7 +58,7 @@ def affine(cls: type[Loss], n: list[int]) -> tuple[list[float], list[float], lis
 
 
 def reference(cls: type[Loss], n: list[int], z: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
-    """Value and gradient of the mean over the batch."""
+    """Return value and gradient of the mean over the batch."""
     factor, shift, margin = affine(cls, n)
     value, gradient = 0.0, np.zeros_like(z)
     for i in range(len(y)):
@@ -72,22 +73,22 @@ def reference(cls: type[Loss], n: list[int], z: np.ndarray, y: np.ndarray) -> tu
 
 @pytest.mark.parametrize("cls", LOSSES)
 @given(case=batches())
-@settings(max_examples=40, deadline=None)
-def test_value_and_gradient(cls: type[Loss], case: tuple[list[int], np.ndarray, np.ndarray]) -> None:
+@settings(max_examples=20, deadline=None)
+def test_value_and_gradient_equal_the_equation(cls: type[Loss], case: Case) -> None:
     counts, z, y = case
     value, gradient = reference(cls, counts, z, y)
     logits = torch.tensor(z, requires_grad=True)
     actual = cls(counts)(logits, torch.tensor(y))
     actual.backward()
-    # the buffers are float32
+    # the constants are float32
     np.testing.assert_allclose(actual.item(), value, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(logits.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
 @given(case=batches(), dtype=st.sampled_from([torch.float32, torch.float64]))
-@settings(max_examples=40, deadline=None)
-def test_ldam_mixes_the_losses_of_the_labels(case: tuple[list[int], np.ndarray, np.ndarray], dtype) -> None:
-    """Also where one class has all the probability, and what is left for the others is a difference of near numbers."""
+@settings(max_examples=20, deadline=None)
+def test_ldam_of_a_mixed_label_mixes_the_losses_of_its_labels(case: Case, dtype: torch.dtype) -> None:
+    """The probability of the other classes is a difference of close numbers if one class has nearly all of it."""
     counts, z, y = case
     loss = LDAMLoss(counts, reduction="sum")
     (value, gradient), (other, other_gradient) = (reference(LDAMLoss, counts, z, labels) for labels in (y, y * 0))
@@ -127,7 +128,7 @@ def test_post_hoc_adjustment_moves_the_prediction_to_the_tail() -> None:
         (lambda: InverseFrequency("samples")([0, 0]), "all class_counts are 0"),
     ],
 )
-def test_wrong_values_are_refused(make, sentence: str) -> None:
+def test_wrong_values_raise_an_error(make, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()
 
@@ -135,27 +136,27 @@ def test_wrong_values_are_refused(make, sentence: str) -> None:
 class TestNormalizationAndReduction:
     @pytest.mark.parametrize("make", [EffectiveNumber, InverseFrequency, SquareRootInverse])
     @given(counts=st.lists(st.integers(1, 10**6), min_size=2, max_size=20))
-    @settings(max_examples=30, deadline=None)
-    def test_sums(self, make, counts: list[int]) -> None:
+    @settings(max_examples=15, deadline=None)
+    def test_normalizations_of_class_weights(self, make, counts: list[int]) -> None:
         classes = make(normalization="classes")(counts)
         samples = make(normalization="samples")(counts)
         raw = make(normalization="none")(counts)
         assert classes.sum().item() == pytest.approx(len(counts))
         mean = sum(w * n for w, n in zip(samples.tolist(), counts, strict=True)) / sum(counts)
         assert mean == pytest.approx(1.0)
-        for weights in (classes, samples):  # the factor is all that differs
+        for weights in (classes, samples):  # they differ by a factor
             torch.testing.assert_close(weights / raw, (weights / raw)[0].expand(len(counts)))
 
-    def test_beta_moves_the_mean_weight_of_a_sample_sixfold(self) -> None:
-        """The table of mean weights at CIFAR-10, imbalance factor 100: 1.00 at beta 0.9 and 0.17 at 0.9999."""
+    def test_beta_changes_the_mean_weight_of_a_sample(self) -> None:
+        """CIFAR-10 at imbalance factor 100: 1.00 at beta 0.9, and 0.17 at 0.9999."""
         counts = [int(5000 * 0.01 ** (i / 9)) for i in range(10)]
         for beta, mean in ((0.9, 1.0), (0.99, 0.80), (0.999, 0.27), (0.9999, 0.17)):
             weights = EffectiveNumber(beta)(counts).tolist()
             actual = sum(w * n for w, n in zip(weights, counts, strict=True)) / sum(counts)
             assert actual == pytest.approx(mean, abs=0.005)
 
-    def test_what_the_public_codes_compute(self) -> None:
-        """One batch, by torch's own functions: Cui et al. divide by the batch size, LDAM-DRW by the sum of weights."""
+    def test_values_equal_the_code_of_the_authors(self) -> None:
+        """Cui et al. divide by the batch size, LDAM-DRW by the sum of the weights."""
         z, y = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
         weights = (1 - 0.999) / (1 - 0.999 ** np.array(COUNTS, dtype=float))
         w = torch.tensor(weights / weights.sum() * 4).float()
@@ -170,11 +171,11 @@ class TestNormalizationAndReduction:
         cosines = z / 10
         margin = 0.5 * np.array(COUNTS, dtype=float) ** -0.25
         shifted = 30 * (cosines - one_hot * torch.tensor(margin).float())
-        ldam = F.cross_entropy(shifted, y, weight=w)  # the rarest class has one image, so that m is 0.5 n^(-1/4)
+        ldam = F.cross_entropy(shifted, y, weight=w)  # m = 0.5 n^(-1/4), because the rarest class has one image
         torch.testing.assert_close(LDAMLoss(COUNTS, weighting=weighting, reduction="weighted_mean")(cosines, y), ldam)
 
-    def test_what_the_balanced_loss_packages_compute(self) -> None:
-        """vandit15 and fcakyon: sigmoid averaged over classes too, focal as here, "softmax" a BCE of probabilities."""
+    def test_values_relate_to_the_balanced_loss_packages(self) -> None:
+        """vandit15 and fcakyon: sigmoid loss averaged over classes, the same focal loss, and a BCE of the softmax."""
         z, y = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 4
         raw = (1 - 0.999) / (1 - 0.999 ** np.array(COUNTS, dtype=float))
         w = torch.tensor(raw / raw.sum() * 4).float()[y][:, None].expand(16, 4)
@@ -187,4 +188,4 @@ class TestNormalizationAndReduction:
         softmax = F.binary_cross_entropy(z.softmax(1), one_hot, weight=w)
         ours = F.binary_cross_entropy(SoftmaxLoss(COUNTS).probabilities(z), one_hot, weight=w)
         torch.testing.assert_close(ours, softmax)
-        assert softmax < 0.7 * SoftmaxLoss(COUNTS, weighting)(z, y)  # it is no cross-entropy of the softmax
+        assert softmax < 0.7 * SoftmaxLoss(COUNTS, weighting)(z, y)  # a BCE is not the softmax cross-entropy

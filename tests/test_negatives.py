@@ -1,6 +1,6 @@
-"""Losses that treat other classes apart, and noise and regularisers, against the papers' equations.
+"""Losses that treat negatives differently, add noise or a regulariser, against the equations of the papers.
 
-Equations are evaluated as they stand, a sample and a class at a time, by decimals whose range no exponential leaves.
+The references evaluate the equations one sample and one class at a time, in decimals that neither overflow nor vanish.
 """
 
 import itertools
@@ -42,8 +42,8 @@ def decimals(values: Sequence[float]) -> list[Decimal]:
     return [Decimal(float(v)) for v in values]
 
 
-def ratio(factors: Sequence[Decimal], z: Sequence[Decimal], y: int) -> tuple[Decimal, list[Decimal]]:
-    """Value and gradient of -log(e^z_y / sum_c f_c e^z_c), where f_y is 1 and no gradient flows through f."""
+def weighted_softmax(factors: Sequence[Decimal], z: Sequence[Decimal], y: int) -> tuple[Decimal, list[Decimal]]:
+    """Return value and gradient of -log(e^z_y / sum_c f_c e^z_c), with f_y = 1 and f constant."""
     terms = [f * v.exp() for f, v in zip(factors, z, strict=True)]
     value = -(z[y].exp() / sum(terms)).ln()
     return value, [t / sum(terms) - (c == y) for c, t in enumerate(terms)]
@@ -62,7 +62,7 @@ def equalization(n: list[int], z: np.ndarray, y: np.ndarray, gamma: float, thres
     samples = []
     for i, true in enumerate(y.tolist()):
         left_out = [c != true and n[c] < threshold * sum(n) and u[i, c] < gamma for c in range(len(n))]
-        samples.append(ratio([Decimal(not out) for out in left_out], decimals(z[i]), true))
+        samples.append(weighted_softmax([Decimal(not out) for out in left_out], decimals(z[i]), true))
     return mean(samples)
 
 
@@ -70,11 +70,11 @@ def seesaw(n: list[int], z: np.ndarray, y: np.ndarray, p: float, q: float) -> Va
     n = [max(count, 1) for count in n]
     samples = []
     for i, true in enumerate(y.tolist()):
-        scores = [v.exp() for v in decimals(z[i])]  # sigma but for its denominator, which cancels
+        scores = [v.exp() for v in decimals(z[i])]  # sigma without its denominator, which cancels
         mitigation = [power(min(Decimal(1), Decimal(n[c]) / n[true]), p) for c in range(len(n))]
         compensation = [power(max(Decimal(1), scores[c] / scores[true]), q) for c in range(len(n))]
         factors = [m * c for m, c in zip(mitigation, compensation, strict=True)]
-        samples.append(ratio(factors, decimals(z[i]), true))
+        samples.append(weighted_softmax(factors, decimals(z[i]), true))
     return mean(samples)
 
 
@@ -109,7 +109,7 @@ def gcl(n: list[int], z: np.ndarray, y: np.ndarray, a: float, s: float, normal: 
             for c in range(len(n)):
                 noise = min(abs(Decimal(normal[i, c])) / 3, Decimal(1))
                 cosines[c] -= Decimal(a) * noise * (most - log_n[c]) / (most - least)
-        value, gradient = ratio([Decimal(1)] * len(n), [Decimal(s) * v for v in cosines], true)
+        value, gradient = weighted_softmax([Decimal(1)] * len(n), [Decimal(s) * v for v in cosines], true)
         samples.append((value, [Decimal(s) * g for g in gradient]))
     return mean(samples)
 
@@ -117,7 +117,9 @@ def gcl(n: list[int], z: np.ndarray, y: np.ndarray, a: float, s: float, normal: 
 def lade(n: list[int], z: np.ndarray, y: np.ndarray, alpha: float, penalty: float) -> ValueAndGradient:
     existing = sum(count > 0 for count in n) or len(n)
     prior = [Decimal(max(count, 1)) / (sum(n) or len(n)) for count in n]
-    value, gradient = mean([ratio([p / prior[t] for p in prior], decimals(z[i]), t) for i, t in enumerate(y.tolist())])
+    value, gradient = mean(
+        [weighted_softmax([p / prior[t] for p in prior], decimals(z[i]), t) for i, t in enumerate(y.tolist())]
+    )
     for c in range(len(n)):
         terms = [v.exp() / existing / prior[t] for v, t in zip(decimals(z[:, c]), y, strict=True)]
         spread = (sum(terms) / len(y)).ln()
@@ -138,10 +140,11 @@ def check(loss: Loss, z: np.ndarray, targets: np.ndarray, expected: ValueAndGrad
     np.testing.assert_allclose(logits.grad, expected[1], rtol=1e-8, atol=1e-12 * (1 + np.abs(expected[1]).max()))
 
 
-class TestAgainstTheEquation:
+class TestAgainstTheEquations:
+    @pytest.mark.filterwarnings("ignore:no class has a share below the threshold")
     @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.9, 1.0])
     @given(case=batches(), threshold=st.sampled_from([0.0, 0.005, 0.2, 1.0]), seed=st.integers(0, 99))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=12, deadline=None)
     def test_equalization(self, gamma: float, case: Case, threshold: float, seed: int) -> None:
         counts, z, y = case
         loss = EqualizationLoss(counts, gamma, threshold)
@@ -153,14 +156,14 @@ class TestAgainstTheEquation:
 
     @pytest.mark.parametrize(("p", "q"), [(0.8, 2.0), (0.0, 0.5), (1.0, 0.0), (3.0, 1.0)])
     @given(case=batches())
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=12, deadline=None)
     def test_seesaw(self, p: float, q: float, case: Case) -> None:
         counts, z, y = case
         check(SeesawLoss(counts, p, q), z, y, seesaw(counts, z, y, p, q))
 
     @pytest.mark.parametrize("gammas", [(0.0, 4.0), (1.0, 0.5), (0.5, 0.0), (4.0, 1.0)])
     @given(case=batches(), margin=st.sampled_from([0.0, 0.05, 0.9]), seed=st.integers(0, 99))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     def test_asymmetric(self, gammas: tuple[float, float], case: Case, margin: float, seed: int) -> None:
         counts, z, y = case
         loss = AsymmetricLoss(counts, *gammas, margin)
@@ -170,7 +173,7 @@ class TestAgainstTheEquation:
 
     @pytest.mark.parametrize(("noise", "scale"), [(0.5, 30.0), (1.0, 2.0), (0.0, 10.0)])
     @given(case=batches(), seed=st.integers(0, 99))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=12, deadline=None)
     def test_gcl(self, noise: float, scale: float, case: Case, seed: int) -> None:
         counts, z, y = case
         loss = GCLLoss(counts, noise, scale)
@@ -182,14 +185,14 @@ class TestAgainstTheEquation:
 
     @pytest.mark.parametrize(("alpha", "penalty"), [(0.1, 0.1), (0.0, 0.1), (2.0, 0.0), (1.0, 0.5)])
     @given(case=batches())
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=12, deadline=None)
     def test_lade(self, alpha: float, penalty: float, case: Case) -> None:
         counts, z, y = case
         check(LADELoss(counts, alpha, penalty), z, y, lade(counts, z, y, alpha, penalty))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_asymmetric_is_finite_at_any_logit(dtype: torch.dtype) -> None:
+def test_asymmetric_is_finite_near_its_edges_and_at_extreme_logits(dtype: torch.dtype) -> None:
     edges = [0.0, *(torch.tensor([1e-9, 0.05]).logit() + torch.tensor([[-1e-6], [0.0], [1e-6]])).flatten().tolist()]
     z = torch.tensor([v * s for v in (*edges, 1e-30, 17.0, 40.0, 90.0, 104.0, 750.0, 1e4, 1e30) for s in (-1, 1)])
     # a margin of 1e-9 leaves 1 in float32; p is 0.5 at logit 0
@@ -202,7 +205,7 @@ def test_asymmetric_is_finite_at_any_logit(dtype: torch.dtype) -> None:
         assert logits.grad.isfinite().all(), (gamma, margin)
 
 
-def test_equalization_leaves_out_tail_negatives_alone() -> None:
+def test_equalization_leaves_out_only_tail_negatives() -> None:
     logits = torch.zeros(4, 4, requires_grad=True)
     targets = torch.arange(4)
     EqualizationLoss(COUNTS, gamma=1.0, threshold=0.05, reduction="sum")(logits, targets).backward()
@@ -213,17 +216,22 @@ def test_equalization_leaves_out_tail_negatives_alone() -> None:
     torch.testing.assert_close(value, torch.tensor(3.0).log())
 
 
+def test_equalization_without_a_tail_warns() -> None:
+    with pytest.warns(UserWarning, match=r"no class has a share below the threshold 0.005 \(the rarest has 0.38\)"):
+        EqualizationLoss([5, 3])
+
+
 @pytest.mark.parametrize("make", [EqualizationLoss, GCLLoss])
-def test_noise_is_for_training(make: type[Loss]) -> None:
+def test_noise_is_only_added_in_training(make: type[Loss]) -> None:
     loss, logits, targets = make([10**6, 1, 1]), torch.randn(50, 3), torch.zeros(50).long()
     assert loss(logits, targets) != loss(logits, targets)
     loss.eval()
     assert loss(logits, targets) == loss(logits, targets)
-    same = torch.zeros(50, 3)
-    torch.testing.assert_close(loss(same, targets), SoftmaxLoss([1] * 3)(same, targets))
+    equal = torch.zeros(50, 3)
+    torch.testing.assert_close(loss(equal, targets), SoftmaxLoss([1] * 3)(equal, targets))
 
 
-def test_the_noise_of_gcl_is_clipped() -> None:
+def test_gcl_clips_its_noise() -> None:
     torch.manual_seed(0)
     values = GCLLoss([9, 1], noise=1.0, scale=1.0, reduction="none")(torch.zeros(3000, 2), torch.zeros(3000).long())
     torch.testing.assert_close(
@@ -233,8 +241,8 @@ def test_the_noise_of_gcl_is_clipped() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("reduction", "upstream"), [("sum", 1.0), ("mean", 65536.0), ("sum", 65536.0)])
-def test_the_gradient_of_lade_is_finite_where_a_class_is_not_in_the_batch(reduction, upstream, dtype) -> None:
-    """65536 is where torch.amp.GradScaler starts."""
+def test_lade_has_a_finite_gradient_if_a_class_is_missing_from_the_batch(reduction, upstream, dtype) -> None:
+    """65536 is the initial scale of torch.amp.GradScaler."""
     logits = torch.randn(128, 3, dtype=dtype, requires_grad=True)
     targets = 1 + torch.arange(128) % 2
     value = LADELoss([500, 300, 5], reduction=reduction)(logits, targets)
@@ -246,7 +254,7 @@ def test_the_gradient_of_lade_is_finite_where_a_class_is_not_in_the_batch(reduct
         torch.testing.assert_close(logits.grad, upstream * plain)
 
 
-def test_lade_of_a_batch_without_labels_is_nothing() -> None:
+def test_lade_of_a_batch_without_labels_is_zero() -> None:
     logits = torch.randn(9, 4, requires_grad=True)
     value = LADELoss(COUNTS)(logits, torch.zeros(9, 4))
     value.backward()
@@ -255,7 +263,7 @@ def test_lade_of_a_batch_without_labels_is_nothing() -> None:
     assert not logits.grad.any()
 
 
-def test_lade_is_weighted_by_the_mean_weight_of_the_batch() -> None:
+def test_lade_weights_its_regulariser_by_the_mean_weight_of_the_batch() -> None:
     logits, targets = torch.randn(9, 4), torch.arange(9) % 3
     weighting = EffectiveNumber(0.9)
     regulariser = LADELoss(COUNTS)(logits, targets) - BalancedSoftmaxLoss(COUNTS)(logits, targets)
@@ -285,6 +293,6 @@ def test_lade_is_weighted_by_the_mean_weight_of_the_batch() -> None:
         (lambda: SeesawLoss(COUNTS)(torch.zeros(1, 4), torch.eye(4)[:1]), "SeesawLoss takes class indices, but not"),
     ],
 )
-def test_wrong_values_are_refused(make, sentence: str) -> None:
+def test_wrong_values_raise_an_error(make, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()

@@ -1,4 +1,4 @@
-"""Smoothed and polynomial losses against their formulas, a sample and a class at a time, in float64."""
+"""Smoothed and polynomial losses against their formulas, one sample and one class at a time."""
 
 import math
 
@@ -21,7 +21,7 @@ def smoothed_target(cls: type[Loss], counts: list[int], y: int) -> list[float]:
         return [0.9 * (c == y) + 0.1 / size for c in range(size)]
     if cls is LabelAwareSmoothingLoss:
         rarest = min([count for count in counts if count], default=1)
-        counts = [count or rarest for count in counts]  # the value of a class without images is that of the rarest
+        counts = [count or rarest for count in counts]  # a class without images gets the value of the rarest class
         span = max(counts) - rarest
         angle = math.pi * (counts[y] - rarest) / (2 * span) if span else math.pi / 2
         eps = 0.1 + (0.4 - 0.1) * math.sin(angle)
@@ -30,6 +30,7 @@ def smoothed_target(cls: type[Loss], counts: list[int], y: int) -> list[float]:
 
 
 def reference(cls: type[Loss], counts: list[int], z: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return value and gradient of the mean over the batch."""
     value, gradient = 0.0, np.zeros_like(z)
     for i, true in enumerate(y):
         top = max(z[i])
@@ -46,15 +47,15 @@ def reference(cls: type[Loss], counts: list[int], z: np.ndarray, y: np.ndarray) 
 
 @pytest.mark.parametrize("cls", LOSSES)
 @given(case=batches())
-@settings(max_examples=40, deadline=None)
-def test_value_and_gradient(cls: type[Loss], case: tuple[list[int], np.ndarray, np.ndarray]) -> None:
+@settings(max_examples=20, deadline=None)
+def test_value_and_gradient_equal_the_formula(cls: type[Loss], case: tuple[list[int], np.ndarray, np.ndarray]) -> None:
     counts, z, y = case
     value, gradient = reference(cls, counts, z, y)
     logits = torch.tensor(z, requires_grad=True)
     actual = cls(counts)(logits, torch.tensor(y))
     actual.backward()
     np.testing.assert_allclose(actual.item(), value, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(logits.grad, gradient, rtol=1e-6, atol=1e-7)  # the smoothing is a float32 buffer
+    np.testing.assert_allclose(logits.grad, gradient, rtol=1e-6, atol=1e-7)  # the smoothing is float32
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,6 @@ def test_value_and_gradient(cls: type[Loss], case: tuple[list[int], np.ndarray, 
         (lambda: PolyLoss(COUNTS, -2), "epsilon is -2, but must be at least -1"),
     ],
 )
-def test_wrong_values_are_refused(make, sentence: str) -> None:
+def test_wrong_values_raise_an_error(make, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()

@@ -177,7 +177,7 @@ class CommandLine(LightningCLI):
     def set_loss(self, loss: dict[str, Any]) -> None:
         """Replace the loss of the configuration, a class path with init_args."""
         self.config.model.loss = None
-        self.config = self.parser.parse_object({"model": {"loss": loss}}, self.config)
+        self.config.model.loss = self.parser.parse_object({"model": {"loss": loss}}, self.config).model.loss
 
     def _link_facts(self, parser: LightningArgumentParser) -> None:
         """Link to the model the facts of its training data in the checkpoint, for a command without data."""

@@ -18,6 +18,7 @@ from lt_cb.lab.report.tables import half_width
 from lt_cb.longtail.several import stratify
 from lt_cb.longtail.subset import count_labels
 from lt_cb.losses import Loss
+from lt_cb.losses.prior import assumed_prior, log_posterior
 from lt_cb.metrics import average_precision
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -189,12 +190,12 @@ def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:
         logits: logits of held-out images, shape (M, C).
         targets: class indices, int64 of shape (M,).
     """
-    weights = (loss.assumed_prior() / targets.bincount(minlength=logits.shape[1]).clamp(min=1)).float()[targets]
+    weights = (assumed_prior(loss) / targets.bincount(minlength=logits.shape[1]).clamp(min=1)).float()[targets]
 
     def cross_entropy(log_temperature: float) -> float:
         scaled = temperature_scaled(loss, logits, math.exp(log_temperature))
-        log_posterior = loss.log_posterior(scaled).log_softmax(1)
-        return float(-(weights * log_posterior.gather(1, targets[:, None])[:, 0]).sum())
+        log_p = log_posterior(loss, scaled).log_softmax(1)
+        return float(-(weights * log_p.gather(1, targets[:, None])[:, 0]).sum())
 
     low, high = math.log(0.05), math.log(20.0)
     while high - low > 1e-3:  # golden-section search

@@ -1,6 +1,6 @@
-"""Losses for long-tailed recognition: plain PyTorch, usable without Lightning.
+"""Losses for long-tailed recognition in plain PyTorch, usable without Lightning.
 
-Every loss is ``Loss(class_counts, ...)(logits, targets) -> scalar``, and every weighting goes with every loss.
+Every loss is ``Loss(class_counts, ...)(logits, targets) -> scalar`` and accepts every weighting.
 """
 
 from lt_cb.losses.base import Loss, LossOptions

@@ -1,4 +1,4 @@
-"""Softmax losses that shift or scale logits by class: margins, priors and temperatures."""
+"""Softmax losses that shift or scale the logits by class: priors, temperatures and margins."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_cb.errors import InputError, check_at_least
-from lt_cb.losses.base import LossOptions, Reduction, one_hot
+from lt_cb.longtail.prior import class_prior
+from lt_cb.losses.base import LossOptions, one_hot
 from lt_cb.losses.softmax import SoftmaxLoss
-from lt_cb.losses.weighting import Weighting, with_images
 
 COSINES = "0 gives the softmax cross-entropy of the scaled cosines."
 
 
 def _check_scale(scale: float) -> float:
     if not 0.0 < scale < math.inf:
-        raise InputError(f"scale is {scale}, but must be positive and finite; the paper's is 30.")
+        raise InputError(f"scale is {scale}, but must be positive and finite; the paper uses 30.")
     return scale
 
 
@@ -28,7 +28,7 @@ class LogitAdjustedLoss(SoftmaxLoss):
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy} + \tau \log \pi_y}}{\sum_c e^{z_{ic} + \tau \log \pi_c}},
         \quad \pi_c = n_c / \sum_k n_k
 
-    The adjustment is for training; predictions are of the logits themselves.
+    The shift is applied in training only. Predictions use the plain logits.
 
     Args:
         class_counts: training images of each class, shape (C,).
@@ -47,16 +47,11 @@ class LogitAdjustedLoss(SoftmaxLoss):
         super().__init__(class_counts, **options)
         check_at_least("tau", tau, 0, "0 shifts nothing.")
         self.tau = tau
-        self.register_constant("shift", tau * self.class_prior().log())
+        self.register_constant("shift", tau * torch.from_numpy(class_prior(self.class_counts)).log())
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the shifted logits."""
+        """Return z + tau log pi."""
         return logits + self.shift.to(logits.dtype)
-
-    def assumed_prior(self) -> Tensor:
-        """Return the prior w_c n_c of `Loss`, of which pi^tau has been taken off: in training, or after it."""
-        mass = super().assumed_prior() / self.class_prior() ** self.tau
-        return mass / mass.where(with_images(self.class_counts), 0.0).sum()
 
 
 class BalancedSoftmaxLoss(LogitAdjustedLoss):
@@ -72,23 +67,23 @@ class BalancedSoftmaxLoss(LogitAdjustedLoss):
 
 
 class PostHocLogitAdjustment(LogitAdjustedLoss):
-    r"""Softmax cross-entropy whose predictions are adjusted, of `Menon et al. 2021`_.
+    r"""Softmax cross-entropy with post-hoc logit adjustment of `Menon et al. 2021`_.
 
-    Training is that of `SoftmaxLoss`; the predicted class is the arg-max of
+    Training equals `SoftmaxLoss`. The predicted class is the arg-max of
 
     .. math:: z_c - \tau \log \pi_c
 
-    so that it also tests a checkpoint of another loss, for any tau, without training.
+    It can test a checkpoint of another softmax loss with any tau, without training.
 
     .. _Menon et al. 2021: https://arxiv.org/abs/2007.07314
     """
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the logits as they are."""
+        """Return z: the adjustment is for predictions only."""
         return logits
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Return the logits less tau log prior."""
+        """Return z - tau log pi."""
         return logits - self.shift
 
 
@@ -97,7 +92,7 @@ class VectorScalingLoss(LogitAdjustedLoss):
 
     .. math:: z_c \to (n_c / n_{\max})^\gamma z_c + \tau \log \pi_c
 
-    The defaults are the paper's for CIFAR-10. Scale and shift are for training only.
+    The defaults are the paper's for CIFAR-10. Scale and shift are applied in training only.
 
     Args:
         class_counts: training images of each class, shape (C,).
@@ -119,12 +114,11 @@ class VectorScalingLoss(LogitAdjustedLoss):
         super().__init__(class_counts, tau, **options)
         check_at_least("gamma", gamma, 0, "0 scales nothing.")
         self.gamma = gamma
-        self.distorted_by = "the scale of each class" if gamma else None
         counts = self.positive_counts()
         self.register_constant("scale", (counts / counts.max()) ** gamma)
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the scaled and shifted logits."""
+        """Return (n_c / n_max)^gamma z + tau log pi."""
         return torch.addcmul(self.shift.to(logits.dtype), logits, self.scale.to(logits.dtype))
 
 
@@ -155,14 +149,14 @@ class LDAMLoss(SoftmaxLoss):
         \frac{e^{s (z_{iy} - m_y)}}{e^{s (z_{iy} - m_y)} + \sum_{c \ne y} e^{s z_{ic}}},
         \quad m_c = m \, (n_{\min} / n_c)^{1/4}
 
-    The logits are cosines: `LongTailedClassifier` replaces the last layer of the backbone by a normalised one. With
-    ``drw_start: 0.8`` and `EffectiveNumber` it is the paper's LDAM-DRW. Soft targets mix the losses of their
+    The logits are cosines: `LongTailedClassifier` replaces the last layer of the backbone by a normalised one. The
+    paper's LDAM-DRW uses `EffectiveNumber` weights from ``drw_start: 0.8`` on. Soft targets mix the losses of their
     labels, each with its own margin.
 
     Args:
         class_counts: training images of each class, shape (C,).
         max_margin: m, the margin of the rarest class, at least 0.
-        scale: s, more than 0.
+        scale: s, above 0.
         options: see `LossOptions`.
 
     Raises:
@@ -180,49 +174,48 @@ class LDAMLoss(SoftmaxLoss):
         super().__init__(class_counts, **options)
         check_at_least("max_margin", max_margin, 0, COSINES)
         self.max_margin, self.scale = max_margin, _check_scale(scale)
-        self.distorted_by = "its margins" if max_margin else None
         counts = self.bounded_counts()
         self.register_constant("margins", max_margin * (counts.min() / counts) ** 0.25)
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the scaled cosines, less the margin at the true class."""
+        """Return s z, minus s m_y at the true class."""
         margins = self.scale * self.margins.to(logits.dtype)
         shift = torch.zeros_like(logits).scatter(1, targets[:, None], -margins.index_select(0, targets)[:, None])
         return shift.add(logits, alpha=self.scale)
 
-    def log_p(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the log-probability of each class, were it the true one; that of the index alone is right."""
+    def _log_p(self, logits: Tensor, targets: Tensor) -> Tensor:
         if targets.ndim == 1:
-            return super().log_p(logits, targets)
+            return super()._log_p(logits, targets)
+        # soft targets: the log-probability of each class if it were the true class, with its own margin
         scaled = self.scale * logits
         top = scaled.argmax(1, keepdim=True)
-        # rest_c = log sum_{k != c} e^{s z_k}; 1 - p cancels for the top class alone, as no other has more than 1/2
+        # rest_c = log sum_{k != c} e^{s z_k}; only the top class needs an exact sum, since 1 - p may cancel there
         p = scaled.softmax(1).scatter(1, top, 0.0)
         rest = scaled.logsumexp(1, keepdim=True) + (-p).log1p()
         rest = rest.scatter(1, top, scaled.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True))
         return F.logsigmoid(scaled - self.scale * self.margins.to(logits.dtype) - rest)
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Return the scaled cosines."""
+        """Return s z."""
         return self.scale * logits
 
 
 class GCLLoss(SoftmaxLoss):
-    r"""Gaussian clouded logit adjustment of `Li et al. 2022`_: noise on the cosines, the more the rarer the class.
+    r"""Gaussian clouded logit adjustment of `Li et al. 2022`_: more noise on the cosine of a rarer class.
 
     .. math:: L &= \frac{1}{B} \sum_i -\log \frac{e^{s u_{iy}}}{\sum_c e^{s u_{ic}}} \\
         u_{ic} &= z_{ic} - a \lvert \epsilon_{ic} \rvert
         \frac{\log n_{\max} - \log n_c}{\log n_{\max} - \log n_{\min}},
         \quad \epsilon_{ic} \sim N(0, 1/9) \text{ clipped to } [-1, 1]
 
-    The logits are cosines, as for `LDAMLoss`. There is noise in training mode alone. The paper trains the classifier
-    anew afterwards, with resampled images: see `ClassifierRetraining`.
+    The logits are cosines, as for `LDAMLoss`. Noise is added in training mode only. The paper then retrains the
+    classifier on resampled images: see `ClassifierRetraining`.
 
     Args:
         class_counts: training images of each class, shape (C,).
-        noise: a, the largest shift of the rarest class's cosine, at least 0. The authors' code has 0.5 for CIFAR and 1
-            for larger data.
-        scale: s, more than 0.
+        noise: a, the largest shift of the cosine of the rarest class, at least 0. The authors' code uses 0.5 for CIFAR
+            and 1 for larger data.
+        scale: s, above 0.
         options: see `LossOptions`.
 
     Raises:
@@ -240,42 +233,39 @@ class GCLLoss(SoftmaxLoss):
         super().__init__(class_counts, **options)
         check_at_least("noise", noise, 0, COSINES)
         self.noise, self.scale = noise, _check_scale(scale)
-        self.distorted_by = "its noise" if noise else None
         rarity = -self.bounded_counts().log()
         rarity = rarity - rarity.min()
         self.register_constant("clouds", noise * rarity / rarity.max().clamp(min=1e-12))
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the scaled cosines, in training less the noise."""
+        """Return s u; without noise outside training mode."""
         if self.training:
             noise = torch.randn_like(logits).abs().div(3.0).clamp(max=1.0)
             logits = logits - noise * self.clouds.to(logits.dtype)
         return self.scale * logits
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Return the scaled cosines."""
+        """Return s z."""
         return self.scale * logits
 
 
 class LADELoss(BalancedSoftmaxLoss):
-    r"""Label-distribution disentangling loss of `Hong et al. 2021`_: balanced softmax and a regulariser of the batch.
+    r"""Label-distribution disentangling loss of `Hong et al. 2021`_: balanced softmax with a batch regulariser.
 
     .. math:: L &= L_{\text{balanced softmax}} + \alpha \sum_c \pi_c
         \bigl(S_c - \tfrac{1}{N_c} \sum_{i: y_i = c} z_{ic} + \lambda S_c^2\bigr) \\
         S_c &= \log \frac{1}{N} \sum_i \frac{1 / C}{\pi_{y_i}} e^{z_{ic}}
 
-    S is the logarithm of the mean over the batch as it were with uniform classes; it and the mean logit of the class
-    are the two terms of the Donsker-Varadhan bound. A class that is not in the batch has only the terms in S. Where
-    the paper weights an image by its own class, the authors' code weights it by class c. The regulariser is added
-    to the loss of each sample, so that a weighting scales it by the mean weight of the batch. There is no
-    ``ignore_index``, as the classes of a batch are compared.
+    S_c is the log-mean of e^z over the batch, re-weighted to uniform classes. S_c and the mean logit of the class are
+    the two terms of the Donsker-Varadhan bound. A class that is missing from the batch only has the terms in S_c. The
+    paper weights an image by its own class; the authors' code weights it by class c. The regulariser is added to the
+    loss of each sample, so a weighting scales it by the mean weight of the batch.
 
     Args:
         class_counts: training images of each class, shape (C,).
         alpha: strength of the regulariser, at least 0; 0 gives `BalancedSoftmaxLoss`.
-        penalty: lambda, at least 0. The authors' code has 0.1, and for iNaturalist 2018 0.5, with alpha 0.05.
-        weighting: turns the class counts into class weights; None weights all classes alike.
-        reduction: see `ReductionOptions`.
+        penalty: lambda, at least 0. The authors' code uses 0.1; for iNaturalist 2018 it uses 0.5 and alpha 0.05.
+        options: see `LossOptions`.
 
     Raises:
         InputError: if alpha or penalty is negative or not finite.
@@ -284,28 +274,20 @@ class LADELoss(BalancedSoftmaxLoss):
     """
 
     prior: Tensor
+    linear_in_targets = False
 
     def __init__(
-        self,
-        class_counts: Sequence[int],
-        alpha: float = 0.1,
-        penalty: float = 0.1,
-        weighting: Weighting | None = None,
-        reduction: Reduction = "mean",
+        self, class_counts: Sequence[int], alpha: float = 0.1, penalty: float = 0.1, **options: Unpack[LossOptions]
     ) -> None:
-        super().__init__(class_counts, weighting=weighting, reduction=reduction)
+        super().__init__(class_counts, **options)
         check_at_least("alpha", alpha, 0, "0 gives the balanced softmax loss.")
         check_at_least("penalty", penalty, 0, "0 leaves the bound alone.")
         self.alpha, self.penalty = alpha, penalty
-        self.register_constant("prior", self.class_prior())
-        self.num_existing = int(with_images(self.class_counts).sum())
-
-    def weigh(self, targets: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights as `Loss` does, and the targets as they are, for the regulariser compares them."""
-        return super().weigh(targets, class_weights)[0], targets
+        self.register_constant("prior", torch.from_numpy(class_prior(self.class_counts)))
+        self.num_existing = sum(n > 0 for n in self.class_counts) or len(self.class_counts)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the balanced softmax loss of each sample, plus the regulariser of the batch."""
+        """Return the balanced softmax loss of each sample plus the regulariser of the batch."""
         losses = super().per_sample(logits, targets)
         if not len(logits):
             return losses
@@ -315,7 +297,8 @@ class LADELoss(BalancedSoftmaxLoss):
         labels = targets.sum(0)  # (C,)
         any_labels = labels.sum() > 0
         ratio = torch.where(any_labels, (targets / (self.num_existing * prior)).sum(1), 1.0)  # (B,)
-        own = (targets * logits).sum(0) / labels.where(labels > 0, 1.0)  # (C,); as 0 / tiny has an infinite gradient
-        spread = (logits + ratio.log()[:, None]).logsumexp(0) - math.log(len(logits))  # (C,)
+        # mean logit of each class, (C,); 0 / tiny would have an infinite gradient
+        own = (targets * logits).sum(0) / labels.where(labels > 0, 1.0)
+        spread = (logits + ratio.log()[:, None]).logsumexp(0) - math.log(len(logits))  # S, (C,)
         regulariser = (prior * (spread - own + self.penalty * spread**2)).sum()
         return losses + self.alpha * torch.where(any_labels, regulariser, 0.0)

@@ -1,4 +1,4 @@
-"""Softmax losses in which a rare class counts less where it is not the true class."""
+"""Softmax losses that push a rare class down less when another class is true."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss, at_targets
 
 
 class EqualizationLoss(SoftmaxLoss):
-    r"""Softmax equalization loss of `Tan et al. 2020`_, the form for classification.
+    r"""Softmax equalization loss of `Tan et al. 2020`_, in its form for classification.
 
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{\sum_c u_{ic} e^{z_{ic}}},
         \quad u_{ic} = 1 - b_{ic} [\pi_c < \lambda] [c \ne y_i], \quad b_{ic} \sim \text{Bernoulli}(\gamma)
 
-    Tail classes are left out of the sum at random where they are not the true class. All are in it in evaluation mode.
+    In training mode, tail classes other than the true class are left out of the sum at random.
 
     Args:
         class_counts: training images of each class, shape (C,).
-        gamma: probability of being left out, in [0, 1]; 0 gives `SoftmaxLoss`.
-        threshold: lambda, share of the training images below which a class is a tail class, in [0, 1].
+        gamma: probability of leaving out a tail class, in [0, 1]; 0 gives `SoftmaxLoss`.
+        threshold: lambda, in [0, 1]: classes with a smaller share of the training images are tail classes.
         options: see `LossOptions`.
 
     Raises:
@@ -44,14 +44,16 @@ class EqualizationLoss(SoftmaxLoss):
         self.gamma, self.threshold = gamma, threshold
         counts = torch.tensor(self.class_counts, dtype=torch.float64)
         self.register_buffer("tail", counts < threshold * counts.sum(), persistent=False)
-        self.distorted_by = "the classes it leaves out" if gamma and self.tail.any() else None
         if gamma > 0 and not self.tail.any():
             share = (counts.min() / counts.sum()).item()
-            message = f"no class is a tail class at threshold {threshold}, the rarest has a share of {share:.2g}: "
-            warnings.warn(message + "EqualizationLoss is SoftmaxLoss here.", stacklevel=2)
+            warnings.warn(
+                f"no class has a share below the threshold {threshold} (the rarest has {share:.2g}), so that "
+                "EqualizationLoss equals SoftmaxLoss: raise the threshold.",
+                stacklevel=2,
+            )
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the logits, minus infinity where a class is left out."""
+        """Return the logits, with -inf for a class that is left out."""
         if not self.training:
             return logits
         true = (one_hot(targets, logits) if targets.ndim == 1 else targets) > 0
@@ -59,11 +61,11 @@ class EqualizationLoss(SoftmaxLoss):
         return logits.masked_fill(left_out, -torch.inf)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy without the classes left out."""
+        """Return the cross-entropy without the classes that are left out."""
         if targets.ndim == 1:
             return super().per_sample(logits, targets)
         log_p = self.training_logits(logits, targets).log_softmax(1)
-        return -at_targets(log_p.masked_fill(targets == 0, 0.0), targets)  # as 0 * -inf is NaN
+        return -at_targets(log_p.masked_fill(targets == 0, 0.0), targets)  # 0 * -inf is NaN
 
 
 class SeesawLoss(SoftmaxLoss):
@@ -72,14 +74,15 @@ class SeesawLoss(SoftmaxLoss):
     .. math:: L &= \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{e^{z_{iy}} + \sum_{c \ne y} M_{yc} C_{yc} e^{z_{ic}}} \\
         M_{yc} &= \min\bigl(1, n_c / n_y\bigr)^p, \quad C_{yc} = \max\bigl(1, \sigma_{ic} / \sigma_{iy}\bigr)^q
 
-    sigma is softmax(z), through which no gradient flows. The counts are those of the training set, where the paper
-    counts them during training. mmdetection's code raises sigma_iy to at least 0.01 in C, as the paper does not: for a
-    true class of less probability its loss is smaller. Takes class indices alone: the factors belong to one true class.
+    sigma is softmax(z), without gradient. n are the class counts of the training set; the paper counts the classes
+    during training. mmdetection raises sigma_iy to at least 0.01 in C, unlike the paper, so its loss is smaller for a
+    true class of lower probability. The targets must be class indices, because the factors belong to one true class.
 
     Args:
         class_counts: training images of each class, shape (C,).
-        p: of the mitigation, at least 0: a rare class is pushed down less by a frequent one.
-        q: of the compensation, at least 0: a class wrongly ahead is pushed down more. p = q = 0 gives `SoftmaxLoss`.
+        p: exponent of the mitigation M, at least 0. M pushes a rare class down less when a frequent class is true.
+        q: exponent of the compensation C, at least 0. C pushes a class with a higher score than the true class down
+            more. p = q = 0 gives `SoftmaxLoss`.
         options: see `LossOptions`.
 
     Raises:
@@ -98,11 +101,10 @@ class SeesawLoss(SoftmaxLoss):
         check_at_least("p", p, 0, "0 mitigates nothing.")
         check_at_least("q", q, 0, "0 compensates nothing.")
         self.p, self.q = p, q
-        self.distorted_by = "its factors of pairs of classes" if p or q else None
         self.register_constant("log_counts", self.positive_counts().log())
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the logits plus the logarithms of M and C, which are 0 at the true class."""
+        """Return z + log M + log C; both logarithms are 0 at the true class."""
         scores, log_counts = logits.detach(), self.log_counts.to(logits.dtype)
         mitigation = (log_counts - log_counts.index_select(0, targets)[:, None]).clamp(max=0.0)
         compensation = (scores - scores.gather(1, targets[:, None])).clamp(min=0.0)

@@ -1,4 +1,4 @@
-"""Class weights from class counts: the effective number of samples and its rivals."""
+"""Class weights from class counts: effective number, inverse frequency, inverse square root."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ Normalization = Literal["classes", "samples", "none"]
 def _as_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if counts.ndim != 1 or counts.numel() == 0:
-        raise InputError(f"class_counts must be a flat list of one count a class, but has shape {tuple(counts.shape)}.")
+        raise InputError(f"class_counts has shape {tuple(counts.shape)}, but must be a flat list of C counts.")
     if not torch.isfinite(counts).all() or (counts < 0).any():
         raise InputError(f"class_counts must be finite and at least 0, but the smallest is {counts.min().item():g}.")
     return counts
 
 
 def with_images(class_counts: Sequence[int] | Tensor) -> Tensor:
-    """Return a mask, shape (C,), of the classes that normalisations are over: those with images, all if none has."""
+    """Return a mask of the classes with images, shape (C,); all classes if none has images."""
     existing = torch.as_tensor(class_counts) > 0
     return existing | ~existing.any()
 
@@ -30,8 +30,8 @@ def with_images(class_counts: Sequence[int] | Tensor) -> Tensor:
 def _check_beta(beta: float) -> None:
     if not 0.0 <= beta < 1.0:
         raise InputError(
-            f"beta is {beta}, but must be in [0, 1): 0 weights all classes alike, and for the limit beta -> 1 "
-            "use the weighting InverseFrequency."
+            f"beta is {beta}, but must be in [0, 1): 0 weights all classes equally; for the limit beta -> 1 use the "
+            "weighting InverseFrequency."
         )
 
 
@@ -40,8 +40,8 @@ def effective_number(class_counts: Sequence[int] | Tensor, beta: float) -> Tenso
 
     .. math:: E_n = \frac{1 - \beta^n}{1 - \beta}
 
-    It goes from 1 (beta = 0) to n (beta -> 1). Both differences are taken without cancellation, so that it
-    keeps float64 precision for beta up to 1 - 1e-12 and counts up to 1e9.
+    It grows from 1 (beta = 0) to n (beta -> 1). The result has float64 precision for beta up to 1 - 1e-12 and counts
+    up to 1e9, because both differences are computed without cancellation.
 
     Args:
         class_counts: training images of each class, shape (C,), each at least 0.
@@ -62,17 +62,16 @@ def effective_number(class_counts: Sequence[int] | Tensor, beta: float) -> Tenso
 
 
 def class_weights(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
-    """Class-balanced weights: the inverse effective number, rescaled so that the weights sum to C.
+    """Class-balanced weights: the inverse effective number, scaled so that the weights sum to C.
 
-    Classes without images take no part in the sum: those with images have the weights they would have alone, and
-    the others that of a class with one image.
+    Classes without images are left out of the sum and of C. They get the weight of a class with one image.
 
     Args:
         class_counts: training images of each class, shape (C,), each at least 0.
         beta: in [0, 1); 0 gives all ones.
 
     Returns:
-        float64 tensor of shape (C,); over the classes with images it sums to their number.
+        float64 tensor of shape (C,). The weights of the classes with images sum to the number of these classes.
 
     Raises:
         InputError: if beta is outside [0, 1) or a count is negative.
@@ -83,10 +82,9 @@ def class_weights(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
 def suggest_beta(class_counts: Sequence[int] | Tensor) -> float:
     """Return a beta to start a search from: 1 - 1 / n for the largest class count n.
 
-    It knows the size of the largest class and not the imbalance: the weights are never further than a factor 0.63
-    (1 - 1 / e) from inverse frequency, whatever the data, and ever closer to it the more images there are. The paper
-    sweeps beta over 0.9, 0.99, 0.999 and 0.9999, which is the better search: its best were 0.9999 on long-tailed
-    CIFAR-10 (here 0.9998) and 0.9 to 0.999 on CIFAR-100 (here 0.998).
+    This beta depends on the largest class, not on the imbalance. Its weights are within a factor of 0.63 (1 - 1 / e) of
+    inverse frequency on any data. The paper searches over 0.9, 0.99, 0.999 and 0.9999, which is better. Its best values
+    are 0.9999 on long-tailed CIFAR-10 (suggested: 0.9998) and 0.9 to 0.999 on CIFAR-100 (suggested: 0.998).
 
     Args:
         class_counts: training images of each class, shape (C,), each at least 0.
@@ -99,20 +97,20 @@ def suggest_beta(class_counts: Sequence[int] | Tensor) -> float:
     """
     most = _as_counts(class_counts).max().item()
     if most < 1:
-        raise InputError("all class_counts are 0: a beta needs training images.")
+        raise InputError("all class_counts are 0, but beta needs training images: check the data.")
     return 1.0 - 1.0 / most
 
 
 class Weighting(ABC):
-    """How class counts become class weights. A weighting of your own defines ``raw_weights``.
+    """Base class of the weightings. A custom weighting defines ``raw_weights``.
 
     Args:
-        normalization: the common factor of the weights. ``classes``: those of the classes with images sum to the
-            number of such classes (Cui et al. 2019; LDAM-DRW). ``samples``: the mean weight of a training image is 1,
-            so that a weighting does not change the effective learning rate. ``none``: as ``raw_weights`` has them.
+        normalization: the common factor of the weights. ``classes``: the weights of the classes with images sum to the
+            number of these classes (Cui et al. 2019; LDAM-DRW). ``samples``: the mean weight of a training image is
+            1, so a weighting does not change the effective learning rate. ``none``: no factor.
 
     Raises:
-        InputError: if there is no such normalisation.
+        InputError: if the normalisation is unknown.
     """
 
     normalization: Normalization = "classes"
@@ -124,16 +122,16 @@ class Weighting(ABC):
 
     @abstractmethod
     def raw_weights(self, counts: Tensor) -> Tensor:
-        """Return weights up to a common factor; ``counts`` is float64 of shape (C,), each at least 1."""
+        """Return weights up to a common factor, shape (C,); ``counts`` is float64 of shape (C,), each at least 1."""
 
     def __call__(self, class_counts: Sequence[int] | Tensor) -> Tensor:
-        """Return float64 weights of shape (C,).
+        """Return the class weights, float64 of shape (C,).
 
-        A class without images takes no part in the normalisation, and then has the weight of a class with one, so
-        that no weight is ever infinite.
+        A class without images is left out of the normalisation and gets the weight of a class with one image, so that
+        every weight is finite.
 
         Raises:
-            InputError: if a count is negative, or there are no images to normalise by.
+            InputError: if a count is negative, or ``samples`` has no images to normalise by.
         """
         counts = _as_counts(class_counts)
         weights = self.raw_weights(counts.clamp(min=1.0))
@@ -142,16 +140,16 @@ class Weighting(ABC):
             return weights * (existing.sum() / weights.where(existing, 0.0).sum())
         if self.normalization == "samples":
             if counts.sum() == 0:
-                raise InputError("all class_counts are 0: normalization 'samples' needs training images.")
+                raise InputError("all class_counts are 0, but normalization 'samples' needs training images.")
             return weights * (counts.sum() / (counts @ weights))
         return weights
 
 
 class EffectiveNumber(Weighting):
-    """Weights inverse to the effective number of samples (Cui et al. 2019, equation 4).
+    """Weights 1 / E_n, the inverse effective number of samples (Cui et al. 2019, equation 4).
 
     Args:
-        beta: in [0, 1). 0 weights all classes alike, towards 1 it becomes inverse frequency.
+        beta: in [0, 1). 0 weights all classes equally; the limit 1 is inverse frequency.
         normalization: see `Weighting`.
     """
 
@@ -174,7 +172,7 @@ class InverseFrequency(Weighting):
 
 
 class SquareRootInverse(Weighting):
-    """Weights 1 / sqrt(n), the smoothed inverse frequency of Mahajan et al. 2018."""
+    """Weights 1 / sqrt(n): the smoothed inverse frequency of Mahajan et al. 2018."""
 
     def raw_weights(self, counts: Tensor) -> Tensor:
         """Return 1 / sqrt(n)."""

@@ -1,0 +1,143 @@
+"""Class prior that each loss assumes, for predictions under another prior (``--prior``)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lt_cb.errors import InputError
+from lt_cb.longtail.prior import class_prior
+from lt_cb.losses.base import Loss
+from lt_cb.losses.margins import (
+    BalancedSoftmaxLoss,
+    ClassDependentTemperatureLoss,
+    GCLLoss,
+    LADELoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    PostHocLogitAdjustment,
+    VectorScalingLoss,
+)
+from lt_cb.losses.multilabel import DistributionBalancedLoss
+from lt_cb.losses.negatives import EqualizationLoss, SeesawLoss
+from lt_cb.losses.sigmoid import AsymmetricLoss, FocalLoss, SigmoidLoss
+from lt_cb.losses.smoothing import LabelAwareSmoothingLoss, LabelSmoothingLoss
+from lt_cb.losses.softmax import PolyLoss, SoftmaxLoss
+from lt_cb.losses.weighting import with_images
+
+
+def weighted_prior(loss: Loss) -> Tensor:
+    r"""Return the prior :math:`p_c \propto w_c n_c`, float64 of shape (C,): the rule for most losses.
+
+    A class weight acts like more images of the class. Weights that multiply both terms of a label do not change its
+    probability. Deferred weights count, because they are applied at the end of the training.
+    """
+    mass = loss.positive_counts()
+    if loss.weighting is not None and loss.weight_of != "label":
+        mass = mass * loss.weighting(loss.class_counts)
+    return _normalized(loss, mass)
+
+
+def adjusted_prior(loss: LogitAdjustedLoss) -> Tensor:
+    r"""Return the prior :math:`p_c \propto w_c n_c / \pi_c^\tau` of a logit-adjusted loss, float64 of shape (C,)."""
+    return _normalized(loss, weighted_prior(loss) / torch.from_numpy(class_prior(loss.class_counts)) ** loss.tau)
+
+
+def _normalized(loss: Loss, mass: Tensor) -> Tensor:
+    return mass / mass.where(with_images(loss.class_counts), 0.0).sum()
+
+
+SMOOTHING = "its smoothed targets hide how improbable a class is"
+
+RULES: dict[type[Loss], Callable[[Any], Tensor | str]] = {
+    SoftmaxLoss: weighted_prior,
+    SigmoidLoss: weighted_prior,
+    FocalLoss: weighted_prior,
+    LogitAdjustedLoss: adjusted_prior,
+    BalancedSoftmaxLoss: adjusted_prior,
+    PostHocLogitAdjustment: adjusted_prior,
+    LADELoss: adjusted_prior,
+    VectorScalingLoss: lambda loss: "it scales each class differently" if loss.gamma else adjusted_prior(loss),
+    ClassDependentTemperatureLoss: lambda loss: RULES[VectorScalingLoss](loss),
+    LDAMLoss: lambda loss: "it has margins" if loss.max_margin else weighted_prior(loss),
+    GCLLoss: lambda loss: "it adds noise" if loss.noise else weighted_prior(loss),
+    EqualizationLoss: lambda loss: (
+        "it leaves out tail classes" if loss.gamma and loss.tail.any() else weighted_prior(loss)
+    ),
+    SeesawLoss: lambda loss: "it re-weights pairs of classes" if loss.p or loss.q else weighted_prior(loss),
+    LabelSmoothingLoss: lambda loss: SMOOTHING if loss.smoothing else weighted_prior(loss),
+    LabelAwareSmoothingLoss: lambda loss: SMOOTHING if loss.head or loss.tail else weighted_prior(loss),
+    PolyLoss: lambda loss: "it adds a polynomial term" if loss.epsilon else weighted_prior(loss),
+    AsymmetricLoss: lambda loss: (
+        "it treats present and absent labels differently"
+        if loss.gamma_positive or loss.gamma_negative or loss.margin
+        else weighted_prior(loss)
+    ),
+    DistributionBalancedLoss: lambda loss: (
+        "it re-balances labels and tolerates negatives"
+        if loss.beta or loss.kappa or loss.negative_scale != 1
+        else weighted_prior(loss)
+    ),
+}
+"""Rule of each loss class: the prior that it assumes, or the reason why there is none.
+
+Add a custom loss in its own file, with ``RULES[MyLoss] = weighted_prior`` if its probabilities are posteriors under the
+training prior.
+"""
+
+
+def assumed_prior(loss: Loss) -> Tensor:
+    """Return the class prior under which the probabilities of a fully trained loss are posteriors.
+
+    Returns:
+        float64 of shape (C,), which sums to 1 over the classes with images.
+
+    Raises:
+        InputError: if the probabilities are not posteriors, or the loss has no rule in `RULES`.
+    """
+    name = type(loss).__name__
+    rule = RULES.get(type(loss))
+    if rule is None:
+        raise InputError(
+            f"--prior needs to know the class prior that {name} assumes, but a custom loss does not say: leave --prior "
+            f"out, or add RULES[{name}] = weighted_prior from lt_cb.losses.prior to the file of the loss."
+        )
+    prior = rule(loss)
+    if isinstance(prior, str):
+        raise InputError(
+            f"--prior needs probabilities that belong to a class prior, but those of {name} do not, because {prior}: "
+            "leave --prior out, or train with a softmax, focal or logit-adjusted loss."
+        )
+    return prior
+
+
+def log_posterior(loss: Loss, logits: Tensor) -> Tensor:
+    r"""Return log-probabilities of classes that exclude each other, (B, C), up to a constant for each sample.
+
+    Add log q - log p, with p from `assumed_prior`, to predict under another prior q (Saerens et al. 2002). This assumes
+    that the images of a class look the same under both priors.
+
+    A sigmoid loss gives C binary posteriors. If each image has one class, they are the posterior of the classes. With
+    focal loss, sigma(z) is no posterior. From the minimum of the loss follow the log-odds
+
+    .. math:: \gamma z + \log(p - \gamma (1 - p) \log(1 - p)) - \log(1 - p - \gamma p \log p), \quad p = \sigma(z)
+
+    (`Charoenphakdee et al. 2021`_ derive the softmax case). Weights of positive terms multiply the odds, so they are
+    divided out first and then multiply the posterior.
+
+    .. _Charoenphakdee et al. 2021: https://arxiv.org/abs/2011.09172
+    """
+    logits = loss.adjust(logits)
+    if not isinstance(loss, SigmoidLoss):
+        return logits
+    gamma = loss.gamma if isinstance(loss, FocalLoss | DistributionBalancedLoss) else 0.0
+    z = logits.clamp(-60.0, 60.0)  # p and 1 - p are normal float32 here; beyond, the log-odds are linear
+    p, rest = z.sigmoid(), (-z).sigmoid()
+    up, down = p - gamma * rest * F.logsigmoid(-z), rest - gamma * p * F.logsigmoid(z)
+    log_odds = gamma * z + up.log() - down.log() + (1.0 + gamma) * (logits - z)
+    if loss.class_weights is None or loss.weight_of != "positive":
+        return F.logsigmoid(log_odds)
+    log_weights = loss.class_weights.to(log_odds.dtype).log()
+    return log_weights + F.logsigmoid(log_odds - log_weights)
