@@ -108,7 +108,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     (photos / "1.png").write_bytes(b"no image")
     sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--images={photos}")
     assert "1.png' cannot be read as an image" in sentence
-    assert sentence.endswith("Or set --on_unreadable skip, which leaves it out.")
+    assert sentence.endswith("or skip such files by --data.on_unreadable skip (predict: --on_unreadable skip).")
     with pytest.warns(UserWarning, match=r"1 images cannot be read and are skipped: '\S+1\.png'\."):
         main(["predict", f"--ckpt_path={checkpoint}", "--images", str(photos), "--on_unreadable=skip"])
     with (run.with_name("version_3") / "predictions.csv").open() as stream:
@@ -551,12 +551,12 @@ def test_a_checkpoint_and_what_it_is_gone_on_with(tmp_path: Path, capsys: pytest
     for (group, key), value, words, said in (
         (("model", "second_stage"), 5, ["inspect"], "is not that of a run"),
         (("model", "backbone_args"), [1], ["test"], "is not that of a run"),
-        (("data", "crop"), "round", ["predict", "--images=."], "data.crop is 'round', but must be padded or"),
+        (("data", "crop"), "round", ["predict", "--images=."], "crop is 'round', but must be padded or"),
         (
             ("data", "interpolation"),
             [1],
             ["predict", "--images=."],
-            "data.interpolation is [1], but must be bilinear or",
+            "interpolation is [1], but must be bilinear or",
         ),
     ):
         config = yaml.safe_load(content["lt_cb_config"])
@@ -600,7 +600,7 @@ def test_a_config_that_is_no_yaml_is_named(capsys: pytest.CaptureFixture[str]) -
     assert refused(capsys, *FIT, "--config", "bad.yaml").startswith("'bad.yaml' is not YAML: 'utf-8' codec")
     for text in ("model: &own\n  loss: *own", alias_bomb()):
         Path("bad.yaml").write_text(text)
-        sentence = "'bad.yaml' stands for more than 100,000 values by its aliases: write out what is meant."
+        sentence = "'bad.yaml' expands to more than 100,000 values by its aliases: write the values out."
         assert refused(capsys, *FIT, "--config", "bad.yaml") == refused(capsys, "grid", "bad.yaml") == sentence
 
 
@@ -774,6 +774,7 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
         checkpoint,
         "--trainer.devices=3",
         "--trainer.strategy=ddp",
+        "--trainer.callbacks+=SaveLogits",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)

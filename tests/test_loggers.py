@@ -172,7 +172,7 @@ def test_an_online_run_has_its_configuration_and_resumes(monkeypatch: pytest.Mon
     names = list(dict.fromkeys(run["name"] for run in server.runs if run["name"]))
     assert len(names) == 2  # the first and its continuation; the second stage is another run
     here = read_run("runs/quickstart/version_1")
-    assert (there.method, there.per_class, there.class_counts) == (here.method, here.per_class, here.class_counts)
+    assert (there.method, there.record.scores) == (here.method, here.record.scores)
     begun = next(run for run in server.runs if run["name"] == names[0])
     assert begun["project"] == "lt_cb"
     assert begun["displayName"] == "quickstart/version_0"

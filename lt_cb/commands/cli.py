@@ -25,10 +25,12 @@ from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, parse_yaml, read_yaml, shipped
+from lt_cb.task import ONE_LABEL, SEVERAL_LABELS
 
 ENVIRONMENT = "LT_CB_"  # LT_CB_MODEL__LOSS=FocalLoss is --model.loss=FocalLoss
 NO_OPTION = "LT_CB_CACHE"
 FIRST = ("ckpt_path", "model_class", "data_class", "trust_checkpoint")  # they decide how the rest is read
+LOSS = "model.loss"
 CLASS_OPTIONS = (
     *("model.loss", "model.optimizer", "model.lr_scheduler", "model.second_stage", "model.mix"),
     *("data.source", "data.sampler"),
@@ -70,6 +72,7 @@ class CommandLine(LightningCLI):
         uses: Sequence[str] = ("model", "data"),
     ) -> None:
         self.command, self._groups = command, groups
+        self._data: LongTailedDataModule | None = None
         self._add_arguments_of_command = add_arguments
         words = _class_options([*_environment(), *words])
         self._first = _first_look(words)
@@ -147,6 +150,8 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and check what a parser does not."""
         assert isinstance(args, list)
+        if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
+            self._set_default_loss(parser, args)
         config = parser.parse_args(args)
         for name in FIRST[:3]:
             if (config[name] or None) != (self._first[name] or None):
@@ -160,18 +165,32 @@ class CommandLine(LightningCLI):
         config.pop("trust_checkpoint")
         self.config = config
 
+    def _set_default_loss(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Make the data, and let the loss default to the plain loss of their task."""
+        loss = ONE_LABEL.plain_loss
+        if not any("help" in word.partition("=")[0] for word in args):
+            parser.set_defaults({LOSS: {"class_path": SEVERAL_LABELS.plain_loss}})  # it has the options of both
+            config = parser.parse_args([word for word in args if not word.startswith("--print_config")])
+            self._data = self._make_data(config)
+            loss = self._data.task.plain_loss
+        parser.set_defaults({LOSS: {"class_path": loss}})
+
     def instantiate_classes(self) -> None:
         """Make nothing: commands call `make_data` and `make_model`."""
 
     def make_data(self) -> LongTailedDataModule:
         """Return the data module. A configuration without a loss gets the plain loss of the data's task."""
-        parser = Parser()
-        parser.add_lightning_class_args(self._datamodule_class, "data")
-        data: LongTailedDataModule = parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
-        if self.config.data.root == (self.trained.get("data") or {}).get("root") != "data":
-            data.source.may_download = False  # into a folder that a checkpoint names
+        data = self._data or self._make_data(self.config)
         if self.config.model.loss is None:
             self.set_loss({"class_path": data.task.plain_loss})
+        return data
+
+    def _make_data(self, config: Namespace) -> LongTailedDataModule:
+        parser = Parser()
+        parser.add_lightning_class_args(self._datamodule_class, "data")
+        data: LongTailedDataModule = parser.instantiate_classes(Namespace(data=config.data)).data  # type: ignore[no-untyped-call]
+        if config.data.root == (self.trained.get("data") or {}).get("root") != "data":
+            data.source.may_download = False  # into a folder that a checkpoint names
         return data
 
     def set_loss(self, loss: dict[str, Any]) -> None:
@@ -330,17 +349,21 @@ class _Note(argparse.Action):
 
     def __call__(self, parser: Any, found: Any, value: Any, option: str | None = None) -> None:  # noqa: ANN401
         settings = read_config(value) if self.dest == "config" else {self.dest: None if value == "null" else value}
-        vars(found).update({name: value for name, value in settings.items() if name in FIRST})
+        model = settings.get("model")
+        loss = model.get("loss") if isinstance(model, dict) else None
+        if isinstance(loss, str) or (isinstance(loss, dict) and "class_path" in loss):
+            settings[LOSS] = loss
+        vars(found).update({name: value for name, value in settings.items() if name in (*FIRST, LOSS)})
 
 
 def _first_look(words: Sequence[str]) -> dict[str, Any]:
     """Return the options that must be known before the others can be parsed; `CommandLine` compares them afterwards."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("-c", "--config", action=_Note)
-    for name in FIRST:
+    for name in (*FIRST, LOSS):
         reader.add_argument(f"--{name}", action=_Note)
     found, _ = reader.parse_known_args(words)
-    return {name: vars(found).get(name) for name in FIRST}
+    return {name: vars(found).get(name) for name in (*FIRST, LOSS)}
 
 
 def _place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint

@@ -187,6 +187,7 @@ def fit(session: Session) -> None:
         return
     session.loaded.clear()  # it is read again if the training has overwritten it
     # a new model and Trainer, as in a new process: callbacks of the training may have changed the weights in memory
+    checkpoints.without_pretrained(cli.config.model)
     objects = session.make_objects()
     kept = [c for c in trainer.callbacks if isinstance(c, ResultFile | SaveLogits | ClassesToWandB)]  # type: ignore[attr-defined]
     tester = session.make_trainer(objects, trainer.loggers, [*kept, LastCheckpoint()])
