@@ -228,12 +228,12 @@ def test_a_checkpoint_of_pretrained_weights_needs_no_network(monkeypatch: pytest
     monkeypatch.setattr(timm, "create_model", create)
     run = fit("--model.backbone=resnet10t", "--model.backbone_args={pretrained: true}")
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["backbone_args"] == {"pretrained": True}
-    assert asked == [True]
+    assert asked == [True, False]  # for the training, and for its test
     checkpoint = run / "checkpoints/last.ckpt"
     LongTailedClassifier.load_from_checkpoint(checkpoint)
     main(["test", f"--ckpt_path={checkpoint}"])
     main(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2"])
-    assert asked == [True, False, False, False]
+    assert asked == [True, *[False] * 5]
 
 
 def test_inspect_makes_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,9 +563,6 @@ def test_a_checkpoint_and_what_it_is_gone_on_with(tmp_path: Path, capsys: pytest
         config[group][key] = value
         torch.save({**content, "lt_cb_config": yaml.safe_dump(config)}, "odd.ckpt")
         assert said in refused(capsys, *words, "--ckpt_path=odd.ckpt")
-    config = yaml.safe_load(content["lt_cb_config"]) | {"folder": True}
-    torch.save({**content, "lt_cb_config": yaml.safe_dump(config)}, "odd.ckpt")
-    assert refused(capsys, "inspect", "--ckpt_path=odd.ckpt").endswith("folder: Expected a <class 'str'>")
 
     (state,) = content["optimizer_states"]
     for odd in (
@@ -577,7 +574,7 @@ def test_a_checkpoint_and_what_it_is_gone_on_with(tmp_path: Path, capsys: pytest
         torch.save({**content, **odd}, "odd.ckpt")
         with pytest.raises(SystemExit, match="2"):
             main(["fit", "--ckpt_path=odd.ckpt", "--trainer.max_epochs=2"])
-        assert "what is in the checkpoint cannot be restored" in capsys.readouterr().err
+        assert "the checkpoint cannot be restored" in capsys.readouterr().err
 
     state = {name: v * math.nan if v.is_floating_point() else v for name, v in content["state_dict"].items()}
     torch.save({**content, "state_dict": state}, "odd.ckpt")

@@ -159,15 +159,15 @@ def test_from_fit_to_second_stages(tmp_path: Path, monkeypatch, capsys) -> None:
         (["fit", *quickstart, "--config", str(STAGES / "crt.yaml")], "a second stage starts from a trained network"),
         (
             ["test", f"--ckpt_path={first}", f"--config={STAGES / 'crt.yaml'}"],
-            "can only start from this checkpoint by lt-cb fit.",
+            "from this checkpoint by lt-cb fit.",
         ),
         (
             ["fit", f"--ckpt_path={first}", f"--config={STAGES / 'tau_norm.yaml'}"],
-            "can only start from this checkpoint by lt-cb test.",
+            "checkpoint by lt-cb test.",
         ),
         (
             ["fit", f"--ckpt_path={first}", "--trainer.max_epochs=1"],
-            "has been trained for 2 epochs, but --trainer.max_epochs",
+            "has been trained for 2 epochs, but",
         ),
         (["test", f"--ckpt_path={first}", "--model.backbone=resnet32"], "the checkpoint is of another network"),
         (
