@@ -179,7 +179,7 @@ def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> 
         groups: class indices by name, from `shot_groups`.
 
     Returns:
-        Scalars in [0, 1] by name: ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
+        Scalars in [0, 1] by name, ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
         classes of a group). The means skip classes without samples; a mean over no class is NaN.
     """
     per_class = correct.double() / total  # NaN for a class without samples

@@ -93,8 +93,8 @@ class Task(ABC):
             top: number of classes to return, with one label an image.
 
         Returns:
-            One label an image: class indices and probabilities, both of shape (B,); with ``top``, both of shape
-            (B, top), by descending score. Several labels: predicted labels, bool, and probabilities, both (B, C).
+            With one label an image, class indices and probabilities, both of shape (B,); with ``top``, both of shape
+            (B, top), by descending score. With several labels, predicted labels, bool, and probabilities, both (B, C).
         """
 
     @abstractmethod

@@ -61,7 +61,7 @@ class Record:
         class_names: C names, by default ``"0"``, ``"1"``, ...
         class_counts: training images of each class.
         shot_groups: class indices of the many-, medium- and few-shot classes.
-        per_class: C scores in [0, 1] by measure (`lt_cb.task.Task.measures`), None for a class without test images.
+        per_class: C scores in [0, 1] by measure (``Task.measures``), None for a class without test images.
         correct: correctly classified test images of each class; None with several labels an image.
         test_counts: test images of each class, or with its label.
         known_counts: test images whose label of the class is known; None with one label an image.
@@ -134,7 +134,7 @@ class Record:
 
     @property
     def scores(self) -> list[float | None]:
-        """C scores of the first measure: accuracy or average precision."""
+        """C scores of the first measure, accuracy or average precision."""
         return self.per_class[self.task.measures[0]]
 
     @property
@@ -144,7 +144,7 @@ class Record:
 
     @property
     def tested(self) -> str:
-        """Kind of the tested checkpoint: ``last``, ``best`` (any other file) or ``none``."""
+        """Kind of the tested checkpoint, ``last``, ``best`` (any other file) or ``none``."""
         return "none" if not self.checkpoint else "last" if Path(self.checkpoint).stem.startswith("last") else "best"
 
     def to_json(self) -> dict[str, Any]:
