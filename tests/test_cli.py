@@ -23,6 +23,7 @@ import lt_cb
 from lt_cb.__main__ import main
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.help import SHORT_HELP
+from lt_cb.commands.predict import spreadsheet_safe
 from lt_cb.commands.train import Session
 from lt_cb.loggers import RunFolder
 from lt_cb.module import LongTailedClassifier
@@ -265,6 +266,13 @@ def test_options_without_effect_or_with_a_double_one_are_warned_of(capsys: pytes
     for args in ([], [*constant, "--model.drw_start=0.5"], [*constant, sampler]):
         sentence = refused(capsys, *FIT, *TINY, *args, "--trainer.max_epochs=-1")
         assert sentence.endswith("it has no end: set --trainer.max_epochs.")
+
+
+def test_a_prediction_is_never_a_formula() -> None:
+    for text in ("=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\tx"):
+        assert spreadsheet_safe(text) == f"'{text}"
+    for text in ("cat", "photos/=1.png", "-1", "+2.5", ""):
+        assert spreadsheet_safe(text) == text
 
 
 def test_the_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
