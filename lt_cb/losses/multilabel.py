@@ -88,18 +88,18 @@ class DistributionBalancedLoss(SigmoidLoss):
         self.register_constant("shift", kappa / negative_scale * (others / counts).log())
 
     def present(self, logits: Tensor) -> Tensor:
-        """Return f(z - nu)."""
-        return focal_term(logits - self.shift.to(logits.dtype), self.gamma)
+        """Return f(z), for shifted logits z."""
+        return focal_term(logits, self.gamma)
 
     def absent(self, logits: Tensor) -> Tensor:
-        """Return f(-lambda (z - nu)) / lambda."""
-        scale = self.negative_scale
-        return focal_term(-scale * (logits - self.shift.to(logits.dtype)), self.gamma) / scale
+        """Return f(-lambda z) / lambda, for shifted logits z."""
+        return focal_term(-self.negative_scale * logits, self.gamma) / self.negative_scale
 
     def _terms(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
         if targets.ndim == 1:
             targets = one_hot(targets, logits)
-        return self.rebalancing(targets) * super()._terms(logits, targets, class_weights)
+        shifted = logits - self.shift.to(logits.dtype)
+        return self.rebalancing(targets) * super()._terms(shifted, targets, class_weights)
 
     def rebalancing(self, targets: Tensor) -> Tensor:
         """Return r, shape (B, C), for targets of shape (B, C), -1 or NaN where a label is unknown."""
