@@ -227,12 +227,12 @@ def cycles(kind: str, times: tuple[float, float], seed: int, kills: int) -> tupl
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes of Python that a process has started to work for it."""
-    try:
-        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(child) for child in pids if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    except OSError:  # it has just ended
-        return []
+    """Return the trainings that a grid has started, one from each of its threads."""
+    pids: list[int] = []
+    with suppress(OSError):  # it has just ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            pids += map(int, (thread / "children").read_text().split())
+    return pids
 
 
 def sessions() -> Iterator[tuple[int, int]]:
@@ -310,16 +310,15 @@ def runs(options: argparse.Namespace) -> dict[str, Count]:
 class Grid:
     """A grid of tiny runs in a folder of its own, and the command that trains it."""
 
-    def __init__(self, name: str, seeds: int, epochs: int, *words: str) -> None:
+    def __init__(self, name: str, seeds: int, epochs: int) -> None:
         settings = {"folder": f"runs/{name}", "config": str(CONFIGS / "quickstart.yaml"), "seeds": list(range(seeds))}
         self.file = Path(f"{name}.yaml")
         self.file.write_text(json.dumps({**settings, "set": {**TINY, "trainer.max_epochs": epochs}}))  # which is YAML
         self.runs = [Path("runs", name, name, f"seed_{seed}") for seed in range(seeds)]
-        self.words = words
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Start the command."""
-        return command("grid", str(self.file), *self.words)
+        return command("grid", str(self.file))
 
     def done(self) -> int:
         """Return how many runs are done."""
@@ -411,13 +410,13 @@ def _has_written(worker: int, since: float) -> bool:
 
 
 def growth(_: argparse.Namespace) -> dict[str, Count]:
-    """Measure a training of 300 epochs, and 100 runs of a grid in one process."""
+    """Measure a training of 300 epochs, and the command of a grid of 100 runs."""
     counts = {"epochs": Count(runs=1), "runs": Count(runs=100)}
     fitted = command(*fit("plain", Path("runs/long/a")), "--trainer.max_epochs=300")
     _measure(counts["epochs"], 300, fitted, lambda: fitted.pid, lambda: _epochs(Path("runs/long/a/metrics.csv")))
-    many = Grid("many", 100, 2, "--devices", "")  # no GPU, and so one process
+    many = Grid("many", 100, 2)
     parent = many.start()
-    _measure(counts["runs"], 100, parent, lambda: next(iter(children(parent.pid)), 0), many.done)
+    _measure(counts["runs"], 100, parent, lambda: parent.pid, many.done)
     return counts
 
 

@@ -26,7 +26,10 @@ html_show_copyright = False
 myst_heading_anchors = 4  # by GitHub's rule, so that a link with an anchor leads to the same place there and here
 nitpicky = True
 default_role = "any"
-nitpick_ignore_regex = [("py:.*", r"(torch|torchmetrics|lightning|numpy|np|collections|typing|pathlib)\..*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|torchmetrics|lightning|numpy|np|collections|typing|pathlib|threading)\..*"),
+    ("py:class", "Tensor|Trainer"),  # imported for type checkers alone
+]
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

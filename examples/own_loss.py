@@ -20,7 +20,7 @@ class ShiftedSoftmax(Loss):
     Args:
         class_counts: training images of each class, shape (C,).
         tau: strength of the shift.
-        options: weighting, reduction and ignore_index, as every loss has them.
+        options: weighting and reduction, as every loss has them.
     """
 
     shift: Tensor

@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
+from lt_cb.losses.prior import assumed_prior, log_posterior
 from lt_cb.metrics import Mean
 from lt_cb.task import Task
 
@@ -94,7 +95,7 @@ class EvaluatedModule(LightningModule):
         self.eval_metrics = MetricCollection([make(self.num_classes) for make in metrics])
 
     def set_prior(self, prior: Tensor) -> None:
-        """Evaluate and predict for another class prior than the loss assumes, see `Loss.log_posterior`.
+        """Evaluate and predict for another class prior than the loss assumes, see `lt_cb.losses.prior`.
 
         ``loss`` and saved logits do not change.
 
@@ -106,13 +107,13 @@ class EvaluatedModule(LightningModule):
         """
         self.task.check_prior()
         prior = prior.double() / prior.double().sum()
-        self.prior_shift = (prior.log() - self.loss.assumed_prior().log()).float()
+        self.prior_shift = (prior.log() - assumed_prior(self.loss).log()).float()
         self.prior = prior.tolist()
 
     def scores(self, logits: Tensor) -> Tensor:
         """Return class scores for raw logits, both of shape (B, C); their arg-max is the prediction."""
         shift = self.prior_shift
-        return self.loss.adjust(logits) if shift is None else self.loss.log_posterior(logits) + shift
+        return self.loss.adjust(logits) if shift is None else log_posterior(self.loss, logits) + shift
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return class probabilities for raw logits, both of shape (B, C)."""

@@ -1,4 +1,4 @@
-"""The hardware: memory and cores that a process may use, and whether it multiplies in bfloat16. Imports no torch."""
+"""Available memory, cores and number formats. Imports no torch."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def available_memory() -> int:
-    """Return the bytes of main memory that this process may still take."""
+    """Return the free main memory in bytes, within the limit of the control group."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -22,15 +22,15 @@ def available_memory() -> int:
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def mixed_precision(accelerator: Any) -> str | None:  # noqa: ANN401 - of a Trainer, by name or itself
-    """Return the precision of the Trainer for hardware that multiplies in bfloat16, None for other hardware.
+def mixed_precision(accelerator: Any) -> str | None:  # noqa: ANN401 - a name or an instance
+    """Return ``bf16-mixed`` if the hardware multiplies in bfloat16, otherwise None.
 
     Args:
-        accelerator: as the Trainer takes it.
+        accelerator: argument of the Trainer: a name, or an instance.
     """
     import torch
 
@@ -38,12 +38,12 @@ def mixed_precision(accelerator: Any) -> str | None:  # noqa: ANN401 - of a Trai
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if accelerator not in ("auto", "cpu") or (accelerator == "auto" and torch.backends.mps.is_available()):
         return None
-    instructions: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than torch 2.8
+    instructions: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # needs torch > 2.8
     return "bf16-mixed" if instructions.get("amx_bf16") or instructions.get("avx512_bf16") else None
 
 
 def processor(device: Any) -> str:  # noqa: ANN401 - a torch.device
-    """Return what a device is, for the record of a run: a GPU's name, or the CPU's with its widest instructions."""
+    """Return the name of a device for the record of a run: the GPU, or the CPU with its widest instruction set."""
     if device.type == "cuda":
         import torch
 
@@ -52,7 +52,7 @@ def processor(device: Any) -> str:  # noqa: ANN401 - a torch.device
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
         return f"{platform.machine()} {platform.processor()}".strip()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = facts.get("flags", "").split()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", "").split()
     widest = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "")
-    return f"{facts.get('model name', platform.machine())} {widest}".strip()
+    return f"{fields.get('model name', platform.machine())} {widest}".strip()

@@ -179,7 +179,7 @@ def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> 
         groups: class indices by name, from `shot_groups`.
 
     Returns:
-        Scalars in [0, 1] by name: ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
+        Scalars in [0, 1] by name, ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
         classes of a group). The means skip classes without samples; a mean over no class is NaN.
     """
     per_class = correct.double() / total  # NaN for a class without samples
@@ -190,27 +190,21 @@ def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> 
 
 
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the exact average precision of each label over its known images.
+    """Return the exact average precision of each label, float64 of shape (C,).
+
+    It is NaN for a label without positive images or with NaN scores.
 
     Args:
         scores: floating, shape (N, C).
-        targets: 1, 0, or -1 for unknown, shape (N, C).
-
-    Returns:
-        float64, shape (C,); NaN for a label without positive images or with NaN scores.
+        targets: 1, 0, or -1 for unknown, shape (N, C); unknown labels are left out.
     """
     return _by_label(binary_average_precision, scores, targets, (targets > 0).any(0))
 
 
 def auroc(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the exact area under the ROC curve of each label over its known images.
+    """Return the exact area under the ROC curve of each label; arguments and result as in `average_precision`.
 
-    Args:
-        scores: floating, shape (N, C).
-        targets: 1, 0, or -1 for unknown, shape (N, C).
-
-    Returns:
-        float64, shape (C,); NaN for a label without positive or without negative images, or with NaN scores.
+    It is NaN for a label without positive images, without negative images, or with NaN scores.
     """
     return _by_label(binary_auroc, scores, targets, (targets > 0).any(0) & (targets == 0).any(0))
 
@@ -231,16 +225,10 @@ def _has_scores(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def best_thresholds(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the threshold of each label that gives its highest F1 on these images.
+    """Return the scores from which on to predict each label for its highest F1, float64 of shape (C,).
 
-    Choose thresholds on held-out images: on other images the F1 is lower.
-
-    Args:
-        scores: float32, shape (N, C); a label is predicted where its score reaches its threshold.
-        targets: 1, 0, or -1 for unknown, shape (N, C).
-
-    Returns:
-        float64, shape (C,), each exact in float32; 0 for a label without positive images or with NaN scores.
+    Each is a float32 number; 0 for a label without positive images or with NaN scores. Arguments as in
+    `average_precision`. Choose thresholds on held-out images, since the F1 is lower on other images.
     """
     best = [_best_threshold(z[t >= 0], t[t >= 0]) for z, t in zip(scores.T, targets.T, strict=True)]
     return torch.tensor(best, dtype=torch.float64)

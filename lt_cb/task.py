@@ -44,11 +44,7 @@ class Task(ABC):
         return SEVERAL_LABELS if multi_label else ONE_LABEL
 
     def check_targets(self, targets: Tensor) -> None:
-        """Check that a batch of targets has the shape of this task: (B,), or (B, C) with several labels an image.
-
-        Raises:
-            InputError: if it has another number of dimensions.
-        """
+        """Raise InputError for targets of another shape than (B,), or (B, C) with several labels an image."""
         if (targets.ndim == 2) != self.multi_label:
             raise InputError(
                 f"the targets have shape {tuple(targets.shape)}, but multi_label is {self.multi_label}: pass class "
@@ -56,11 +52,7 @@ class Task(ABC):
             )
 
     def check_loss(self, loss: Loss) -> None:
-        """Check that a loss can train this task.
-
-        Raises:
-            InputError: if an image may have several labels, and the loss is for one.
-        """
+        """Raise InputError for a loss that cannot train this task."""
         if self.multi_label and not loss.multi_label:
             raise InputError(
                 f"{type(loss).__name__} is for one label an image, but these data have several: set --model.loss "
@@ -68,11 +60,7 @@ class Task(ABC):
             )
 
     def check_prior(self) -> None:
-        """Check that the classes share a prior.
-
-        Raises:
-            InputError: if an image may have several labels.
-        """
+        """Raise InputError if the classes share no prior, since an image may have several labels."""
         if self.multi_label:
             raise InputError(
                 "a prior is for classes that exclude each other, but these data have several labels an image: leave "
@@ -105,8 +93,8 @@ class Task(ABC):
             top: number of classes to return, with one label an image.
 
         Returns:
-            One label an image: class indices and probabilities, both of shape (B,); with ``top``, both of shape
-            (B, top), by descending score. Several labels: predicted labels, bool, and probabilities, both (B, C).
+            With one label an image, class indices and probabilities, both of shape (B,); with ``top``, both of shape
+            (B, top), by descending score. With several labels, predicted labels, bool, and probabilities, both (B, C).
         """
 
     @abstractmethod

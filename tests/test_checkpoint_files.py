@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lt_cb.runs import checkpoint
-from lt_cb.commands.train import CLI
+from lt_cb.commands.cli import CommandLine
+from lt_cb.commands.train import Session
 from lt_cb.errors import InputError
+from lt_cb.runs import checkpoint
 
 WRITE = """
 import os, sys, torch
@@ -40,7 +41,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fit_writes_whole_files_without_a_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
-    cli = CLI("fit", ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"])
+    cli = Session(CommandLine("fit", ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]))
     assert isinstance(cli.trainer.strategy.checkpoint_io, checkpoint.WholeFiles)
     cli.trainer.strategy.checkpoint_io.save_checkpoint({"w": 1}, "b/last.ckpt")
     assert [file.name for file in Path("b").iterdir()] == ["last.ckpt"]
@@ -91,7 +92,7 @@ def test_a_flipped_bit_in_a_weight_is_damage() -> None:
         changed = bytearray(whole)
         changed[place + i] ^= 1 << i % 8
         file.write_bytes(changed)
-        with pytest.raises(InputError, match=r"is damaged \(the checksum of \S+/data/0 is another\)"):
+        with pytest.raises(InputError, match=r"is damaged \(the checksum of \S+/data/0 differs\)"):
             checkpoint.read(file)
 
 

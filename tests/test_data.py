@@ -14,8 +14,8 @@ from lt_cb.data import LongTailedDataModule, SquareRootSampler
 from lt_cb.data.loaders import folder_loader
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.resident import ResidentLoader
-from lt_cb.data.view import View
 from lt_cb.data.sources import Digits
+from lt_cb.data.view import View
 from lt_cb.longtail.subset import hold_out, long_tailed_subset
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), [50, 40, 30, 20]))

@@ -1,4 +1,4 @@
-"""Batches are made on the device: a fake one, which refuses to mix devices and to be waited for."""
+"""Batches are made on the device. A fake device refuses mixed devices and synchronisation."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("train", [True, False])
-def test_batches_are_made_on_the_device_without_waiting_for_it(train: bool, sampled: bool) -> None:
+def test_batches_are_made_on_the_device_without_synchronisation(train: bool, sampled: bool) -> None:
     with FakeTensorMode():
         images, targets = torch.zeros(10, 8, 6, 3, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
         loader = ResidentLoader(
@@ -34,7 +34,7 @@ def test_batches_are_made_on_the_device_without_waiting_for_it(train: bool, samp
                 assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_fake_device_notices() -> None:
+def test_the_fake_device_refuses_synchronisation_and_mixed_devices() -> None:
     with FakeTensorMode():
         values = torch.zeros(3, device=CUDA)
         with pytest.raises(DataDependentOutputException):

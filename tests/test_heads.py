@@ -1,9 +1,9 @@
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from lt_cb.losses import (
     SigmoidLoss,
     SoftmaxLoss,
 )
+from lt_cb.losses.prior import log_posterior
 from lt_cb.models import build_backbone
 from lt_cb.models.build import pretrained_cfg
 from lt_cb.runs.folder import RunDir
@@ -278,7 +279,7 @@ def test_balanced_softmax_equals_softmax_adjusted_afterwards(data: FeatureSet) -
 def test_temperature_of_overconfident_logits_is_recovered(loss: Loss) -> None:
     rng = torch.Generator().manual_seed(0)
     logits = 2.0 * torch.randn(20_000, 3, generator=rng)
-    targets = torch.multinomial(loss.log_posterior(logits).softmax(1), 1, generator=rng)[:, 0]
+    targets = torch.multinomial(log_posterior(loss, logits).softmax(1), 1, generator=rng)[:, 0]
     assert fit_temperature(loss, 3.0 * logits, targets) == pytest.approx(3.0, rel=0.04)
 
 
@@ -300,7 +301,7 @@ def test_held_out_logits_agree_with_the_cross_validation(data: FeatureSet) -> No
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Images of four colours that tell the classes, in noise: 30, 12, 8 and 1 for training."""
+    """Noisy images in four classes of distinct colours: 30, 12, 8 and 1 for training."""
     rng = np.random.default_rng(0)
     for split, counts in (("train", (30, 12, 8, 1)), ("test", (5, 5, 5, 5))):
         for label, count in enumerate(counts):
@@ -314,76 +315,100 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.fixture
+def run_command(photos: Path, tmp_path: Path) -> Callable[..., RunDir]:
+    """Run a command on the photos, and return the folder of its run."""
+
+    def run(command: str, *words: str) -> RunDir:
+        before = set(tmp_path.glob("runs/run/*"))
+        data = [] if any("ckpt_path" in word for word in words) else ["--data.source=image_folder"]
+        data += [f"--data.root={photos}", "--model.backbone=resnet20"] if data else []
+        main([command, *data, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path / 'runs'}", *words])
+        (made,) = set(tmp_path.glob("runs/run/*")) - before
+        return RunDir(made)
+
+    return run
+
+
 def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, run_command: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"--data.root={photos}", "--data.source=image_folder", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
-    main(["recommend", *words, "--model.backbone=resnet20", "--lambdas=[0.1, 0.001]", "--trainer.accelerator=cpu"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "Chosen: " in shown
-    assert "The choice ignores 'd': with fewer training images than the 5 folds" in shown
-    run = RunDir(tmp_path / "runs" / "run" / "version_0")
+    run = run_command("recommend", "--lambdas=[0.1, 0.001]")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Chosen: " in printed
+    assert "The choice ignores 'd': with fewer training images than the 5 folds" in printed
     result = run.read_result()
-    assert result["class_counts"] == [30, 12, 8, 1]
-    assert min(result["per_class_accuracy"][:3]) == 1.0
+    assert result.class_counts == [30, 12, 8, 1]
+    assert result.scores[:3] == [1.0, 1.0, 1.0]
     page = run.recommendation_page.read_text()
     assert "Chosen: " in page.partition("<table>")[0]
     assert all(f"<td>{name}</td><td>{images}</td>" in page for name, images in (("a", 30), ("b", 12), ("c", 8)))
-    record = json.loads(run.recommendation.read_text())
-    assert len(record["balanced_accuracy_by_fold"]) == 2 * 13
-    options = [f"--ckpt_path={run.checkpoint}", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
-    main(["test", *options])
-    again = RunDir(tmp_path / "runs" / "run" / "version_1").read_result()
-    assert again["per_class_accuracy"] == result["per_class_accuracy"]
-    main(["predict", *options, f"--images={photos / 'test'}"])
-    rows = list(csv.DictReader(RunDir(tmp_path / "runs" / "run" / "version_2").predictions.open()))
-    assert all(row["class"] == Path(row["file"]).parent.name for row in rows if Path(row["file"]).parent.name != "d")
-    main(["recommend", *options, "--lambdas=[0.1]"])  # of a checkpoint of ours: the same backbone and data
-    assert (tmp_path / "runs" / "run" / "version_3" / "recommendation.json").is_file()
+    assert len(json.loads(run.recommendation.read_text())["balanced_accuracy_by_fold"]) == 2 * 13
+
+    checkpoint = f"--ckpt_path={run.checkpoint}"
+    assert run_command("test", checkpoint).read_result().scores == result.scores
+    predictions = run_command("predict", checkpoint, f"--images={photos / 'test'}").predictions
+    rows = [(Path(row["file"]).parent.name, row["class"]) for row in csv.DictReader(predictions.open())]
+    assert all(name == predicted for name, predicted in rows if name != "d")
+    assert run_command("recommend", checkpoint, "--lambdas=[0.1]").recommendation.is_file()
 
 
-def test_heads_are_tested_over_subset_seeds(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_recommend_makes_one_data_module_and_one_network(
+    tmp_path: Path, run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "counted.py").write_text(
+        """
+from lt_cb.data import LongTailedDataModule
+from lt_cb.models import resnet20
+made = []
+class Data(LongTailedDataModule):
+    def __init__(self, **options):
+        made.append("data")
+        super().__init__(**options)
+def network(num_classes: int, in_channels: int = 3):
+    made.append("network")
+    return resnet20(num_classes, in_channels)
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run_command("recommend", "--data=counted.Data", "--model.backbone=counted.network", "--lambdas=[0.1]")
+    assert sys.modules["counted"].made == ["data", "network"]
+
+
+def test_heads_writes_a_score_for_each_recipe_and_subset_seed(
+    run_command: Callable[..., RunDir], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    words = [f"--data.root={photos}", "--data.source=image_folder", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
-    words += ["--data.subset_counts=[20,8,6,1]", "--trainer.logger=lt_cb.loggers.WandB"]
-    options = ["--model.backbone=resnet20", "--lambdas=[0.1]", "--seeds=[3,0]", "--trainer.accelerator=cpu"]
-    main(["heads", *words, *options])
-    run = RunDir(tmp_path / "runs" / "run" / "version_0")
+    words = ["--data.subset_counts=[20,8,6,1]", "--lambdas=[0.1]"]
+    run = run_command("heads", *words, "--trainer.logger=lt_cb.loggers.WandB", "--seeds=[3,0]")
     rows = list(csv.DictReader(run.heads.open()))
     assert len(rows) == 2 * 13
     assert {row["subset_seed"] for row in rows} == {"0", "3"}
-    alone = [float(row["balanced_acc"]) for row in rows if row["subset_seed"] == "0"]
-    main(["heads", *words[:3], words[3], *options[:2], "--seeds=[0]", "--trainer.accelerator=cpu"])
-    again = csv.DictReader(RunDir(tmp_path / "runs" / "run" / "version_1").heads.open())
-    assert [float(row["balanced_acc"]) for row in again] == alone
-    assert "26 heads" not in run.heads_page.read_text()
+    alone = csv.DictReader(run_command("heads", *words, "--seeds=[0]").heads.open())
+    assert list(alone) == [row for row in rows if row["subset_seed"] == "0"]
     assert "13 heads on frozen features of resnet20" in run.heads_page.read_text()
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
-    with pytest.raises(SystemExit, match="2"):
-        main(["heads", *words, "--seeds=[1,1]"])
-    assert "seeds is [1, 1], but must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("command", "option", "message"),
     [
-        (["--lambdas=[-1]"], "lambda is -1"),
-        (["--lambdas=[]"], "--lambdas is empty"),
-        (["--betas=[1.0]"], "beta is 1.0"),
-        (["--taus=[-0.5]"], "tau is -0.5"),
-        (["--folds=1"], "folds is 1"),
-        (["--folds=40"], "0 of 10 classes have 40|1 of 10 classes have 40"),
+        ("recommend", "--lambdas=[-1]", "lambda is -1"),
+        ("recommend", "--lambdas=[]", "--lambdas is empty"),
+        ("recommend", "--betas=[1.0]", "beta is 1.0"),
+        ("recommend", "--taus=[-0.5]", "tau is -0.5"),
+        ("recommend", "--folds=1", "folds is 1"),
+        ("recommend", "--folds=40", "0 of 10 classes have 40|1 of 10 classes have 40"),
+        ("heads", "--seeds=[1,1]", r"seeds is \[1, 1\], but must be"),
     ],
 )
-def test_recommend_says_what_is_wrong(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_wrong_option_is_one_sentence(
+    command: str, option: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     common = ["--data.subset_counts=[45,9,9,9,9,9,9,9,9,9]", "--model.backbone=resnet20", "--trainer.accelerator=cpu"]
-    with pytest.raises(SystemExit):
-        main(["recommend", *common, f"--trainer.default_root_dir={tmp_path / 'runs'}", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *common, f"--trainer.default_root_dir={tmp_path / 'runs'}", option])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("lt-cb: error: ")
     assert re.search(message, error)
@@ -392,43 +417,44 @@ def test_recommend_says_what_is_wrong(
 
 def test_preprocessing_belongs_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    resnet = {
-        "image_size": 224,
-        "interpolation": "bicubic",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    }
+    common = {"image_size": 224, "interpolation": "bicubic"}
+    resnet = {**common, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert preprocessing_of(pretrained_cfg("resnet18")) == resnet
     lite = preprocessing_of(pretrained_cfg("offline_backbone.efficientnet_lite0"))
-    assert lite == {"image_size": 224, "interpolation": "bicubic", "mean": [0.498] * 3, "std": [0.502] * 3}
-    assert pretrained_cfg("resnet32") is pretrained_cfg("lt_cb.models.resnet.resnet20") is None
+    assert lite == {**common, "mean": [0.498] * 3, "std": [0.502] * 3}
     assert for_channels(resnet["mean"], 3) == resnet["mean"]
-    np.testing.assert_allclose(for_channels(resnet["mean"], 1), [(0.485 + 0.456 + 0.406) / 3])
+    assert for_channels(resnet["mean"], 1) == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
 
 
-def test_random_weights_are_warned_of(tmp_path: Path) -> None:
-    words = ["--data.imbalance_factor=2", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path / 'r'}"]
+def test_flags_override_the_preprocessing_of_the_weights(
+    run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("data: {image_size: 16, mean: [0.25]}\n")
+    backbone = "--model.backbone=offline_backbone.efficientnet_lite0"
+    words = ["--data.image_size", "32", "--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--folds=2"]
+    data = run_command("recommend", f"--config={overlay}", backbone, *words).read_config()["data"]
+    assert (data["image_size"], data["interpolation"], data["mean"]) == (32, "bicubic", [0.498] * 3)
+
+
+def test_random_weights_are_warned_of(run_command: Callable[..., RunDir]) -> None:
     grid = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--taus=[]", "--folds=2"]
-    with pytest.warns(UserWarning, match="resnet32 has random weights"):
-        main(["recommend", *words, *grid])
-    record = json.loads(RunDir(tmp_path / "r" / "run" / "version_0").recommendation.read_text())
-    assert list(record["balanced_accuracy_by_fold"]) == ["softmax, λ 0.1"]
+    with pytest.warns(UserWarning, match="resnet20 has random weights"):
+        run = run_command("recommend", *grid)
+    assert list(json.loads(run.recommendation.read_text())["balanced_accuracy_by_fold"]) == ["softmax, λ 0.1"]
 
 
 @pytest.mark.slow
-def test_two_processes_recommend_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_recommend_the_same_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = ["--lambdas=[0.1,0.01]", "--betas=[0.9]", "--gammas=[]", "--taus=[1.0]", "--folds=2"]
     words = ["recommend", "--data.imbalance_factor=5", "--model.backbone=resnet20", "--trainer.accelerator=cpu", *grid]
     words += [f"--trainer.default_root_dir={tmp_path / 'runs'}"]
     main(words)
+    monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "empty"))  # the two processes compute the features
     command = [sys.executable, "-m", "lt_cb", *words, "--trainer.devices=2", "--trainer.strategy=ddp"]
-    for _ in range(2):  # the first finds the features there; in a folder of its own, the second makes them
-        subprocess.run(command, check=True, capture_output=True, timeout=500)
-        os.environ["LT_CB_CACHE"] = str(tmp_path / "other")  # which the fixture sets back
-    alone, *together = (RunDir(tmp_path / "runs" / "run" / f"version_{i}") for i in range(3))
-    for run in together:
-        assert run.read_result().correct == alone.read_result().correct
-        assert (
-            json.loads(run.recommendation.read_text())["chosen"]
-            == json.loads(alone.recommendation.read_text())["chosen"]
-        )
+    subprocess.run(command, check=True, capture_output=True, timeout=500)
+    one, two = (RunDir(tmp_path / "runs" / "run" / f"version_{i}") for i in range(2))
+    assert two.read_result().correct == one.read_result().correct
+    chosen = [json.loads(run.recommendation.read_text())["chosen"] for run in (one, two)]
+    assert chosen[0] == chosen[1]

@@ -16,8 +16,8 @@ from PIL import Image
 from wandb_server import serve
 
 from lt_cb.__main__ import main
-from lt_cb.loggers import RunFolder
 from lt_cb.lab.report import read_run
+from lt_cb.loggers import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -159,20 +159,20 @@ def test_classes_of_several_labels_have_their_own_measures() -> None:
     assert not list(run.glob("files/media/table/test/confusion*"))
 
 
-def test_online_a_run_has_its_configuration_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_online_run_has_its_configuration_and_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["--config", QUICKSTART, "--config", WANDB, *TINY]
     with serve() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         main(["fit", *args])
-        main(["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=2"])
-        crt = str(ROOT / "configs/second_stage/crt.yaml")
-        main(["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--config", crt, *TINY])
+        resumed = ["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--config", WANDB]
+        main([*resumed, "--trainer.max_epochs=2"])
+        main([*resumed, "--config", str(ROOT / "configs/second_stage/crt.yaml"), *TINY])
         there = read_run(f"someone/lt_cb/{server.runs[0]['name']}")
     names = list(dict.fromkeys(run["name"] for run in server.runs if run["name"]))
     assert len(names) == 2  # the first and its continuation; the second stage is another run
     here = read_run("runs/quickstart/version_1")
-    assert (there.method, there.per_class, there.class_counts) == (here.method, here.per_class, here.class_counts)
+    assert (there.method, there.record.scores) == (here.method, here.record.scores)
     begun = next(run for run in server.runs if run["name"] == names[0])
     assert begun["project"] == "lt_cb"
     assert begun["displayName"] == "quickstart/version_0"
@@ -207,10 +207,10 @@ def test_wandb_switched_off_is_off(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert not Path("runs/quickstart/version_1").exists()
 
 
-def test_only_a_training_goes_on_in_its_run() -> None:
+def test_only_a_training_resumes_its_wandb_run() -> None:
     main(["fit", "--config", QUICKSTART, "--config", WANDB, *TINY])
     checkpoint = "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt"
-    main(["test", checkpoint])
+    main(["test", checkpoint, "--config", WANDB])
     Path("new").mkdir()
     Image.new("L", (8, 8)).save("new/a.png")
     main(["predict", checkpoint, "--images=new"])

@@ -1,6 +1,7 @@
-"""Sources of several labels an image: annotations in COCO's format, and scans side by side."""
+"""Data sets with several labels an image: annotations in COCO's format, and scans side by side."""
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ NAMES = {0: "things", 3: "cat", 7: "dog", 90: "eel"}
 
 
 def annotate(file: Path, images: dict[str, list[int]], names: dict[int, str] = NAMES) -> None:
-    """Write annotations of images in the format of COCO, in no order."""
+    """Write annotations in COCO's format, shuffled."""
     file.parent.mkdir(parents=True, exist_ok=True)
     entries = [(7 * row, category) for row, categories in enumerate(images.values()) for category in categories]
     content = {
@@ -82,7 +83,7 @@ class TestCOCO:
         assert shown == {0: [1, 0, 1], 1: [1, 0, 0], 2: [0, 0, 0], 3: [0, 1, 0], 4: [1, 1, 1], 5: [0, 0, 0]}
         assert data.source.has_val == (layout is roboflow)
 
-    def test_annotations_are_enough_to_inspect(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_inspect_needs_only_annotations(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         annotate(tmp_path / "train.json", TRAIN)
         annotate(tmp_path / "val.json", TEST)
         main(["inspect", "--data.source=coco", f"--data.root={tmp_path}"])
@@ -90,12 +91,12 @@ class TestCOCO:
         with pytest.raises(ValueError, match="4 of 4 images are not in"):
             LongTailedDataModule("COCO", str(tmp_path)).train_dataloader()
 
-    def test_names_that_are_shared_have_their_ids(self, tmp_path: Path) -> None:
+    def test_shared_category_names_get_their_ids(self, tmp_path: Path) -> None:
         for split in ("train", "val"):
             annotate(tmp_path / f"{split}.json", TEST, {3: "cat", 7: "cat", 90: "eel"})
         assert COCO(str(tmp_path)).class_names == ["cat (3)", "cat (7)", "eel (90)"]
 
-    def test_what_is_missing_or_another_is_refused(self, tmp_path: Path) -> None:
+    def test_wrong_annotations_raise(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="has no annotations of split train: it needs annotations/instances_"):
             COCO(str(tmp_path))
         annotate(tmp_path / "train.json", TRAIN)
@@ -116,8 +117,8 @@ class TestCOCO:
 
 
 class TestSideBySide:
-    def test_images_hold_the_scans_of_their_labels(self) -> None:
-        """At their own size, each scan of an image is one of the digits of that split with one of its labels."""
+    def test_images_show_the_scans_of_their_labels(self) -> None:
+        """Without scaling, each scan of an image is a digit of that split, and its class is one of the labels."""
         source = SideBySide("", train_images=300, test_images=100, cell=8)
         assert (source.image_size, source.channels, source.class_names) == (24, 1, Digits.class_names)
         for split, number in (("train", 300), ("test", 100)):
@@ -142,7 +143,7 @@ class TestSideBySide:
         assert (source.labels("train") == source.load("train")[1]).all()
         assert source.counts == source.labels("train").sum(0).tolist()
 
-    def test_it_is_the_same_for_every_run(self) -> None:
+    def test_images_are_the_same_for_every_run(self) -> None:
         first, again = (SideBySide("").load("train") for _ in range(2))
         assert first[0].tobytes() == again[0].tobytes()
         assert first[0].shape == (6000, 36, 36, 1)
@@ -151,31 +152,32 @@ class TestSideBySide:
         assert len(SideBySide("").labels("test")) == 2000
         assert (SideBySide("", test_images=6000).labels("test") != first[1]).any()
 
-    def test_of_two_sources(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(FashionMNIST, "class_names", ["0", "bag"])
-        scans = np.full((4, 28, 28, 1), 255, np.uint8), np.array([0, 1, 1, 0])
-        monkeypatch.setattr(FashionMNIST, "load", lambda self, split: scans)
-        source = SideBySide("", ["digits", "fashion_mnist"], train_images=100)
-        assert source.class_names == ["digits 0", *"123456789", "fashion_mnist 0", "bag"]
+    def test_two_sources(self, tmp_path: Path) -> None:
+        for stem in ("train", "t10k"):
+            white = struct.pack(">4i", 2051, 10, 28, 28) + b"\xff" * 10 * 28 * 28
+            (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(white)
+            (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, 10) + bytes(range(10)))
+        source = SideBySide(str(tmp_path), ["digits", "FashionMNIST"], train_images=100)
+        assert source.class_names == [*Digits.class_names, *FashionMNIST.class_names]
         made, labels = source.load("train")
-        whole = (made == 255).reshape(100, 36, 3, 12).all(3).sum(1)  # rows of a place that are white all along
-        assert ((whole == 12).any(1) == labels[:, 10:].any(1)).all()
+        white_rows = (made == 255).reshape(100, 36, 3, 12).all(3).sum(1)  # in each place
+        assert ((white_rows == 12).any(1) == labels[:, 10:].any(1)).all()
 
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [
-            ({"sources": ["digit"]}, r"sources is \['digit'\], but must be some of digits, .* Did you mean 'digits'"),
+            ({"sources": ["digit"]}, r"sources is \['digit'\], but must be some of Digits, .* Did you mean 'Digits'"),
             ({"sources": []}, "each once"),
-            ({"sources": ["digits", "digits"]}, "each once"),
+            ({"sources": ["digits", "Digits"]}, "each once"),
             ({"cell": 0}, "cell is 0, but must be at least 1"),
             ({"train_images": 0}, "train_images is 0"),
         ],
     )
-    def test_impossible_options_are_refused(self, options: dict, sentence: str) -> None:
+    def test_wrong_options_raise(self, options: dict, sentence: str) -> None:
         with pytest.raises(ValueError, match=sentence):
             SideBySide("", **options)
 
-    def test_its_configuration(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_shipped_configuration(self, capsys: pytest.CaptureFixture[str]) -> None:
         config = Path(__file__).parents[1] / "configs/several_labels.yaml"
         main(["inspect", f"--config={config}"])
         assert "10 classes" in capsys.readouterr().out

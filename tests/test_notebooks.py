@@ -1,4 +1,4 @@
-"""The notebooks, run as they are on runs as they name them, on fewer epochs."""
+"""The notebooks, executed on the runs that they name, with fewer epochs."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the commands of the notebooks have been run."""
+    """Clone with the runs that the notebooks read."""
     work = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "notebooks", work / "notebooks", ignore=shutil.ignore_patterns(".*"))
     (work / "configs").symlink_to(ROOT / "configs")
@@ -44,26 +44,26 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(clone: Path, name: str) -> str:
-    """Execute a notebook where a user would, and return what it prints."""
+    """Execute a notebook in its folder and return its output."""
     notebook = nbformat.read(clone / f"notebooks/{name}.ipynb", as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(clone / "notebooks")}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     warned = [output.text for output in outputs if output.get("name") == "stderr"]
     assert all("IProgress not found" in text for text in warned)  # of tqdm, where there are no widgets
-    return "".join(output.text for output in outputs if output.output_type == "stream")
+    return "".join(output.text for output in outputs if output.get("name") == "stdout")
 
 
 def test_effective_number(clone: Path) -> None:
     run(clone, "effective_number")
 
 
-def test_two_runs_class_by_class(clone: Path) -> None:
+def test_comparison_of_two_runs(clone: Path) -> None:
     printed = run(clone, "per_class_accuracy")
     results = [json.loads((clone / f"runs/quickstart/version_{i}/result.json").read_text()) for i in (0, 1)]
     first, second = printed.splitlines()[:2]
-    assert first == "A: Softmax on digits IF 50, last checkpoint"
-    assert second == "B: Focal gamma 1, CB β 0.9999 on digits IF 50, last checkpoint"
+    assert first == "A: Softmax on Digits IF 50, last checkpoint"
+    assert second == "B: Focal gamma 1, CB β 0.9999 on Digits IF 50, last checkpoint"
     for line, name, count, a, b in zip(
         printed.splitlines()[3:],
         results[0]["class_names"],
@@ -74,11 +74,11 @@ def test_two_runs_class_by_class(clone: Path) -> None:
         assert line.split() == [name, str(count), f"{100 * a:.1f}", f"{100 * b:.1f}", f"{100 * (b - a):+.1f}"]
 
 
-def test_the_surface_of_a_grid(clone: Path) -> None:
-    assert "4 runs of focal loss: β in [0.9, 0.9999], γ in [0.5, 2.0], on ['digits IF 50']" in run(clone, "beta_gamma")
+def test_surface_of_a_grid(clone: Path) -> None:
+    assert "4 runs of focal loss: β in [0.9, 0.9999], γ in [0.5, 2.0], on ['Digits IF 50']" in run(clone, "beta_gamma")
 
 
-def test_beta_for_class_counts(clone: Path) -> None:
+def test_choice_of_beta(clone: Path) -> None:
     printed = run(clone, "choose_beta")
     assert "10 classes of 2 to 134 images, imbalance factor 67" in printed
     assert "β = 0.992537 (1 − 1 / largest class count)" in printed
@@ -87,7 +87,7 @@ def test_beta_for_class_counts(clone: Path) -> None:
     assert float(row[2]) == pytest.approx(float(weights.max() / weights.min()), abs=0.06)
 
 
-def test_from_a_folder_to_a_recommendation(clone: Path, folder: Path) -> None:
+def test_recommendation(clone: Path, folder: Path) -> None:
     (clone / "examples").symlink_to(ROOT / "examples")
     folder.rename(clone / "photos")
     printed = run(clone, "recommendation")
@@ -99,5 +99,5 @@ def test_from_a_folder_to_a_recommendation(clone: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_outputs_are_not_kept(file: Path) -> None:
+def test_notebooks_are_saved_without_outputs(file: Path) -> None:
     assert all(not cell.get("outputs") for cell in nbformat.read(file, as_version=4).cells)

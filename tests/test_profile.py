@@ -30,7 +30,7 @@ def test_totals_equal_the_papers() -> None:
 
 
 @given(st.integers(1, 10**6), st.integers(2, 300), st.integers(1, 1000))
-def test_exponential_counts_decay_from_n_max_to_n_max_divided_by_the_factor(n_max: int, classes: int, factor: int) -> None:
+def test_exponential_counts_decay_to_n_max_divided_by_the_factor(n_max: int, classes: int, factor: int) -> None:
     counts = class_counts_exponential(n_max, classes, factor)
     assert len(counts) == classes
     assert counts[0] == n_max

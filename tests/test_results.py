@@ -1,4 +1,4 @@
-"""The figures of the pages, recomputed from the kept rows: from the images of each class that were right."""
+"""Figures in the documentation, recomputed from the correct images of each class in the kept rows."""
 
 import csv
 import math
@@ -43,7 +43,7 @@ def accuracies(row: dict[str, str]) -> dict[str, float]:
     return {name: statistics.mean(members) for name, members in groups.items() if members}
 
 
-def test_the_quickstarts_table_is_that_of_its_rows() -> None:
+def test_the_quickstart_table_matches_its_rows() -> None:
     by_loss: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows("quickstart"):
         by_loss.setdefault(row["experiment"], {})[row["seed"]] = accuracies(row)
@@ -72,7 +72,7 @@ def test_the_quickstarts_table_is_that_of_its_rows() -> None:
 
 
 @pytest.mark.parametrize("length", ["short_20", "short_40", "paper_200"])
-def test_the_sentences_on_the_papers_claim_are_those_of_the_rows(length: str) -> None:
+def test_sentences_on_the_claim_of_the_paper_match_the_rows(length: str) -> None:
     by_method = {
         method: {
             row["seed"]: accuracies(row) for row in rows("cifar10_curve") if row["experiment"] == f"{length}_{method}"
@@ -97,7 +97,7 @@ def test_the_sentences_on_the_papers_claim_are_those_of_the_rows(length: str) ->
         assert said in page
 
 
-def test_the_sentences_on_other_losses_are_those_of_the_rows() -> None:
+def test_sentences_on_other_losses_match_the_rows() -> None:
     def balanced(table: str, experiment: str) -> dict[str, float]:
         return {r["seed"]: accuracies(r)["balanced"] for r in rows(table) if r["experiment"] == experiment}
 
@@ -143,7 +143,7 @@ SEVERAL = {  # rows of the page's tables by the experiments of the kept rows
 
 
 @pytest.mark.parametrize("name", ["several_labels", "several_labels_fashion"])
-def test_the_tables_of_several_labels_are_those_of_their_rows(name: str) -> None:
+def test_tables_of_several_labels_match_their_rows(name: str) -> None:
     page = (ROOT / "docs/several_labels.md").read_text().partition(f"<!-- several results/{name} -->")[2]
     by_loss: dict[str, dict[str, tuple[float, float]]] = {}
     for row in rows(name):
@@ -170,7 +170,7 @@ def interval(gains: list[float], sign: int = 1, digits: int = 1) -> str:
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
-def test_a_pages_reports_are_those_of_the_rows(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_in_pages_match_the_rows(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT / "docs")
     from pages import filled
@@ -178,19 +178,19 @@ def test_a_pages_reports_are_those_of_the_rows(page: Path, monkeypatch: pytest.M
     assert filled(page.read_text()) == page.read_text()
 
 
-def test_the_campaigns_page_is_that_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_page_matches_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT / "docs")
     from pages import campaign
 
     kept = (ROOT / "docs/report.html").read_text()
     made, page = (re.sub("<script>.*?</script>", "", text, count=1, flags=re.DOTALL) for text in (campaign(), kept))
-    assert page == made  # but for Vega, of which there may be a newer version
+    assert page == made  # except Vega, whose version may be newer
     for row in rows("cifar10_curve"):
         assert all(f"<td>{name}</td>" in page for name in row["class_names"].split(";"))
 
 
-def test_the_regret_of_heads_is_that_of_its_rows() -> None:
+def test_the_regret_of_heads_matches_its_rows() -> None:
     with (ROOT / "results/heads.csv").open() as stream:
         tasks = list(csv.DictReader(stream))
     page = (ROOT / "docs/results.md").read_text()
@@ -223,7 +223,7 @@ def test_every_row_has_its_configuration() -> None:
         assert {file.stem for file in (table / "configs").iterdir()} == used
 
 
-def test_every_kept_configuration_is_one_that_fit_takes(
+def test_fit_accepts_every_kept_configuration(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")  # of sources that recipes were chosen by

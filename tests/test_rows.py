@@ -1,4 +1,4 @@
-"""Kept results: tables made again from rows, and statistics against scipy's."""
+"""Kept results: tables from rows instead of run folders, and intervals."""
 
 import csv
 import json
@@ -8,21 +8,19 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lt_cb.__main__ import main
 from lt_cb.lab.report.rows import command
-from lt_cb.lab.report.tables import half_width, student_quantile, wilson
+from lt_cb.lab.report.tables import half_width, wilson
 
 COUNTS = [500, 50, 5]
 
 
 def write(folder: Path, seed: int, beta: float | None = None, *, validated_on: str = "test", val: float = 0.5) -> dict:
-    """Write what a run of three classes with 40, 20 and 10 test images leaves."""
+    """Write the files of a run of three classes with 40, 20 and 10 test images."""
     rng = np.random.default_rng([seed, beta is None])
     counted, correct = [40, 20, 10], rng.integers(0, [41, 21, 11]).tolist()
-    wrong = [n - right for n, right in zip(counted, correct, strict=True)]  # all taken for the class behind
+    wrong = [n - right for n, right in zip(counted, correct, strict=True)]  # all predicted as the next class
     confusion = [[correct[0], wrong[0], 0], [0, correct[1], wrong[1]], [wrong[2], 0, correct[2]]]
     rates = [right / n for right, n in zip(correct, counted, strict=True)]
     weighting = {"class_path": "lt_cb.losses.EffectiveNumber", "init_args": {"beta": beta, "normalization": "classes"}}
@@ -72,7 +70,7 @@ def report(*args: str | Path) -> str:
     return (Path(args[0]) / "report.md").read_text() if "--save" not in args else ""
 
 
-def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
+def test_rows_give_the_same_tables_as_their_runs(tmp_path: Path) -> None:
     results = {}
     for seed in range(3):
         for beta in (None, 0.999):
@@ -80,7 +78,7 @@ def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
     page = report(tmp_path / "runs")
     kept = tmp_path / "results/three"
     report(tmp_path / "runs", "--save", kept)
-    assert report(kept).startswith(page)  # behind it stands how to repeat them
+    assert report(kept).startswith(page)  # the commands that repeat them follow
     with (kept / "runs.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 6
@@ -111,12 +109,12 @@ def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
     before = (kept / "runs.csv").read_bytes()
     report(tmp_path / "runs", "--save", kept)
     assert (kept / "runs.csv").read_bytes() == before
-    again = tmp_path / "runs/None/version_0"  # a test of its checkpoint is no seed of its own
+    again = tmp_path / "runs/None/version_0"  # a test of the same checkpoint is not another seed
     write(again, 0)
     (again / "config.yaml").write_text((again / "config.yaml").read_text() + "verbose: true\n")
     report(tmp_path / "runs", "--save", kept)
     assert (kept / "runs.csv").read_bytes() == before
-    for row in rows:  # as they were kept before there was a confusion matrix
+    for row in rows:  # as in older rows
         del row["confusion"]
     with (kept / "runs.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, rows[0])
@@ -128,7 +126,7 @@ def test_rows_make_the_tables_of_the_runs(tmp_path: Path) -> None:
     assert len((kept / "runs.csv").read_text().splitlines()) == 8
 
 
-def test_only_held_out_images_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_held_out_images_choose_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a", 0, 0.9, validated_on="held_out", val=0.6)
     chosen = write(tmp_path / "b", 0, 0.99, validated_on="held_out", val=0.7)
     page = report(tmp_path, "--metric", "val/balanced_acc")
@@ -136,13 +134,13 @@ def test_only_held_out_images_choose(tmp_path: Path, capsys: pytest.CaptureFixtu
     error = 100 - 100 * chosen["metrics"]["test/acc"]
     assert line.startswith(f"| cifar10 IF 100 | Softmax, CB β 0.99 | 35.00 | {error:.2f} |")
     assert "**35.00**" in page
-    (tmp_path / "a/metrics.csv").unlink()  # one that was not validated is left out
+    (tmp_path / "a/metrics.csv").unlink()  # runs without validation are left out
     assert "| Softmax, CB β 0.9 | – |" in report(tmp_path, "--metric", "val/balanced_acc")
     assert "**" not in report(tmp_path)  # nothing is best on the test images
     write(tmp_path / "c", 0, 0.999)
     with pytest.raises(SystemExit, match="2"):
         main(["report", str(tmp_path), "--metric", "val/balanced_acc"])
-    assert "c' was validated on the test images, by which nothing may be chosen" in capsys.readouterr().err
+    assert "c' was validated on the test images, and nothing may be chosen by them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["", "a,b\n1,2\n", "\xff", None])
@@ -164,22 +162,34 @@ def test_damaged_rows_are_refused(damage: str | None, tmp_path: Path, capsys: py
     assert "there is no finished training in" in capsys.readouterr().err
 
 
-@given(st.integers(1, 200), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-def test_quantiles_are_students(freedom: int, level: float) -> None:
-    assert student_quantile(freedom, level) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, freedom), rel=1e-8)
+def test_a_row_kept_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "runs/a/seed_0", 0)
+    report(tmp_path / "runs", "--save", tmp_path / "kept")
+    file = tmp_path / "kept/runs.csv"
+    header, row = file.read_text().splitlines()
+    file.write_text("\n".join([header, row, row]) + "\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", str(tmp_path / "kept")])
+    assert "runs.csv' has two rows of a (configuration " in capsys.readouterr().err
 
 
-@given(st.lists(st.floats(-50, 50), min_size=2, max_size=12))
-def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
-    if np.std(values) > 1e-6:
-        low, high = scipy.stats.t.interval(0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values))
-        assert half_width(values) == pytest.approx((high - low) / 2, rel=1e-6)
+def test_rows_of_one_method_and_seed_count_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}/x/seed_0", 0)
+    config = yaml.safe_load((tmp_path / "b/x/seed_0/config.yaml").read_text())
+    config["trainer"]["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}]
+    (tmp_path / "b/x/seed_0/config.yaml").write_text(yaml.safe_dump(config))
+    for name in ("a", "b"):
+        report(tmp_path / name, "--save", tmp_path / "kept")
+    page = report(tmp_path / "kept")
+    assert "over 1 seed: Softmax." in page
+    assert "repeated later" in page
 
 
-@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_interval_of_a_rate_is_wilsons(pair: tuple[int, int]) -> None:
-    expected = scipy.stats.binomtest(*pair).proportion_ci(0.95, method="wilson")
-    assert wilson(*pair) == pytest.approx((expected.low, expected.high), abs=1e-6)
+def test_intervals_are_students_and_wilsons() -> None:
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / 3**0.5)
+    assert wilson(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-6)
+    assert wilson(0, 0) == (0.0, 1.0)
 
 
 def test_the_name_of_a_folder_of_images_is_kept(tmp_path: Path) -> None:

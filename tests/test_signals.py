@@ -105,7 +105,7 @@ def test_a_node_that_does_not_come_or_is_gone(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv("NODE_RANK", str(rank))
         return _start("fit", "--config", QUICKSTART, *words, f"--trainer.strategy.timeout={patience}")
 
-    sentence = r"lt-cb: error: another process of this training has not come, or is gone \((.*)\): look at what it says"
+    sentence = r"lt-cb: error: another process of this training has not started, or has ended \((.*)\): see"
     alone = node(0, "0:00:02")
     out, _ = alone.communicate(timeout=300)
     assert alone.returncode == 1

@@ -1,4 +1,4 @@
-"""Tables of images with several labels each: names in one column, or a column for each label."""
+"""Tables of images with several labels: names in one column, or a column for each label."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from lt_cb.__main__ import main
+from lt_cb.commands.restored import plain_settings
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.sources import SOURCES, Manifest
+from lt_cb.data.sources import Manifest
 from lt_cb.data.sources.tables import _by_name
-from lt_cb.trust import check_checkpoint
 
 Table = Callable[[str], str]
 
@@ -45,7 +45,7 @@ class TestNames:
         assert source.labels("train").dtype == np.int8
         assert source.labels("test").tolist() == [[1, 1]]
 
-    def test_numbers_are_in_their_order(self, table: Table) -> None:
+    def test_whole_numbers_are_sorted_by_value(self, table: Table) -> None:
         assert Manifest(table(rows(["10;9", "9", "", "9;10"]))).class_names == ["9", "10"]
 
     def test_lists_of_parquet(self, tmp_path: Path) -> None:
@@ -63,22 +63,20 @@ class TestNames:
     @pytest.mark.parametrize(
         ("header", "sign", "remedy"),
         [
-            ("label", ";", "call the column labels in place of label."),
+            ("label", ";", "call the column labels instead of label."),
             ("label", "|", "set --data.source Manifest --data.source.separator '|'."),
             ("labels", "|", "set --data.source Manifest --data.source.separator '|'."),
         ],
     )
-    def test_one_name_that_looks_like_several_is_warned_of(
-        self, table: Table, header: str, sign: str, remedy: str
-    ) -> None:
+    def test_a_name_made_of_other_names_warns(self, table: Table, header: str, sign: str, remedy: str) -> None:
         file = table(rows(["cat", "dog", f"cat{sign} dog", "cat"], header))
-        with pytest.warns(UserWarning, match=rf"'cat\{sign} dog', which is taken for one name") as caught:
+        with pytest.warns(UserWarning, match=rf"'cat\{sign} dog', taken for one name") as caught:
             source = Manifest(file)
         assert any(str(warning.message).endswith(remedy) for warning in caught)
         assert source.class_names == ["cat", f"cat{sign} dog", "dog"]
         assert Manifest(file, sign).labels("train").tolist() == [[1, 0], [0, 1], [1, 1]]
 
-    def test_an_empty_cell_of_a_single_label_is_refused(self, table: Table) -> None:
+    def test_an_empty_cell_of_a_single_label_raises(self, table: Table) -> None:
         with pytest.raises(ValueError, match=r"row 2 of .* has no label: give it one"):
             Manifest(table(rows(["cat", "", "dog", "cat"], "label")))
 
@@ -110,23 +108,15 @@ class TestColumns:
         with pytest.raises(ValueError, match=r"column 'who' of '\S+' has 'Bob' in row 1, but .* the label columns by"):
             Manifest(file)
         assert Manifest(file, label_columns=["bee", "ant"]).labels("train").tolist() == [[0, 1], [1, 0], [-1, -1]]
-        assert Manifest(file, label_columns=["bee"]).counts == [1]  # cached apart, if it were
+        assert Manifest(file, label_columns=["bee"]).counts == [1]
         with pytest.raises(ValueError, match=r"label_columns names 'cow', but '\S+' has columns 'path', 'split'"):
             Manifest(file, label_columns=["cow"])
 
-    def test_options_that_exclude_each_other(self, table: Table) -> None:
+    def test_options_that_exclude_each_other_raise(self, table: Table) -> None:
         file = table(rows(["1", "0", "0", "1"], "ant"))
         for options in ({"separator": ""}, {"label_columns": []}, {"separator": ";", "label_columns": ["ant"]}):
             with pytest.raises(ValueError, match="one of them may be given, and not empty"):
                 Manifest(file, **options)
-
-    def test_a_cached_table_is_that_of_its_options(self, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lt_cb.data.sources.listing.WORTH_CACHING", 1)
-        file = table(rows(["a;b", "b", "a", "a"], "label").replace("a;b", "a;b", 1))
-        for _ in range(2):
-            assert Manifest(file, ";").class_names == ["a", "b"]
-            with pytest.warns(UserWarning, match="taken for one name"):
-                assert Manifest(file).class_names == ["a", "a;b", "b"]
 
 
 class TestClasses:
@@ -138,28 +128,31 @@ class TestClasses:
             ("label", ["cat", "cat", "dog", "eel"], "'eel'"),
         ],
     )
-    def test_what_only_the_test_has_is_refused(self, table: Table, header: str, cells: list[str], names: str) -> None:
+    def test_classes_without_training_images_raise(
+        self, table: Table, header: str, cells: list[str], names: str
+    ) -> None:
         with pytest.raises(ValueError, match=f"no training image of {names}, so that nothing can be learnt of it: add"):
             Manifest(table(rows(cells, header)))
 
-    def test_what_the_test_lacks_is_warned_of(self, table: Table) -> None:
+    def test_classes_without_test_images_warn(self, table: Table) -> None:
         file = table(rows(["cat;dog;eel", "", "dog", "cat"], splits="train train val test"))
-        with pytest.warns(UserWarning, match="is not measured there") as caught:
+        with pytest.warns(UserWarning, match="metrics of this split leave them out") as caught:
             Manifest(file)
-        said = [str(warning.message) for warning in caught]
-        assert ["no val images of 'cat', 'eel'" in said[0], "no test images of 'dog', 'eel'" in said[1]] == [True, True]
+        first, second = [str(warning.message) for warning in caught]
+        assert "no val images of 'cat', 'eel'" in first
+        assert "no test images of 'dog', 'eel'" in second
 
-    def test_no_label_at_all_is_refused(self, table: Table) -> None:
+    def test_a_table_without_any_label_raises(self, table: Table) -> None:
         with pytest.raises(ValueError, match=r"no training image of .* has a label: add some"):
             Manifest(table(rows(["", "", "", "cat"])))
 
 
-def test_unreadable_images_count_for_none_of_their_labels(table: Table, folder: Path) -> None:
+def test_skipped_images_count_for_no_label(table: Table, folder: Path) -> None:
     files = sorted((folder / "train").rglob("*.*"))
     files[0].write_bytes(b"x")
     text = "".join(f"{file},{'train' if i < 9 else 'test'},{'a;b' if i < 3 else 'b'}\n" for i, file in enumerate(files))
     options = {"image_size": 9, "on_unreadable": "skip"}
-    with pytest.warns(UserWarning, match="1 of 9 train images cannot be read"):
+    with pytest.warns(UserWarning, match="1 images cannot be read and are skipped"):
         data = LongTailedDataModule("Manifest", table("path,split,labels\n" + text), **options)
     assert (data.class_counts, data.num_images) == ([2, 8], 8)
     assert data.targets("train").tolist() == [[1, 1]] * 2 + [[0, 1]] * 6
@@ -169,7 +162,7 @@ def test_unreadable_images_count_for_none_of_their_labels(table: Table, folder: 
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_the_loaders_give_out_labels(
+def test_loaders_yield_the_labels_of_their_images(
     table: Table, folder: Path, monkeypatch: pytest.MonkeyPatch, streams: bool
 ) -> None:
     if streams:
@@ -189,7 +182,7 @@ def test_the_loaders_give_out_labels(
     assert type(loader).__name__ == ("StreamingLoader" if streams else "ResidentLoader")
 
 
-def test_on_the_command_line(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_on_the_command_line(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
     file = table(rows(["cat|dog", "cat", "", "dog"], "label"))
     for options in (
         ["--data.source=lt_cb.data.sources.Manifest", "--data.source.separator=|"],
@@ -199,5 +192,5 @@ def test_on_the_command_line(table: Table, capsys: pytest.CaptureFixture[str]) -
         main(["inspect", *options, f"--data.root={file}", "--data.image_size=8"])
         assert "2 classes" in capsys.readouterr().out
     options = {"separator": "|", "label_columns": ["cat", "dog"]}
-    check_checkpoint({"data": {"source": {"class_path": "lt_cb.data.sources.Manifest", "init_args": options}}}, [])
-    assert SOURCES["manifest"] is Manifest
+    source = {"class_path": "lt_cb.data.sources.Manifest", "init_args": options}
+    assert plain_settings({"data": {"source": source}}, trusted=False)[1] == {}

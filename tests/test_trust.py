@@ -182,7 +182,8 @@ def test_a_checkpoint_brings_no_behaviour(name: str, checkpoint: dict[str, Any])
     before = files()
     main(["test", f"--ckpt_path={path}", *SHORT])
     assert files() == before
-    assert [str(run) for run in Path().rglob("result.json")] == ["runs/run/version_0/result.json"]
+    (result,) = Path().rglob("result.json")
+    assert result.match("runs/*/version_0/result.json")
     main(["validate", f"--ckpt_path={path}", *SHORT])
     main(["inspect", f"--ckpt_path={path}"])
     main(["fit", f"--ckpt_path={path}", "--trainer.max_epochs=2", "--trainer.callbacks=[]", *SHORT])
@@ -260,7 +261,7 @@ def test_a_checkpoint_with_a_bomb_of_aliases_is_refused(
     loss["init_args"]["weighting"] = loss
     python = {name: value for name, value in checkpoint.items() if name != "lt_cb_config"}
     for content, what in (
-        ({**checkpoint, "lt_cb_config": alias_bomb()}, "the configuration in the checkpoint stands for more than"),
+        ({**checkpoint, "lt_cb_config": alias_bomb()}, "the configuration in the checkpoint expands to more than"),
         ({**python, "hyper_parameters": {"loss": loss}}, "the configuration in the checkpoint contains itself"),
     ):
         torch.save(content, "evil.ckpt")

@@ -4,13 +4,14 @@ import argparse
 import importlib
 import operator
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import Path_fr
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -24,10 +25,12 @@ from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, parse_yaml, read_yaml, shipped
+from lt_cb.task import ONE_LABEL, SEVERAL_LABELS
 
 ENVIRONMENT = "LT_CB_"  # LT_CB_MODEL__LOSS=FocalLoss is --model.loss=FocalLoss
 NO_OPTION = "LT_CB_CACHE"
 FIRST = ("ckpt_path", "model_class", "data_class", "trust_checkpoint")  # they decide how the rest is read
+LOSS = "model.loss"
 CLASS_OPTIONS = (
     *("model.loss", "model.optimizer", "model.lr_scheduler", "model.second_stage", "model.mix"),
     *("data.source", "data.sampler"),
@@ -69,6 +72,7 @@ class CommandLine(LightningCLI):
         uses: Sequence[str] = ("model", "data"),
     ) -> None:
         self.command, self._groups = command, groups
+        self._data: LongTailedDataModule | None = None
         self._add_arguments_of_command = add_arguments
         words = _class_options([*_environment(), *words])
         self._first = _first_look(words)
@@ -83,8 +87,10 @@ class CommandLine(LightningCLI):
             for name in ("model_class", "data_class"):
                 self._first[name] = self._first[name] or settings.get(name)
             self._unknown = {key: path for key, path in self._unknown.items() if key.startswith(tuple(uses))}
+            check_named({key: self._unknown[key] for key in FIRST if key in self._unknown}, self._first)
             settings = {key: value for key, value in settings.items() if key in ("seed_everything", *groups, *FIRST)}
-            settings["trainer"] |= place.pop("trainer", {}) if (place := _place_of(path)) else {}
+            place = _place_of(path, trained.get("name"))
+            settings["trainer"] |= place.pop("trainer", {})
             words = ["--config", yaml.safe_dump(settings | place), *words]
         super().__init__(
             _own_class(
@@ -139,10 +145,13 @@ class CommandLine(LightningCLI):
         parser.set_defaults({"trainer.default_root_dir": "runs"})
         for action in parser._actions:
             if action.dest in CLASS_OPTIONS:
-                action.__class__ = _resetting(type(action))
+                action.__class__ = _resetting(type(action))  # type: ignore[arg-type]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and check what a parser does not."""
+        assert isinstance(args, list)
+        if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
+            self._set_default_loss(parser, args)
         config = parser.parse_args(args)
         for name in FIRST[:3]:
             if (config[name] or None) != (self._first[name] or None):
@@ -156,24 +165,38 @@ class CommandLine(LightningCLI):
         config.pop("trust_checkpoint")
         self.config = config
 
+    def _set_default_loss(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Make the data, and let the loss default to the plain loss of their task."""
+        loss = ONE_LABEL.plain_loss
+        if not any("help" in word.partition("=")[0] for word in args):
+            parser.set_defaults({LOSS: {"class_path": SEVERAL_LABELS.plain_loss}})  # it has the options of both
+            config = parser.parse_args([word for word in args if not word.startswith("--print_config")])
+            self._data = self._make_data(config)
+            loss = self._data.task.plain_loss
+        parser.set_defaults({LOSS: {"class_path": loss}})
+
     def instantiate_classes(self) -> None:
         """Make nothing: commands call `make_data` and `make_model`."""
 
     def make_data(self) -> LongTailedDataModule:
         """Return the data module. A configuration without a loss gets the plain loss of the data's task."""
-        parser = Parser()
-        parser.add_lightning_class_args(self._datamodule_class, "data")
-        data: LongTailedDataModule = parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
-        if self.config.data.root == (self.trained.get("data") or {}).get("root") != "data":
-            data.source.may_download = False  # into a folder that a checkpoint names
+        data = self._data or self._make_data(self.config)
         if self.config.model.loss is None:
             self.set_loss({"class_path": data.task.plain_loss})
+        return data
+
+    def _make_data(self, config: Namespace) -> LongTailedDataModule:
+        parser = Parser()
+        parser.add_lightning_class_args(self._datamodule_class, "data")
+        data: LongTailedDataModule = parser.instantiate_classes(Namespace(data=config.data)).data  # type: ignore[no-untyped-call]
+        if config.data.root == (self.trained.get("data") or {}).get("root") != "data":
+            data.source.may_download = False  # into a folder that a checkpoint names
         return data
 
     def set_loss(self, loss: dict[str, Any]) -> None:
         """Replace the loss of the configuration, a class path with init_args."""
         self.config.model.loss = None
-        self.config = self.parser.parse_object({"model": {"loss": loss}}, self.config)
+        self.config.model.loss = self.parser.parse_object({"model": {"loss": loss}}, self.config).model.loss
 
     def _link_facts(self, parser: LightningArgumentParser) -> None:
         """Link to the model the facts of its training data in the checkpoint, for a command without data."""
@@ -203,7 +226,8 @@ class CommandLine(LightningCLI):
     def make_all(self, data: LongTailedDataModule) -> Namespace:
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
         self.parser.add_instantiator(lambda *_, **__: data, type(data), subclasses=False, prepend=True)
-        return self.parser.instantiate_classes(self.config)
+        objects: Namespace = self.parser.instantiate_classes(self.config)
+        return objects
 
     def config_yaml(self) -> str:
         """Return the configuration, resolved."""
@@ -213,7 +237,7 @@ class CommandLine(LightningCLI):
 class ConfigFile(ActionConfigFile):
     """``--config``: a path, ``~``, ``file://``, the name of a shipped file, or YAML."""
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         parser: Any,  # noqa: ANN401 - as argparse calls it
         config: Namespace,
@@ -223,11 +247,11 @@ class ConfigFile(ActionConfigFile):
         """Apply a configuration over the options before it."""
         source = _config_source(value)
         probe = config.clone()
-        super().__call__(parser, probe, source, option_string)
+        super().__call__(parser, probe, source, option_string)  # type: ignore[no-untyped-call]
         if changed := list(_new_classes(config, probe)):
             for key in changed:
                 config[key] = None
-            super().__call__(parser, config, source, option_string)
+            super().__call__(parser, config, source, option_string)  # type: ignore[no-untyped-call]
         else:
             config.__dict__.update(probe.__dict__)
 
@@ -244,7 +268,7 @@ def _resetting(action_class: type[argparse.Action]) -> type[argparse.Action]:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as jsonargparse calls it
             if len(args) == 4:
                 parser, config, value, option = args
-                probe, before = Namespace(), Namespace()
+                probe, before = Namespace(), Namespace()  # type: ignore[no-untyped-call]
                 before[self.dest] = config.get(self.dest)
                 probe[self.dest] = before.clone()[self.dest]
                 super().__call__(parser, probe, value, option, **kwargs)
@@ -298,7 +322,7 @@ def read_config(value: str) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise InputError(f"there is no configuration file '{value}': give the path of a YAML file.") from None
         return settings
-    settings = read_yaml(Path(file.absolute))
+    settings = read_yaml(Path(file.absolute), value)
     if not isinstance(settings, dict):
         raise InputError(f"'{value}' is not a configuration: write options as 'key: value'.")
     return settings
@@ -325,24 +349,31 @@ class _Note(argparse.Action):
 
     def __call__(self, parser: Any, found: Any, value: Any, option: str | None = None) -> None:  # noqa: ANN401
         settings = read_config(value) if self.dest == "config" else {self.dest: None if value == "null" else value}
-        vars(found).update({name: value for name, value in settings.items() if name in FIRST})
+        model = settings.get("model")
+        loss = model.get("loss") if isinstance(model, dict) else None
+        if isinstance(loss, str) or (isinstance(loss, dict) and "class_path" in loss):
+            settings[LOSS] = loss
+        vars(found).update({name: value for name, value in settings.items() if name in (*FIRST, LOSS)})
 
 
 def _first_look(words: Sequence[str]) -> dict[str, Any]:
     """Return the options that must be known before the others can be parsed; `CommandLine` compares them afterwards."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("-c", "--config", action=_Note)
-    for name in FIRST:
+    for name in (*FIRST, LOSS):
         reader.add_argument(f"--{name}", action=_Note)
     found, _ = reader.parse_known_args(words)
-    return {name: vars(found).get(name) for name in FIRST}
+    return {name: vars(found).get(name) for name in (*FIRST, LOSS)}
 
 
-def _place_of(path: str) -> dict[str, Any]:
-    """Return the options by which new runs lie beside the run of a checkpoint, known by where the checkpoint lies."""
+def _place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint
+    """Return the options that put new runs beside the run of a checkpoint.
+
+    The place is known by the path of the checkpoint. A checkpoint that was moved out of its run tells a name at most.
+    """
     run = RunDir(Path(path).absolute().parent.parent)
     if Path(path).parent.name != run.checkpoint.parent.name or not run.config.is_file():
-        return {}
+        return {"name": name} if re.fullmatch(r"[\w-]+", str(name)) else {}
     root = run.path.parent.parent
     root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
     return {"name": run.path.parent.name, "trainer": {"default_root_dir": str(root)}}

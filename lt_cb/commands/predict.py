@@ -91,7 +91,7 @@ def predict(cli: CommandLine) -> None:
         machine["precision"] = mixed_precision(machine["accelerator"])
     bar = config.trainer.enable_progress_bar
     trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False, enable_progress_bar=bar)
-    batches = trainer.predict(model, loader)
+    batches: Any = trainer.predict(model, loader)
     folder = trainer.log_dir  # a broadcast that all processes must join
     if not trainer.is_global_zero or not batches:
         return
@@ -103,12 +103,12 @@ def predict(cli: CommandLine) -> None:
     header, rows = model.task.prediction_table(batches, model.class_names, config.top, config.probabilities)
     with whole_file(file) as stream:
         writer = csv.writer(stream)
-        writer.writerow(["file", *map(_safe, header)])
-        writer.writerows(map(_safe, [str(path), *row]) for path, row in zip(files, rows, strict=True))
+        writer.writerow(["file", *map(spreadsheet_safe, header)])
+        writer.writerows(map(spreadsheet_safe, [str(path), *row]) for path, row in zip(files, rows, strict=True))
     sys.stdout.write(f"Predictions of {len(files)} images: {file}\n")
 
 
-def _safe(text: str) -> str:
+def spreadsheet_safe(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula, with a quote before it if one would."""
     return f"'{text}" if re.match(r"[=@\t\r]|[+-](?!\d+(\.\d+)?$)", text) else text
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lt_cb.commands.cli import CommandLine
 from lt_cb.data.sources.listing import read_csv
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
+from lt_cb.longtail.prior import class_prior
 from lt_cb.losses import Loss
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import compare
@@ -68,7 +69,7 @@ def read_prior(given: str, class_names: Sequence[str], loss: Loss) -> Tensor:
     if given == "uniform":
         return torch.ones(len(class_names), dtype=torch.float64)
     if given == "train":
-        return loss.class_prior()
+        return torch.from_numpy(class_prior(loss.class_counts))
     near = did_you_mean(given, ("uniform", "train"))
     columns = read_csv(Path(given), f"set --prior to uniform, train or such a file.{near}")
     if not {"class", "share"} <= columns.keys():

@@ -52,6 +52,7 @@ class Session:
         stage, trained = cli.config.model.second_stage, (cli.trained.get("model") or {}).get("second_stage")
         stage_class = None if stage is None else stage.class_path
         self.new_stage = cli.checkpoint is not None and stage_class not in (None, (trained or {}).get("class_path"))
+        self.loaded = {} if cli.checkpoint is None else {cli.config.ckpt_path: cli.checkpoint}
         self._check_options(stage_class)
         self.data = cli.make_data()
         objects = self.make_objects()
@@ -89,7 +90,7 @@ class Session:
         if options["enable_model_summary"] is None:  # `fit` prints one line instead
             options["enable_model_summary"] = False
         if options["plugins"] is None:
-            options["plugins"] = [checkpoints.WholeFiles(self.cli.checkpoint)]
+            options["plugins"] = [checkpoints.WholeFiles(self.loaded)]
         try:
             return Trainer(**options)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
@@ -184,7 +185,9 @@ def fit(session: Session) -> None:
     if tested is None or not tested.is_file():  # fast_dev_run, or a strategy that writes folders
         trainer.test(model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
         return
+    session.loaded.clear()  # it is read again if the training has overwritten it
     # a new model and Trainer, as in a new process: callbacks of the training may have changed the weights in memory
+    checkpoints.without_pretrained(cli.config.model)
     objects = session.make_objects()
     kept = [c for c in trainer.callbacks if isinstance(c, ResultFile | SaveLogits | ClassesToWandB)]  # type: ignore[attr-defined]
     tester = session.make_trainer(objects, trainer.loggers, [*kept, LastCheckpoint()])

@@ -47,3 +47,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     default = "lt_cb.longtail.sampler" if name.endswith("Sampler") else "lt_cb.data.sources.base"
     return getattr(importlib.import_module(_MODULES.get(name, default)), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names too, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -19,18 +19,10 @@ from lt_cb.data.sources.listing import Paths
 from lt_cb.data.sources.make import make_source
 from lt_cb.data.view import CENTRE, Crop, Interpolation, View
 from lt_cb.errors import InputError
+from lt_cb.longtail import Subset, hold_out, long_tailed_subset
 from lt_cb.longtail.sampler import Sampler
 from lt_cb.longtail.several import choose
-from lt_cb.longtail.subset import (
-    ImbalanceType,
-    Indices,
-    Labels,
-    Subset,
-    count_labels,
-    hold_out,
-    long_tailed_subset,
-    training_counts,
-)
+from lt_cb.longtail.subset import ImbalanceType, Indices, Labels, count_labels, training_counts
 from lt_cb.schedule import check_fraction, training_progress
 from lt_cb.task import Task
 
@@ -142,26 +134,19 @@ class LongTailedDataModule(LightningDataModule):
             self.source.view = self.view
             if on_unreadable == "skip":
                 self.source.skip_unreadable()
-        else:
-            for option, given, default in (("crop", crop, "padded"), ("on_unreadable", on_unreadable, "refuse")):
-                if given != default:
-                    raise InputError(
-                        f"{option} is {given}, but {type(self.source).__name__} has no image files: set "
-                        f"--data.{option} {default}."
-                    )
+        elif crop == "resized" or on_unreadable == "skip":
+            option = "crop is resized" if crop == "resized" else "on_unreadable is skip"
+            raise InputError(f"{option}, but {type(self.source).__name__} has no image files: leave the option out.")
         self.class_names = self.source.class_names
         self.image_size, self.in_channels = self.view.size, self.view.channels
         self.mean, self.std = list(self.view.mean), list(self.view.std)
-        self.sampler = sampler
-        self.drs_start = drs_start
-        self.batch_size = batch_size
-        self.global_batch_size = global_batch_size
+        self.sampler, self.drs_start = sampler, drs_start
+        self.batch_size, self.global_batch_size = batch_size, global_batch_size
         self.num_workers = num_workers
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
         self.augment = nn.Sequential(*augment) if augment else None
-        self.seed = seed
-        self.subset_seed = subset_seed
+        self.seed, self.subset_seed = seed, subset_seed
         self.val_fraction = 0.0 if self.source.has_val else val_fraction
         self.rows: dict[Split, Indices] = {}  # positions in the source of a split's images, once it is loaded
         self._splits: dict[Split, tuple[Tensor | Paths, Tensor]] = {}
@@ -183,11 +168,6 @@ class LongTailedDataModule(LightningDataModule):
             self.subset_counts = count_labels(labels[np.concatenate(self._chosen)], len(names))
             self.class_counts = count_labels(labels[self._chosen[0]], len(names))
             self.num_images = len(self._chosen[0])
-
-    @property
-    def task(self) -> Task:
-        """Task: one label or several labels an image."""
-        return Task.of(self.multi_label)
 
     @property
     def multi_label(self) -> bool:
@@ -283,8 +263,7 @@ class LongTailedDataModule(LightningDataModule):
     def _keep(self, split: Split, images: npt.NDArray[Any], labels: Labels, rows: Indices) -> None:
         images = images if len(rows) == len(images) else images[rows]  # rows are sorted: no copy of all images
         kept = images if self._streams else torch.from_numpy(resize(images, self.view))
-        self._splits[split] = kept, torch.from_numpy(labels[rows])
-        self.rows[split] = rows
+        self._splits[split], self.rows[split] = (kept, torch.from_numpy(labels[rows])), rows
 
     def targets(self, split: Split) -> Tensor:
         """Return the targets of a split in the order of ``rows``: int64 of shape (N,), or int8 labels (N, C)."""

@@ -1,1 +1,1 @@
-"""Linear heads on the features of a frozen backbone: features kept on disk, heads solved, the best recommended."""
+"""Linear heads on features of a frozen backbone: recipes, solver, cross-validation, and the two commands."""

@@ -20,6 +20,7 @@ from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
 from lt_cb.metrics import accuracies
 from lt_cb.runs.folder import RunDir, whole_file, write_text
+from lt_cb.runs.record import METRICS
 
 
 def compare(cli: CommandLine, words: Sequence[str]) -> None:
@@ -69,7 +70,8 @@ def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]])
     folder = run_folder(cli)
     _ = folder.experiment  # creates the folder
     run = RunDir(folder.log_dir)
-    metric, column = (page.PRECISION, "mAP") if setup.data.multi_label else (page.ACCURACY, "balanced_acc")
+    column = setup.data.task.main_metric
+    metric = METRICS[column].title.lower()
     header = ["loss", "options", "beta", "lambda", "subset_seed", column]
     rows = [
         [recipe.loss, dict(recipe.options) or None, recipe.beta, l2_strength, seed, round(score, 6)]
@@ -85,7 +87,7 @@ def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]])
         f"{', '.join(map(str, seeds))} and tested. To choose a head by training images only, use lt-cb recommend."
     )
     page.show(tables, finding)
-    write_text(run.heads_page, page.html("Heads", finding, tables, page.score_chart(scores, metric)))
+    write_text(run.heads_page, page.html("Heads", finding, tables, scores, metric))
     sys.stdout.write(f"{run.heads}, {run.heads_page}\n")
     for logger in loggers_beside(folder, setup.options):
         if isinstance(logger, WandB):

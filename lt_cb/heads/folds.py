@@ -8,16 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError
 from lt_cb.heads.recipes import POST_HOC, SIGMOID, SOFTMAX, Candidate, Recipe
 from lt_cb.heads.solve import FeatureSet, solve_path
+from lt_cb.lab.report.tables import half_width
 from lt_cb.longtail.several import stratify
 from lt_cb.longtail.subset import count_labels
 from lt_cb.losses import Loss
+from lt_cb.losses.prior import assumed_prior, log_posterior
 from lt_cb.metrics import average_precision
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -189,12 +190,12 @@ def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:
         logits: logits of held-out images, shape (M, C).
         targets: class indices, int64 of shape (M,).
     """
-    weights = (loss.assumed_prior() / targets.bincount(minlength=logits.shape[1]).clamp(min=1)).float()[targets]
+    weights = (assumed_prior(loss) / targets.bincount(minlength=logits.shape[1]).clamp(min=1)).float()[targets]
 
     def cross_entropy(log_temperature: float) -> float:
         scaled = temperature_scaled(loss, logits, math.exp(log_temperature))
-        log_posterior = loss.log_posterior(scaled).log_softmax(1)
-        return float(-(weights * log_posterior.gather(1, targets[:, None])[:, 0]).sum())
+        log_p = log_posterior(loss, scaled).log_softmax(1)
+        return float(-(weights * log_p.gather(1, targets[:, None])[:, 0]).sum())
 
     low, high = math.log(0.05), math.log(20.0)
     while high - low > 1e-3:  # golden-section search
@@ -256,9 +257,3 @@ def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
     gains = [a - b for a, b in zip(scores[chosen], scores[plain], strict=True)]
     gain, half = statistics.mean(gains), half_width(gains)
     return Choice(chosen, plain, gain, gain - half, gain + half)
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of the mean (Student's t) of two or more values."""
-    quantile = float(stats.t.ppf(0.975, len(values) - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))

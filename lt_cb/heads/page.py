@@ -1,43 +1,24 @@
-"""Tables and charts of compared heads, in the terminal and on an HTML page."""
+"""Tables and chart of compared heads, in the terminal and on an HTML page."""
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import NamedTuple
 
-import altair as alt
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
-from scipy import stats
 from torch import Tensor
 
-from lt_cb.heads.folds import half_width
 from lt_cb.heads.recipes import Candidate
+from lt_cb.lab.report.extra import altair as alt
+from lt_cb.lab.report.figures import Picture, encodings, faded, marks, number, specification, styles_of, tooltip
+from lt_cb.lab.report.page import page
+from lt_cb.lab.report.sections import Section
+from lt_cb.lab.report.tables import half_width, wilson
 
-ACCURACY, PRECISION = "balanced accuracy", "mean average precision"
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .2rem; } h2 + p { color: #667; font-size: .9rem; }
-.finding { background: #f4f6f9; border-left: 4px solid #0072b2; padding: .8rem 1rem; }
-div { overflow-x: auto; } .vega-embed { width: 100%; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #dde; text-align: right; }
-th { color: #667; } th:first-child, td:first-child { text-align: left; }"""
 Scores = Mapping[Candidate, Sequence[float]]
 
 
-class Table(NamedTuple):
-    """A table of text; cells between two pairs of asterisks are bold."""
-
-    title: str
-    note: str
-    header: list[str]
-    rows: list[list[str]]
-
-
-def score_table(scores: Scores, metric: str, note: str) -> Table:
+def score_table(scores: Scores, metric: str, note: str) -> Section:
     """Return mean scores in percent, a row for each recipe and a column for each L2 strength.
 
     Args:
@@ -55,110 +36,84 @@ def score_table(scores: Scores, metric: str, note: str) -> Table:
             row.append(f"**{cell}**" if candidate == best else cell)
         rows.append(row)
     header = ["method", *(f"λ {l2_strength:g}" for l2_strength in l2_strengths)]
-    return Table(f"{metric.capitalize()} by loss and L2 strength", note, header, rows)
+    return Section(f"{metric.capitalize()} by loss and L2 strength", note, header, rows)
 
 
-def accuracy_table(names: Sequence[str], correct: Mapping[str, Tensor], counts: Tensor, note: str) -> Table:
+def accuracy_table(names: Sequence[str], correct: Mapping[str, Tensor], counts: Sequence[int], note: str) -> Section:
     """Return held-out accuracies of the classes, with Wilson's 95 % interval of the last method.
 
     Args:
         names: class names.
         correct: correctly predicted images of each method, int64 of shape (C,).
-        counts: held-out images, int64 of shape (C,).
+        counts: held-out images by class.
         note: text below the title.
     """
     rows = []
-    for i, (name, total) in enumerate(zip(names, counts.tolist(), strict=True)):
+    for i, (name, total) in enumerate(zip(names, counts, strict=True)):
         hits = [int(values[i]) for values in correct.values()]
-        cells = [f"{100 * right / total:.1f}" if total else "–" for right in hits]
-        interval = stats.binomtest(hits[-1], total).proportion_ci(method="wilson") if total else None
-        bounds = "–" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
-        rows.append([name, str(total), *cells, bounds])
+        low, high = wilson(hits[-1], total)
+        cells = (
+            [*(f"{100 * right / total:.1f}" for right in hits), f"{100 * low:.1f} to {100 * high:.1f}"] if total else []
+        )
+        rows.append([name, str(total), *(cells or ["–"] * (len(hits) + 1))])
     header = ["class", "held-out images", *(f"{method}, percent" for method in correct), "95 % interval"]
-    return Table("Accuracy of the classes", note, header, rows)
+    return Section("Accuracy of the classes", note, header, rows)
 
 
-def precision_table(names: Sequence[str], rates: Tensor, counts: Tensor, note: str) -> Table:
+def precision_table(names: Sequence[str], rates: Tensor, counts: Sequence[int], note: str) -> Section:
     """Return average precisions of the classes in percent, as mean and standard deviation over folds.
 
     Args:
         names: class names.
         rates: average precision by fold and class, shape (K, C), NaN where unknown.
-        counts: held-out images that have the label, int64 of shape (C,).
+        counts: held-out images that have the label, by class.
         note: text below the title.
     """
     rows = []
-    for name, by_fold, total in zip(names, rates.T, counts.tolist(), strict=True):
+    for name, by_fold, total in zip(names, rates.T, counts, strict=True):
         known = (100 * by_fold[~by_fold.isnan()]).tolist()
         deviation = f"{statistics.stdev(known):.1f}" if len(known) > 1 else "–"
         rows.append([name, str(total), f"{statistics.mean(known):.1f}" if known else "–", deviation])
     header = ["class", "held-out images", "average precision", "standard deviation"]
-    return Table("Average precision of the classes", note, header, rows)
+    return Section("Average precision of the classes", note, header, rows)
 
 
-def score_chart(scores: Scores, metric: str) -> alt.LayerChart:
-    """Return a chart of mean scores by L2 strength, a line for each recipe; a click in the legend highlights one.
+def html(title: str, finding: str, tables: list[Section], scores: Scores, metric: str) -> str:
+    """Return a page that loads nothing: the finding, the tables, and a chart of mean scores by L2 strength.
 
     Args:
+        title: title of the page.
+        finding: first paragraph.
+        tables: one or more tables.
         scores: scores of each candidate by fold or seed, in [0, 1].
         metric: name of the score.
     """
-    rows = []
-    for (recipe, l2_strength), values in scores.items():
-        mean, half = 100 * statistics.mean(values), 100 * half_width(values) if len(values) > 1 else 0.0
-        row = {"method": str(recipe), "lambda": l2_strength, "mean": round(mean, 3)}
-        rows.append({**row, "interval": f"{mean:.1f} ± {half:.1f}"})
-    highlighted = alt.selection_point(fields=["method"], bind="legend")
-    legend = alt.Legend(orient="bottom", columns=2, labelLimit=0, symbolLimit=0, title=None)
-    base = alt.Chart(alt.InlineData(rows)).encode(
-        x=alt.X("lambda:Q", title="L2 strength λ").scale(
-            type="log" if min(c.l2_strength for c in scores) else "symlog"
-        ),
-        y=alt.Y("mean:Q", title=f"{metric} in %").scale(zero=False),
-        color=alt.Color("method:N", sort=None, legend=legend).scale(scheme="tableau20"),
-        opacity=alt.when(highlighted).then(alt.value(1)).otherwise(alt.value(0.1)),
-        tooltip=["method:N", "lambda:Q", alt.Tooltip("interval:N", title="%, mean and half of its 95 % interval")],
+    values = []
+    for (recipe, l2_strength), each in scores.items():
+        mean, half = 100 * statistics.mean(each), 100 * half_width(each) if len(each) > 1 else 0.0
+        row = {"dataset": "", "method": str(recipe), "lambda": l2_strength}
+        values.append({**row, "value": round(mean, 3), "text": f"{mean:.1f} ± {half:.1f}"})
+    scale = alt.Scale(type="log" if min(candidate.l2_strength for candidate in scores) > 0 else "symlog")
+    x, y = number(alt.X, "lambda", "L2 strength λ", scale=scale), number(alt.Y, "value", f"{metric} in %")
+    _, color, shape = encodings(styles_of(str(candidate.recipe) for candidate in scores), values)
+    shown = tooltip(**{"method": "method", "lambda": "λ", "text": "%, mean and half of its 95 % interval"})
+    layers = (
+        marks().mark_line().encode(x, y, color, opacity=faded()),
+        marks().mark_point(filled=True, size=70).encode(x, y, color, shape, opacity=faded(), tooltip=shown),
     )
-    points = base.mark_point(filled=True, size=70).encode(shape=alt.Shape("method:N", sort=None, legend=legend))
-    chart: alt.LayerChart = (base.mark_line() + points).properties(width="container", height=380)
-    return chart.add_params(highlighted)
+    note = "Means. Click a method in the legend to highlight it."
+    chart = Picture("scores", f"{metric.capitalize()} by L2 strength", note, specification(values, 380, *layers))
+    return page(title, finding, tables, [chart], [""])
 
 
-def html(title: str, finding: str, tables: Sequence[Table], chart: alt.LayerChart) -> str:
-    """Return a page that loads nothing: the finding, the first table, the chart, and the other tables."""
-    actions = {"export": True, "source": False, "compiled": False, "editor": False}
-    drawn = chart.to_html(
-        inline=True, fullhtml=False, embed_options={"ast": True, "renderer": "svg", "actions": actions}
-    )
-    body = "\n".join([_html_table(tables[0]), drawn, *map(_html_table, tables[1:])])
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {title.lower()}</title>
-<style>{STYLE}</style></head>
-<body><h1>{title}</h1>
-<p class="finding">{escape(finding)}</p>
-{body}
-</body></html>
-"""
-
-
-def _html_table(table: Table) -> str:
-    def line(cells: list[str], tag: str) -> str:
-        inner = (re.sub(r"\*\*(.*)\*\*", r"<b>\1</b>", escape(cell)) for cell in cells)
-        return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in inner)}</tr>"
-
-    lines = "\n".join([line(table.header, "th"), *(line(row, "td") for row in table.rows)])
-    return f"<h2>{escape(table.title)}</h2>\n<p>{escape(table.note)}</p>\n<div><table>{lines}</table></div>"
-
-
-def show(tables: Sequence[Table], finding: str) -> None:
+def show(tables: Sequence[Section], finding: str) -> None:
     """Print tables and finding."""
     console = Console(highlight=False)
-    for table in tables:
-        printed = RichTable(title=table.title, caption=table.note)
-        for i, name in enumerate(table.header):
-            printed.add_column(name, justify="right" if i else "left")
-        for name, *cells in table.rows:
-            printed.add_row(name, *(Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in cells))
-        console.print(printed)
+    for section in tables:
+        table = Table(title=section.title, caption=section.words)
+        for i, name in enumerate(section.header):
+            table.add_column(name, justify="right" if i else "left")
+        for name, *cells in section.rows:
+            table.add_row(name, *(Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in cells))
+        console.print(table)
     console.print(finding, soft_wrap=True)

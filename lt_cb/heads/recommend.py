@@ -32,6 +32,7 @@ from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.metrics import best_thresholds
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_json, write_text
+from lt_cb.runs.record import METRICS
 
 
 class Solved(NamedTuple):
@@ -56,7 +57,7 @@ def recommend(cli: CommandLine, words: Sequence[str]) -> None:
     """Compare recipes by cross-validation on frozen features, and write and test a checkpoint with the best one.
 
     Args:
-        cli: the parsed command cli.
+        cli: the parsed command line.
         words: its words, see `lt_cb.heads.setup.set_up`.
     """
     setup, config = set_up(cli, words), cli.config
@@ -70,7 +71,6 @@ def recommend(cli: CommandLine, words: Sequence[str]) -> None:
     classifier.load_state_dict(solved.head)
     run = _write(cli, setup, solved)
     if setup.trainer.is_global_zero:
-        write_json(run.recommendation, _record(solved))
         _report(cli, setup, solved, run)
 
 
@@ -96,8 +96,7 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
 def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     """Write the checkpoint that ``fit`` would write with the chosen loss, test it, and return its run folder."""
     model, data, recipe = setup.model, setup.data, solved.choice.chosen.recipe
-    loss = recipe.config()
-    cli.set_loss(loss)
+    cli.set_loss(recipe.config())
     config = cli.config
     for name in (*GRID, "ckpt_path", "trust_checkpoint"):
         config.pop(name, None)
@@ -105,7 +104,8 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     if config.trainer.max_epochs is None:
         config.trainer.max_epochs = 1  # fit needs an end
     model.loss = recipe.make(data.class_counts)
-    model.hparams["loss"] = {**loss, "init_args": {"class_counts": data.class_counts, **loss["init_args"]}}
+    options = config.model.loss.as_dict()
+    model.hparams["loss"] = {**options, "init_args": {**options["init_args"], "class_counts": data.class_counts}}
     model.thresholds = solved.thresholds
     trainer = _make_trainer(cli, setup)
     trainer.strategy.connect(model)
@@ -128,15 +128,14 @@ def _make_trainer(cli: CommandLine, setup: Setup) -> Trainer:
         "enable_model_summary": False,
     }
     trainer = Trainer(**{**options.as_dict(), **own})
-    _ = folder.experiment
+    _ = folder.experiment  # creates the folder
     return trainer
 
 
-def _record(solved: Solved) -> dict[str, Any]:
+def _record(solved: Solved, metric: str) -> dict[str, Any]:
     """Return the content of ``recommendation.json``."""
     choice = solved.choice
     plain = str(choice.plain.recipe)
-    metric = "balanced_accuracy" if solved.thresholds is None else "mean_average_precision"
     return {
         "chosen": str(choice.chosen),
         f"plain_{plain}": str(choice.plain),
@@ -144,7 +143,7 @@ def _record(solved: Solved) -> dict[str, Any]:
         "interval": [choice.low, choice.high],
         f"beats_plain_{plain}": choice.low > 0,
         "temperature": solved.temperature,
-        f"{metric}_by_fold": {str(candidate): values for candidate, values in solved.trial.scores().items()},
+        f"{metric.replace(' ', '_')}_by_fold": {str(c): values for c, values in solved.trial.scores().items()},
     }
 
 
@@ -153,7 +152,7 @@ def _finding(choice: Choice, never_held_out: Sequence[str], folds: int) -> str:
     sentences = [f"Chosen: {choice.chosen}."]
     plain = f"plain {choice.plain.recipe}"
     if choice.is_plain:
-        sentences.append(f"Class weights do not help here: {plain} is within one standard error of the best.")
+        sentences.append(f"Weighting does not help here: {plain} is within one standard error of the best.")
     else:
         interval = f"95 % interval {100 * choice.low:.1f} to {100 * choice.high:.1f}"
         gain = f"It is {100 * choice.gain:.1f} points better than {plain} at its best λ, {choice.plain.l2_strength:g}"
@@ -168,12 +167,13 @@ def _finding(choice: Choice, never_held_out: Sequence[str], folds: int) -> str:
 
 
 def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None:
-    """Print the tables and the finding, and write them as a page."""
+    """Write ``recommendation.json``, print the tables and the finding, and write them as a page."""
     trial, choice, folds = solved.trial, solved.choice, len(solved.trial.counts)
-    names, counts, scores = setup.model.class_names, trial.counts.sum(0), trial.scores()
-    never_held_out = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+    names, counts, scores = setup.model.class_names, trial.counts.sum(0).tolist(), trial.scores()
+    metric = METRICS[setup.data.task.main_metric].title.lower()
+    write_json(run.recommendation, _record(solved, metric))
+    never_held_out = [name for name, count in zip(names, counts, strict=True) if not count]
     finding = _finding(choice, never_held_out, folds)
-    metric = page.PRECISION if setup.data.multi_label else page.ACCURACY
     note = (
         f"Means over {folds} folds of the training images, in percent. The best is bold. Since it is the best of many, "
         "it will be a little worse on new images."
@@ -186,7 +186,7 @@ def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None
         by_class = page.accuracy_table(names, methods, counts, held_out)
     tables = [page.score_table(scores, metric, note), by_class]
     page.show(tables, finding)
-    write_text(run.recommendation_page, page.html("Recommendation", finding, tables, page.score_chart(scores, metric)))
+    write_text(run.recommendation_page, page.html("Recommendation", finding, tables, scores, metric))
     trust = "" if is_known("model.backbone", cli.config.model.backbone) else " --trust_checkpoint true"
     sys.stdout.write(
         f"Page: {run.recommendation_page}\nNext: lt-cb test --ckpt_path {run.checkpoint}{trust}, or predict\n"

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.commands.cli import CommandLine
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.images import RESAMPLING
+from lt_cb.data.view import Interpolation
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.features import feature_trainer
 from lt_cb.heads.recipes import Recipe, make_recipes
@@ -58,13 +58,13 @@ class Setup:
 
 
 def set_up(cli: CommandLine, words: Sequence[str]) -> Setup:
-    """Make data and model of a command cli.
+    """Make the data and the model of a command line.
 
     A backbone from timm gets its pretrained weights and the preprocessing that belongs to them. With ``--ckpt_path``,
     the weights come from the checkpoint.
 
     Args:
-        cli: the parsed command cli.
+        cli: the parsed command line.
         words: its words. Preprocessing options among them override those of the weights.
 
     Raises:
@@ -88,6 +88,7 @@ def set_up(cli: CommandLine, words: Sequence[str]) -> Setup:
     for name in preprocessing.keys() - {"mean", "std"}:
         config.data[name] = preprocessing[name]
     data = cli.make_data()  # sets the plain loss, in a new configuration
+    recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     for name in preprocessing.keys() & {"mean", "std"}:
         values = for_channels(preprocessing[name], data.in_channels)
         cli.config.data[name] = values
@@ -97,7 +98,6 @@ def set_up(cli: CommandLine, words: Sequence[str]) -> Setup:
     options = cli.make_all(data)
     if cli.checkpoint is not None:
         options.model.start_from(cli.checkpoint)
-    recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     return Setup(recipes, data, options.model, feature_trainer(options.trainer), options)
 
 
@@ -116,7 +116,6 @@ def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - one object, several, or 
 
 
 def _check_grid(config: Namespace) -> None:
-    make_recipes(config.betas, config.gammas, config.taus)
     if not config.lambdas:
         raise InputError("--lambdas is empty: set it to one L2 strength or more, as --lambdas [0.1,0.01].")
     for l2_strength in config.lambdas:
@@ -146,7 +145,7 @@ def preprocessing_of(weights: Mapping[str, Any]) -> dict[str, Any]:
         weights: timm's description of the weights, ``pretrained_cfg``.
     """
     options = {"image_size": weights["input_size"][-1], "mean": list(weights["mean"]), "std": list(weights["std"])}
-    if weights.get("interpolation") in RESAMPLING:
+    if weights.get("interpolation") in get_args(Interpolation):
         options["interpolation"] = weights["interpolation"]
     return options
 

@@ -92,7 +92,7 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], num_at_once: int,
         console.print(f"{changed} changed: their folders hold runs of another configuration")
     finished = [run.dir.read_result() for run in plan.runs if run.state == "done"]
     if finished and to_do:
-        seconds = statistics.mean(sum((result.get("wall_time_s") or {}).values()) for result in finished)
+        seconds = statistics.mean(record.seconds for record in finished)
         left = _time(seconds * to_do / num_at_once)
         console.print(f"{_time(seconds)} of training a run so far: about {left} left")
     if list_runs:
@@ -172,12 +172,13 @@ class _Training:
 
     def _summarize(self) -> int:
         """Print the number of done, failed and interrupted runs; return the exit code."""
-        done, failed, interrupted = map(list(self.outcomes.values()).count, ("done", "failed", "interrupted"))
+        outcomes = ["done" if run.dir.is_done else self.outcomes[run.title] for run in self.runs]
+        done, failed, interrupted = map(outcomes.count, ("done", "failed", "interrupted"))
         self.table.console.print(f"{done} of {len(self.runs)} runs done, {failed} failed.")
         if interrupted:
             self.table.console.print(f"{interrupted} interrupted: {RESUMES}")
-        for run in self.runs:
-            if self.outcomes[run.title] == "failed" and run.dir.error.exists():
+        for run, outcome in zip(self.runs, outcomes, strict=True):
+            if outcome == "failed" and run.dir.error.exists():
                 self.table.console.print(f"{run.title}: {run.dir.error.read_text().strip()} (see {run.dir.log})")
         return 1 if failed or interrupted else 0
 

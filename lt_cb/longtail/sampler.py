@@ -1,4 +1,4 @@
-"""How often an epoch shows each class: re-sampling, as against re-weighting."""
+"""Samplers: how often an epoch shows each class (re-sampling)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,14 @@ Probabilities = npt.NDArray[np.float64]
 
 
 def rarest_labels(labels: Labels) -> Labels:
-    """Return for each image the rarest of its labels, so that one class stands for it.
+    """Return the rarest label of each image.
 
     Args:
-        labels: 1, 0, or -1 for unknown, integers of shape (N, C). Class indices of shape (N,) are returned as they are.
+        labels: 1, 0, or -1 for unknown, integers of shape (N, C). Class indices of shape (N,) are returned unchanged.
 
     Returns:
-        The label that the fewest of the images have, the first of equals, and C without any: integers of shape (N,).
+        Integers of shape (N,): the label that the fewest images have, the first one if several are as rare, and C for
+        an image without labels.
     """
     if labels.ndim == 1:
         return labels
@@ -34,32 +35,35 @@ def rarest_labels(labels: Labels) -> Labels:
 
 
 class Sampler(ABC):
-    """The part of an epoch that each class takes. A sampler of your own defines ``class_shares``.
+    """Base class of samplers. A custom sampler defines ``class_shares``, the share of each class in an epoch.
 
-    An epoch has as many samples as there are training images N. Class c takes N times its share of them, rounded up
-    or down at random; within a class each image comes equally often, give or take one. With the shares n / N an epoch
-    is therefore each image once, shuffled, as without a sampler.
+    An epoch has as many samples as there are training images, N. Class c gets N times its share, rounded up or down at
+    random. Within a class, images come equally often, up to one. With shares n / N, an epoch shows each image once,
+    as without a sampler.
 
-    An image of several labels is one of the rarest of them; those without a label are a class of their own.
+    If an image has several labels, the rarest one is its class. Images without a label form a class.
     """
 
     @abstractmethod
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
-        """Return the shares up to a common factor.
+        """Return the share of each class, up to a common factor.
 
         Args:
-            counts: training images of each class that has any, float64 of shape (C',).
-            progress: fraction of the training that is done before the epoch, in [0, 1).
+            counts: training images of each class that has images, float64 of shape (C',).
+            progress: fraction of the training before the epoch, in [0, 1).
         """
 
     def draw(self, labels: Labels, seed: Sequence[int], progress: float = 0.0) -> npt.NDArray[np.int64]:
         """Return the samples of an epoch, shuffled: indices into ``labels``, int64 of shape (N,).
 
         Args:
-            labels: class of each training image, integers of shape (N,), or its labels: 1, 0, or -1 for unknown, of
-                shape (N, C).
-            seed: one or more integers that the draw depends on alone.
-            progress: fraction of the training that is done, in [0, 1).
+            labels: class of each training image, integers of shape (N,), or labels of shape (N, C): 1, 0, or -1 for
+                unknown.
+            seed: one or more integers; the draw depends only on them, the labels and the progress.
+            progress: fraction of the training so far, in [0, 1).
+
+        Raises:
+            InputError: if ``class_shares`` returns wrong shares.
         """
         labels = rarest_labels(labels)
         rng = np.random.default_rng(seed)
@@ -71,7 +75,7 @@ class Sampler(ABC):
                 f"{type(self).__name__}.class_shares returned {shares}, but must return {len(counts)} shares of at "
                 "least 0, not all 0."
             )
-        # systematic sampling: class c gets the points k + u that its part of [0, N) holds
+        # systematic sampling: class c gets the points k + u in its part of [0, N)
         edges = np.round(np.cumsum(shares) / shares.sum() * len(labels), 6)
         draws = np.diff(np.ceil(edges - rng.random()).astype(np.int64), prepend=0)
         draws[-1] += len(labels) - draws.sum()
@@ -83,7 +87,7 @@ class Sampler(ABC):
 
 
 class ClassBalancedSampler(Sampler):
-    """Each class equally often (Kang et al. 2020, q = 0)."""
+    """Show each class equally often (Kang et al. 2020, q = 0)."""
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
         """Return 1."""
@@ -91,7 +95,7 @@ class ClassBalancedSampler(Sampler):
 
 
 class SquareRootSampler(Sampler):
-    """Each class in proportion to the square root of its images (Kang et al. 2020, q = 1/2; Mahajan et al. 2018)."""
+    """Show classes by the square root of their images (Kang et al. 2020, q = 1/2; Mahajan et al. 2018)."""
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
         """Return sqrt(n)."""
@@ -99,9 +103,9 @@ class SquareRootSampler(Sampler):
 
 
 class ProgressivelyBalancedSampler(Sampler):
-    """From each image equally often to each class equally often, linearly by epoch (Kang et al. 2020).
+    """Move linearly from each image equally often to each class equally often (Kang et al. 2020).
 
-    The last of T epochs is at t = (T - 1) / T, as the paper's t / T with epochs from 0; the authors' code reaches 1.
+    The last of T epochs has t = (T - 1) / T: the paper's t / T with epochs from 0. The authors' code reaches 1.
     """
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
@@ -111,17 +115,17 @@ class ProgressivelyBalancedSampler(Sampler):
 
 
 class EffectiveNumberSampler(Sampler):
-    """Each image in inverse proportion to the effective number of its class: class-balanced weights as sampling.
+    """Show images in inverse proportion to the effective number of their class, as class-balanced weights do.
 
     Args:
-        beta: in [0, 1). 0 shows each image equally often, towards 1 each class.
+        beta: in [0, 1). With 0, each image comes equally often; towards 1, each class.
 
     Raises:
         InputError: if beta is outside [0, 1).
     """
 
     def __init__(self, beta: float = 0.9999) -> None:
-        effective_number([1], beta)  # refuses a beta that is out of range
+        effective_number([1], beta)  # checks beta
         self.beta = beta
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
@@ -131,23 +135,22 @@ class EffectiveNumberSampler(Sampler):
 
 
 class EpochSampler(DistributedSampler[int]):
-    """The draw of a `Sampler` for a DataLoader in a loop or trainer of your own: ``DataLoader(..., sampler=this)``.
+    """A `Sampler` for a DataLoader in a custom loop or trainer: ``DataLoader(..., sampler=EpochSampler(...))``.
 
-    Each process takes every world_size-th index of the draw, which depends on seed and epoch alone; indices of the
-    beginning fill up the last round. Call ``set_epoch`` before each epoch, as for torch's ``DistributedSampler``;
-    Lightning does so by itself, and leaves this sampler in its place.
+    The draw depends on seed and epoch only. Each process takes every num_replicas-th index of it, and indices of the
+    beginning fill up the last round. Call ``set_epoch`` before each epoch, as for torch's ``DistributedSampler``.
+    Lightning calls it itself, and does not replace this sampler.
 
     Args:
-        targets: class indices of the data set, integers of shape (N,), or labels, of shape (N, C): 1, 0, or -1 for
-            unknown.
+        targets: class indices, integers of shape (N,), or labels of shape (N, C): 1, 0, or -1 for unknown.
         sampler: how often each class is shown.
-        seed: of the draw, at least 0.
-        epochs: of the whole training, for a sampler that changes with its progress.
-        num_replicas: processes that share the draw; those of torch.distributed by default.
-        rank: which of them this is, likewise.
+        seed: seed of the draw, at least 0.
+        epochs: epochs of the whole training, for a sampler that changes during the training.
+        num_replicas: processes that share the draw; None asks torch.distributed.
+        rank: index of this process; None asks torch.distributed.
 
     Raises:
-        InputError: if the targets are neither, or the sampler is none.
+        InputError: if the targets or the sampler are wrong.
     """
 
     def __init__(
@@ -167,10 +170,10 @@ class EpochSampler(DistributedSampler[int]):
                 "least 1, each at least 0, or labels of shape (N, C), each 1, 0, or -1 for unknown."
             )
         if not isinstance(sampler, Sampler):
-            raise InputError(f"sampler is {sampler!r}, but must be a Sampler, as ClassBalancedSampler().")
+            raise InputError(f"sampler is {sampler!r}, but must be a Sampler, such as ClassBalancedSampler().")
         together = distributed.is_available() and distributed.is_initialized()
         super().__init__(
-            labels,  # type: ignore[arg-type]  # of which it asks the length
+            labels,  # type: ignore[arg-type]  # only its length is used
             (distributed.get_world_size() if together else 1) if num_replicas is None else num_replicas,
             (distributed.get_rank() if together else 0) if rank is None else rank,
             seed=seed,

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_cb.errors import InputError, check_at_least
+from lt_cb.longtail.prior import class_prior
 from lt_cb.losses.base import LossOptions, one_hot
 from lt_cb.losses.softmax import SoftmaxLoss
-from lt_cb.longtail.prior import class_prior
 
 COSINES = "0 gives the softmax cross-entropy of the scaled cosines."
 

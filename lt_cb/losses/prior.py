@@ -95,7 +95,7 @@ def assumed_prior(loss: Loss) -> Tensor:
         float64 of shape (C,), which sums to 1 over the classes with images.
 
     Raises:
-        InputError: if the probabilities are not posteriors, or the loss has no rule in `RULES`.
+        InputError: if the probabilities are not posteriors, or the loss has no rule in ``RULES``.
     """
     name = type(loss).__name__
     rule = RULES.get(type(loss))

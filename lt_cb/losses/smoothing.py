@@ -11,6 +11,7 @@ from lt_cb.errors import check_below_one
 from lt_cb.losses.base import LossOptions
 from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss, at_targets
 
+
 class LabelSmoothingLoss(SoftmaxLoss):
     r"""Label smoothing of `Szegedy et al. 2016`_, equal to ``torch.nn.CrossEntropyLoss(label_smoothing=...)``.
 

@@ -15,7 +15,7 @@ Normalization = Literal["classes", "samples", "none"]
 def _as_counts(class_counts: Sequence[int] | Tensor) -> Tensor:
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if counts.ndim != 1 or counts.numel() == 0:
-        raise InputError(f"class_counts has shape {tuple(counts.shape)}, but must be a flat list with one count a class.")
+        raise InputError(f"class_counts has shape {tuple(counts.shape)}, but must be a flat list of C counts.")
     if not torch.isfinite(counts).all() or (counts < 0).any():
         raise InputError(f"class_counts must be finite and at least 0, but the smallest is {counts.min().item():g}.")
     return counts

@@ -69,7 +69,7 @@ def draw_classifier(backbone: nn.Module, num_classes: int, std: float) -> None:
 
 
 def normalize_classifier(backbone: nn.Module, num_classes: int) -> None:
-    """Replace the classifier of a backbone by a `NormalizedLinear`.
+    """Replace the classifier of a backbone by a ``NormalizedLinear``.
 
     Raises:
         InputError: if the backbone has no classifier.
@@ -157,7 +157,7 @@ class TauNormalization(SecondStage):
         self.tau = tau
 
     def attach(self, backbone: nn.Module, num_classes: int) -> None:
-        """Replace the last layer by a `TauNormalizedLinear` with the same weights."""
+        """Replace the last layer by a ``TauNormalizedLinear`` with the same weights."""
         _replace_by(TauNormalizedLinear, backbone, num_classes).tau = self.tau
 
 

@@ -20,7 +20,7 @@ class SmallImageConv2d(nn.Conv2d):
 
 
 def spare_small_images(network: nn.Module) -> None:
-    """Turn each ``torch.nn.Conv2d`` of a network into a `SmallImageConv2d`, in place; subclasses stay as they are."""
+    """Turn each ``torch.nn.Conv2d`` of a network into a ``SmallImageConv2d``, in place; subclasses stay as they are."""
     for layer in network.modules():
         if type(layer) is nn.Conv2d:
             layer.__class__ = SmallImageConv2d  # keeps weights, hooks and references

@@ -1,4 +1,4 @@
-"""Callbacks that change what a run trains, read from its configuration. Imports no torch."""
+"""Callbacks that change the training of a run, by its configuration. Imports no torch."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -107,11 +107,11 @@ class WholeFiles(TorchCheckpointIO):
     writes beside the target and renames. It keeps the checkpoint before by the name of `before`.
 
     Args:
-        content: checkpoint already read, for the first load.
+        loaded: checkpoints already read, by path, each for the first load.
     """
 
-    def __init__(self, content: dict[str, Any] | None = None) -> None:
-        self._content = content
+    def __init__(self, loaded: dict[str, Any] | None = None) -> None:
+        self._loaded = loaded or {}
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:  # noqa: ANN401 - torch.load's options
         """Return a checkpoint, on the CPU.
@@ -119,7 +119,7 @@ class WholeFiles(TorchCheckpointIO):
         Raises:
             InputError: if there is no such file, or it is damaged.
         """
-        content, self._content = self._content, None
+        content = self._loaded.pop(str(path), None)
         return read(path) if content is None else dict(content)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401

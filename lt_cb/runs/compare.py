@@ -13,7 +13,6 @@ UNSET: dict[str, Any] = {
     "init_args": {},
     "weighting": None,
     "reduction": "mean",
-    "ignore_index": None,
     "weight_of": "sample",
 }
 

@@ -193,18 +193,23 @@ def shipped(path: str) -> str:
     return str(folder / f"{name.removesuffix('.yaml')}.yaml")
 
 
-def read_yaml(file: Path) -> Any:  # noqa: ANN401 - YAML
+def read_yaml(file: Path, name: str | None = None) -> Any:  # noqa: ANN401 - YAML
     """Return the content of a YAML file.
+
+    Args:
+        file: path of the file.
+        name: its name in error messages; the default is the path.
 
     Raises:
         InputError: if the file cannot be read, or is not YAML.
     """
+    name = name or str(file)
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"), f"'{file}'")
+        return parse_yaml(file.read_text(encoding="utf-8"), f"'{name}'")
     except OSError as error:
-        raise InputError(f"cannot read '{file}' ({error.strerror}): give the path of a YAML file.") from error
+        raise InputError(f"cannot read '{name}' ({error.strerror}): give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"'{file}' is not YAML: {error}.") from error
+        raise InputError(f"'{name}' is not YAML: {error}.") from error
 
 
 def parse_yaml(text: str, what: str) -> Any:  # noqa: ANN401 - YAML

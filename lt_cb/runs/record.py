@@ -2,14 +2,14 @@
 
 import json
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
 from lt_cb.errors import InputError
+from lt_cb.runs.schema import problem_of
 from lt_cb.task import ONE_LABEL, SEVERAL_LABELS, Task
 
 
@@ -50,9 +50,6 @@ FACTS = (  # columns of kept rows with the same name in result.json
     *("subset_sha256", "validated_on", "epochs", "precision", "device", "processor", "threads", "processes", "commit"),
 )
 VERSIONS = ("lt_cb", "python", "torch", "lightning")
-LARGEST = 1e39  # float32 ends below it
-MOST = 10**15  # images, seeds, parameters
-IS_RATE = re.compile(rf"(test|val)/({'|'.join(METRICS)}|acc_top5)(/.*)?")
 
 
 @dataclass
@@ -64,7 +61,7 @@ class Record:
         class_names: C names, by default ``"0"``, ``"1"``, ...
         class_counts: training images of each class.
         shot_groups: class indices of the many-, medium- and few-shot classes.
-        per_class: C scores in [0, 1] by measure (`lt_cb.task.Task.measures`), None for a class without test images.
+        per_class: C scores in [0, 1] by measure (``Task.measures``), None for a class without test images.
         correct: correctly classified test images of each class; None with several labels an image.
         test_counts: test images of each class, or with its label.
         known_counts: test images whose label of the class is known; None with one label an image.
@@ -137,7 +134,7 @@ class Record:
 
     @property
     def scores(self) -> list[float | None]:
-        """C scores of the first measure: accuracy or average precision."""
+        """C scores of the first measure, accuracy or average precision."""
         return self.per_class[self.task.measures[0]]
 
     @property
@@ -147,7 +144,7 @@ class Record:
 
     @property
     def tested(self) -> str:
-        """Kind of the tested checkpoint: ``last``, ``best`` (any other file) or ``none``."""
+        """Kind of the tested checkpoint, ``last``, ``best`` (any other file) or ``none``."""
         return "none" if not self.checkpoint else "last" if Path(self.checkpoint).stem.startswith("last") else "best"
 
     def to_json(self) -> dict[str, Any]:
@@ -168,7 +165,7 @@ class Record:
         Raises:
             InputError: if a value is missing or cannot be the result of a run.
         """
-        problem = _problem(raw)
+        problem = problem_of(raw, METRICS)
         if problem is not None:
             raise InputError(f"'{file}' is damaged: {problem}. Remove the file, or test the run again with lt-cb test.")
         return cls._of_json(raw)
@@ -233,7 +230,7 @@ class Record:
         """
         try:
             raw = _json_of_row(row)
-            if problem := _problem(raw):
+            if problem := problem_of(raw, METRICS):
                 raise ValueError(problem)
             return cls._of_json(raw)
         except (KeyError, ValueError, AttributeError) as error:
@@ -278,93 +275,3 @@ def _json_of_row(row: Mapping[str, str]) -> dict[str, Any]:
         "wall_time_s": {"fit and test": float(row["seconds"])},
         "versions": {name: row[name] for name in VERSIONS},
     }
-
-
-class _Kind(NamedTuple):
-    """A kind of JSON value."""
-
-    words: str  # what is allowed
-    holds: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:  # noqa: ANN401 - JSON
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # NaN is not
-
-
-def _is_count(value: Any) -> bool:  # noqa: ANN401 - JSON
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
-
-
-def _list(kind: _Kind, length: int) -> _Kind:
-    return _Kind(
-        f"a list of {length} entries, each {kind.words}",
-        lambda v: isinstance(v, list) and len(v) == length and all(map(kind.holds, v)),
-    )
-
-
-def _table(kind: _Kind) -> _Kind:
-    return _Kind(
-        f"a mapping whose values are {kind.words}", lambda v: isinstance(v, dict) and all(map(kind.holds, v.values()))
-    )
-
-
-NUMBER = _Kind("a finite number", _is_number)
-SECONDS = _Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
-RATE = _Kind("a number in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
-RATE_OR_NULL = _Kind("a number in [0, 1] or null", lambda v: v is None or RATE.holds(v))
-COUNT = _Kind("a whole number of at least 0", _is_count)
-SEED = _Kind("a whole number of at least 0, or null", lambda v: v is None or _is_count(v))
-TEXT = _Kind("a text", lambda v: isinstance(v, str))
-TEXT_OR_NULL = _Kind("a text or null", lambda v: v is None or isinstance(v, str))
-CALLBACK = _Kind("a mapping with class_path", lambda v: isinstance(v, dict) and isinstance(v.get("class_path"), str))
-
-
-def _problem(raw: Any) -> str | None:  # noqa: ANN401 - JSON
-    """Return the first reason why JSON is not the result of a run, None without any."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("class_counts"), list):
-        return "it is not the result of a run"
-    size = len(raw["class_counts"])
-    task = Task.of(f"per_class_{SEVERAL_LABELS.measures[0]}" in raw)
-    counts, scores, index = (
-        _list(COUNT, size),
-        _list(RATE_OR_NULL, size),
-        _Kind(f"a class index below {size}", lambda v: _is_count(v) and v < size),
-    )
-    seeds = {"seed_everything", "subset_seed"}
-    required = {
-        "class_counts": _Kind(f"{counts.words}, not all 0", lambda v: counts.holds(v) and sum(v) > 0),
-        "metrics": _table(NUMBER),
-        f"per_class_{task.measures[0]}": scores,
-        "seeds": _Kind("a mapping of two seeds", lambda v: _table(SEED).holds(v) and seeds <= v.keys()),
-    }
-    optional = {
-        "class_names": _list(TEXT, size),
-        "shot_groups": _table(
-            _Kind(f"lists of {index.words}", lambda v: isinstance(v, list) and all(map(index.holds, v)))
-        ),
-        **{f"per_class_{measure}": scores for measure in task.measures},
-        "correct": counts,
-        "test_counts": required["class_counts"],
-        "known_counts": counts,
-        "thresholds": _list(RATE, size),
-        "confusion": _list(counts, size),
-        "skipped_images": _table(COUNT),
-        "prior": _list(RATE, size),
-        "callbacks": _Kind("a list of mappings", lambda v: isinstance(v, list) and all(map(CALLBACK.holds, v))),
-        "wall_time_s": _table(SECONDS),
-        "versions": _table(TEXT_OR_NULL),
-        **dict.fromkeys(("test_images", "epochs", "parameters", "threads", "processes"), COUNT),
-        **dict.fromkeys(("checkpoint", "subset_sha256", "validated_on", "precision", "device"), TEXT),
-        **dict.fromkeys(("processor", "wandb_run", "grid", "commit"), TEXT),
-    }
-    for name, kind in required.items():
-        if not kind.holds(raw.get(name)):
-            return f"{name} must be {kind.words}"
-    for name, kind in optional.items():
-        if raw.get(name) is not None and not kind.holds(raw[name]):
-            return f"{name} must be {kind.words}"
-    main = "test/mAP" if task.multi_label else "test/acc"
-    if main not in raw["metrics"]:
-        return f"{main} is missing in metrics"
-    wrong = [name for name, value in raw["metrics"].items() if IS_RATE.fullmatch(name) and not RATE.holds(value)]
-    return f"{wrong[0]} must be {RATE.words}" if wrong else None

@@ -152,7 +152,7 @@ def _as_paths(paths: Paths) -> list[Path]:
 
 
 def check_classes(source: FileSource, remedy: str) -> None:
-    """Check that each class has a training image, and warn of labels without an image in another split.
+    """Check that each class has a training image, and warn of classes without an image in another split.
 
     Args:
         source: data set to check.
@@ -163,21 +163,17 @@ def check_classes(source: FileSource, remedy: str) -> None:
     """
     if not any(source.counts):
         raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
-    if untrained := [name for name, count in zip(source.class_names, source.counts, strict=True) if not count]:
-        raise InputError(
-            f"'{source.root}' has no training image of {enumerate_names(untrained)}, so that nothing can be learnt of "
-            f"it: {remedy}."
-        )
-    for split in source.splits[1:] if source.multi_label else ():
-        warn_of_unmeasured(source, split, f"'{source.root}' has no {split} images")
-
-
-def warn_of_unmeasured(source: FileSource, split: Split, beginning: str) -> None:
-    """Warn of classes without an image in a split; ``beginning`` starts the sentence."""
-    counts = count_labels(source.labels(split), len(source.class_names))
-    if missing := [name for name, count in zip(source.class_names, counts, strict=True) if not count]:
+    for split in source.splits:
+        counts = count_labels(source.labels(split), len(source.class_names))
+        missing = enumerate_names([name for name, n in zip(source.class_names, counts, strict=True) if not n])
+        if not missing:
+            continue
+        if split == "train":
+            raise InputError(
+                f"'{source.root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
+            )
         rank_zero_warn(
-            f"{beginning} of {enumerate_names(missing)}: metrics of this split leave them out.", stacklevel=1
+            f"'{source.root}' has no {split} images of {missing}: metrics of this split leave them out.", stacklevel=1
         )
 
 

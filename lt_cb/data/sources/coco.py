@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lt_cb.data.sources.base import FileSource, Split, check_classes
-from lt_cb.data.sources.listing import ALL, Listing, cached_listings, encode, read_annotations
+from lt_cb.data.sources.listing import Listing, encode, read_annotations
 from lt_cb.errors import InputError
 
 FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -44,7 +44,7 @@ class COCO(FileSource):
                 "train.json or train/_annotations.coco.json, and the same of val or test."
             )
         self.has_val = "val" in found
-        read = {split: cached_listings(file, _read_coco)[ALL] for split, file in found.items()}
+        read = {split: _read_coco(file) for split, file in found.items()}
         names: dict[int, str] = {}
         for split, listing in read.items():
             for text in listing.class_names:
@@ -81,12 +81,12 @@ def _find(root: Path, split: Split) -> Path | None:
     return None
 
 
-def _read_coco(file: Path) -> dict[str, Listing]:
+def _read_coco(file: Path) -> Listing:
     """Return all images; a class name is the id of the category, a space, and its name."""
     images, pairs, categories = read_annotations(file)
     labels = np.zeros((len(images), len(categories)), np.int8)
     labels[pairs[:, 0], pairs[:, 1]] = 1
-    return {ALL: Listing(encode(images), labels, [f"{number} {name}" for number, name in categories])}
+    return Listing(encode(images), labels, [f"{number} {name}" for number, name in categories])
 
 
 def _with_same_classes(read: dict[Split, Listing], names: dict[int, str]) -> dict[Split, Listing]:

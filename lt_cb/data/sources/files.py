@@ -1,11 +1,11 @@
-"""Data sets of image files: folders, the large data sets of the field, and lists of one's own."""
+"""Data sets of image files: folders, published data sets, and tables."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
-from lt_cb.data.sources.base import FileSource, Split, check_classes, warn_of_unmeasured
+from lt_cb.data.sources.base import FileSource, Split, check_classes
 from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import list_tree
@@ -15,14 +15,14 @@ from lt_cb.errors import InputError, enumerate_names
 class ImageFolder(FileSource):
     """Image files in ``root/{train,test}/<class>/``, in any format PIL reads, and validation images in ``val``.
 
-    Classes are the folder names of ``train`` in alphabetical order; one that another split has no image of is left out
-    of its means. Without ``test``, ``val`` is the test split.
+    Classes are the folder names of ``train`` in alphabetical order. If another split has no image of a class, its means
+    leave the class out. Without ``test``, ``val`` is the test split.
 
     Args:
         root: folder that has ``train`` and ``test``.
 
     Raises:
-        InputError: if a folder is missing, an image is in no class folder, or a class has no image to train on.
+        InputError: if a folder is missing, an image lies outside the class folders, or a class has no training image.
     """
 
     test_folders: tuple[str, ...] = ("test", "val")
@@ -33,37 +33,32 @@ class ImageFolder(FileSource):
         self.has_val = len(existing) > 1
         if self.has_val:
             self._folders["val"] = existing[1]
-        self._listings: dict[str, Listing] = {}
+        self._listings: dict[Split, Listing] = {}
         super().__init__(root)
-        for split, folder in self._folders.items():
-            warn_of_unmeasured(self, split, f"'{self.root / folder}' has no images")
+        check_classes(self, "add images, or remove the class folder")
 
     def listing(self, split: Split) -> Listing:
-        """Return what is in the folder of a split."""
+        """Return the images in the folder of a split."""
         if split not in self._listings:
             folder = self.root / self._folders[split]
             listing = list_tree(folder, least=2 if split == "train" else 1)
-            counts = np.bincount(listing.labels, minlength=len(listing.class_names))
-            if not counts.any():
+            if not len(listing.labels):
                 raise InputError(f"there are no images in the class folders of '{folder}': add some.")
-            empty = [label for label, count in zip(listing.class_names, counts, strict=True) if not count]
-            if split == "train" and empty:
-                raise InputError(
-                    f"no images in {enumerate_names(empty)} of '{folder}': add images or remove the class folder."
-                )
             if split != "train":
-                listing = self._by_classes_of_train(folder, listing, empty)
+                listing = self._by_classes_of_train(folder, listing)
             paths = np.char.add(f"{folder.name}/".encode(), listing.paths)
             self._listings[split] = listing._replace(paths=paths)
         return self._listings[split]
 
-    def _by_classes_of_train(self, folder: Path, listing: Listing, empty: list[str]) -> Listing:
-        """Return a listing whose labels are indices of the training's classes."""
+    def _by_classes_of_train(self, folder: Path, listing: Listing) -> Listing:
+        """Replace labels by indices of the training classes."""
         index = {name: label for label, name in enumerate(self.listing("train").class_names)}
-        if unknown := [name for name in listing.class_names if name not in index and name not in empty]:
+        counts = np.bincount(listing.labels, minlength=len(listing.class_names))
+        given = [name for name, count in zip(listing.class_names, counts, strict=True) if count]
+        if unknown := [name for name in given if name not in index]:
             raise InputError(
-                f"'{folder}' has images of {enumerate_names(unknown)}, of which '{self.root / 'train'}' has none to "
-                f"learn from: add some there, or remove the class folders from '{folder.name}'."
+                f"'{folder}' has images of {enumerate_names(unknown)}, but '{self.root / 'train'}' has none: add some "
+                f"there, or remove the class folders from '{folder.name}'."
             )
         labels = np.array([index.get(name, -1) for name in listing.class_names])[listing.labels]
         return Listing(listing.paths, labels, list(index))
@@ -80,13 +75,22 @@ class ILSVRC2012(ImageFolder):
 
 
 class _Listed(FileSource):
-    """Image files that list files name; each is looked for in ``root`` and in the folders there."""
+    """Image files named by list files, in ``root`` or in a folder there."""
 
     default_size = 224
     lists: dict[Split, str] = {}
 
+    def __init__(self, root: str) -> None:
+        self._listings: dict[Split, Listing] = {}
+        super().__init__(root)
+
     def listing(self, split: Split) -> Listing:
-        """Return what the list file of a split names."""
+        """Return the images of a split."""
+        if split not in self._listings:
+            self._listings[split] = self._read(split)
+        return self._listings[split]
+
+    def _read(self, split: Split) -> Listing:
         return list_lines(self._find(self.lists[split]))
 
     def _find(self, name: str) -> Path:
@@ -97,25 +101,24 @@ class _Listed(FileSource):
 class INaturalist2018(_Listed):
     """iNaturalist 2018: 8,142 classes, 437,513 training images, imbalance factor 500.
 
-    The competition's annotations, ``train2018.json`` and ``val2018.json``, or the list files
-    ``iNaturalist18_train.txt`` and ``iNaturalist18_val.txt``; images where these say, or in torchvision's folder
+    Annotations: ``train2018.json`` and ``val2018.json`` of the competition, or the list files
+    ``iNaturalist18_train.txt`` and ``iNaturalist18_val.txt``. Images: as these say, or in torchvision's folder
     ``2018``. The validation images are the test split.
     """
 
     year = 2018
     lists = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
 
-    def listing(self, split: Split) -> Listing:
-        """Return what the annotations of a split name."""
+    def _read(self, split: Split) -> Listing:
         annotations = self._find(f"{'train' if split == 'train' else 'val'}{self.year}.json")
         by_list = not annotations.is_file() and split in self.lists and self._find(self.lists[split]).is_file()
-        listing = super().listing(split) if by_list else list_annotations(annotations)
-        names = self._find("categories.json")  # those of 2018 were hidden at first
+        listing = super()._read(split) if by_list else list_annotations(annotations)
+        names = self._find("categories.json")  # published later than the annotations of 2018
         if not by_list and names.is_file():
             listing = listing._replace(class_names=category_names(names, listing.class_names))
         if split != "train" and not by_list and listing.class_names != self.class_names:
             raise InputError(
-                f"the categories of '{annotations}' are not those of the training images: both must have all classes."
+                f"the categories of '{annotations}' differ from the training images': both must have all classes."
             )
         top = listing.paths[0].partition(b"/")[0]
         if not self.root.joinpath(top.decode()).is_dir() and self.root.joinpath(str(self.year)).is_dir():
@@ -127,7 +130,7 @@ class INaturalist2018(_Listed):
 class INaturalist2017(INaturalist2018):
     """iNaturalist 2017: 5,089 classes, 579,184 training images, imbalance factor 435.44.
 
-    The competition's annotations, ``train2017.json`` and ``val2017.json``; images where these say, or in torchvision's
+    Annotations: ``train2017.json`` and ``val2017.json`` of the competition. Images: as these say, or in torchvision's
     folder ``2017``. The validation images are the test split.
     """
 
@@ -138,8 +141,8 @@ class INaturalist2017(INaturalist2018):
 class ImageNetLT(_Listed):
     """ImageNet-LT (Liu et al. 2019): 1,000 classes, 115,846 training images, imbalance factor 256.
 
-    Their list files ``ImageNet_LT_{train,val,test}.txt``, in root or a folder there; images of ILSVRC 2012 as these
-    say.
+    List files: ``ImageNet_LT_{train,val,test}.txt`` of the authors, in root or a folder there. Images: ILSVRC 2012, as
+    the lists say.
     """
 
     lists = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
@@ -149,7 +152,8 @@ class ImageNetLT(_Listed):
 class PlacesLT(_Listed):
     """Places-LT (Liu et al. 2019): 365 classes, 62,500 training images, imbalance factor 996.
 
-    Their list files ``Places_LT_{train,val,test}.txt``, in root or a folder there; images of Places365 as these say.
+    List files: ``Places_LT_{train,val,test}.txt`` of the authors, in root or a folder there. Images: Places365, as the
+    lists say.
     """
 
     lists = {split: f"Places_LT_{split}.txt" for split in ("train", "val", "test")}
@@ -157,22 +161,22 @@ class PlacesLT(_Listed):
 
 
 class Manifest(FileSource):
-    """Image files that a table names: CSV with a header, or Parquet, with columns path, label and split.
+    """Image files in a table: CSV with a header, or Parquet, with columns path, split and label.
 
-    Paths are below the folder of the table. The split is train, val or test; without test images those of val are the
-    test split. Labels are class names, which are ordered by number if all are whole numbers, and else by the alphabet.
+    - ``path``: absolute, or relative to the folder of the table.
+    - ``split``: train, val or test. Without test images, val is the test split.
+    - ``label``: class name. Classes are sorted by value if all are whole numbers, otherwise alphabetically.
 
-    Of several labels an image, a column ``labels`` in place of ``label`` has them separated by semicolons, or nothing.
-    With neither column, each column beside path and split is a label: 1 or 0, or empty, NaN or -1 for unknown.
+    For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing. Without
+    ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for unknown.
 
     Args:
-        root: the table.
-        separator: of several labels, in a column ``label`` too; None is a semicolon in ``labels``.
-        label_columns: names of the columns that are labels; None takes all, if there is neither ``label`` nor
-            ``labels``.
+        root: path of the table.
+        separator: separator of several labels in ``label`` or ``labels``; None is a semicolon in ``labels`` only.
+        label_columns: names of the label columns; None takes all further columns.
 
     Raises:
-        InputError: if the table is missing or another, or a class has no image to train on.
+        InputError: if the table is missing or wrong, or a class has no training image.
     """
 
     def __init__(self, root: str, separator: str | None = None, label_columns: list[str] | None = None) -> None:

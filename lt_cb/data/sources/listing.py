@@ -1,4 +1,4 @@
-"""Lists of image files and their classes, read from annotation files and text files, and cached.
+"""Lists of image files and their classes, read from annotation files and text files.
 
 A missing file or a wrong format raises an `InputError`.
 """
@@ -6,21 +6,18 @@ A missing file or a wrong format raises an `InputError`.
 import csv
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from lt_cb.data.cache import Arrays, cache_file, read_cache, stamp, write_cache
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels
 
 Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which processes share
-ALL = ""  # key of the only listing of a file without splits
-WORTH_CACHING = 10_000  # files; a shorter list is read again in less than a second
 
 
 class Listing(NamedTuple):
@@ -39,10 +36,25 @@ class Annotations(NamedTuple):
     categories: list[tuple[int, str]]  # id and name, sorted by id
 
 
+def check_is_file(file: Path) -> None:
+    """Check that a list of images exists."""
+    if not file.is_file():
+        problem = "is a folder, not a file" if file.is_dir() else "is not there"
+        raise InputError(f"the list of images '{file}' {problem}: set --data.root to where it is.")
+
+
+def _read(file: Path) -> bytes:
+    check_is_file(file)
+    content = file.read_bytes()
+    if not content.strip():
+        raise InputError(f"'{file}' names no image: set --data.root to another file.")
+    return content
+
+
 def read_annotations(file: Path) -> Annotations:
     """Read an annotation file in COCO's format."""
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(_read(file))
         categories = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
         column = {category: label for label, (category, _) in enumerate(categories)}
         row = {image["id"]: position for position, image in enumerate(content["images"])}
@@ -52,6 +64,8 @@ def read_annotations(file: Path) -> Annotations:
         raise InputError(
             f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again."
         ) from error
+    if not pairs:
+        raise InputError(f"'{file}' has no annotated image: set --data.root to another file.")
     if len(row) < len(names) or len(column) < len(categories):
         raise InputError(f"'{file}' gives the same id to several images or categories: number them anew.")
     return Annotations(names, np.array(pairs, np.int64).reshape(-1, 2), categories)
@@ -62,15 +76,11 @@ def list_annotations(file: Path) -> Listing:
 
     Classes are the categories in the order of their ids.
     """
-    return cached_listings(file, _read_single_labels)[ALL]
-
-
-def _read_single_labels(file: Path) -> dict[str, Listing]:
     images, pairs, categories = read_annotations(file)
     names = [name for _, name in categories]
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in categories]
-    return {ALL: Listing(encode([images[row] for row in pairs[:, 0]]), pairs[:, 1], names)}
+    return Listing(encode([images[row] for row in pairs[:, 0]]), pairs[:, 1], names)
 
 
 def category_names(file: Path, default: list[str]) -> list[str]:
@@ -92,12 +102,8 @@ def list_lines(file: Path) -> Listing:
 
     Classes have the names of their folders, or their numbers if classes share folders.
     """
-    return cached_listings(file, _read_lines)[ALL]
-
-
-def _read_lines(file: Path) -> dict[str, Listing]:
     paths, labels = [], []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, line in enumerate(_read(file).splitlines(), 1):
         if not line.strip():
             continue
         path, _, label = line.strip().rpartition(b" ")
@@ -107,7 +113,7 @@ def _read_lines(file: Path) -> dict[str, Listing]:
             )
         paths.append(path.strip())
         labels.append(int(label))
-    return {ALL: _named_by_folder(np.array(paths, bytes), np.array(labels, np.int64))}
+    return _named_by_folder(np.array(paths, bytes), np.array(labels, np.int64))
 
 
 def _named_by_folder(paths: Paths, labels: Indices) -> Listing:
@@ -154,14 +160,11 @@ def read_csv(file: Path, remedy: str) -> dict[str, list[Any]]:
 
 
 def check_files(folder: Path, paths: Paths) -> None:
-    """Check that all files of a list exist; the result for a long list is cached.
+    """Check that all files of a list exist.
 
     Raises:
         InputError: if files are missing, or relative paths lead out of the folder.
     """
-    cache = cache_file("below", str(folder.absolute()), paths.tobytes())
-    if read_cache(cache) is not None:
-        return
     names = [os.fsdecode(path) for path in paths.tolist() if b".." in path]
     if leaving := [name for name in names if not os.path.isabs(name) and os.path.normpath(name).startswith("..")]:
         raise InputError(
@@ -185,44 +188,6 @@ def check_files(folder: Path, paths: Paths) -> None:
             f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set --data.root "
             "to where they are."
         )
-    if len(paths) >= WORTH_CACHING:
-        write_cache(cache, "looks for the images", {})
-
-
-def cached_listings(file: Path, read: Callable[..., dict[str, Listing]], *options: str) -> dict[str, Listing]:
-    """Return the listings of a file by split: ``read(file, *options)``, or the cached result of an earlier call."""
-    if not file.is_file():
-        problem = "is a folder, not a file" if file.is_dir() else "is not there"
-        raise InputError(f"the list of images '{file}' {problem}: set --data.root to where it is.")
-    cache = cache_file("2", read.__name__, stamp(file), *(f"{option}\0" for option in options))
-    arrays = read_cache(cache)
-    if arrays is not None:
-        return from_arrays(arrays)
-    listings = read(file, *options)
-    size = sum(len(listing.paths) for listing in listings.values())
-    if not size:
-        raise InputError(f"'{file}' names no image: set --data.root to another file.")
-    if size >= WORTH_CACHING:
-        write_cache(cache, f"reads '{file}'", to_arrays(listings))
-    return listings
-
-
-def to_arrays(listings: dict[str, Listing]) -> Arrays:
-    """Return listings by split as arrays for a cache."""
-    return {
-        f"{split}:{name}": np.asarray(values)
-        for split, listing in listings.items()
-        for name, values in listing._asdict().items()
-    }
-
-
-def from_arrays(arrays: Arrays) -> dict[str, Listing]:
-    """Return the listings by split of `to_arrays`."""
-    splits = dict.fromkeys(key.partition(":")[0] for key in arrays if ":" in key)
-    return {
-        split: Listing(arrays[f"{split}:paths"], arrays[f"{split}:labels"], arrays[f"{split}:class_names"].tolist())
-        for split in splits
-    }
 
 
 def encode(paths: Sequence[str]) -> Paths:

@@ -23,8 +23,9 @@ def make_source(source: str | SourceFactory, root: str) -> Source:
     try:
         found = pkgutil.resolve_name(f"{PACKAGE}.{name}" if name in MODULES else name)
     except (ImportError, AttributeError, ValueError) as error:
+        reason = f" ({error})" if "." in source else ""
         raise InputError(
-            f"there is no data source '{source}' ({error}): choose {', '.join(MODULES)}, or give the class path of a "
+            f"there is no data source '{source}'{reason}: choose {', '.join(MODULES)}, or give the class path of a "
             "custom source." + did_you_mean(source, MODULES)
         ) from error
     if not isinstance(found, type) or not issubclass(found, Source):

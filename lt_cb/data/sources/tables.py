@@ -1,4 +1,4 @@
-"""Lists of image files in tables, CSV or Parquet: with a class, several labels, or a column for each label."""
+"""Tables of image files, CSV or Parquet, with a class, several labels, or a column for each label."""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.listing import Listing, cached_listings, encode, read_csv
+from lt_cb.data.sources.listing import Listing, check_is_file, encode, read_csv
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels
 
 Columns = dict[str, list[Any]]
-SEPARATOR = ";"  # of the names in a column called labels
+SEPARATOR = ";"  # between names in the column labels
 CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan": -1, "none": -1, "-1": -1, "-1.0": -1}
 
 
@@ -22,25 +22,17 @@ def list_table(
 ) -> dict[str, Listing]:
     """Return the images of each split of a table with columns path and split, in its order.
 
-    A column ``label`` has a class name a row. One called ``labels``, or ``label`` with a separator, has any number of
-    them. Without either each further column is a label, 1 or 0, or empty, NaN or -1 for unknown.
-
-    Classes named in a column are in alphabetical order, or in that of the numbers if all are whole numbers; columns are
-    in their order.
+    See `Manifest` for the label columns.
 
     Args:
         file: CSV or Parquet.
-        separator: between names; None is a semicolon in ``labels``, and nothing in ``label``.
-        label_columns: names of the columns that are labels, if not all are.
+        separator: separator of names; None is a semicolon in ``labels``, and none in ``label``.
+        label_columns: names of the label columns; None takes all further columns.
 
     Raises:
-        InputError: if it cannot be read, or a column or a value is missing or another.
+        InputError: if the file cannot be read, or a column or a value is missing or wrong.
     """
-    columns = [] if label_columns is None else list(label_columns)
-    return cached_listings(file, _read_table, separator or "", *columns)
-
-
-def _read_table(file: Path, separator: str, *label_columns: str) -> dict[str, Listing]:
+    check_is_file(file)
     columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
     named = "label" if "label" in columns else "labels"
     by_name = named in columns and not label_columns
@@ -61,7 +53,7 @@ def _read_table(file: Path, separator: str, *label_columns: str) -> dict[str, Li
         separator = separator or (SEPARATOR if named == "labels" else "")
         labels, names = _by_name(columns[named], separator)
     else:
-        labels, names = _by_column(file, columns, label_columns or tuple(others))
+        labels, names = _by_column(file, columns, label_columns or others)
     paths = encode(list(map(str, columns["path"])))
     splits = np.array([_text(split).lower() for split in columns["split"]], str)
     return {
@@ -75,7 +67,7 @@ def _text(value: object) -> str:
 
 
 def _by_name(cells: list[Any], separator: str) -> tuple[Labels, list[str]]:
-    """Return labels, and the names of the classes, of a column of names."""
+    """Return labels and class names of a column of names."""
     if not separator:
         given = [[_text(cell)] for cell in cells]
     else:
@@ -95,7 +87,7 @@ def _by_name(cells: list[Any], separator: str) -> tuple[Labels, list[str]]:
 
 
 def _by_column(file: Path, columns: Columns, names: Sequence[str]) -> tuple[Labels, list[str]]:
-    """Return labels, and the names of the classes, of columns that say which images have them."""
+    """Return labels and class names of label columns."""
     if missing := [name for name in names if name not in columns]:
         existing = enumerate_names(list(columns))
         raise InputError(f"label_columns names {enumerate_names(missing)}, but '{file}' has columns {existing}.")
@@ -106,24 +98,24 @@ def _by_column(file: Path, columns: Columns, names: Sequence[str]) -> tuple[Labe
             if value is None:
                 raise InputError(
                     f"column '{name}' of '{file}' has '{cell}' in row {row + 1}, but without a column label or labels, "
-                    "which name the classes, each is a label: 1, 0, or nothing for unknown. Leave it out, or name the "
-                    "label columns by --data.source Manifest --data.source.label_columns."
+                    "every column is a label: 1, 0, or empty for unknown. Remove it, or name the label columns by "
+                    "--data.source Manifest --data.source.label_columns."
                 )
             labels[row, c] = value
     return labels, list(names)
 
 
 def warn_of_several(file: Path, names: Sequence[str]) -> None:
-    """Warn if a name of a class is made of other classes' names, so that it may be several."""
+    """Warn if a class name consists of other class names, so that it may be several labels."""
     known = set(names)
     for name in names:
         for separator in ";|,":
             if separator in name and {part.strip() for part in name.split(separator)} <= known:
                 remedy = f"set --data.source Manifest --data.source.separator '{separator}'"
                 if separator == SEPARATOR:
-                    remedy = "call the column labels in place of label"
+                    remedy = "call the column labels instead of label"
                 rank_zero_warn(
-                    f"a label of '{file}' is '{name}', which is taken for one name: if it is several, {remedy}.",
+                    f"a label of '{file}' is '{name}', taken for one name: if it is several labels, {remedy}.",
                     stacklevel=1,
                 )
                 return

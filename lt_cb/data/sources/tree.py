@@ -1,18 +1,15 @@
 """Folders of images: find the files, and list a tree with a folder for each class."""
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from lt_cb.data.cache import Arrays, cache_file, read_cache, write_cache
 from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
-from lt_cb.data.sources import listing
-from lt_cb.data.sources.listing import ALL, Listing, encode, from_arrays, to_arrays
+from lt_cb.data.sources.listing import Listing, encode
 from lt_cb.errors import InputError
 
 
@@ -51,8 +48,6 @@ def _refuse(error: OSError) -> NoReturn:
 def list_tree(folder: Path, least: int = 2) -> Listing:
     """Return the images in the class folders of a folder, by class in alphabetical order, then by path.
 
-    The list of a large tree is cached until the time of change of one of its folders differs.
-
     Args:
         folder: parent of the class folders.
         least: minimum number of class folders.
@@ -64,28 +59,17 @@ def list_tree(folder: Path, least: int = 2) -> Listing:
         raise InputError(
             f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
         )
-    cache = cache_file("tree", str(folder.absolute()))
-    cached = read_cache(cache)
-    if cached is not None and _unchanged(cached):
-        return from_arrays(cached)[ALL]
     names = _class_folders(folder, least)
     paths: list[str] = []
-    counts, folders = [], [str(folder)]
+    counts = []
     for name in progress(names, f"Finding images in {folder}", len(names)):
         images: list[str] = []
         for place, files in walk(folder / name, folder):
-            folders.append(place)
             below = os.path.relpath(place, folder)
             images += [f"{below}/{file}" for file in files if is_image(file)]
         paths += sorted(images)
         counts.append(len(images))
-    found = Listing(encode(paths), np.repeat(np.arange(len(names)), counts), names)
-    if len(paths) >= listing.WORTH_CACHING:
-        changed = np.array([os.stat(place).st_mtime_ns for place in folders])
-        if changed.max() < time.time_ns() - 2 * 10**9:  # a later change may otherwise get the same time
-            arrays = {**to_arrays({ALL: found}), "folders": encode(folders), "changed": changed}
-            write_cache(cache, "looks for the images", arrays)
-    return found
+    return Listing(encode(paths), np.repeat(np.arange(len(names)), counts), names)
 
 
 def _class_folders(folder: Path, least: int) -> list[str]:
@@ -99,11 +83,3 @@ def _class_folders(folder: Path, least: int) -> list[str]:
             f"{len(stray)} images lie in '{folder}' itself, such as '{stray[0]}': move each to its class's folder."
         )
     return names
-
-
-def _unchanged(cached: Arrays) -> bool:
-    try:
-        now = [os.stat(place).st_mtime_ns for place in cached["folders"]]
-    except OSError:
-        return False
-    return bool((cached["changed"] == now).all())

@@ -9,7 +9,7 @@ __all__ = ["Result", "Runs", "collect", "main", "read_run"]
 
 
 def main(args: Sequence[str]) -> int:
-    """Run ``lt-cb report`` with the arguments behind ``report``; see `lt_cb.lab.report.command.main`."""
+    """Run ``lt-cb report`` with the arguments behind ``report``; see ``lt_cb.lab.report.command``."""
     from lt_cb.lab.report.command import main as command  # needs the extra `report`
 
     return command(args)

@@ -1,7 +1,7 @@
 """Charts of a report, made with altair. Names of classes and methods are data, never part of an expression."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,7 +23,7 @@ Styles = dict[str, tuple[str, str]]
 
 @dataclass
 class Picture:
-    """A chart of all data sets, of which its parameter ``dataset`` shows one.
+    """A chart of all data sets; its parameter ``dataset`` selects one.
 
     Attributes:
         name: of the files.
@@ -49,7 +49,7 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: 
         metric: as in `Result.score`.
         title: name of the metric.
     """
-    styles = styles_of(runs)
+    styles = styles_of([*runs.methods(), *(result.family for result in runs.results if result.family)])
     made = [
         _means(runs, cells, metric, title, styles),
         _by_class(runs, styles),
@@ -61,9 +61,8 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: 
     return [picture for picture in made if picture is not None]
 
 
-def styles_of(runs: Runs) -> dict[str, tuple[str, str]]:
-    """Return colour and shape of each method and family, the same in all charts."""
-    names = [*runs.methods(), *(result.family for result in runs.results if result.family)]
+def styles_of(names: Iterable[str]) -> Styles:
+    """Return colour and shape of each method or family, the same in all charts."""
     return {
         name: (COLOURS[i % len(COLOURS)], SHAPES[i // len(COLOURS) % len(SHAPES)])
         for i, name in enumerate(dict.fromkeys(names))

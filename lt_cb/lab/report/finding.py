@@ -1,4 +1,4 @@
-"""First paragraph of a report: what was compared, and which methods are better."""
+"""First paragraph of a report: the compared methods, and the better ones."""
 
 from collections.abc import Callable
 

@@ -82,7 +82,7 @@ def settings_of(config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> d
 
     Args:
         config: content of ``config.yaml``.
-        callbacks: those that change training.
+        callbacks: entries of the callbacks that change training.
     """
     settings = {key: value for key, value in flatten(config).items() if not key.startswith("trainer.callbacks")}
     if "data.source" in settings:

@@ -88,7 +88,7 @@ def page(title: str, finding: str, tables: list[Section], pictures: list[Picture
         finding: its first paragraph.
         tables: at least one.
         pictures: charts.
-        columns: data sets, of which the reader chooses one.
+        columns: data sets to choose from.
     """
     drawn = [_select("dataset", "data", columns)] if len(columns) > 1 else []
     for picture in pictures:

@@ -37,16 +37,21 @@ def write(pictures: list[Picture], columns: list[str], folder: Path, kind: str) 
                 stem = "_".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part)
                 spec = _for_paper(picture, own, {"dataset": data, "confused": method})
                 file = folder / f"{stem}.{kind}"
+                drawn = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
                 if kind == "svg":
-                    drawn = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
-                    file.write_text(re.sub(r' width="([\d.]+)" height="([\d.]+)"', _in_inches, drawn, count=1))
+                    file.write_text(_sized(drawn, 1, "in"))
                 else:
-                    file.write_bytes(vl_convert.vegalite_to_pdf(spec, vl_version=VEGA_LITE, scale=72 / INCH))
+                    file.write_bytes(vl_convert.svg_to_pdf(_sized(drawn, 72)))
 
 
-def _in_inches(size: re.Match[str]) -> str:
-    width, height = (float(pixels) / INCH for pixels in size.groups())
-    return f' width="{width:.4g}in" height="{height:.4g}in"'
+def _sized(svg: str, inch: float, unit: str = "") -> str:
+    """Return a drawing with its size in a unit; ``inch`` is the number of units in an inch."""
+
+    def size(match: re.Match[str]) -> str:
+        width, height = (float(pixels) * inch / INCH for pixels in match.groups())
+        return f' width="{width:.4g}{unit}" height="{height:.4g}{unit}"'
+
+    return re.sub(r' width="([\d.]+)" height="([\d.]+)"', size, svg, count=1)
 
 
 def _for_paper(picture: Picture, values: list[dict[str, Any]], chosen: dict[str, str]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class Runs:
 
     @property
     def measure(self) -> str:
-        """Score of a class: ``accuracy`` or ``average precision``."""
+        """Score of a class, ``accuracy`` or ``average precision``."""
         return self.task.measures[0].replace("_", " ")
 
     @property

@@ -198,8 +198,8 @@ def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int | No
 
 def half_width(values: Sequence[float]) -> float:
     """Return half of the 95 % interval (Student's t) for the mean of two or more values."""
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return float(stats.t.ppf(0.975, len(values) - 1)) * error
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def wilson(correct: int, counted: int) -> tuple[float, float]:
