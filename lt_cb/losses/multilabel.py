@@ -13,7 +13,7 @@ from lt_cb.losses.sigmoid import SigmoidLoss, SigmoidLossOptions, focal_term
 
 
 class DistributionBalancedLoss(SigmoidLoss):
-    r"""Distribution-balanced focal loss of `Wu et al. 2020`_, summed over classes.
+    r"""Distribution-balanced focal loss of `Wu et al. 2020 <https://arxiv.org/abs/2007.09654>`_, summed over classes.
 
     .. math:: L &= \frac{1}{B} \sum_i \sum_c r_{ic} \Bigl(t_{ic} f(z_{ic} - \nu_c)
         + (1 - t_{ic}) \frac{f(-\lambda (z_{ic} - \nu_c))}{\lambda}\Bigr),
@@ -45,8 +45,6 @@ class DistributionBalancedLoss(SigmoidLoss):
 
     Raises:
         InputError: if an argument is out of its range.
-
-    .. _Wu et al. 2020: https://arxiv.org/abs/2007.09654
     """
 
     inverse_counts: Tensor
