@@ -1,4 +1,4 @@
-"""The one exception for wrong input, which the command line shows as a single sentence."""
+"""`InputError` for wrong input, which the command line shows as one sentence, and checks that raise it."""
 
 import argparse
 import difflib
@@ -9,14 +9,14 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """A value given by the user is wrong; the message says what was given, what is allowed and what to do."""
+    """Wrong value from the user. The message names the value, the allowed values and the remedy."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, with an `InputError` for what it does not accept."""
+    """Parser that raises `InputError` instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong with the arguments."""
+        """Raise `InputError`."""
         raise InputError(f"{message}: see {self.prog} --help.")
 
 
@@ -24,10 +24,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def file_error(error: BaseException) -> str | None:
-    """Return the sentence for a file or folder that cannot be used, None for any other error."""
+    """Return the sentence for a file or folder that cannot be used; None for any other error."""
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" for '{error.filename}'" if error.filename else ""
-        return f"there is no room{where} ({error.strerror}): make some, or choose another folder."
+        return f"there is no room{where} ({error.strerror}): free some space, or choose another folder."
     if isinstance(error, ValueError) and str(error) == "embedded null byte":
         return "a path has a null byte: write it without."
     unusable = PermissionError | NotADirectoryError | FileExistsError | FileNotFoundError
@@ -37,25 +37,25 @@ def file_error(error: BaseException) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known name nearest to ``name``, of equals the first, or nothing."""
+    """Return ``" Did you mean 'x'?"`` for the most similar known name, or an empty string if none is similar."""
     ratios = {option: difflib.SequenceMatcher(None, option.lower(), name.lower()).ratio() for option in known}
     nearest = max(ratios, key=ratios.__getitem__, default="")
     return f" Did you mean '{nearest}'?" if ratios.get(nearest, 0) >= 0.5 else ""
 
 
 def enumerate_names(names: Sequence[str]) -> str:
-    """Return the names in quotes, of a long list the first ten."""
+    """Return the names in quotes, shortened to the first ten."""
     shown = ", ".join(f"'{name}'" for name in names[:10])
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
 
 
 def check_below_one(name: str, value: float, otherwise: str) -> None:
-    """Refuse a value outside [0, 1); ``otherwise`` is what the sentence ends with."""
+    """Raise `InputError` for a value outside [0, 1); ``otherwise`` ends the sentence."""
     if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise InputError(f"{name} is {value}, but must be in [0, 1); {otherwise}")
 
 
 def check_at_least(name: str, value: float, least: float, otherwise: str) -> None:
-    """Refuse a value that is below ``least`` or not finite; ``otherwise`` is what the sentence ends with."""
+    """Raise `InputError` for a value below ``least`` or not finite; ``otherwise`` ends the sentence."""
     if not isinstance(value, int | float) or not least <= value < math.inf:
         raise InputError(f"{name} is {value}, but must be at least {least} and finite; {otherwise}")

@@ -17,8 +17,10 @@ from lt_cb import losses
 from lt_cb.__main__ import main
 from lt_cb.commands.prior import read_prior
 from lt_cb.errors import InputError
+from lt_cb.lab.report.posthoc import log_prior
+from lt_cb.longtail.prior import class_prior
 from lt_cb.losses import Loss
-from lt_cb.losses.prior import assumed_prior
+from lt_cb.losses.prior import RULES, assumed_prior, weighted_prior
 from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +101,7 @@ def test_a_class_of_share_0_is_never_predicted(loss: Loss) -> None:
 def test_assumed_priors() -> None:
     for loss, expected in (
         (losses.SoftmaxLoss([6, 2]), [0.75, 0.25]),
-        (losses.SoftmaxLoss([6, 2, 0, 0]), [0.75, 0.25, 0.125, 0.125]),  # without images as with one, outside the sum
+        (losses.SoftmaxLoss([6, 2, 0, 0]), [0.75, 0.25, 0.125, 0.125]),  # a class without images is left out of the sum
         (losses.SoftmaxLoss([6, 2], losses.InverseFrequency()), [0.5, 0.5]),
         (losses.SigmoidLoss([6, 2], losses.InverseFrequency(), "label"), [0.75, 0.25]),
         (losses.BalancedSoftmaxLoss([6, 2]), [0.5, 0.5]),
@@ -142,12 +144,22 @@ def test_only_neutral_settings_of_a_distorting_loss_assume_a_prior(distorted: Lo
     assert assumed_prior(neutral).sum().item() == pytest.approx(1)
 
 
-def test_an_unknown_custom_loss_raises_an_error() -> None:
+def test_a_custom_loss_needs_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     class CustomLoss(losses.SoftmaxLoss):
         pass
 
-    with pytest.raises(InputError, match="CustomLoss"):
+    with pytest.raises(InputError, match=r"--prior needs .* add RULES\[CustomLoss\] = weighted_prior"):
         assumed_prior(CustomLoss(COUNTS))
+    monkeypatch.setitem(RULES, CustomLoss, weighted_prior)
+    torch.testing.assert_close(assumed_prior(CustomLoss([6, 2])), torch.tensor([0.75, 0.25], dtype=torch.float64))
+
+
+def test_losses_and_report_share_one_class_prior() -> None:
+    expected = [2 / 3, 1 / 3, 1 / 15]  # a class without images is left out of the sum
+    assert class_prior([10, 5, 0]).tolist() == pytest.approx(expected)
+    assert log_prior([10, 5, 0]).tolist() == pytest.approx([math.log(share) for share in expected])
+    assert losses.LogitAdjustedLoss([10, 5, 0]).shift.exp().tolist() == pytest.approx(expected)
+    assert class_prior([0, 0]).tolist() == [0.5, 0.5]
 
 
 def test_top_5_and_custom_metrics_use_the_prior() -> None:

@@ -23,7 +23,7 @@ def _check_scale(scale: float) -> float:
 
 
 class LogitAdjustedLoss(SoftmaxLoss):
-    r"""Logit-adjusted softmax cross-entropy of `Menon et al. 2021`_.
+    r"""Logit-adjusted softmax cross-entropy of `Menon et al. 2021 <https://arxiv.org/abs/2007.07314>`_.
 
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy} + \tau \log \pi_y}}{\sum_c e^{z_{ic} + \tau \log \pi_c}},
         \quad \pi_c = n_c / \sum_k n_k
@@ -37,8 +37,6 @@ class LogitAdjustedLoss(SoftmaxLoss):
 
     Raises:
         InputError: if tau is negative or not finite.
-
-    .. _Menon et al. 2021: https://arxiv.org/abs/2007.07314
     """
 
     shift: Tensor
@@ -55,11 +53,9 @@ class LogitAdjustedLoss(SoftmaxLoss):
 
 
 class BalancedSoftmaxLoss(LogitAdjustedLoss):
-    r"""Balanced softmax of `Ren et al. 2020`_: `LogitAdjustedLoss` at tau = 1.
+    r"""Balanced softmax of `Ren et al. 2020 <https://arxiv.org/abs/2007.10740>`_: `LogitAdjustedLoss` at tau = 1.
 
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{n_y e^{z_{iy}}}{\sum_c n_c e^{z_{ic}}}
-
-    .. _Ren et al. 2020: https://arxiv.org/abs/2007.10740
     """
 
     def __init__(self, class_counts: Sequence[int], **options: Unpack[LossOptions]) -> None:
@@ -67,15 +63,13 @@ class BalancedSoftmaxLoss(LogitAdjustedLoss):
 
 
 class PostHocLogitAdjustment(LogitAdjustedLoss):
-    r"""Softmax cross-entropy with post-hoc logit adjustment of `Menon et al. 2021`_.
+    r"""Softmax cross-entropy with post-hoc logit adjustment of `Menon et al. 2021 <https://arxiv.org/abs/2007.07314>`_.
 
     Training equals `SoftmaxLoss`. The predicted class is the arg-max of
 
     .. math:: z_c - \tau \log \pi_c
 
     It can test a checkpoint of another softmax loss with any tau, without training.
-
-    .. _Menon et al. 2021: https://arxiv.org/abs/2007.07314
     """
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -88,7 +82,7 @@ class PostHocLogitAdjustment(LogitAdjustedLoss):
 
 
 class VectorScalingLoss(LogitAdjustedLoss):
-    r"""Vector-scaling loss of `Kini et al. 2021`_.
+    r"""Vector-scaling loss of `Kini et al. 2021 <https://arxiv.org/abs/2103.01550>`_.
 
     .. math:: z_c \to (n_c / n_{\max})^\gamma z_c + \tau \log \pi_c
 
@@ -102,8 +96,6 @@ class VectorScalingLoss(LogitAdjustedLoss):
 
     Raises:
         InputError: if gamma or tau is negative or not finite.
-
-    .. _Kini et al. 2021: https://arxiv.org/abs/2103.01550
     """
 
     scale: Tensor
@@ -123,9 +115,11 @@ class VectorScalingLoss(LogitAdjustedLoss):
 
 
 class ClassDependentTemperatureLoss(VectorScalingLoss):
-    r"""Class-dependent temperatures of `Ye et al. 2020`_: `VectorScalingLoss` without its shift.
+    r"""Class-dependent temperatures of `Ye et al. 2020 <https://arxiv.org/abs/2001.01385>`_.
 
     .. math:: z_c \to z_c / (n_{\max} / n_c)^\gamma
+
+    This is `VectorScalingLoss` without the shift.
 
     Args:
         class_counts: training images of each class, shape (C,).
@@ -134,8 +128,6 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
 
     Raises:
         InputError: if gamma is negative or not finite.
-
-    .. _Ye et al. 2020: https://arxiv.org/abs/2001.01385
     """
 
     def __init__(self, class_counts: Sequence[int], gamma: float = 0.2, **options: Unpack[LossOptions]) -> None:
@@ -143,7 +135,7 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
 
 
 class LDAMLoss(SoftmaxLoss):
-    r"""Label-distribution-aware margin loss of `Cao et al. 2019`_.
+    r"""Label-distribution-aware margin loss of `Cao et al. 2019 <https://arxiv.org/abs/1906.07413>`_.
 
     .. math:: L = \frac{1}{B} \sum_i -\log
         \frac{e^{s (z_{iy} - m_y)}}{e^{s (z_{iy} - m_y)} + \sum_{c \ne y} e^{s z_{ic}}},
@@ -161,8 +153,6 @@ class LDAMLoss(SoftmaxLoss):
 
     Raises:
         InputError: if max_margin is negative, scale is not positive, or either is not finite.
-
-    .. _Cao et al. 2019: https://arxiv.org/abs/1906.07413
     """
 
     margins: Tensor
@@ -250,16 +240,17 @@ class GCLLoss(SoftmaxLoss):
 
 
 class LADELoss(BalancedSoftmaxLoss):
-    r"""Label-distribution disentangling loss of `Hong et al. 2021`_: balanced softmax with a batch regulariser.
+    r"""Label-distribution disentangling loss of `Hong et al. 2021 <https://arxiv.org/abs/2012.00321>`_ (LADE).
 
     .. math:: L &= L_{\text{balanced softmax}} + \alpha \sum_c \pi_c
         \bigl(S_c - \tfrac{1}{N_c} \sum_{i: y_i = c} z_{ic} + \lambda S_c^2\bigr) \\
         S_c &= \log \frac{1}{N} \sum_i \frac{1 / C}{\pi_{y_i}} e^{z_{ic}}
 
-    S_c is the log-mean of e^z over the batch, re-weighted to uniform classes. S_c and the mean logit of the class are
-    the two terms of the Donsker-Varadhan bound. A class that is missing from the batch only has the terms in S_c. The
-    paper weights an image by its own class; the authors' code weights it by class c. The regulariser is added to the
-    loss of each sample, so a weighting scales it by the mean weight of the batch.
+    This is balanced softmax with a regulariser of the batch. S_c is the log-mean of e^z over the batch, re-weighted to
+    uniform classes. S_c and the mean logit of the class are the two terms of the Donsker-Varadhan bound. A class that
+    is missing from the batch only has the terms in S_c. The paper weights an image by its own class; the authors' code
+    weights it by class c. The regulariser is added to the loss of each sample, so a weighting scales it by the mean
+    weight of the batch.
 
     Args:
         class_counts: training images of each class, shape (C,).
@@ -269,8 +260,6 @@ class LADELoss(BalancedSoftmaxLoss):
 
     Raises:
         InputError: if alpha or penalty is negative or not finite.
-
-    .. _Hong et al. 2021: https://arxiv.org/abs/2012.00321
     """
 
     prior: Tensor

@@ -13,7 +13,7 @@ from lt_cb.losses.sigmoid import SigmoidLoss, SigmoidLossOptions, focal_term
 
 
 class DistributionBalancedLoss(SigmoidLoss):
-    r"""Distribution-balanced focal loss of `Wu et al. 2020`_, summed over classes.
+    r"""Distribution-balanced focal loss of `Wu et al. 2020 <https://arxiv.org/abs/2007.09654>`_, summed over classes.
 
     .. math:: L &= \frac{1}{B} \sum_i \sum_c r_{ic} \Bigl(t_{ic} f(z_{ic} - \nu_c)
         + (1 - t_{ic}) \frac{f(-\lambda (z_{ic} - \nu_c))}{\lambda}\Bigr),
@@ -45,8 +45,6 @@ class DistributionBalancedLoss(SigmoidLoss):
 
     Raises:
         InputError: if an argument is out of its range.
-
-    .. _Wu et al. 2020: https://arxiv.org/abs/2007.09654
     """
 
     inverse_counts: Tensor
@@ -88,18 +86,18 @@ class DistributionBalancedLoss(SigmoidLoss):
         self.register_constant("shift", kappa / negative_scale * (others / counts).log())
 
     def present(self, logits: Tensor) -> Tensor:
-        """Return f(z - nu)."""
-        return focal_term(logits - self.shift.to(logits.dtype), self.gamma)
+        """Return f(z), for shifted logits z."""
+        return focal_term(logits, self.gamma)
 
     def absent(self, logits: Tensor) -> Tensor:
-        """Return f(-lambda (z - nu)) / lambda."""
-        scale = self.negative_scale
-        return focal_term(-scale * (logits - self.shift.to(logits.dtype)), self.gamma) / scale
+        """Return f(-lambda z) / lambda, for shifted logits z."""
+        return focal_term(-self.negative_scale * logits, self.gamma) / self.negative_scale
 
     def _terms(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
         if targets.ndim == 1:
             targets = one_hot(targets, logits)
-        return self.rebalancing(targets) * super()._terms(logits, targets, class_weights)
+        shifted = logits - self.shift.to(logits.dtype)
+        return self.rebalancing(targets) * super()._terms(shifted, targets, class_weights)
 
     def rebalancing(self, targets: Tensor) -> Tensor:
         """Return r, shape (B, C), for targets of shape (B, C), -1 or NaN where a label is unknown."""

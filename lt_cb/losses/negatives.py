@@ -13,7 +13,7 @@ from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss, at_targets
 
 
 class EqualizationLoss(SoftmaxLoss):
-    r"""Softmax equalization loss of `Tan et al. 2020`_, in its form for classification.
+    r"""Softmax equalization loss of `Tan et al. 2020 <https://arxiv.org/abs/2003.05176>`_, for classification.
 
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{\sum_c u_{ic} e^{z_{ic}}},
         \quad u_{ic} = 1 - b_{ic} [\pi_c < \lambda] [c \ne y_i], \quad b_{ic} \sim \text{Bernoulli}(\gamma)
@@ -28,8 +28,6 @@ class EqualizationLoss(SoftmaxLoss):
 
     Raises:
         InputError: if gamma or threshold is outside [0, 1].
-
-    .. _Tan et al. 2020: https://arxiv.org/abs/2003.05176
     """
 
     tail: Tensor
@@ -69,7 +67,7 @@ class EqualizationLoss(SoftmaxLoss):
 
 
 class SeesawLoss(SoftmaxLoss):
-    r"""Seesaw loss of `Wang et al. 2021`_.
+    r"""Seesaw loss of `Wang et al. 2021 <https://arxiv.org/abs/2008.10032>`_.
 
     .. math:: L &= \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{e^{z_{iy}} + \sum_{c \ne y} M_{yc} C_{yc} e^{z_{ic}}} \\
         M_{yc} &= \min\bigl(1, n_c / n_y\bigr)^p, \quad C_{yc} = \max\bigl(1, \sigma_{ic} / \sigma_{iy}\bigr)^q
@@ -87,8 +85,6 @@ class SeesawLoss(SoftmaxLoss):
 
     Raises:
         InputError: if p or q is negative or not finite.
-
-    .. _Wang et al. 2021: https://arxiv.org/abs/2008.10032
     """
 
     log_counts: Tensor

@@ -7,24 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lt_cb import losses
 from lt_cb.errors import InputError
 from lt_cb.longtail.prior import class_prior
-from lt_cb.losses.base import Loss
-from lt_cb.losses.margins import (
-    BalancedSoftmaxLoss,
-    ClassDependentTemperatureLoss,
-    GCLLoss,
-    LADELoss,
-    LDAMLoss,
-    LogitAdjustedLoss,
-    PostHocLogitAdjustment,
-    VectorScalingLoss,
-)
-from lt_cb.losses.multilabel import DistributionBalancedLoss
-from lt_cb.losses.negatives import EqualizationLoss, SeesawLoss
-from lt_cb.losses.sigmoid import AsymmetricLoss, FocalLoss, SigmoidLoss
-from lt_cb.losses.smoothing import LabelAwareSmoothingLoss, LabelSmoothingLoss
-from lt_cb.losses.softmax import PolyLoss, SoftmaxLoss
+from lt_cb.losses import DistributionBalancedLoss, FocalLoss, LogitAdjustedLoss, Loss, SigmoidLoss
 from lt_cb.losses.weighting import with_images
 
 
@@ -52,30 +38,30 @@ def _normalized(loss: Loss, mass: Tensor) -> Tensor:
 SMOOTHING = "its smoothed targets hide how improbable a class is"
 
 RULES: dict[type[Loss], Callable[[Any], Tensor | str]] = {
-    SoftmaxLoss: weighted_prior,
-    SigmoidLoss: weighted_prior,
-    FocalLoss: weighted_prior,
-    LogitAdjustedLoss: adjusted_prior,
-    BalancedSoftmaxLoss: adjusted_prior,
-    PostHocLogitAdjustment: adjusted_prior,
-    LADELoss: adjusted_prior,
-    VectorScalingLoss: lambda loss: "it scales each class differently" if loss.gamma else adjusted_prior(loss),
-    ClassDependentTemperatureLoss: lambda loss: RULES[VectorScalingLoss](loss),
-    LDAMLoss: lambda loss: "it has margins" if loss.max_margin else weighted_prior(loss),
-    GCLLoss: lambda loss: "it adds noise" if loss.noise else weighted_prior(loss),
-    EqualizationLoss: lambda loss: (
+    losses.SoftmaxLoss: weighted_prior,
+    losses.SigmoidLoss: weighted_prior,
+    losses.FocalLoss: weighted_prior,
+    losses.LogitAdjustedLoss: adjusted_prior,
+    losses.BalancedSoftmaxLoss: adjusted_prior,
+    losses.PostHocLogitAdjustment: adjusted_prior,
+    losses.LADELoss: adjusted_prior,
+    losses.VectorScalingLoss: lambda loss: "it scales each class differently" if loss.gamma else adjusted_prior(loss),
+    losses.ClassDependentTemperatureLoss: lambda loss: RULES[losses.VectorScalingLoss](loss),
+    losses.LDAMLoss: lambda loss: "it has margins" if loss.max_margin else weighted_prior(loss),
+    losses.GCLLoss: lambda loss: "it adds noise" if loss.noise else weighted_prior(loss),
+    losses.EqualizationLoss: lambda loss: (
         "it leaves out tail classes" if loss.gamma and loss.tail.any() else weighted_prior(loss)
     ),
-    SeesawLoss: lambda loss: "it re-weights pairs of classes" if loss.p or loss.q else weighted_prior(loss),
-    LabelSmoothingLoss: lambda loss: SMOOTHING if loss.smoothing else weighted_prior(loss),
-    LabelAwareSmoothingLoss: lambda loss: SMOOTHING if loss.head or loss.tail else weighted_prior(loss),
-    PolyLoss: lambda loss: "it adds a polynomial term" if loss.epsilon else weighted_prior(loss),
-    AsymmetricLoss: lambda loss: (
+    losses.SeesawLoss: lambda loss: "it re-weights pairs of classes" if loss.p or loss.q else weighted_prior(loss),
+    losses.LabelSmoothingLoss: lambda loss: SMOOTHING if loss.smoothing else weighted_prior(loss),
+    losses.LabelAwareSmoothingLoss: lambda loss: SMOOTHING if loss.head or loss.tail else weighted_prior(loss),
+    losses.PolyLoss: lambda loss: "it adds a polynomial term" if loss.epsilon else weighted_prior(loss),
+    losses.AsymmetricLoss: lambda loss: (
         "it treats present and absent labels differently"
         if loss.gamma_positive or loss.gamma_negative or loss.margin
         else weighted_prior(loss)
     ),
-    DistributionBalancedLoss: lambda loss: (
+    losses.DistributionBalancedLoss: lambda loss: (
         "it re-balances labels and tolerates negatives"
         if loss.beta or loss.kappa or loss.negative_scale != 1
         else weighted_prior(loss)
@@ -120,14 +106,12 @@ def log_posterior(loss: Loss, logits: Tensor) -> Tensor:
     that the images of a class look the same under both priors.
 
     A sigmoid loss gives C binary posteriors. If each image has one class, they are the posterior of the classes. With
-    focal loss, sigma(z) is no posterior. From the minimum of the loss follow the log-odds
+    focal loss, sigma(z) is no posterior. The minimum of the loss gives the log-odds
 
     .. math:: \gamma z + \log(p - \gamma (1 - p) \log(1 - p)) - \log(1 - p - \gamma p \log p), \quad p = \sigma(z)
 
-    (`Charoenphakdee et al. 2021`_ derive the softmax case). Weights of positive terms multiply the odds, so they are
-    divided out first and then multiply the posterior.
-
-    .. _Charoenphakdee et al. 2021: https://arxiv.org/abs/2011.09172
+    as `Charoenphakdee et al. 2021 <https://arxiv.org/abs/2011.09172>`_ derive for softmax. Weights of positive terms
+    multiply the odds, so they are divided out first and then multiply the posterior.
     """
     logits = loss.adjust(logits)
     if not isinstance(loss, SigmoidLoss):

@@ -27,7 +27,7 @@ class SigmoidLossOptions(LossOptions, total=False):
 
 
 class SigmoidLoss(Loss):
-    r"""Sigmoid cross-entropy *summed* over classes; with `EffectiveNumber` equation 6 of `Cui et al. 2019`_.
+    r"""Sigmoid cross-entropy *summed* over classes, eq. 6 of `Cui et al. 2019 <https://arxiv.org/abs/1901.05555>`_.
 
     .. math:: L = \frac{1}{B} \sum_i w_{y_i} \sum_c \mathrm{softplus}(-z^t_{ic}),
         \quad z^t_{ic} = z_{ic} \text{ if } c = y_i \text{ else } -z_{ic}
@@ -47,8 +47,6 @@ class SigmoidLoss(Loss):
 
     Raises:
         InputError: if ``weight_of`` is unknown, or does not fit the reduction ``weighted_mean``.
-
-    .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
 
     multi_label = True
@@ -114,7 +112,7 @@ class SigmoidLoss(Loss):
 
 
 class FocalLoss(SigmoidLoss):
-    r"""Focal loss (Lin et al. 2017); with `EffectiveNumber` weights equation 7 of `Cui et al. 2019`_.
+    r"""Focal loss (Lin et al. 2017), equation 7 of `Cui et al. 2019 <https://arxiv.org/abs/1901.05555>`_.
 
     .. math:: L = \frac{1}{B} \sum_i w_{y_i} \sum_c \sigma(-z^t_{ic})^\gamma\, \mathrm{softplus}(-z^t_{ic})
 
@@ -130,8 +128,6 @@ class FocalLoss(SigmoidLoss):
 
     Raises:
         InputError: if gamma is negative or not finite.
-
-    .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
 
     def __init__(
@@ -152,13 +148,13 @@ class FocalLoss(SigmoidLoss):
 
 
 class AsymmetricLoss(SigmoidLoss):
-    r"""Asymmetric loss for several labels of `Ridnik et al. 2021`_, summed over classes.
+    r"""Asymmetric loss for several labels of `Ridnik et al. 2021 <https://arxiv.org/abs/2009.14119>`_.
 
     .. math:: L &= \frac{1}{B} \sum_i w_{y_i} \Bigl(-(1 - p_{iy})^{\gamma_+} \log p_{iy}
         - \sum_{c \ne y} q_{ic}^{\gamma_-} \log(1 - q_{ic})\Bigr) \\
         p &= \sigma(z), \quad q = \max(p - m, 0)
 
-    The defaults are the paper's. The gradient flows through all factors.
+    The loss is summed over classes. The defaults are the paper's. The gradient flows through all factors.
 
     Args:
         class_counts: training images of each class, shape (C,).
@@ -170,8 +166,6 @@ class AsymmetricLoss(SigmoidLoss):
 
     Raises:
         InputError: if a gamma is negative or not finite, or the margin is outside [0, 1).
-
-    .. _Ridnik et al. 2021: https://arxiv.org/abs/2009.14119
     """
 
     def __init__(

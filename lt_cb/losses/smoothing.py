@@ -13,20 +13,18 @@ from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss, at_targets
 
 
 class LabelSmoothingLoss(SoftmaxLoss):
-    r"""Label smoothing of `Szegedy et al. 2016`_, equal to ``torch.nn.CrossEntropyLoss(label_smoothing=...)``.
+    r"""Label smoothing of `Szegedy et al. 2016 <https://arxiv.org/abs/1512.00567>`_.
 
     .. math:: L = \frac{1}{B} \sum_i -(1 - \epsilon) \log p_{iy} - \frac{\epsilon}{C} \sum_c \log p_{ic}
 
     Args:
         class_counts: training images of each class, shape (C,).
         smoothing: epsilon, in [0, 1); 0 gives `SoftmaxLoss`.
-        options: see `LossOptions`. The weight of the true class multiplies all terms; torch weights each smoothed term
-            by its own class.
+        options: see `LossOptions`. The weight of the true class multiplies all terms, unlike in
+            ``torch.nn.CrossEntropyLoss(label_smoothing=...)``, which weights each term by its own class.
 
     Raises:
         InputError: if smoothing is outside [0, 1).
-
-    .. _Szegedy et al. 2016: https://arxiv.org/abs/1512.00567
     """
 
     def __init__(self, class_counts: Sequence[int], smoothing: float = 0.1, **options: Unpack[LossOptions]) -> None:
@@ -41,16 +39,17 @@ class LabelSmoothingLoss(SoftmaxLoss):
 
 
 class LabelAwareSmoothingLoss(SoftmaxLoss):
-    r"""Label-aware smoothing of `Zhong et al. 2021`_ (MiSLAS), concave form: head classes are smoothed more.
+    r"""Label-aware smoothing of `Zhong et al. 2021 <https://arxiv.org/abs/2104.00466>`_ (MiSLAS).
 
     .. math:: L &= \frac{1}{B} \sum_i -(1 - \epsilon_y) \log p_{iy}
         - \frac{\epsilon_y}{C - 1} \sum_{c \ne y} \log p_{ic} \\
         \epsilon_y &= \epsilon_t + (\epsilon_h - \epsilon_t)
         \sin \frac{\pi (n_y - n_{\min})}{2 (n_{\max} - n_{\min})}
 
-    The paper uses it in the second stage, to retrain the classifier. If all class counts are equal, each class has the
-    smoothing of the head. The paper puts epsilon_y / (C - 1) on each other class. The authors' code puts epsilon_y / C
-    on every class: multiply head and tail by (C - 1) / C to reproduce it.
+    Head classes are smoothed more: the concave form. The paper uses the loss to retrain the classifier, in the second
+    stage. If all class counts are equal, each class has the smoothing of the head. The paper puts epsilon_y / (C - 1)
+    on each other class. The authors' code puts epsilon_y / C on every class: multiply head and tail by (C - 1) / C to
+    reproduce it.
 
     Args:
         class_counts: training images of each class, shape (C,).
@@ -61,8 +60,6 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
 
     Raises:
         InputError: if head or tail is outside [0, 1).
-
-    .. _Zhong et al. 2021: https://arxiv.org/abs/2104.00466
     """
 
     smoothing: Tensor

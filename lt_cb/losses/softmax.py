@@ -14,14 +14,12 @@ IGNORE_NO_INDEX = -(2**62)  # torch's default would skip the wrong target -100 s
 
 
 class SoftmaxLoss(Loss):
-    r"""Softmax cross-entropy; with `EffectiveNumber` weights equation 5 of `Cui et al. 2019`_.
+    r"""Softmax cross-entropy, equation 5 of `Cui et al. 2019 <https://arxiv.org/abs/1901.05555>`_.
 
     .. math:: L = \frac{1}{B} \sum_i w_{y_i} \Bigl(\log \sum_c e^{z_{ic}} - z_{i y_i}\Bigr)
 
     A subclass defines ``per_sample``. If it is the cross-entropy of other logits, it defines ``training_logits``
     instead, which is faster.
-
-    .. _Cui et al. 2019: https://arxiv.org/abs/1901.05555
     """
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -48,7 +46,7 @@ class SoftmaxLoss(Loss):
 
 
 class PolyLoss(SoftmaxLoss):
-    r"""Poly-1 cross-entropy of `Leng et al. 2022`_.
+    r"""Poly-1 cross-entropy of `Leng et al. 2022 <https://arxiv.org/abs/2204.12511>`_.
 
     .. math:: L = \frac{1}{B} \sum_i w_{y_i} \bigl(-\log p_{iy} + \epsilon (1 - p_{iy})\bigr)
 
@@ -60,8 +58,6 @@ class PolyLoss(SoftmaxLoss):
 
     Raises:
         InputError: if epsilon is below -1 or not finite.
-
-    .. _Leng et al. 2022: https://arxiv.org/abs/2204.12511
     """
 
     def __init__(self, class_counts: Sequence[int], epsilon: float = 1.0, **options: Unpack[LossOptions]) -> None:

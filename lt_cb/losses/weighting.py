@@ -80,7 +80,7 @@ def class_weights(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
 
 
 def suggest_beta(class_counts: Sequence[int] | Tensor) -> float:
-    """Return a beta to start a search from: 1 - 1 / n for the largest class count n.
+    """Return 1 - 1 / n for the largest class count n: a beta to start a search from.
 
     This beta depends on the largest class, not on the imbalance. Its weights are within a factor of 0.63 (1 - 1 / e) of
     inverse frequency on any data. The paper searches over 0.9, 0.99, 0.999 and 0.9999, which is better. Its best values

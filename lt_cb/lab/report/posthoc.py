@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lt_cb.errors import InputError
 from lt_cb.lab.report.result import Result
+from lt_cb.longtail.prior import class_prior
 from lt_cb.runs.folder import RunDir
 
 TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -20,9 +21,8 @@ Array = NDArray[Any]
 
 
 def log_prior(class_counts: Sequence[int]) -> Array:
-    """Return the logarithm of each class's share of the training images, shape (C,); a class of 0 counts as of 1."""
-    counts = np.maximum(np.asarray(class_counts, dtype=float), 1.0)
-    return np.asarray(np.log(counts / counts.sum()))
+    """Return the logarithm of the share of each class in the training images, shape (C,)."""
+    return np.asarray(np.log(class_prior(class_counts)))
 
 
 def class_accuracy(predicted: Array, targets: Array, num_classes: int) -> Array:
