@@ -1,5 +1,6 @@
 """The command line is read once: however a setting is given, the same run is made."""
 
+import json
 import os
 import subprocess
 import sys
@@ -219,3 +220,18 @@ def test_the_data_are_made_once(monkeypatch: pytest.MonkeyPatch, home: Path) -> 
     short = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=1"]
     main(["fit", "--data.source=counted.Counted", "--model.backbone=resnet20", "--trainer.accelerator=cpu", *short])
     assert Path("made").read_text() == "x"
+
+
+@pytest.mark.slow
+def test_fit_tests_what_its_checkpoint_gives_a_new_process(home: Path) -> None:
+    """An averaged training: Lightning's callback puts the weights before averaging back after the fit."""
+    ema = ["--config", str(ROOT / "configs/recipe/ema.yaml"), "--trainer.callbacks.decay=0.5", "--name=ema"]
+    main([*FIT, *ema, "--trainer.max_epochs=3", "--trainer.enable_progress_bar=false"])
+    command = [sys.executable, "-m", "lt_cb", "test", "--ckpt_path=runs/ema/version_0/checkpoints/last.ckpt"]
+    subprocess.run(command, capture_output=True, check=True)
+    fitted, tested = (json.loads((home / f"runs/ema/version_{i}/result.json").read_text()) for i in (0, 1))
+    assert fitted["metrics"] == {**fitted["metrics"], **tested["metrics"]}
+    assert fitted["per_class_accuracy"] == tested["per_class_accuracy"]
+    state = torch.load("runs/ema/version_0/checkpoints/last.ckpt", weights_only=True)
+    weights, latest = state["state_dict"], state["current_model_state"]
+    assert any(not torch.equal(weights[name], latest[name]) for name in weights)
