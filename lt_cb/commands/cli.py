@@ -166,11 +166,17 @@ class CommandLine(LightningCLI):
         self.config = config
 
     def _set_default_loss(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Make the data, and let the loss default to the plain loss of their task."""
+        """Make the data, and let the loss default to the plain loss of their task.
+
+        Help and ``--print_config`` need no data; the latter prints ``null``.
+        """
         loss = ONE_LABEL.plain_loss
-        if not any("help" in word.partition("=")[0] for word in args):
+        options = [word.partition("=")[0] for word in args]
+        if any(option.startswith("--print_config") for option in options):
+            return
+        if not any("help" in option or option == "-h" for option in options):
             parser.set_defaults({LOSS: {"class_path": SEVERAL_LABELS.plain_loss}})  # it has the options of both
-            config = parser.parse_args([word for word in args if not word.startswith("--print_config")])
+            config = parser.parse_args(args)
             self._data = self._make_data(config)
             loss = self._data.task.plain_loss
         parser.set_defaults({LOSS: {"class_path": loss}})
