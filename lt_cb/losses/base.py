@@ -189,8 +189,8 @@ class Loss(nn.Module, ABC):
 
         The weight of a sample is the mean weight of its known labels, each as strong as its target, and 1 without any.
         The targets of a mixed label become t_c w_c / weight. Its weighted loss is then sum_c t_c w_c L_c, as in mixup
-        and ``torch.nn.CrossEntropyLoss``. Other targets are returned unchanged: those of a loss that is not linear in
-        its targets and, for a loss of several labels, rows whose sum differs from 1 by 1 % or more.
+        and ``torch.nn.CrossEntropyLoss``. A loss that is not linear in its targets gets them unchanged. A loss of
+        several labels gets rows unchanged whose sum differs from 1 by 1 % or more.
         """
         if targets.ndim == 1:
             return class_weights.index_select(0, targets), targets

@@ -67,7 +67,7 @@ RULES: dict[type[Loss], Callable[[Any], Tensor | str]] = {
         else weighted_prior(loss)
     ),
 }
-"""Rule of each loss class: the prior that it assumes, or the reason why there is none.
+"""Rules that return the prior a loss class assumes, or the reason why it assumes none.
 
 Add a custom loss in its own file, with ``RULES[MyLoss] = weighted_prior`` if its probabilities are posteriors under the
 training prior.
