@@ -55,6 +55,12 @@ def check_below_one(name: str, value: float, otherwise: str) -> None:
         raise InputError(f"{name} is {value}, but must be in [0, 1); {otherwise}")
 
 
+def check_positive(name: str, value: float, otherwise: str) -> None:
+    """Raise `InputError` for a value that is not above 0 or not finite; ``otherwise`` ends the sentence."""
+    if not isinstance(value, int | float) or not 0.0 < value < math.inf:
+        raise InputError(f"{name} is {value}, but must be positive and finite; {otherwise}")
+
+
 def check_at_least(name: str, value: float, least: float, otherwise: str) -> None:
     """Raise `InputError` for a value below ``least`` or not finite; ``otherwise`` ends the sentence."""
     if not isinstance(value, int | float) or not least <= value < math.inf:

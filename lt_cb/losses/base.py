@@ -1,9 +1,8 @@
 """Base class of the losses: class counts, class weights, checks of the targets, reduction."""
 
 import inspect
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
@@ -34,10 +33,10 @@ class Loss(nn.Module, ABC):
     """Base class of the losses. A custom loss defines ``__init__`` and ``per_sample``.
 
     Half-precision logits are evaluated in float32. The state dict is empty: class weights and other constants follow
-    from the arguments, so a checkpoint cannot replace them.
+    from the arguments, so a checkpoint cannot replace them. Arguments outside their ranges raise `InputError`.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts: training images of each class, at least 0, for C >= 2 classes.
         weighting: computes class weights from the class counts; None weights all classes equally.
         reduction: ``mean``, ``weighted_mean``, ``sum`` or ``none``, see `LossOptions`.
 
@@ -52,9 +51,6 @@ class Loss(nn.Module, ABC):
         linear_in_targets: whether the loss of a mixed label is the mixture of the losses of its labels.
         multi_label: whether an image may have several labels. Targets of shape (B, C), also in ``per_sample``, may
             then be -1 or NaN where a label is unknown.
-
-    Raises:
-        InputError: if there are fewer than 2 classes, a count is negative, or the reduction is unknown.
     """
 
     class_weights: Tensor | None
@@ -70,17 +66,14 @@ class Loss(nn.Module, ABC):
         self, class_counts: Sequence[int], weighting: Weighting | None = None, reduction: Reduction = "mean"
     ) -> None:
         super().__init__()
-        if isinstance(class_counts, Mapping):
+        if isinstance(class_counts, Mapping) or not all(n >= 0 and n % 1 == 0 for n in class_counts):
             raise InputError(
-                "class_counts is a mapping, but must be a list of counts in the order of the class indices."
+                f"class_counts is {class_counts}, but must be a list of whole numbers of at least 0, in the order of "
+                "the class indices."
             )
-        self.class_counts = [int(n) if math.isfinite(n) else -1 for n in class_counts]
-        if any(n != given for n, given in zip(self.class_counts, class_counts, strict=True)):
-            raise InputError(f"class_counts is {list(class_counts)}, but must be whole numbers of at least 0.")
+        self.class_counts = [int(n) for n in class_counts]
         if len(self.class_counts) < 2:
             raise InputError(f"class_counts has {len(self.class_counts)} classes, but a classifier needs at least 2.")
-        if min(self.class_counts) < 0:
-            raise InputError(f"class_counts must be at least 0, but the smallest is {min(self.class_counts)}.")
         if reduction not in get_args(Reduction):
             raise InputError(f"reduction is '{reduction}', but must be 'mean', 'weighted_mean', 'sum' or 'none'.")
         self.weighting = weighting
@@ -114,19 +107,15 @@ class Loss(nn.Module, ABC):
                 elsewhere the check would wait for the device. Compiled code has neither check.
         """
         logits, targets = _without_subclass(logits), _without_subclass(targets)
-        soft = targets.ndim == 2
         self._check(logits, targets)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        targets = targets.to(logits.dtype if soft else torch.int64)
-        class_weights = self.class_weights if self.weighted and len(targets) else None
-        if class_weights is not None and class_weights.dtype != logits.dtype:
-            class_weights = class_weights.to(logits.dtype)
+        targets = targets.to(logits.dtype if targets.ndim == 2 else torch.int64)
         try:
-            return self._reduced(logits, targets, class_weights)
+            return self._reduced(logits, targets)
         except (IndexError, RuntimeError) as error:
             num_classes = len(self.class_counts)
-            if not soft and ((targets < 0) | (targets >= num_classes)).any():
+            if targets.ndim == 1 and ((targets < 0) | (targets >= num_classes)).any():
                 raise InputError(
                     f"targets go from {targets.min().item()} to {targets.max().item()}, but {num_classes} classes "
                     f"allow 0 to {num_classes - 1}: check the labels and the number of classes."
@@ -150,23 +139,26 @@ class Loss(nn.Module, ABC):
         if targets.device.type != "cpu" or torch.compiler.is_compiling():
             return
         valid = (targets >= 0) & (targets < 1.001)  # rounding may raise a sum of shares above 1
+        interval, remedy, known = "[0, 1]", "give the share of each class", targets
         if self.multi_label:
             valid |= (targets == -1) | targets.isnan()
+            interval, remedy = "[0, 1], -1 or NaN", "give an unknown label as -1 or NaN"
+            known = targets.nan_to_num(0.0)
         try:
             if valid.all():
                 return
         except RuntimeError:  # torch.func.vmap has no values to check
             return
-        interval = "in [0, 1], -1 or NaN" if self.multi_label else "in [0, 1]"
-        remedy = "give an unknown label as -1 or NaN" if self.multi_label else "give the share of each class"
-        known = targets.nan_to_num(0.0) if self.multi_label else targets
         raise InputError(
-            f"targets of shape (B, C) must be {interval}, but go from {known.min().item():g} to "
+            f"targets of shape (B, C) must be in {interval}, but go from {known.min().item():g} to "
             f"{known.max().item():g}: {remedy}."
         )
 
-    def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
-        losses, weights = self._losses(logits, targets, class_weights)
+    def _reduced(self, logits: Tensor, targets: Tensor) -> Tensor:
+        class_weights, weights = self._active_weights(logits), None
+        if class_weights is not None and self.weight_of == "sample":
+            weights, targets = self.weigh(targets, class_weights)
+        losses = self.per_sample(logits, targets)
         if self.reduction == "none":
             return losses if weights is None else losses * weights
         if weights is None:
@@ -177,12 +169,10 @@ class Loss(nn.Module, ABC):
             weights = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
         return losses.dot(weights)
 
-    def _losses(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the losses of the samples and the weights that multiply them, both of shape (B,)."""
-        if class_weights is None:
-            return self.per_sample(logits, targets), None
-        weights, targets = self.weigh(targets, class_weights)
-        return self.per_sample(logits, targets), weights
+    def _active_weights(self, logits: Tensor) -> Tensor | None:
+        """Return the class weights in the dtype of the logits; None if they do not apply."""
+        weights = self.class_weights if self.weighted and len(logits) else None
+        return None if weights is None else weights.to(logits.dtype)
 
     def weigh(self, targets: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the samples, shape (B,), and the targets to compute their losses from.
@@ -195,7 +185,7 @@ class Loss(nn.Module, ABC):
         if targets.ndim == 1:
             return class_weights.index_select(0, targets), targets
         known = targets >= 0.0
-        labels = targets.where(known, 0.0) if self.multi_label else targets
+        labels = targets.where(known, 0.0)
         total, weighted = labels.sum(1), labels * class_weights
         tiny = torch.finfo(total.dtype).tiny
         weights = torch.where(total > 0, weighted.sum(1) / total.clamp(min=tiny), 1.0)
@@ -237,26 +227,22 @@ class Loss(nn.Module, ABC):
         Raises:
             AttributeError: if a custom loss does not store an argument as an attribute of the same name.
         """
-        makers = [vars(cls)["__init__"] for cls in type(self).__mro__ if "__init__" in vars(cls)]
-        return {name: getattr(self, name) for name in _argument_names(makers)}
+        names: dict[str, None] = {}
+        for maker in (vars(cls)["__init__"] for cls in type(self).__mro__ if "__init__" in vars(cls)):
+            _, *parameters = inspect.signature(maker).parameters.values()
+            names |= {p.name: None for p in parameters if p.kind is not p.VAR_KEYWORD}
+            options = [p.annotation for p in parameters if p.kind is p.VAR_KEYWORD]
+            typed = get_args(options[0]) if options else ()  # LossOptions, for Unpack[LossOptions]
+            if typed:
+                names |= dict.fromkeys(typed[0].__annotations__)
+            if typed or not options:
+                break
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
         """Show the number of classes and the weighting."""
         weighting = None if self.weighting is None else f"{type(self.weighting).__name__}({vars(self.weighting)})"
         return f"classes={len(self.class_counts)}, weighting={weighting}"
-
-
-def _argument_names(makers: Sequence[Callable[..., None]]) -> dict[str, None]:
-    """Return the argument names of a constructor, followed into its ``**options`` and base classes."""
-    names: dict[str, None] = {}
-    for parameter in list(inspect.signature(makers[0]).parameters.values())[1:]:
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            names[parameter.name] = None
-        elif options := next(iter(get_args(parameter.annotation)), None):  # Unpack[LossOptions]
-            names |= dict.fromkeys(options.__annotations__)
-        else:
-            names |= _argument_names(makers[1:])
-    return names
 
 
 def _without_subclass(tensor: Tensor) -> Tensor:

@@ -8,19 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_cb.errors import InputError, check_at_least
+from lt_cb.errors import check_at_least, check_positive
 from lt_cb.longtail.prior import class_prior
 from lt_cb.losses.base import LossOptions, one_hot
 from lt_cb.losses.softmax import SoftmaxLoss
 
 COSINES = "0 gives the softmax cross-entropy of the scaled cosines."
-
-
-def _check_scale(scale: float) -> float:
-    if not 0.0 < scale < math.inf:
-        raise InputError(f"scale is {scale}, but must be positive and finite; the paper uses 30.")
-    return scale
-
 
 class LogitAdjustedLoss(SoftmaxLoss):
     r"""Logit-adjusted softmax cross-entropy of `Menon et al. 2021 <https://arxiv.org/abs/2007.07314>`_.
@@ -34,9 +27,6 @@ class LogitAdjustedLoss(SoftmaxLoss):
         class_counts: training images of each class, shape (C,).
         tau: strength, at least 0; 0 gives `SoftmaxLoss`, 1 is consistent for the balanced error.
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if tau is negative or not finite.
     """
 
     shift: Tensor
@@ -93,9 +83,6 @@ class VectorScalingLoss(LogitAdjustedLoss):
         gamma: exponent of the scale, at least 0; 0 gives `LogitAdjustedLoss`.
         tau: strength of the shift, at least 0.
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if gamma or tau is negative or not finite.
     """
 
     scale: Tensor
@@ -125,9 +112,6 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
         class_counts: training images of each class, shape (C,).
         gamma: exponent of the temperature, at least 0; 0 gives `SoftmaxLoss`.
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if gamma is negative or not finite.
     """
 
     def __init__(self, class_counts: Sequence[int], gamma: float = 0.2, **options: Unpack[LossOptions]) -> None:
@@ -150,9 +134,6 @@ class LDAMLoss(SoftmaxLoss):
         max_margin: m, the margin of the rarest class, at least 0.
         scale: s, above 0.
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if max_margin is negative, scale is not positive, or either is not finite.
     """
 
     margins: Tensor
@@ -163,7 +144,8 @@ class LDAMLoss(SoftmaxLoss):
     ) -> None:
         super().__init__(class_counts, **options)
         check_at_least("max_margin", max_margin, 0, COSINES)
-        self.max_margin, self.scale = max_margin, _check_scale(scale)
+        check_positive("scale", scale, "the paper uses 30.")
+        self.max_margin, self.scale = max_margin, scale
         counts = self.bounded_counts()
         self.register_constant("margins", max_margin * (counts.min() / counts) ** 0.25)
 
@@ -208,9 +190,6 @@ class GCLLoss(SoftmaxLoss):
         scale: s, above 0.
         options: see `LossOptions`.
 
-    Raises:
-        InputError: if noise is negative, scale is not positive, or either is not finite.
-
     .. _Li et al. 2022: https://openaccess.thecvf.com/content/CVPR2022/html/Li_Long-Tailed_Visual_Recognition_via_Gaussian_Clouded_Logit_Adjustment_CVPR_2022_paper.html
     """
 
@@ -222,7 +201,8 @@ class GCLLoss(SoftmaxLoss):
     ) -> None:
         super().__init__(class_counts, **options)
         check_at_least("noise", noise, 0, COSINES)
-        self.noise, self.scale = noise, _check_scale(scale)
+        check_positive("scale", scale, "the paper uses 30.")
+        self.noise, self.scale = noise, scale
         rarity = -self.bounded_counts().log()
         rarity = rarity - rarity.min()
         self.register_constant("clouds", noise * rarity / rarity.max().clamp(min=1e-12))
@@ -257,9 +237,6 @@ class LADELoss(BalancedSoftmaxLoss):
         alpha: strength of the regulariser, at least 0; 0 gives `BalancedSoftmaxLoss`.
         penalty: lambda, at least 0. The authors' code uses 0.1; for iNaturalist 2018 it uses 0.5 and alpha 0.05.
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if alpha or penalty is negative or not finite.
     """
 
     prior: Tensor

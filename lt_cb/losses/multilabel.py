@@ -1,14 +1,12 @@
 """Sigmoid loss for several labels an image, balanced for labels that occur together."""
 
-import math
 from collections.abc import Sequence
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from lt_cb.errors import InputError, check_at_least
-from lt_cb.losses.base import one_hot
+from lt_cb.errors import InputError, check_at_least, check_positive
 from lt_cb.losses.sigmoid import SigmoidLoss, SigmoidLossOptions, focal_term
 
 
@@ -42,9 +40,6 @@ class DistributionBalancedLoss(SigmoidLoss):
             `FocalLoss`.
         gamma: focusing parameter, at least 0; 0 is cross-entropy.
         options: see `SigmoidLossOptions`.
-
-    Raises:
-        InputError: if an argument is out of its range.
     """
 
     inverse_counts: Tensor
@@ -75,8 +70,7 @@ class DistributionBalancedLoss(SigmoidLoss):
         check_at_least("mu", mu, 0, "the authors use 0.2 and 0.3.")
         check_at_least("kappa", kappa, 0, "0 does not shift.")
         check_at_least("gamma", gamma, 0, "0 is cross-entropy.")
-        if not isinstance(negative_scale, int | float) or not 0.0 < negative_scale < math.inf:
-            raise InputError(f"negative_scale is {negative_scale}, but must be positive and finite; 1 is neutral.")
+        check_positive("negative_scale", negative_scale, "1 is neutral.")
         self.num_images, self.alpha, self.beta, self.mu = num_images, alpha, beta, mu
         self.kappa, self.negative_scale, self.gamma = kappa, negative_scale, gamma
         self.prior_bias = None
@@ -93,11 +87,8 @@ class DistributionBalancedLoss(SigmoidLoss):
         """Return f(-lambda z) / lambda, for shifted logits z."""
         return focal_term(-self.negative_scale * logits, self.gamma) / self.negative_scale
 
-    def _terms(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
-        if targets.ndim == 1:
-            targets = one_hot(targets, logits)
-        shifted = logits - self.shift.to(logits.dtype)
-        return self.rebalancing(targets) * super()._terms(shifted, targets, class_weights)
+    def _terms(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.rebalancing(targets) * super()._terms(logits - self.shift.to(logits.dtype), targets)
 
     def rebalancing(self, targets: Tensor) -> Tensor:
         """Return r, shape (B, C), for targets of shape (B, C), -1 or NaN where a label is unknown."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.losses.base import LossOptions, one_hot
-from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss, at_targets
+from lt_cb.losses.softmax import NEUTRAL, SoftmaxLoss
 
 
 class EqualizationLoss(SoftmaxLoss):
@@ -25,9 +25,6 @@ class EqualizationLoss(SoftmaxLoss):
         gamma: probability of leaving out a tail class, in [0, 1]; 0 gives `SoftmaxLoss`.
         threshold: lambda, in [0, 1]: classes with a smaller share of the training images are tail classes.
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if gamma or threshold is outside [0, 1].
     """
 
     tail: Tensor
@@ -58,13 +55,6 @@ class EqualizationLoss(SoftmaxLoss):
         left_out = (torch.rand_like(logits) < self.gamma) & self.tail & ~true
         return logits.masked_fill(left_out, -torch.inf)
 
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy without the classes that are left out."""
-        if targets.ndim == 1:
-            return super().per_sample(logits, targets)
-        log_p = self.training_logits(logits, targets).log_softmax(1)
-        return -at_targets(log_p.masked_fill(targets == 0, 0.0), targets)  # 0 * -inf is NaN
-
 
 class SeesawLoss(SoftmaxLoss):
     r"""Seesaw loss of `Wang et al. 2021 <https://arxiv.org/abs/2008.10032>`_.
@@ -82,9 +72,6 @@ class SeesawLoss(SoftmaxLoss):
         q: exponent of the compensation C, at least 0. C pushes a class with a higher score than the true class down
             more. p = q = 0 gives `SoftmaxLoss`.
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if p or q is negative or not finite.
     """
 
     log_counts: Tensor

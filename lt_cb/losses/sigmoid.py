@@ -44,9 +44,6 @@ class SigmoidLoss(Loss):
         weighting: computes class weights from the class counts; None weights all classes equally.
         weight_of: ``sample``, ``label`` or ``positive``, see `SigmoidLossOptions`.
         reduction: see `LossOptions`.
-
-    Raises:
-        InputError: if ``weight_of`` is unknown, or does not fit the reduction ``weighted_mean``.
     """
 
     multi_label = True
@@ -83,25 +80,21 @@ class SigmoidLoss(Loss):
         return self.present(-logits)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum of the terms over the classes."""
-        if targets.ndim == 1 and type(self).absent is SigmoidLoss.absent:  # half the work
-            sign = torch.full_like(logits, -1.0).scatter(1, targets[:, None], 1.0)
-            return self.present(sign * logits).sum(1)
-        return self._terms(logits, targets).sum(1)
+        """Return the sum of the terms over the classes, weighted here unless ``weight_of`` is ``sample``."""
+        if targets.ndim == 2:
+            return self._terms(logits, targets).sum(1)
+        if self.weight_of != "sample" or type(self).absent is not SigmoidLoss.absent:
+            return self._terms(logits, one_hot(targets, logits)).sum(1)
+        sign = torch.full_like(logits, -1.0).scatter(1, targets[:, None], 1.0)  # half the work
+        return self.present(sign * logits).sum(1)
 
-    def _losses(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if class_weights is None or self.weight_of == "sample":
-            return super()._losses(logits, targets, class_weights)
-        return self._terms(logits, targets, class_weights).sum(1), None
-
-    def _terms(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    def _terms(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return t_c present(z_c) + (1 - t_c) absent(z_c), shape (B, C), 0 for an unknown label."""
-        if targets.ndim == 1:
-            targets = one_hot(targets, logits)
         known = targets >= 0.0  # neither -1 nor NaN
         logits = logits.where(known, 0.0)  # 0 * NaN is NaN
         share, rest = targets.where(known, 0.0), (1.0 - targets).where(known, 0.0)
-        if class_weights is not None:
+        class_weights = self._active_weights(logits)
+        if class_weights is not None and self.weight_of != "sample":
             share = share * class_weights
             rest = rest * class_weights if self.weight_of == "label" else rest
         return share * self.present(logits) + rest * self.absent(logits)
@@ -125,9 +118,6 @@ class FocalLoss(SigmoidLoss):
         weighting: computes class weights from the class counts; None weights all classes equally.
         weight_of: see `SigmoidLossOptions`.
         reduction: see `LossOptions`.
-
-    Raises:
-        InputError: if gamma is negative or not finite.
     """
 
     def __init__(
@@ -163,9 +153,6 @@ class AsymmetricLoss(SigmoidLoss):
             `FocalLoss`.
         margin: m, in [0, 1): an absent label of probability below m costs nothing.
         options: see `SigmoidLossOptions`.
-
-    Raises:
-        InputError: if a gamma is negative or not finite, or the margin is outside [0, 1).
     """
 
     def __init__(

@@ -22,9 +22,6 @@ class LabelSmoothingLoss(SoftmaxLoss):
         smoothing: epsilon, in [0, 1); 0 gives `SoftmaxLoss`.
         options: see `LossOptions`. The weight of the true class multiplies all terms, unlike in
             ``torch.nn.CrossEntropyLoss(label_smoothing=...)``, which weights each term by its own class.
-
-    Raises:
-        InputError: if smoothing is outside [0, 1).
     """
 
     def __init__(self, class_counts: Sequence[int], smoothing: float = 0.1, **options: Unpack[LossOptions]) -> None:
@@ -57,9 +54,6 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
             factor 100.
         tail: smoothing of the rarest class, in [0, 1).
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if head or tail is outside [0, 1).
     """
 
     smoothing: Tensor

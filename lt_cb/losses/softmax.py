@@ -33,12 +33,12 @@ class SoftmaxLoss(Loss):
     def _log_p(self, logits: Tensor, targets: Tensor) -> Tensor:
         return self.training_logits(logits, targets).log_softmax(1)
 
-    def _reduced(self, logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
+    def _reduced(self, logits: Tensor, targets: Tensor) -> Tensor:
         overridden = type(self).per_sample is not SoftmaxLoss.per_sample
         if overridden or targets.ndim == 2 or self.reduction == "none":
-            return super()._reduced(logits, targets, class_weights)
+            return super()._reduced(logits, targets)
         # one call of torch, whose "mean" is our "weighted_mean"
-        reduction = "sum" if self.reduction == "sum" else "mean"
+        class_weights, reduction = self._active_weights(logits), "sum" if self.reduction == "sum" else "mean"
         if class_weights is not None and self.reduction == "mean":
             class_weights, reduction = class_weights / len(targets), "sum"
         logits = self.training_logits(logits, targets)
@@ -55,9 +55,6 @@ class PolyLoss(SoftmaxLoss):
         epsilon: added to the first coefficient of the expansion of -log p in (1 - p), at least -1; 0 gives
             `SoftmaxLoss`.
         options: see `LossOptions`.
-
-    Raises:
-        InputError: if epsilon is below -1 or not finite.
     """
 
     def __init__(self, class_counts: Sequence[int], epsilon: float = 1.0, **options: Unpack[LossOptions]) -> None:
@@ -74,9 +71,8 @@ class PolyLoss(SoftmaxLoss):
 def at_targets(values: Tensor, targets: Tensor) -> Tensor:
     """Return the value of each sample at its target, shape (B,), for values of shape (B, C).
 
-    Targets of shape (B, C) give the sum over the classes, weighted by the targets. An index out of range is an error;
-    torch's losses skip -100 silently.
+    Targets of shape (B, C) give the sum over the classes, weighted by the targets; a target of 0 skips any value.
     """
     if targets.ndim == 2:
-        return (targets * values).sum(1)
+        return (targets * values.masked_fill(targets == 0, 0.0)).sum(1)  # 0 * inf is NaN
     return values.gather(1, targets[:, None]).squeeze(1)
