@@ -1,4 +1,4 @@
-r"""A loss of one's own: softmax cross-entropy of logits shifted by the log class counts (balanced softmax).
+r"""Custom loss: softmax cross-entropy of logits shifted by the log class counts (balanced softmax).
 
 PYTHONPATH=examples uv run lt-cb fit --config configs/quickstart.yaml \
     --model.loss own_loss.ShiftedSoftmax --model.loss.tau 0.5
@@ -20,7 +20,7 @@ class ShiftedSoftmax(Loss):
     Args:
         class_counts: training images of each class, shape (C,).
         tau: strength of the shift.
-        options: weighting and reduction, as every loss has them.
+        options: weighting and reduction of every loss, see `LossOptions`.
     """
 
     shift: Tensor
@@ -31,10 +31,10 @@ class ShiftedSoftmax(Loss):
         self.register_constant("shift", tau * self.positive_counts().log())
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each sample, shape (B,): class weights and the mean are the base class's."""
+        """Return the loss of each sample, shape (B,); the base class applies class weights and the reduction."""
         return F.cross_entropy(logits + self.shift.to(logits.dtype), targets, reduction="none")
 
 
-if __name__ == "__main__":  # without anything of Lightning
+if __name__ == "__main__":  # runs without Lightning
     loss = ShiftedSoftmax([100, 10, 1])
     print(loss(torch.zeros(2, 3), torch.tensor([0, 2])))

@@ -144,14 +144,21 @@ def test_only_neutral_settings_of_a_distorting_loss_assume_a_prior(distorted: Lo
     assert assumed_prior(neutral).sum().item() == pytest.approx(1)
 
 
-def test_a_custom_loss_needs_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    class CustomLoss(losses.SoftmaxLoss):
-        pass
+class LossWithoutRule(losses.SoftmaxLoss):
+    pass
 
-    with pytest.raises(InputError, match=r"--prior needs .* add RULES\[CustomLoss\] = weighted_prior"):
-        assumed_prior(CustomLoss(COUNTS))
-    monkeypatch.setitem(RULES, CustomLoss, weighted_prior)
-    torch.testing.assert_close(assumed_prior(CustomLoss([6, 2])), torch.tensor([0.75, 0.25], dtype=torch.float64))
+
+class LossWithRule(losses.SoftmaxLoss):
+    pass
+
+
+RULES[LossWithRule] = weighted_prior
+
+
+def test_a_custom_loss_needs_a_rule() -> None:
+    with pytest.raises(InputError, match=r"--prior needs .* add RULES\[LossWithoutRule\] = weighted_prior"):
+        assumed_prior(LossWithoutRule([6, 2]))
+    torch.testing.assert_close(assumed_prior(LossWithRule([6, 2])), torch.tensor([0.75, 0.25], dtype=torch.float64))
 
 
 def test_losses_and_report_share_one_class_prior() -> None:

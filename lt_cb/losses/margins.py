@@ -15,6 +15,7 @@ from lt_cb.losses.softmax import SoftmaxLoss
 
 COSINES = "0 gives the softmax cross-entropy of the scaled cosines."
 
+
 class LogitAdjustedLoss(SoftmaxLoss):
     r"""Logit-adjusted softmax cross-entropy of `Menon et al. 2021 <https://arxiv.org/abs/2007.07314>`_.
 

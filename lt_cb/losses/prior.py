@@ -35,36 +35,43 @@ def _normalized(loss: Loss, mass: Tensor) -> Tensor:
     return mass / mass.where(with_images(loss.class_counts), 0.0).sum()
 
 
-SMOOTHING = "its smoothed targets hide how improbable a class is"
+Rule = Callable[[Any], Tensor | str]
 
-RULES: dict[type[Loss], Callable[[Any], Tensor | str]] = {
-    losses.SoftmaxLoss: weighted_prior,
-    losses.SigmoidLoss: weighted_prior,
-    losses.FocalLoss: weighted_prior,
-    losses.LogitAdjustedLoss: adjusted_prior,
-    losses.BalancedSoftmaxLoss: adjusted_prior,
-    losses.PostHocLogitAdjustment: adjusted_prior,
-    losses.LADELoss: adjusted_prior,
-    losses.VectorScalingLoss: lambda loss: "it scales each class differently" if loss.gamma else adjusted_prior(loss),
-    losses.ClassDependentTemperatureLoss: lambda loss: RULES[losses.VectorScalingLoss](loss),
-    losses.LDAMLoss: lambda loss: "it has margins" if loss.max_margin else weighted_prior(loss),
-    losses.GCLLoss: lambda loss: "it adds noise" if loss.noise else weighted_prior(loss),
-    losses.EqualizationLoss: lambda loss: (
-        "it leaves out tail classes" if loss.gamma and loss.tail.any() else weighted_prior(loss)
+
+def only_neutral(reason: str, rule: Rule = weighted_prior, **neutral: float) -> Rule:
+    """Return a rule that gives the ``reason`` unless the options of the loss have these neutral values."""
+
+    def prior_or_reason(loss: Loss) -> Tensor | str:
+        return rule(loss) if all(getattr(loss, name) == value for name, value in neutral.items()) else reason
+
+    return prior_or_reason
+
+
+def _equalization_prior(loss: losses.EqualizationLoss) -> Tensor | str:
+    return "it leaves out tail classes" if loss.gamma and loss.tail.any() else weighted_prior(loss)
+
+
+SMOOTHING = "its smoothed targets hide how improbable a class is"
+SCALING = only_neutral("it scales each class differently", adjusted_prior, gamma=0)
+PLAIN = (losses.SoftmaxLoss, losses.SigmoidLoss, losses.FocalLoss)
+ADJUSTED = (losses.LogitAdjustedLoss, losses.BalancedSoftmaxLoss, losses.PostHocLogitAdjustment, losses.LADELoss)
+RULES: dict[type[Loss], Rule] = {
+    **dict.fromkeys(PLAIN, weighted_prior),
+    **dict.fromkeys(ADJUSTED, adjusted_prior),
+    losses.VectorScalingLoss: SCALING,
+    losses.ClassDependentTemperatureLoss: SCALING,
+    losses.LDAMLoss: only_neutral("it has margins", max_margin=0),
+    losses.GCLLoss: only_neutral("it adds noise", noise=0),
+    losses.EqualizationLoss: _equalization_prior,
+    losses.SeesawLoss: only_neutral("it re-weights pairs of classes", p=0, q=0),
+    losses.LabelSmoothingLoss: only_neutral(SMOOTHING, smoothing=0),
+    losses.LabelAwareSmoothingLoss: only_neutral(SMOOTHING, head=0, tail=0),
+    losses.PolyLoss: only_neutral("it adds a polynomial term", epsilon=0),
+    losses.AsymmetricLoss: only_neutral(
+        "it treats present and absent labels differently", gamma_positive=0, gamma_negative=0, margin=0
     ),
-    losses.SeesawLoss: lambda loss: "it re-weights pairs of classes" if loss.p or loss.q else weighted_prior(loss),
-    losses.LabelSmoothingLoss: lambda loss: SMOOTHING if loss.smoothing else weighted_prior(loss),
-    losses.LabelAwareSmoothingLoss: lambda loss: SMOOTHING if loss.head or loss.tail else weighted_prior(loss),
-    losses.PolyLoss: lambda loss: "it adds a polynomial term" if loss.epsilon else weighted_prior(loss),
-    losses.AsymmetricLoss: lambda loss: (
-        "it treats present and absent labels differently"
-        if loss.gamma_positive or loss.gamma_negative or loss.margin
-        else weighted_prior(loss)
-    ),
-    losses.DistributionBalancedLoss: lambda loss: (
-        "it re-balances labels and tolerates negatives"
-        if loss.beta or loss.kappa or loss.negative_scale != 1
-        else weighted_prior(loss)
+    losses.DistributionBalancedLoss: only_neutral(
+        "it re-balances labels and tolerates negatives", beta=0, kappa=0, negative_scale=1
     ),
 }
 """Rules that return the prior a loss class assumes, or the reason why it assumes none.
@@ -77,17 +84,14 @@ training prior.
 def assumed_prior(loss: Loss) -> Tensor:
     """Return the class prior under which the probabilities of a fully trained loss are posteriors.
 
-    Returns:
-        float64 of shape (C,), which sums to 1 over the classes with images.
-
-    Raises:
-        InputError: if the probabilities are not posteriors, or the loss has no rule in ``RULES``.
+    It is float64 of shape (C,), and sums to 1 over the classes with images. InputError is raised if the probabilities
+    are not posteriors, or the loss has no rule in ``RULES``.
     """
     name = type(loss).__name__
     rule = RULES.get(type(loss))
     if rule is None:
         raise InputError(
-            f"--prior needs to know the class prior that {name} assumes, but a custom loss does not say: leave --prior "
+            f"--prior needs to know the class prior that {name} assumes, but RULES has no entry for it: leave --prior "
             f"out, or add RULES[{name}] = weighted_prior from lt_cb.losses.prior to the file of the loss."
         )
     prior = rule(loss)

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lt_cb.errors import InputError
+from lt_cb.errors import InputError, check_below_one
 
 Normalization = Literal["classes", "samples", "none"]
 
@@ -28,11 +28,7 @@ def with_images(class_counts: Sequence[int] | Tensor) -> Tensor:
 
 
 def _check_beta(beta: float) -> None:
-    if not 0.0 <= beta < 1.0:
-        raise InputError(
-            f"beta is {beta}, but must be in [0, 1): 0 weights all classes equally; for the limit beta -> 1 use the "
-            "weighting InverseFrequency."
-        )
+    check_below_one("beta", beta, "0 weights all classes equally, and the weighting InverseFrequency is the limit 1.")
 
 
 def effective_number(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
@@ -62,38 +58,28 @@ def effective_number(class_counts: Sequence[int] | Tensor, beta: float) -> Tenso
 
 
 def class_weights(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
-    """Class-balanced weights: the inverse effective number, scaled so that the weights sum to C.
-
-    Classes without images are left out of the sum and of C. They get the weight of a class with one image.
+    """Class-balanced weights, `EffectiveNumber` with its default normalisation.
 
     Args:
         class_counts: training images of each class, shape (C,), each at least 0.
         beta: in [0, 1); 0 gives all ones.
 
     Returns:
-        float64 tensor of shape (C,). The weights of the classes with images sum to the number of these classes.
-
-    Raises:
-        InputError: if beta is outside [0, 1) or a count is negative.
+        float64 tensor of shape (C,). The weights of the classes with images sum to the number of these classes; a
+        class without images has the weight of a class with one image.
     """
     return EffectiveNumber(beta)(class_counts)
 
 
 def suggest_beta(class_counts: Sequence[int] | Tensor) -> float:
-    """Return 1 - 1 / n for the largest class count n: a beta to start a search from.
+    """Return 1 - 1 / n for the largest class count n: a beta in [0, 1) to start a search from.
 
     This beta depends on the largest class, not on the imbalance. Its weights are within a factor of 0.63 (1 - 1 / e) of
     inverse frequency on any data. The paper searches over 0.9, 0.99, 0.999 and 0.9999, which is better. Its best values
     are 0.9999 on long-tailed CIFAR-10 (suggested: 0.9998) and 0.9 to 0.999 on CIFAR-100 (suggested: 0.998).
 
     Args:
-        class_counts: training images of each class, shape (C,), each at least 0.
-
-    Returns:
-        In [0, 1).
-
-    Raises:
-        InputError: if there are no images, or a count is negative.
+        class_counts: training images of each class, shape (C,), each at least 0, not all 0.
     """
     most = _as_counts(class_counts).max().item()
     if most < 1:
@@ -108,15 +94,12 @@ class Weighting(ABC):
         normalization: the common factor of the weights. ``classes``: the weights of the classes with images sum to the
             number of these classes (Cui et al. 2019; LDAM-DRW). ``samples``: the mean weight of a training image is
             1, so a weighting does not change the effective learning rate. ``none``: no factor.
-
-    Raises:
-        InputError: if the normalisation is unknown.
     """
 
     normalization: Normalization = "classes"
 
     def __init__(self, normalization: Normalization = "classes") -> None:
-        if normalization not in ("classes", "samples", "none"):
+        if normalization not in get_args(Normalization):
             raise InputError(f"normalization is '{normalization}', but must be 'classes', 'samples' or 'none'.")
         self.normalization = normalization
 
@@ -128,10 +111,7 @@ class Weighting(ABC):
         """Return the class weights, float64 of shape (C,).
 
         A class without images is left out of the normalisation and gets the weight of a class with one image, so that
-        every weight is finite.
-
-        Raises:
-            InputError: if a count is negative, or ``samples`` has no images to normalise by.
+        every weight is finite. ``samples`` needs at least one image.
         """
         counts = _as_counts(class_counts)
         weights = self.raw_weights(counts.clamp(min=1.0))
