@@ -3,7 +3,7 @@
 from lt_cb.errors import InputError
 
 
-def _check(n_max: int, num_classes: int, imbalance_factor: float) -> None:
+def _counts(imbalance_type: str, n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:
     if n_max < 1:
         raise InputError(f"n_max is {n_max}, but the largest class must keep at least 1 image.")
     if num_classes < 2:
@@ -13,10 +13,8 @@ def _check(n_max: int, num_classes: int, imbalance_factor: float) -> None:
             f"imbalance_factor is {imbalance_factor}, but must be at least 1: it is the largest class count divided by "
             "the smallest (LDAM-DRW's code uses the inverse), and 1 is balanced."
         )
-
-
-def _floor(count: float) -> int:
-    return int(count + 1e-9)  # 49 * (1 / 49) is an ulp below 1
+    shares = [(1.0 / imbalance_factor) ** e for e in exponents(imbalance_type, num_classes)]
+    return [int(n_max * share + 1e-9) for share in shares]  # 49 * (1 / 49) is an ulp below 1
 
 
 def class_counts_exponential(n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:
@@ -31,23 +29,17 @@ def class_counts_exponential(n_max: int, num_classes: int, imbalance_factor: flo
 
     Returns:
         C counts, largest first.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
-    _check(n_max, num_classes, imbalance_factor)
-    return [_floor(n_max * (1.0 / imbalance_factor) ** e) for e in exponents("exponential", num_classes)]
+    return _counts("exponential", n_max, num_classes, imbalance_factor)
 
 
 def class_counts_step(n_max: int, num_classes: int, imbalance_factor: float) -> list[int]:
     """Return class counts with one step (Buda et al. 2018, half of the classes in the minority).
 
-    The first C // 2 classes keep n_max images, the others floor(n_max / IF). See `class_counts_exponential` for the
-    arguments and errors.
+    The first C // 2 classes keep n_max images, the others floor(n_max / IF). The arguments are the same as for
+    `class_counts_exponential`.
     """
-    _check(n_max, num_classes, imbalance_factor)
-    minority = _floor(n_max / imbalance_factor)
-    return [n_max] * (num_classes // 2) + [minority] * (num_classes - num_classes // 2)
+    return _counts("step", n_max, num_classes, imbalance_factor)
 
 
 def exponents(imbalance_type: str, num_classes: int) -> list[float]:

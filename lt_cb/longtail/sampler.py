@@ -17,14 +17,9 @@ Probabilities = npt.NDArray[np.float64]
 
 
 def rarest_labels(labels: Labels) -> Labels:
-    """Return the rarest label of each image.
+    """Return the rarest label of each image, shape (N,), for labels of shape (N, C): 1, 0, or -1 for unknown.
 
-    Args:
-        labels: 1, 0, or -1 for unknown, integers of shape (N, C). Class indices of shape (N,) are returned unchanged.
-
-    Returns:
-        Integers of shape (N,): the label that the fewest images have, the first one if several are as rare, and C for
-        an image without labels.
+    The first of equally rare labels is taken, and C for an image without labels. Class indices stay as they are.
     """
     if labels.ndim == 1:
         return labels
@@ -61,9 +56,6 @@ class Sampler(ABC):
                 unknown.
             seed: one or more integers; the draw depends only on them, the labels and the progress.
             progress: fraction of the training so far, in [0, 1).
-
-        Raises:
-            InputError: if ``class_shares`` returns wrong shares.
         """
         labels = rarest_labels(labels)
         rng = np.random.default_rng(seed)
@@ -110,8 +102,7 @@ class ProgressivelyBalancedSampler(Sampler):
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
         """Return (1 - t) n / N + t / C."""
-        shares: Probabilities = (1.0 - progress) * counts / counts.sum() + progress / len(counts)
-        return shares
+        return np.asarray((1.0 - progress) * counts / counts.sum() + progress / len(counts))
 
 
 class EffectiveNumberSampler(Sampler):
@@ -119,9 +110,6 @@ class EffectiveNumberSampler(Sampler):
 
     Args:
         beta: in [0, 1). With 0, each image comes equally often; towards 1, each class.
-
-    Raises:
-        InputError: if beta is outside [0, 1).
     """
 
     def __init__(self, beta: float = 0.9999) -> None:
@@ -130,8 +118,7 @@ class EffectiveNumberSampler(Sampler):
 
     def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
         """Return n / E_n."""
-        shares: Probabilities = counts / effective_number(torch.from_numpy(counts), self.beta).numpy()
-        return shares
+        return np.asarray(counts / effective_number(torch.from_numpy(counts), self.beta).numpy())
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -148,9 +135,6 @@ class EpochSampler(DistributedSampler[int]):
         epochs: epochs of the whole training, for a sampler that changes during the training.
         num_replicas: processes that share the draw; None asks torch.distributed.
         rank: index of this process; None asks torch.distributed.
-
-    Raises:
-        InputError: if the targets or the sampler are wrong.
     """
 
     def __init__(
@@ -163,21 +147,18 @@ class EpochSampler(DistributedSampler[int]):
         rank: int | None = None,
     ) -> None:
         labels = np.asarray(targets)
+        least, most = {1: (0, np.inf), 2: (-1, 1)}.get(labels.ndim, (1, 0))
         whole = labels.size and np.issubdtype(labels.dtype, np.integer)
-        if not whole or not ((labels.ndim == 1 and labels.min() >= 0) or (labels.ndim == 2 and abs(labels).max() <= 1)):
+        if not whole or labels.min() < least or labels.max() > most:
             raise InputError(
                 f"targets are {labels.dtype} of shape {labels.shape}, but must be class indices of shape (N,), N at "
                 "least 1, each at least 0, or labels of shape (N, C), each 1, 0, or -1 for unknown."
             )
         if not isinstance(sampler, Sampler):
             raise InputError(f"sampler is {sampler!r}, but must be a Sampler, such as ClassBalancedSampler().")
-        together = distributed.is_available() and distributed.is_initialized()
-        super().__init__(
-            labels,  # type: ignore[arg-type]  # only its length is used
-            (distributed.get_world_size() if together else 1) if num_replicas is None else num_replicas,
-            (distributed.get_rank() if together else 0) if rank is None else rank,
-            seed=seed,
-        )
+        if not (distributed.is_available() and distributed.is_initialized()):
+            num_replicas, rank = num_replicas or 1, rank or 0
+        super().__init__(labels, num_replicas, rank, seed=seed)  # type: ignore[arg-type]  # only its length is used
         self.labels, self.sampler, self.epochs = rarest_labels(labels.astype(np.int64)), sampler, epochs
 
     def __iter__(self) -> Iterator[int]:

@@ -22,20 +22,9 @@ MAX_CANDIDATES = 512  # images of a class among which the next one to remove is 
 def choose(
     labels: Labels, subset: Subset, class_counts: Sequence[int], class_names: Sequence[str], fraction: float
 ) -> tuple[Indices, Indices]:
-    """Choose the images to train on and the images held out for validation.
+    """Choose the images for training and the ``fraction`` held out for validation; return their sorted positions.
 
-    Args:
-        labels: 1, 0, or -1 for unknown, int8 of shape (N, C).
-        subset: settings of the subset.
-        class_counts: largest number of images to keep of each class, C numbers, from ``subset.class_counts``.
-        class_names: C names, for messages.
-        fraction: share held out, in [0, 1).
-
-    Returns:
-        Positions among the N images for training and for validation, int64, sorted.
-
-    Raises:
-        InputError: if no image would be left of a class.
+    At most ``class_counts`` images of each class are kept, from ``subset.class_counts``.
     """
     keep = np.arange(len(labels))
     if subset.factor is not None or subset.counts is not None:
@@ -52,7 +41,7 @@ def multilabel_subset(
 
     First each class is reduced to ``max(caps)``, or to its cap if there are no exponents. Then the caps fall one image
     at a time, in the order in which a growing imbalance factor lowers :math:`n_{max} IF^{-e_i}`. Images without a label
-    are reduced in proportion to the others.
+    are reduced in proportion to the others. The result is sorted.
 
     Args:
         labels: 1, 0, or -1 for unknown, int8 of shape (N, C).
@@ -60,12 +49,6 @@ def multilabel_subset(
         exponents: e_i of each class in the profile of the caps, C numbers in [0, 1]; None for caps without a profile.
         class_names: C names, for messages.
         seed: seed of the choice among equally good images.
-
-    Returns:
-        Indices of the images that are kept, int64, sorted.
-
-    Raises:
-        InputError: if no image would be left of a class whose cap is at least 1.
     """
     removal = _Removal(labels, seed)
     n_max = max(caps)
@@ -92,12 +75,7 @@ def _falls(caps: Sequence[int], exponents: Sequence[float], n_max: int) -> list[
 
 
 class _Removal:
-    """Removes images until no class has more positives than its cap.
-
-    Args:
-        labels: 1, 0, or -1 for unknown, int8 of shape (N, C).
-        seed: seed of the choice among equally good images.
-    """
+    """Removes images until no class has more positives than its cap."""
 
     def __init__(self, labels: Labels, seed: int) -> None:
         size, num_classes = labels.shape
@@ -176,47 +154,33 @@ class _Removal:
 
 
 def stratify(labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Split images with several labels so that each class has about the same share on either side.
+    """Split images by labels of shape (N, C), 1, 0, or -1 for unknown; return sorted training and held-out positions.
 
     Iterative stratification (Sechidis et al. 2011): take the class with the fewest remaining images, and give each of
     its images to the side that lacks most of the class. Afterwards, images are moved where a class is on one side only.
     Each class then has a training image, and each class of two images or more has a held-out one wherever the labels
     allow it.
-
-    Args:
-        labels: 1, 0, or -1 for unknown, int8 of shape (N, C).
-        fraction: share held out, in [0, 1).
-        seed: seed of the order of the images.
-
-    Returns:
-        Positions for training and for validation among the N, int64, sorted.
     """
     positive = labels == 1
-    num_images, num_classes = labels.shape
-    rng = np.random.default_rng([seed, num_images, 1])
-    held_out = np.zeros(num_images, bool)
+    num_images = len(labels)
     if fraction == 0.0:
-        return np.arange(num_images), np.flatnonzero(held_out)
+        return np.arange(num_images), np.arange(0)
     totals = positive.sum(0)
     quota = np.where(totals > 0, np.ceil((totals - 1) * fraction), 0)
-    lacking = np.stack([totals - quota, quota], 1).tolist()  # of each class, for training and for validation
-    room = [num_images - np.ceil((num_images - 1) * fraction), np.ceil((num_images - 1) * fraction)]
-    order = rng.permutation(num_images)
-    classes_of = [np.flatnonzero(row).tolist() for row in positive]
-    members = [order[positive[order, c]].tolist() for c in range(num_classes)]
-    left = totals.tolist()
-    free = np.ones(num_images, bool)
-    while any(left):
-        rarest = min((c for c in range(num_classes) if left[c]), key=lambda c: (left[c], c))
-        for image in members[rarest]:
-            if free[image]:
-                lack = lacking[rarest]
-                side = int((lack[1], room[1]) > (lack[0], room[0]))
-                held_out[image], free[image] = side == 1, False
-                room[side] -= 1
-                for c in classes_of[image]:
-                    lacking[c][side] -= 1
-                    left[c] -= 1
+    lacking = np.stack([totals - quota, quota], 1)  # images of each class, for training and for validation
+    room = np.array([num_images, 0]) + np.array([-1, 1]) * np.ceil((num_images - 1) * fraction)
+    order = np.random.default_rng([seed, num_images, 1]).permutation(num_images)
+    left = totals.copy()
+    free, held_out = np.ones(num_images, bool), np.zeros(num_images, bool)
+    while left.any():
+        rarest = np.where(left > 0, left, num_images + 1).argmin()
+        for image in order[free[order] & positive[order, rarest]]:
+            (train, validation), (train_room, validation_room) = lacking[rarest], room
+            side = int((validation, validation_room) > (train, train_room))
+            held_out[image], free[image] = side == 1, False
+            room[side] -= 1
+            lacking[positive[image], side] -= 1
+            left -= positive[image]
     rest = order[free[order]]
     held_out[rest[: round(len(rest) * fraction)]] = True
     _spread(positive, held_out, totals)

@@ -36,15 +36,7 @@ class Subset:
     seed: int = 0
 
     def class_counts(self, available: Sequence[int], class_names: Sequence[str]) -> list[int]:
-        """Return the images to keep of each class.
-
-        Args:
-            available: training images of each class, C counts.
-            class_names: C names, for messages.
-
-        Raises:
-            InputError: if a value is out of range, or a class has too few images.
-        """
+        """Return the images to keep of each class, C counts, of the ``available`` training images of each class."""
         if self.counts is not None:
             counts = self._explicit_counts(len(available))
         elif self.factor is not None:
@@ -89,47 +81,27 @@ class Subset:
 
 def count_labels(labels: Labels, num_classes: int) -> list[int]:
     """Return the number of samples of each class, or with each label, C numbers."""
-    counts: list[int] = (
-        (labels == 1).sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
-    ).tolist()
-    return counts
+    counts = (labels == 1).sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
+    return [int(count) for count in counts]
 
 
 def long_tailed_subset(labels: Labels, class_counts: Sequence[int], seed: int) -> list[Indices]:
-    """Draw ``class_counts[c]`` samples of each class c.
+    """Return the indices of ``class_counts[c]`` samples of each class c, for class indices of shape (N,).
 
-    Each class has one permutation, which depends only on (seed, class) and on its number of samples. The subset takes
-    the beginning of each permutation: with the same seed, a larger subset contains a smaller one.
-
-    Args:
-        labels: class of each sample, int64 of shape (N,).
-        class_counts: samples to keep of each class, at most all.
-        seed: seed of the permutations.
-
-    Returns:
-        One array of sample indices a class, in the order of the permutation.
+    They are the beginning of a permutation that depends only on the seed, the class and its number of samples. With the
+    same seed, a larger subset therefore contains a smaller one.
     """
     by_class = np.argsort(labels, kind="stable")
-    ends = np.searchsorted(labels[by_class], np.arange(len(class_counts) + 1))
-    chosen = []
-    for label, count in enumerate(class_counts):
-        members = by_class[ends[label] : ends[label + 1]]
-        chosen.append(np.random.default_rng([seed, label]).permutation(members)[:count])
-    return chosen
+    members = np.split(by_class, np.searchsorted(labels[by_class], np.arange(1, len(class_counts))))
+    orders = [np.random.default_rng([seed, label]).permutation(m) for label, m in enumerate(members)]
+    return [order[:count] for order, count in zip(orders, class_counts, strict=True)]
 
 
 def hold_out(chosen: list[Indices], fraction: float) -> tuple[Indices, Indices]:
-    """Split a subset into training and validation samples, class by class.
+    """Split the indices from `long_tailed_subset` into training and validation samples, each sorted.
 
     The second sample of a class and every 1 / fraction-th after it are held out. So a class of at least two samples has
     one for validation, each class keeps one for training, and both parts stay nested across imbalance factors.
-
-    Args:
-        chosen: indices of each class, from `long_tailed_subset`.
-        fraction: share for validation, in [0, 1).
-
-    Returns:
-        Indices for training and for validation, each sorted.
     """
     train, validation = [], []
     for indices in chosen:
