@@ -147,7 +147,7 @@ class EpochSampler(DistributedSampler[int]):
         rank: int | None = None,
     ) -> None:
         labels = np.asarray(targets)
-        least, most = {1: (0, np.inf), 2: (-1, 1)}.get(labels.ndim, (1, 0))
+        least, most = {1: (0, np.inf), 2: (-1, 1)}.get(labels.ndim, (1, 0))  # class indices or labels
         whole = labels.size and np.issubdtype(labels.dtype, np.integer)
         if not whole or labels.min() < least or labels.max() > most:
             raise InputError(

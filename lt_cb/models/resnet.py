@@ -1,6 +1,8 @@
 """Residual networks for CIFAR (He et al. 2016), in the two variants of the reference codes."""
 
-from typing import Literal
+from functools import partial
+from itertools import pairwise
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,27 +14,22 @@ Init = Literal["glorot", "kaiming"]
 
 
 class _Block(nn.Module):
-    def __init__(self, in_width: int, width: int, stride: int, shortcut: Shortcut) -> None:
+    """Basic block; a block with more channels out than in halves the size."""
+
+    def __init__(self, in_width: int, width: int, shortcut: Shortcut) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False)
+        self.extra, self.shortcut = width - in_width, shortcut
+        self.conv1 = nn.Conv2d(in_width, width, 3, 2 if self.extra else 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.stride = stride
-        self.extra = width - in_width
-        self.shortcut = shortcut
 
     def _skip(self, x: Tensor) -> Tensor:
-        if self.stride > 1:
-            # ceil_mode rounds odd sizes up, like the strided convolution beside it
-            x = (
-                F.avg_pool2d(x, self.stride, ceil_mode=True)
-                if self.shortcut == "pool"
-                else x[:, :, :: self.stride, :: self.stride]
-            )
-        if self.extra:
-            x = F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-        return x
+        if not self.extra:
+            return x
+        # ceil_mode rounds odd sizes up, like the strided convolution beside it
+        x = F.avg_pool2d(x, 2, ceil_mode=True) if self.shortcut == "pool" else x[:, :, ::2, ::2]
+        return F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra // 2))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -53,43 +50,28 @@ class ResNetCifar(nn.Module):
             every second pixel (code of LDAM-DRW). Both pad the new channels with zeros, half on each side.
         init: initial weights: ``glorot`` uniform (code of Cui et al. 2019, default of TensorFlow) or ``kaiming`` normal
             (code of LDAM-DRW).
-
-    Raises:
-        InputError: if the depth is not 6 n + 2, or the shortcut or init is unknown.
     """
 
     def __init__(
-        self,
-        depth: int,
-        num_classes: int,
-        in_channels: int = 3,
-        shortcut: Shortcut = "pool",
-        init: Init = "glorot",
+        self, depth: int, num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot"
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise InputError(f"depth is {depth}, but must be 6 n + 2: 20, 32, 44, 56 or 110.")
-        if shortcut not in ("pool", "stride") or init not in ("glorot", "kaiming"):
+        if shortcut not in get_args(Shortcut) or init not in get_args(Init):
             raise InputError(
                 f"shortcut is '{shortcut}' and init is '{init}', but shortcut must be 'pool' or 'stride', and init "
                 "'glorot' or 'kaiming'."
             )
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        blocks: list[nn.Module] = []
-        in_width = 16
-        for width in (16, 32, 64):
-            for i in range((depth - 2) // 6):
-                blocks.append(_Block(in_width, width, 2 if i == 0 and width > 16 else 1, shortcut))
-                in_width = width
-        self.blocks = nn.Sequential(*blocks)
+        widths = [16] + [width for width in (16, 32, 64) for _ in range((depth - 2) // 6)]
+        self.blocks = nn.Sequential(*(_Block(*pair, shortcut) for pair in pairwise(widths)))
         self.fc = nn.Linear(64, num_classes)
+        initialize = nn.init.xavier_uniform_ if init == "glorot" else nn.init.kaiming_normal_
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                if init == "glorot":
-                    nn.init.xavier_uniform_(module.weight)
-                else:
-                    nn.init.kaiming_normal_(module.weight)
+                initialize(module.weight)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -99,28 +81,13 @@ class ResNetCifar(nn.Module):
         return logits
 
 
-def resnet20(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
-    """Return a `ResNetCifar` of depth 20."""
-    return ResNetCifar(20, num_classes, in_channels, shortcut, init)
-
-
-def resnet32(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
-    """Return the `ResNetCifar` of Cui et al. 2019, of depth 32: 464,154 parameters for 10 classes, 470,004 for 100."""
-    return ResNetCifar(32, num_classes, in_channels, shortcut, init)
-
-
-def resnet44(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
-    """Return a `ResNetCifar` of depth 44."""
-    return ResNetCifar(44, num_classes, in_channels, shortcut, init)
-
-
-def resnet56(num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot") -> ResNetCifar:
-    """Return a `ResNetCifar` of depth 56."""
-    return ResNetCifar(56, num_classes, in_channels, shortcut, init)
-
-
-def resnet110(
-    num_classes: int, in_channels: int = 3, shortcut: Shortcut = "pool", init: Init = "glorot"
-) -> ResNetCifar:
-    """Return a `ResNetCifar` of depth 110."""
-    return ResNetCifar(110, num_classes, in_channels, shortcut, init)
+resnet20 = partial(ResNetCifar, 20)
+"""`ResNetCifar` of depth 20."""
+resnet32 = partial(ResNetCifar, 32)
+"""`ResNetCifar` of Cui et al. 2019, of depth 32: 464,154 parameters for 10 classes, 470,004 for 100."""
+resnet44 = partial(ResNetCifar, 44)
+"""`ResNetCifar` of depth 44."""
+resnet56 = partial(ResNetCifar, 56)
+"""`ResNetCifar` of depth 56."""
+resnet110 = partial(ResNetCifar, 110)
+"""`ResNetCifar` of depth 110."""
