@@ -31,9 +31,6 @@ def build_backbone(
         options: further keyword arguments, for example ``shortcut`` and ``init`` of ``resnet32``, or ``pretrained`` of
             timm.
         image_size: height and width in pixels, for timm models of a fixed size such as ViTs; None is their default.
-
-    Raises:
-        InputError: if the model does not exist, or does not take the options.
     """
     options = dict(options or {})
     for option in RESERVED:
@@ -41,7 +38,7 @@ def build_backbone(
             raise InputError(
                 f"--model.backbone_args has {option}, which data and --model.backbone determine: remove it."
             )
-    custom = getattr(resnet, name) if name in OURS else _import(name)
+    custom = _find(name)
     if custom is not None:
         return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
     import timm
@@ -72,26 +69,21 @@ def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
     """Return the preprocessing of pretrained weights: ``input_size`` (C, H, W), ``interpolation``, ``mean``, ``std``.
 
     It comes from timm, or from the attribute ``pretrained_cfg`` of a custom function; None without weights.
-
-    Raises:
-        InputError: if the module or the function of a custom backbone does not exist.
     """
-    if name in OURS:
-        return None
-    custom = _import(name)
+    custom = _find(name)
     if custom is not None:
-        of_custom: Mapping[str, Any] | None = getattr(custom, "pretrained_cfg", None)
-        return of_custom
+        return getattr(custom, "pretrained_cfg", None)
     import timm
 
-    if not timm.is_model(name.partition(".")[0]) or not timm.is_model_pretrained(name):
-        return None
-    config = timm.get_pretrained_cfg(name)
+    pretrained = timm.is_model(name.partition(".")[0]) and timm.is_model_pretrained(name)
+    config = timm.get_pretrained_cfg(name) if pretrained else None
     return None if config is None else dataclasses.asdict(config)
 
 
-def _import(name: str) -> Callable[..., nn.Module] | None:
-    """Import a custom function; None for a name without a module and for timm models with a dot in their name."""
+def _find(name: str) -> Callable[..., nn.Module] | None:
+    """Return a ResNet of lt_cb or import a custom function; None for a name of timm."""
+    if name in OURS:
+        return getattr(resnet, name)  # type: ignore[no-any-return]
     module, _, attribute = name.rpartition(".")
     if not module or module.strip("./\\") != module:  # importlib would raise other errors for a file path
         return None

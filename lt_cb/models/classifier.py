@@ -1,6 +1,5 @@
 """The classifier of a backbone (its last linear layer): initialisation, cosine logits, and second stages."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TypeVar
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lt_cb.errors import InputError, check_at_least
+from lt_cb.errors import InputError, check_at_least, check_positive
 
 Linear = TypeVar("Linear", bound=nn.Linear)
 
@@ -30,8 +29,13 @@ def _classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:
     return linear
 
 
+def _name_of(layer: nn.Module, backbone: nn.Module) -> str:
+    names: dict[nn.Module, str] = {module: name for name, module in backbone.named_modules()}
+    return names[layer]
+
+
 def _replace(backbone: nn.Module, old: nn.Linear, new: nn.Linear) -> None:
-    name = next(name for name, module in backbone.named_modules() if module is old)
+    name = _name_of(old, backbone)
     if not name:
         raise InputError("the backbone is a bare nn.Linear, which cannot be replaced: wrap it in nn.Sequential.")
     backbone.set_submodule(name, new)
@@ -55,13 +59,8 @@ class NormalizedLinear(nn.Linear):
 
 
 def draw_classifier(backbone: nn.Module, num_classes: int, std: float) -> None:
-    """Draw the weights of the classifier from N(0, std^2), and set its bias to 0.
-
-    Raises:
-        InputError: if the backbone has no classifier, or std is not above 0.
-    """
-    if not 0.0 < std < math.inf:
-        raise InputError(f"head_init_std is {std}, but must be above 0.")
+    """Draw the weights of the classifier from N(0, std^2), and set its bias to 0."""
+    check_positive("head_init_std", std, "null keeps the initial weights of the backbone.")
     linear = _classifier(backbone, num_classes)
     nn.init.normal_(linear.weight, std=std)
     if linear.bias is not None:
@@ -69,11 +68,7 @@ def draw_classifier(backbone: nn.Module, num_classes: int, std: float) -> None:
 
 
 def normalize_classifier(backbone: nn.Module, num_classes: int) -> None:
-    """Replace the classifier of a backbone by a ``NormalizedLinear``.
-
-    Raises:
-        InputError: if the backbone has no classifier.
-    """
+    """Replace the classifier of a backbone by a ``NormalizedLinear``."""
     linear = _classifier(backbone, num_classes)
     _replace(backbone, linear, NormalizedLinear(linear.in_features, num_classes))
 
@@ -91,22 +86,11 @@ class SecondStage(ABC):
 
     @abstractmethod
     def attach(self, backbone: nn.Module, num_classes: int) -> None:
-        """Change the classifier of a backbone, and freeze the layers that are not trained.
-
-        Raises:
-            InputError: if the classifier cannot be changed in this way.
-        """
+        """Change the classifier of a backbone of C classes, and freeze the layers that are not trained."""
 
     def initial_state(self, backbone: nn.Module, num_classes: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state that training starts from.
-
-        Args:
-            backbone: after `attach`.
-            num_classes: C, the number of classes.
-            trained: state of the trained backbone, before `attach`.
-        """
-        last = last_linear(backbone, num_classes)
-        prefix = next(f"{name}." for name, module in backbone.named_modules() if module is last)
+        """Return the initial state of a backbone after `attach`, given the ``trained`` state before it."""
+        prefix = _name_of(_classifier(backbone, num_classes), backbone) + "."
         kept = {prefix + "weight", prefix + "bias"} if self.keeps_classifier else set()
         new = {n: v for n, v in backbone.state_dict().items() if n.startswith(prefix) and n not in kept}
         return {n: v for n, v in trained.items() if not n.startswith(prefix) or n in kept} | new
@@ -145,9 +129,6 @@ class TauNormalization(SecondStage):
 
     Args:
         tau: exponent, at least 0; 0 keeps the classifier.
-
-    Raises:
-        InputError: if tau is negative or not finite.
     """
 
     trains = False
