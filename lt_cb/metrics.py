@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
 
 CONFUSION = 100  # highest number of classes with a confusion matrix
 
@@ -103,8 +104,8 @@ class OneLabelEvaluator(Evaluator):
         metrics = accuracies(self.correct, self.total, self.groups)
         if self.has_top5:
             metrics["acc_top5"] = self.top5 / self.total.sum()
-        per_class = {"correct": self.correct.tolist(), "total": self.total.tolist(), "images": int(self.total.sum())}
-        per_class["accuracy"] = (self.correct.double() / self.total).tolist()
+        values = {"correct": self.correct, "total": self.total, "accuracy": self.correct.double() / self.total}
+        per_class = {name: value.tolist() for name, value in values.items()} | {"images": int(self.total.sum())}
         confusion = self.pairs.view(self.num_classes, -1).tolist() if self.has_confusion else None
         return Evaluation(metrics, per_class, confusion)
 
@@ -117,8 +118,7 @@ class SeveralLabelsEvaluator(Evaluator):
     them: 10,000 images of 100 classes take 5 MB.
 
     Args:
-        num_classes: C, the number of classes.
-        groups: class indices by shot group, from `shot_groups`.
+        num_classes, groups: see `Evaluator`.
         means: name of the mean by measure, from `lt_cb.task.Task`.
     """
 
@@ -138,8 +138,7 @@ class SeveralLabelsEvaluator(Evaluator):
 
     def compute(self) -> Evaluation:
         """Return the results."""
-        gathered = self.scores, self.targets  # as tensors from several processes, as lists from one
-        scores, targets = (torch.cat(v).cpu() if isinstance(v, list) else v.cpu() for v in gathered)
+        scores, targets = dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.targets).cpu()
         thresholds = best_thresholds(scores, targets) if self.thresholds is None else torch.tensor(self.thresholds)
         known, positive = targets >= 0, targets > 0
         predicted = (scores >= thresholds.float()) & known
@@ -171,21 +170,18 @@ def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> 
 
 
 def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Summarise the accuracies of the classes.
+    """Return the scalars ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over a group).
+
+    The means skip classes without samples; a mean over no class is NaN.
 
     Args:
         correct: correctly predicted samples of each class, int64 of shape (C,).
         total: samples of each class, int64 of shape (C,).
         groups: class indices by name, from `shot_groups`.
-
-    Returns:
-        Scalars in [0, 1] by name, ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over the
-        classes of a group). The means skip classes without samples; a mean over no class is NaN.
     """
     per_class = correct.double() / total  # NaN for a class without samples
     results = {"acc": correct.sum() / total.sum(), "balanced_acc": per_class.nanmean()}
-    for name, members in groups.items():
-        results[f"acc/{name}"] = per_class[members].nanmean()
+    results |= {f"acc/{name}": per_class[members].nanmean() for name, members in groups.items()}
     return {name: value.float() for name, value in results.items()}
 
 

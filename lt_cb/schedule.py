@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def training_progress(trainer: "Trainer", epoch: int) -> float:
-    """Return the fraction of the training before an epoch, in [0, 1], also after a resume.
-
-    Raises:
-        InputError: if the training has no end.
-    """
+    """Return the fraction of the training before an epoch, in [0, 1]; InputError if the training has no end."""
     epochs = math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
     if epochs == math.inf and trainer.max_steps < 0:
         raise InputError("a fraction of the training is needed, but it has no end: set --trainer.max_epochs.")
@@ -38,34 +34,30 @@ def check_fraction(name: str, value: float) -> None:
 
 
 class StepwiseSchedule(LRScheduler):
-    """Learning rate schedule by optimiser step, defined in fractions of the training.
+    """Base class of learning rate schedules by optimiser step, defined in fractions of the training.
 
     Args:
         optimizer: its learning rates are the base rates.
         warmup: fraction of the training, in [0, 1), with a rate that rises linearly from 0.
         total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
-
-    Raises:
-        InputError: if warmup is outside [0, 1).
     """
 
-    def __init__(self, optimizer: Optimizer, warmup: float, total_steps: int | None = None) -> None:
+    def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
         if not 0.0 <= warmup < 1.0:
             raise InputError(f"warmup is {warmup}, but must be a fraction of the training in [0, 1).")
         self.warmup = warmup
         self.total_steps = total_steps
         super().__init__(optimizer)
 
-    def after_warmup(self, fraction: float) -> float:
-        """Return the factor of the base rate at a fraction of the training in [warmup, 1)."""
+    def after_warmup(self, step: int, total: int) -> float:
+        """Return the factor of the base rate at a step after the warm-up, of ``total`` steps."""
         raise NotImplementedError
 
     def factor(self, step: int) -> float:
         """Return the factor of the base rate at an optimiser step, counted from 0."""
         total = self.total_steps or 1
-        if step < self.warmup * total:
-            return step / (self.warmup * total)
-        return self.after_warmup(step / total)
+        in_warmup = step < self.warmup * total
+        return step / (self.warmup * total) if in_warmup else self.after_warmup(step, total)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress without the settings, so that a resumed training may be longer."""
@@ -89,9 +81,6 @@ class WarmupMultiStep(StepwiseSchedule):
         milestones: increasing fractions of the training, in [0, 1].
         factors: factor of the rate for each milestone, at least 0. For balanced data the paper has 0.1 and 0.01.
         total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
-
-    Raises:
-        InputError: if the fractions do not increase, or there are not as many factors as milestones.
     """
 
     def __init__(
@@ -112,19 +101,12 @@ class WarmupMultiStep(StepwiseSchedule):
             raise InputError(
                 f"warmup {warmup} and milestones {list(milestones)} must be increasing fractions of training in [0, 1]."
             )
-        self.milestones = list(milestones)
-        self.factors = list(factors)
+        self.milestones, self.factors = list(milestones), list(factors)
         super().__init__(optimizer, warmup, total_steps)
 
-    def factor(self, step: int) -> float:
-        """Return the factor of the base rate at an optimiser step, counted from 0."""
-        total = self.total_steps or 1
-        passed = sum(step >= milestone * total for milestone in self.milestones)
-        return self.factors[passed - 1] if passed else super().factor(step)
-
-    def after_warmup(self, fraction: float) -> float:
-        """Return 1: the base rate until the first milestone."""
-        return 1.0
+    def after_warmup(self, step: int, total: int) -> float:
+        """Return 1 until the first milestone, then the factor of the last one."""
+        return [1.0, *self.factors][sum(step >= milestone * total for milestone in self.milestones)]
 
 
 class WarmupLinear(StepwiseSchedule):
@@ -132,19 +114,8 @@ class WarmupLinear(StepwiseSchedule):
 
     Let t in [0, 1) be the fraction of the training. The rate is base * t / warmup for t < warmup, then
     base * (1 - t) / (1 - warmup).
-
-    Args:
-        optimizer: its learning rates are the base rates.
-        warmup: fraction of the training, in [0, 1).
-        total_steps: optimiser steps of the whole training; `LongTailedClassifier` replaces None.
-
-    Raises:
-        InputError: if warmup is outside [0, 1).
     """
 
-    def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
-        super().__init__(optimizer, warmup, total_steps)
-
-    def after_warmup(self, fraction: float) -> float:
+    def after_warmup(self, step: int, total: int) -> float:
         """Return the linear decay from 1 after the warm-up to 0 at the end."""
-        return max(1.0 - fraction, 0.0) / (1.0 - self.warmup)
+        return max(1.0 - step / total, 0.0) / (1.0 - self.warmup)
