@@ -14,6 +14,7 @@ from lt_cb.errors import InputError, did_you_mean
 from lt_cb.runs.folder import RunDir, flatten, read_yaml, shipped
 
 MAX_RUNS = 20_000
+LOSSES = "lt_cb.losses"  # where a class of a loss or weighting is looked up that is named without a module
 GRID_KEYS = ("folder", "config", "set", "seeds", "axes")
 
 
@@ -112,18 +113,33 @@ def digest(args: Sequence[str]) -> str:
     for word in words:
         key, _, value = word.removeprefix("--").partition("=")
         content = read_yaml(Path(next(words))) if key == "config" else {key: value}
-        settings.append(_with_canonical_source(content))
+        settings.append(_canonical(content))
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _with_canonical_source(content: dict[str, Any]) -> dict[str, Any]:
-    """Replace the aliases of a data source, so that they make the same digest."""
-    data = content.get("data")
-    if isinstance(content.get("data.source"), str):
-        return {**content, "data.source": canonical_source(content["data.source"])}
-    if isinstance(data, dict) and isinstance(data.get("source"), str):
-        return {**content, "data": {**data, "source": canonical_source(data["source"])}}
-    return content
+def _canonical(value: Any, key: str = "") -> Any:  # noqa: ANN401 - YAML
+    """Return settings with one spelling of each data set, loss and weighting, so that all make the same digest.
+
+    Args:
+        value: of a config key, or a mapping of config keys.
+        key: last part of the config key.
+    """
+    if isinstance(value, dict):
+        return {name: _canonical(v, key if name == "class_path" else _last(name)) for name, v in value.items()}
+    if not isinstance(value, str) or key not in ("source", "loss", "weighting"):
+        return value
+    if value.startswith("{"):  # a class with options, in an argument
+        with suppress(ValueError):
+            return _text(_canonical(json.loads(value), key))
+    if key == "source":
+        return canonical_source(value)
+    name = _last(value)
+    in_lt_cb = name[:1].isupper() and (name == value or value.startswith(f"{LOSSES}."))
+    return f"{LOSSES}.{name}" if in_lt_cb else value
+
+
+def _last(name: Any) -> str:  # noqa: ANN401 - a key of YAML
+    return str(name).rpartition(".")[2]
 
 
 def _arguments(settings: dict[str, Any], file: Path) -> list[str]:
