@@ -3,13 +3,22 @@
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lt_cb.errors import InputError
+from lt_cb.lab.report.names import CALLBACKS, LENGTH, STAGE, WHOLE, method_of, subset_of
 from lt_cb.runs.record import SHOTS, Record
 from lt_cb.task import Task
 
 ERRORS = {"error": "acc", "error_top5": "acc_top5"}  # error in percent -> accuracy
+# settings that are named wherever they differ from their defaults, if they differ between runs
+ALWAYS_NAMED: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None, CALLBACKS: None}
+NOT_IN_PAPER = (
+    *("data.val_fraction", "data.sampler", "model.mix", "model.drw_start", STAGE, "model.backbone_args.pretrained"),
+    CALLBACKS,
+)
 
 
 @dataclass
@@ -19,42 +28,67 @@ class Result:
     Attributes:
         folder: of the run; of a kept row, experiment and seeds.
         record: content of ``result.json``, with the metrics of the last validation.
-        data: name of the data set, with the subset (a column).
-        method: name of the method (a row).
-        family: the method without its beta; None for weights other than the effective number.
-        others: parts of the method's name behind loss and weights, for example ``max_epochs 40``.
+        settings: flattened configuration, from `settings_of`.
         source: name of the data set, or of the user's own images.
-        source_class: class name or class path of the data set.
-        imbalance_factor: largest over smallest class count.
-        subset: ``WHOLE``, or the requested profile.
-        backbone: name.
-        image_size: in pixels; None is the size of the source.
-        epochs: of the training, None if unknown.
-        unlike_paper: settings that no run of the paper has.
-        loss: class name.
-        gamma: of a focal loss.
-        beta: of the effective number; None without weights.
-        row: columns of a kept row.
+        row: columns of a kept row, else empty.
+        time: of writing, in nanoseconds.
+        others: parts of the method's name behind loss and weights, for example ``max_epochs 40``.
     """
 
     folder: Path
     record: Record
-    data: str
-    method: str
-    family: str | None
-    others: list[str]
+    settings: dict[str, Any]
     source: str
-    source_class: str
-    imbalance_factor: float
-    subset: str
-    backbone: str
-    image_size: int | None
-    epochs: int | None
-    unlike_paper: list[str]
-    loss: str
-    gamma: float | None
-    beta: float | None
-    row: dict[str, str]
+    row: dict[str, str] = field(default_factory=dict)
+    time: int = 0
+    others: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the settings, so that values that no configuration has raise here."""
+        counts, get = self.record.class_counts, self.settings.get
+        self.imbalance_factor = float(get("data.imbalance_factor") or max(counts) / max(min(counts), 1))
+        self.subset = subset_of(self.settings, self.imbalance_factor)
+        self.backbone = str(get("model.backbone", ALWAYS_NAMED["model.backbone"]))
+        self.image_size = int(get("data.image_size") or 32)  # of CIFAR; runs on larger images set it
+        epochs = self.record.epochs or get(LENGTH)
+        self.epochs = None if epochs is None else int(epochs)
+        self.unlike_paper = [f"{key.partition('.')[2]} {get(key)}" for key in NOT_IN_PAPER if get(key)]
+        loss = method_of(self.settings)
+        self.loss, self.gamma, self.beta = loss.loss, loss.gamma, loss.beta
+        self._names = loss.name, loss.family
+        self.name_by([])
+
+    def name_by(self, keys: list[str], by_checkpoint: bool = False) -> None:
+        """Add settings to the name of the method, and the kind of the tested checkpoint."""
+        named = sorted({*keys, *([STAGE] if self.settings.get(STAGE) else [])})
+        self.others = [
+            f"{key.partition('.')[2] or key} {self.settings[key]}"
+            for key in named
+            if self.settings.get(key) is not None
+        ]
+        self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint else []
+        self.others += [f"prior {self.settings['prior']}"] if self.settings.get("prior") else []  # of a test
+
+    @property
+    def method(self) -> str:
+        """Name of the method, a row of a table."""
+        return ", ".join([self._names[0], *self.others])
+
+    @property
+    def family(self) -> str | None:
+        """The method without its beta; None for weights other than the effective number."""
+        return None if self._names[1] is None else ", ".join([self._names[1], *self.others])
+
+    @property
+    def data(self) -> str:
+        """Name of the data set with the subset, a column of a table."""
+        whole = self.subset == WHOLE
+        return f"{self.source}, IF {self.imbalance_factor:g}" if whole else f"{self.source} {self.subset}"
+
+    @property
+    def source_class(self) -> str:
+        """Class name or class path of the data set."""
+        return str(self.settings.get("data.source", "?"))
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -62,7 +96,7 @@ class Result:
         seeds = self.record.seed_everything, self.record.subset_seed
         return -1 if seeds[0] is None else seeds[0], -1 if seeds[1] is None else seeds[1]
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """Values of the test by name, ``acc``, and of the last validation, ``val/acc``."""
         return {name.removeprefix("test/"): value for name, value in self.record.metrics.items()}
@@ -93,7 +127,7 @@ class Runs:
     """
 
     results: list[Result]
-    missing: list[tuple[Path, str]]
+    missing: list[tuple[Path, str]] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
 
     @property

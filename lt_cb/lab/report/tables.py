@@ -106,8 +106,7 @@ def _key(result: Result) -> Key | None:
     kind = PAPER_LOSSES.get(result.loss, result.loss)
     gamma = float(result.gamma or 0) if kind == "focal" else None
     beta = None if result.imbalance_factor == 1 else result.beta
-    size = result.image_size or 32  # of CIFAR; runs on larger images set it
-    return result.source_class, result.subset, result.backbone, size, kind, gamma, beta
+    return result.source_class, result.subset, result.backbone, result.image_size, kind, gamma, beta
 
 
 def _published(metric: str) -> dict[Key, tuple[float, int]]:
