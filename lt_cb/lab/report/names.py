@@ -1,9 +1,8 @@
 """Names of data sets and methods in a report, from the settings of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.runs.callbacks import LIBRARIES
@@ -14,8 +13,7 @@ WHOLE = "whole"
 NAMED_BY_ROOT = ("ImageFolder", "Manifest", "COCO")  # the user's own images
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """Loss and class weights of a run."""
 
     loss: str  # class name

@@ -38,16 +38,12 @@ def theme(ink: str = "currentColor", **more: Any) -> dict[str, Any]:  # noqa: AN
     """Return the Vega-Lite configuration of a chart: fonts of 12 px, lines and text in one colour."""
     text = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": ink, "titleColor": ink}
     lines = {"gridColor": ink, "domainColor": ink, "tickColor": ink}
+    faint = {"gridOpacity": 0.15, "domainOpacity": 0.15, "tickOpacity": 0.15}
     return {
         "background": "transparent",
         "font": "system-ui, sans-serif",
         "view": {"stroke": None},
-        "axis": {
-            **text,
-            **lines,
-            **dict.fromkeys(("gridOpacity", "domainOpacity", "tickOpacity"), 0.15),
-            "labelLimit": 140,
-        },
+        "axis": {**text, **lines, **faint, "labelLimit": 140},
         "axisQuantitative": {"tickCount": 6},
         "legend": {**text, "labelLimit": 400},
         "text": {"color": ink, "fontSize": 12},
@@ -58,22 +54,15 @@ def theme(ink: str = "currentColor", **more: Any) -> dict[str, Any]:  # noqa: AN
 
 
 def page(title: str, finding: str, tables: list[Section], pictures: list[Picture], columns: list[str]) -> str:
-    """Return the page: the finding, the first table, the charts, and the other tables; at least one table.
-
-    Args:
-        title: of the page.
-        finding: its first paragraph.
-        tables: at least one.
-        pictures: charts.
-        columns: data sets to choose from.
-    """
+    """Return the page: the finding, the first table, the charts of a chosen data set, and the other tables."""
     drawn = [_select("dataset", columns)]
     for picture in pictures:
         methods = dict.fromkeys(row["method"] for row in picture.spec["data"]["values"])
         choice = _select("method", list(methods)) if picture.name == "confusion" else ""
         drawn.append(f'{_heading(picture)}\n{choice}<div class="picture" id="{picture.name}"></div>')
     body = "\n".join([_table(tables[0]), *drawn, *map(_table, tables[1:])])
-    content = as_script({"specs": {picture.name: picture.spec for picture in pictures}, "config": theme()})
+    content = json.dumps({"specs": {picture.name: picture.spec for picture in pictures}, "config": theme()})
+    content = content.replace("<", "\\u003c")  # so that no name ends the script element
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {title.lower()}</title>
@@ -86,14 +75,6 @@ def page(title: str, finding: str, tables: list[Section], pictures: list[Picture
 <script>{SCRIPT}</script>
 </body></html>
 """
-
-
-def as_script(content: object) -> str:
-    """Return JSON for a script element, which no text in it can end."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Charts of a report as files for a paper."""
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +26,27 @@ def write(pictures: list[Picture], columns: list[str], folder: Path, kind: str) 
         kind: ``pdf``, with the font embedded, or ``svg``, with editable text in Arial or a font of the same width.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        for data in columns:
-            drawn = [row["method"] for row in picture.spec["data"]["values"] if row["dataset"] == data]
-            methods = list(dict.fromkeys(drawn)) if picture.name == "confusion" else [""] * bool(drawn)
-            for method in methods:
-                parts = [picture.name, *([data] if len(columns) > 1 else []), method]
-                stem = "_".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part)
-                spec = _for_paper(picture, {"dataset": data, "method": method})
-                file = folder / f"{stem}.{kind}"
-                svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
-                if kind == "svg":
-                    file.write_text(re.sub(r' width="([\d.]+)" height="([\d.]+)"', _in_inches, svg, count=1))
-                else:
-                    file.write_bytes(vl_convert.svg_to_pdf(svg, scale=72 / INCH))
+    for picture, data in product(pictures, columns):
+        drawn = [row["method"] for row in picture.spec["data"]["values"] if row["dataset"] == data]
+        for method in dict.fromkeys(drawn if picture.name == "confusion" else [""] * bool(drawn)):
+            parts = [picture.name, *([data] if len(columns) > 1 else []), method]
+            stem = "_".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part)
+            spec = _for_paper(picture, {"dataset": data, "method": method})
+            svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+            if kind == "svg":
+                (folder / f"{stem}.svg").write_text(_sized(svg, 1, "in"))
+            else:
+                (folder / f"{stem}.pdf").write_bytes(vl_convert.svg_to_pdf(_sized(svg, 72)))
 
 
-def _in_inches(size: re.Match[str]) -> str:
-    width, height = (float(pixels) / INCH for pixels in size.groups())
-    return f' width="{width:.4g}in" height="{height:.4g}in"'
+def _sized(svg: str, inch: float, unit: str = "") -> str:
+    """Return a drawing with its size in a unit; ``inch`` is the number of units in an inch."""
+
+    def size(match: re.Match[str]) -> str:
+        width, height = (float(pixels) * inch / INCH for pixels in match.groups())
+        return f' width="{width:.4g}{unit}" height="{height:.4g}{unit}"'
+
+    return re.sub(r' width="([\d.]+)" height="([\d.]+)"', size, svg, count=1)
 
 
 def _for_paper(picture: Picture, chosen: dict[str, str]) -> dict[str, Any]:

@@ -48,36 +48,34 @@ class Result:
         counts, get = self.record.class_counts, self.settings.get
         self.imbalance_factor = float(get("data.imbalance_factor") or max(counts) / max(min(counts), 1))
         self.subset = subset_of(self.settings, self.imbalance_factor)
-        self.backbone = str(get("model.backbone", ALWAYS_NAMED["model.backbone"]))
-        self.image_size = int(get("data.image_size") or 32)  # of CIFAR; runs on larger images set it
+        self.loss, self.gamma, self.beta, self._name, self._family = method_of(self.settings)
         epochs = self.record.epochs or get(LENGTH)
         self.epochs = None if epochs is None else int(epochs)
         self.unlike_paper = [f"{key.partition('.')[2]} {get(key)}" for key in NOT_IN_PAPER if get(key)]
-        loss = method_of(self.settings)
-        self.loss, self.gamma, self.beta = loss.loss, loss.gamma, loss.beta
-        self._names = loss.name, loss.family
+        # data, subset, backbone, image size, loss, gamma and beta in paper.csv, which has no weights but by beta
+        gamma = f"{self.gamma or 0:g}" if self.loss == "FocalLoss" else ""
+        beta = "" if self.beta is None or self.imbalance_factor == 1 else f"{self.beta:g}"
+        network = str(get("model.backbone", ALWAYS_NAMED["model.backbone"])), str(get("data.image_size") or 32)
+        self.paper_key = (self.source_class, self.subset, *network, self.loss if self._family else "", gamma, beta)
         self.name_by([])
 
     def name_by(self, keys: list[str], by_checkpoint: bool = False) -> None:
         """Add settings to the name of the method, and the kind of the tested checkpoint."""
-        named = sorted({*keys, *([STAGE] if self.settings.get(STAGE) else [])})
-        self.others = [
-            f"{key.partition('.')[2] or key} {self.settings[key]}"
-            for key in named
-            if self.settings.get(key) is not None
-        ]
+        get = self.settings.get
+        named = [key for key in sorted({*keys, STAGE}) if get(key) is not None and (key in keys or get(key))]
+        self.others = [f"{key.partition('.')[2] or key} {get(key)}" for key in named]
         self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint else []
-        self.others += [f"prior {self.settings['prior']}"] if self.settings.get("prior") else []  # of a test
+        self.others += [f"prior {get('prior')}"] if get("prior") else []  # of a test
 
     @property
     def method(self) -> str:
         """Name of the method, a row of a table."""
-        return ", ".join([self._names[0], *self.others])
+        return ", ".join([self._name, *self.others])
 
     @property
     def family(self) -> str | None:
         """The method without its beta; None for weights other than the effective number."""
-        return None if self._names[1] is None else ", ".join([self._names[1], *self.others])
+        return None if self._family is None else ", ".join([self._family, *self.others])
 
     @property
     def data(self) -> str:

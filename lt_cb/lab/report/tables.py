@@ -1,26 +1,18 @@
 """Means over seeds, figures of the paper, and differences paired by seed."""
 
 import csv
+import functools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.lab.report.extra import stats
-from lt_cb.lab.report.names import WHOLE
 from lt_cb.lab.report.result import ERRORS, Result, Runs
 
-PAPER_LOSSES = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
-PUBLISHED: dict[str, tuple[int, dict[str, str]]] = {  # file -> epochs of its runs, and column of each metric
-    "paper_table2.csv": (200, {"error": "error"}),
-    "paper_table3.csv": (90, {"error": "top1_error", "error_top5": "top5_error"}),
-}
 NOT_SIGNIFICANT = "not significant"
-# data set, subset, backbone, image size, loss, gamma, beta
-Key = tuple[str, str, str, int, str, float | None, float | None]
 
 
 @dataclass
@@ -56,7 +48,6 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
     Raises:
         InputError: if no run has the metric.
     """
-    published = _published(metric)
     cells = {}
     for (method, data), results in runs.cells().items():
         scores = [result.score(metric) for result in sorted(results, key=lambda r: str(r.seed))]
@@ -65,8 +56,9 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
             continue
         cells[method, data] = cell = Cell(method, data, values)
         first = results[0]  # the others differ in their seeds only
-        if (key := _key(first)) in published:
-            cell.paper, epochs = published[key]
+        published = _published().get(first.paper_key, {})
+        if published.get(metric):
+            cell.paper, epochs = float(published[metric]), int(published["epochs"])
             length = [] if first.epochs in (None, epochs) else [f"{first.epochs} epochs instead of {epochs}"]
             cell.unlike_paper = ", ".join([*length, *first.unlike_paper])
     if not cells and runs.results:
@@ -80,32 +72,11 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
     return cells
 
 
-def _key(result: Result) -> Key | None:
-    if result.family is None:
-        return None  # weights that the paper does not have
-    kind = PAPER_LOSSES.get(result.loss, result.loss)
-    gamma = float(result.gamma or 0) if kind == "focal" else None
-    beta = None if result.imbalance_factor == 1 else result.beta
-    return result.source_class, result.subset, result.backbone, result.image_size, kind, gamma, beta
-
-
-def _published(metric: str) -> dict[Key, tuple[float, int]]:
-    """Return figures and epochs of Cui et al. 2019, Tables 2 and 3."""
-    published: dict[Key, tuple[float, int]] = {}
-    for file, (epochs, columns) in PUBLISHED.items():
-        if metric not in columns:
-            continue
-        with Path(__file__).with_name(file).open() as stream:
-            rows = list(csv.DictReader(stream))
-        for row in rows:
-            gamma, beta = (float(row[name]) if row[name] else None for name in ("gamma", "beta"))
-            if row["loss"].startswith("cb_") and beta is None:
-                continue  # at imbalance factor 1, it repeats the row without weights
-            subset = f"IF {row['imbalance_factor']}" if "imbalance_factor" in row else WHOLE
-            network = row.get("backbone", "resnet32"), int(row.get("input_size", 32))
-            key = canonical_source(row["dataset"]), subset, *network, row["loss"].removeprefix("cb_"), gamma, beta
-            published[key] = float(row[columns[metric]]), epochs
-    return published
+@functools.cache
+def _published() -> dict[tuple[str, ...], dict[str, str]]:
+    """Return Tables 2 and 3 of Cui et al. 2019: errors and epochs by `Result.paper_key`."""
+    with Path(__file__).with_name("paper.csv").open() as stream:
+        return {tuple(row.values())[:7]: row for row in csv.DictReader(stream)}
 
 
 @dataclass
