@@ -100,10 +100,8 @@ class _Training:
         self.waiting = deque(run for run in runs if run.title not in self.outcomes)
         self.stop = threading.Event()
         columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()
-        is_file = not console.is_terminal
-        self.table = Progress(
-            *columns, console=console, transient=True, disable=is_file, speed_estimate_period=math.inf
-        )
+        hidden = not console.is_terminal
+        self.table = Progress(*columns, console=console, transient=True, disable=hidden, speed_estimate_period=math.inf)
         self.bar = self.table.add_task("", total=len(runs), completed=len(self.outcomes))
 
     def run(self) -> int:

@@ -79,14 +79,9 @@ def marks(keep: str | None = None) -> Any:  # noqa: ANN401 - alt.Chart
 
 
 def specification(values: Values, height: int, *layers: Any, legend: bool = True, **params: str) -> dict[str, Any]:  # noqa: ANN401 - alt.Chart
-    """Return layers over values as Vega-Lite: as wide as its place, and of one data set.
+    """Return layers over values, rows with a ``dataset``, as Vega-Lite: as wide as its place, and of one data set.
 
-    Args:
-        values: rows with a ``dataset``.
-        height: in pixels.
-        layers: charts without data.
-        legend: whether a legend selects methods.
-        params: further columns to filter by, and the value to begin with.
+    With ``legend``, a legend selects methods. ``params`` are further columns to filter by, and the value to begin with.
     """
     *below, top = layers
     top = top.add_params(LEGEND).properties(name="marks") if legend else top
@@ -124,6 +119,14 @@ def _dots(across: str, title: str, keep: str | None = None, **channels: Any) -> 
     ]
 
 
+def _look(
+    styles: Styles, values: Values, shown: dict[str, str], legend: bool = True
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the methods that occur in values, and their colour, shape and tooltip."""
+    order, color, shape = encodings(styles, values, legend)
+    return order, {"color": color, "shape": shape, "tooltip": tooltip(**shown)}
+
+
 def _with_interval(scores: list[float]) -> dict[str, Any]:
     mean, low, high = interval(scores)
     bounds = {"value": round(mean, 3), "low": round(low, 3), "high": round(high, 3)}
@@ -140,17 +143,15 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
             for r in runs.cells()[method, data]
             if (score := r.score(metric)) is not None
         ]
-    order, color, shape = encodings(styles, values, legend=False)
+    order, look = _look(styles, values, {"method": "method", "text": "mean, %", "seeds": "seeds"}, legend=False)
     y, text = alt.Y("method:N", sort=order, axis=None), f"{title.lower()} in %"
     seeds = marks("!datum.mean").mark_point(size=35, opacity=0.75, yOffset=-9)
     # above its row, as neither a phone nor a column of a paper is wide enough for a name beside it
     names = marks("datum.mean").mark_text(align="left", dy=-22, limit=alt.expr("width"))
-    shown = tooltip(method="method", text="mean, %", seeds="seeds")
+    own = {**look, "tooltip": tooltip(method="method", seed="seed", text="%")}
     layers = (
-        seeds.encode(
-            number(alt.X, "value", text), y, color, shape, tooltip=tooltip(method="method", seed="seed", text="%")
-        ),
-        *_dots("x", text, "datum.mean", color=color, shape=shape, tooltip=shown, y=y, opacity=alt.value(1)),
+        seeds.encode(number(alt.X, "value", text), y, **own),
+        *_dots("x", text, "datum.mean", **look, y=y, opacity=alt.value(1)),
         names.encode(y, x=alt.value(0), text="method:N"),
     )
     words = "Filled: mean over seeds with its 95 % interval (Student's t). Open, above it: single seeds."
@@ -163,25 +164,20 @@ def _by_class(runs: Runs, styles: Styles) -> Picture | None:
     values = _class_values(runs, with_counts=longest <= MAX_NAMED)
     if not values:
         return None
-    order, color, shape = encodings(styles, values)
-    shown = tooltip(
-        **{"label": "class", "method": "method", "images": "training images", "tested": "test images"},
-        **{"text": f"{runs.measure}, %", "seeds": "seeds"},
-    )
+    shown = {"label": "class", "method": "method", "images": "training images", "tested": "test images"}
+    order, look = _look(styles, values, {**shown, "text": f"{runs.measure}, %", "seeds": "seeds"})
     score = f"{runs.measure} in %"
     if longest <= MAX_NAMED:  # a line for each class, as names are wide
         axis = alt.Axis(title=None, grid=True, ticks=False, tickBand="extent")
         y = alt.Y("counted:N", sort={"field": "rank"}, axis=axis)
-        layers = _dots(
-            "x", score, color=color, shape=shape, tooltip=shown, y=y, yOffset=alt.YOffset("method:N", sort=order)
-        )
+        layers = _dots("x", score, **look, y=y, yOffset=alt.YOffset("method:N", sort=order))
         bounds = "" if runs.task.multi_label else ", with Wilson's 95 % interval of one run"
         words = f"Mean over seeds{bounds}. In brackets: training images."
         height = min(longest * (9 * len(order) + 10) + 50, 800)
     else:
         x = number(alt.X, "images", "training images of the class", scale=alt.Scale(type="log"))
         points, y = marks().mark_point(filled=True, size=30), number(alt.Y, "value", score)
-        layers = [points.encode(x, y, color, shape, opacity=faded(), tooltip=shown)]
+        layers = [points.encode(x, y, **look, opacity=faded())]
         words, height = "Mean over seeds.", 340
     if longest > MAX_MARKS:
         words += f" Each point is one of {MAX_MARKS} bands of classes with similar counts."
@@ -265,10 +261,10 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles:
         values.append({**row, **bounds, "value": round(cell.mean, 3), "text": str(cell)})
     x = alt.X("beta:O", sort=["none", *[f"{beta:g}" for beta in betas]], title="β", axis=alt.Axis(labelAngle=0))
     text = f"{title.lower()} in %"
-    order, color, shape = encodings(styles, values)
-    shown = tooltip(method="loss", beta="β", text="%, mean ± standard deviation", seeds="seeds")
-    line = marks().mark_line().encode(x, number(alt.Y, "value", text), color, opacity=faded())
-    spec = specification(values, 320, line, *_dots("y", text, color=color, shape=shape, tooltip=shown, x=x))
+    shown = {"method": "loss", "beta": "β", "text": "%, mean ± standard deviation", "seeds": "seeds"}
+    order, look = _look(styles, values, shown)
+    line = marks().mark_line().encode(x, number(alt.Y, "value", text), look["color"], opacity=faded())
+    spec = specification(values, 320, line, *_dots("y", text, **look, x=x))
     words = "Mean ± standard deviation over seeds. At the left: without weights."
     return Picture("by_beta", f"{title} by β", words, spec, len(order) > MAX_NARROW)
 
@@ -283,13 +279,12 @@ def _gains(runs: Runs, styles: Styles) -> Picture | None:
         {"dataset": d.data, "method": d.method, "group": group, "seeds": len(d.gains), **_with_interval(d.gains)}
         for group, d in differences
     ]
-    order, color, shape = encodings(styles, values)
+    shown = {"method": "method", "group": "classes", "text": "gain in points", "seeds": "seeds"}
+    order, look = _look(styles, values, shown)
     axis = alt.Axis(labelAngle=0, grid=False)
     x = alt.X("group:N", sort=list(runs.group_means), title="classes by training images", axis=axis)
-    shown = tooltip(method="method", group="classes", text="gain in points", seeds="seeds")
-    offset = alt.XOffset("method:N", sort=order)
     zero = marks().mark_rule().encode(y=alt.datum(0))
-    layers = _dots("y", "gain in points", color=color, shape=shape, tooltip=shown, x=x, xOffset=offset)
+    layers = _dots("y", "gain in points", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
     words = (
         f"Gain in {runs.measure} over {' or '.join(sorted({d.baseline for _, d in differences}))} on the same seeds: "
         "mean and 95 % interval (Student's t). An interval that contains 0 is not significant."

@@ -32,7 +32,14 @@ class Result:
         source: name of the data set, or of the user's own images.
         row: columns of a kept row, else empty.
         time: of writing, in nanoseconds.
+        data: name of the data set with the subset, a column of a table.
+        method: name of the method, a row of a table.
+        family: the method without its beta; None for weights other than the effective number.
         others: parts of the method's name behind loss and weights, for example ``max_epochs 40``.
+        loss: class name; with ``gamma`` of a focal loss, and ``beta`` of the effective number.
+        epochs: of the training, None if unknown.
+        unlike_paper: settings that no run of the paper has.
+        paper_key: values of the first columns of ``paper.csv``.
     """
 
     folder: Path
@@ -41,52 +48,35 @@ class Result:
     source: str
     row: dict[str, str] = field(default_factory=dict)
     time: int = 0
-    others: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         """Read the settings, so that values that no configuration has raise here."""
         counts, get = self.record.class_counts, self.settings.get
+        self.source_class = str(get("data.source", "?"))  # class name or class path
         self.imbalance_factor = float(get("data.imbalance_factor") or max(counts) / max(min(counts), 1))
-        self.subset = subset_of(self.settings, self.imbalance_factor)
         self.loss, self.gamma, self.beta, self._name, self._family = method_of(self.settings)
         epochs = self.record.epochs or get(LENGTH)
         self.epochs = None if epochs is None else int(epochs)
         self.unlike_paper = [f"{key.partition('.')[2]} {get(key)}" for key in NOT_IN_PAPER if get(key)]
-        # data, subset, backbone, image size, loss, gamma and beta in paper.csv, which has no weights but by beta
+        self._subset = subset_of(self.settings, self.imbalance_factor)
+        network = str(get("model.backbone", ALWAYS_NAMED["model.backbone"])), str(get("data.image_size") or 32)
         gamma = f"{self.gamma or 0:g}" if self.loss == "FocalLoss" else ""
         beta = "" if self.beta is None or self.imbalance_factor == 1 else f"{self.beta:g}"
-        network = str(get("model.backbone", ALWAYS_NAMED["model.backbone"])), str(get("data.image_size") or 32)
-        self.paper_key = (self.source_class, self.subset, *network, self.loss if self._family else "", gamma, beta)
+        loss = self.loss if self._family else ""  # the paper has no other weights
+        self.paper_key = (self.source_class, self._subset, *network, loss, gamma, beta)
         self.name_by([])
 
     def name_by(self, keys: list[str], by_checkpoint: bool = False) -> None:
-        """Add settings to the name of the method, and the kind of the tested checkpoint."""
+        """Name the method by settings, and by the kind of the tested checkpoint; name the data set."""
         get = self.settings.get
         named = [key for key in sorted({*keys, STAGE}) if get(key) is not None and (key in keys or get(key))]
         self.others = [f"{key.partition('.')[2] or key} {get(key)}" for key in named]
         self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint else []
         self.others += [f"prior {get('prior')}"] if get("prior") else []  # of a test
-
-    @property
-    def method(self) -> str:
-        """Name of the method, a row of a table."""
-        return ", ".join([self._name, *self.others])
-
-    @property
-    def family(self) -> str | None:
-        """The method without its beta; None for weights other than the effective number."""
-        return None if self._family is None else ", ".join([self._family, *self.others])
-
-    @property
-    def data(self) -> str:
-        """Name of the data set with the subset, a column of a table."""
-        whole = self.subset == WHOLE
-        return f"{self.source}, IF {self.imbalance_factor:g}" if whole else f"{self.source} {self.subset}"
-
-    @property
-    def source_class(self) -> str:
-        """Class name or class path of the data set."""
-        return str(self.settings.get("data.source", "?"))
+        self.method = ", ".join([self._name, *self.others])
+        self.family = None if self._family is None else ", ".join([self._family, *self.others])
+        whole = self._subset == WHOLE
+        self.data = f"{self.source}, IF {self.imbalance_factor:g}" if whole else f"{self.source} {self._subset}"
 
     @property
     def seed(self) -> tuple[int, int]:

@@ -50,6 +50,7 @@ def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
     """Return the tables that the runs have values for; the first one is of ``cells``, which are of ``metric``."""
     errors = {} if runs.task.multi_label else cells if metric == "error" else cells_of(runs)
     top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics]), "error_top5")
+    missing = [[str(folder), reason] for folder, reason in runs.missing]
     made = [
         _main(runs, cells, metric),
         _chosen(runs, cells, metric),
@@ -60,7 +61,7 @@ def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
         *_by_class(runs),
         *_from_logits(runs),
         _kept(runs),
-        _missing(runs),
+        Section("Missing runs", "Folders of runs that are not in the tables.", ["folder", "state"], missing),
     ]
     return [section for section in made if section.rows]
 
@@ -249,11 +250,6 @@ def _kept(runs: Runs) -> Section:
         names = ", ".join(key.partition(".")[2] for key in runs.unnamed)
         words += f" Methods of one loss also differ in settings that are not in their names: {names}."
     return Section("The runs", words, ["method", "data", "seeds", "minutes", "on", "commit", "command"], rows)
-
-
-def _missing(runs: Runs) -> Section:
-    rows = [[str(folder), reason] for folder, reason in runs.missing]
-    return Section("Missing runs", "Folders of runs that are not in the tables.", ["folder", "state"], rows)
 
 
 def _ordered(runs: Runs) -> list[tuple[tuple[str, str], list[Result]]]:

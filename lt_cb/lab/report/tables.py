@@ -26,15 +26,10 @@ class Cell:
     paper: float | None = None  # figure of the same experiment in Cui et al. 2019
     unlike_paper: str = ""  # known differences from the run of the paper
 
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.mean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation over seeds, None for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+    def __post_init__(self) -> None:
+        """Compute the mean, and the sample standard deviation over seeds, None for one."""
+        self.mean = statistics.mean(self.values)
+        self.deviation = statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
         """Show mean ± standard deviation."""
