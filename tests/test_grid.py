@@ -212,6 +212,25 @@ class TestPlan:
         assert len(run.aliases) == 3
         assert len(plan({"source": {"data.source": ["cifar10", "cifar100", "mine.CIFAR10"]}})) == 3
 
+    def test_all_names_of_a_loss_and_a_weighting_make_one_run(self) -> None:
+        focal, beta = "lt_cb.losses.FocalLoss", {"model.loss.weighting.beta": 0.9}
+        for key, names in {
+            "model.loss": ["FocalLoss", focal, "lt_cb.losses.focal.FocalLoss"],
+            "model.loss.weighting": ["EffectiveNumber", "lt_cb.losses.EffectiveNumber"],
+        }.items():
+            (run,) = plan({"name": {f"n{i}": {key: name, **beta} for i, name in enumerate(names)}})
+            assert len(run.aliases) == len(names) - 1
+        for i, name in enumerate(("FocalLoss", focal)):
+            loss = {"class_path": name, "init_args": {"weighting": {"class_path": "EffectiveNumber"}}}
+            Path(f"{i}.yaml").write_text(yaml.safe_dump({"model": {"loss": loss}}))
+        assert len(plan({"loss": {"a": {"config": "0.yaml"}, "b": {"config": "1.yaml"}}})) == 1
+        assert len(plan({"loss": {"a": {"model.loss": {"class_path": focal}}, "b": {"model.loss": loss}}})) == 2
+        loss["class_path"] = "FocalLoss"
+        with_path = {**loss, "class_path": focal}
+        assert len(plan({"loss": {"a": {"model.loss": with_path}, "b": {"model.loss": loss}}})) == 1
+        others = ["FocalLoss", "mine.FocalLoss", "SoftmaxLoss", None, "null"]
+        assert len(plan({"loss": {f"n{i}": {"model.loss": name} for i, name in enumerate(others)}})) == 4
+
     def test_an_axis_of_classes_has_readable_names(self) -> None:
         weighting = {"class_path": "lt_cb.losses.EffectiveNumber", "init_args": {"beta": 0.9}}
         losses = [

@@ -211,7 +211,7 @@ def test_names_are_plain_text_and_a_page_loads_nothing(kept: bool, tmp_path: Pat
     assert "script src" not in page.attributes
     assert any("default-src 'none'" in (content or "") for content in page.attributes["meta content"])
     assert set(EVIL) <= set(page.texts["td"])
-    assert page.attributes["option value"] == ["Softmax", loss]
+    assert page.attributes["option value"] == [f"{data}, IF 100", "Softmax", loss]
     specs = pictures(web)
     counts = [row for row in specs["confusion"]["data"]["values"] if row["method"] == "Softmax"]
     assert [row["count"] for row in counts] == [2, 4, 6, 0, 10, 1, 0, 0, 18]  # over both seeds

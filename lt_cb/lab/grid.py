@@ -1,22 +1,23 @@
 """``lt-cb grid``: print the plan of a grid file, train its runs, and show a live table."""
 
 import glob
+import math
 import os
-import queue
 import signal
 import statistics
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.hardware import available_cores, available_memory
@@ -30,17 +31,7 @@ RESUMES = "the same command resumes from the last checkpoints."
 
 
 def main(args: Sequence[str]) -> int:
-    """Run ``lt-cb grid``.
-
-    Args:
-        args: the words after ``grid``.
-
-    Returns:
-        Exit code: 0 if all runs are done, 1 if some failed or were interrupted, 143 after SIGTERM.
-
-    Raises:
-        InputError: if the grid file or an option is wrong.
-    """
+    """Run ``lt-cb grid`` and return 0 if all runs are done, 1 if some failed or were interrupted, 143 after SIGTERM."""
     parser = ArgumentParser("lt-cb grid", description="Train the runs of a grid file, each distinct one once.")
     parser.add_argument("file", help="grid file, as configs/grids/digits.yaml or lt_cb:grids/digits")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
@@ -104,82 +95,77 @@ class _Training:
     """Training of runs, at most one at a time with each of the environments."""
 
     def __init__(self, console: Console, runs: list[Run], environments: list[dict[str, str]]) -> None:
-        self.runs = runs
-        self.num_at_once = len(environments)
-        self.free = queue.SimpleQueue[dict[str, str]]()
-        for environment in environments:
-            self.free.put(environment)
-        self.stop = threading.Event()
+        self.runs, self.environments, self.console = runs, environments, console
         self.outcomes = {run.title: "done" for run in runs if run.dir.is_done}
-        self.seconds = list[float]()  # of each run trained here
-        columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn()
-        self.table = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.waiting = deque(run for run in runs if run.title not in self.outcomes)
+        self.stop = threading.Event()
+        columns = TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn()
+        hidden = not console.is_terminal
+        self.table = Progress(*columns, console=console, transient=True, disable=hidden, speed_estimate_period=math.inf)
+        self.bar = self.table.add_task("", total=len(runs), completed=len(self.outcomes))
 
     def run(self) -> int:
         """Train until all runs have ended or a signal comes; return the exit code."""
         with (
             _stopped_by_signals(self.stop) as signals,
             self.table,
-            ThreadPoolExecutor(self.num_at_once) as pool,
+            ThreadPoolExecutor(len(self.environments)) as pool,
         ):
-            bar = self.table.add_task("", total=len(self.runs))
-            waiting = [run for run in self.runs if run.title not in self.outcomes]
-            futures = {pool.submit(self._attempt, run): run for run in waiting}
-            try:
-                while futures:
-                    self.table.update(bar, completed=len(self.outcomes), description=self._state())
-                    for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                        run = futures.pop(future)
-                        if (outcome := future.result()) == "held":
-                            futures[pool.submit(self._attempt, run)] = run
-                        else:
-                            self.outcomes[run.title] = outcome
-            finally:
-                self.stop.set()
+            self._count()
+            futures = [pool.submit(self._work, environment) for environment in self.environments]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            self.stop.set()
+            for future in futures:
+                future.result()
         if signals:
-            self.table.console.print(f"Interrupted: {RESUMES}")
+            self.console.print(f"Interrupted: {RESUMES}")
             return TERMINATED if signals[0] == signal.SIGTERM else 1
         return self._summarize()
 
-    def _attempt(self, run: Run) -> str:
-        """Train a run, unless another command trains it (``held``) or has trained it since the start."""
-        environment, console = self.free.get(), self.table.console
-        try:
-            with FileLock(run.dir.lock, timeout=0):
-                if run.dir.is_done:
-                    return "done"
-                if run.dir.error.exists() or self.stop.is_set():
-                    return "failed" if run.dir.error.exists() else "interrupted"
-                begin, row = time.monotonic(), self.table.add_task(run.title, total=None)
-                if not console.is_terminal:  # which shows no table
-                    console.print(f"started {run.title}")
-                outcome = train(run, environment, max(1, available_cores() // self.num_at_once), self.stop)
-                self.seconds.append(time.monotonic() - begin)
-                self.table.remove_task(row)
-                console.print(f"{outcome} {run.title} ({_time(self.seconds[-1])})")
-                return outcome
-        except Timeout:
-            return "interrupted" if self.stop.wait(WAIT_S) else "held"
-        finally:
-            self.free.put(environment)
+    def _work(self, environment: dict[str, str]) -> None:
+        """Train one waiting run after the other. A run that another command trains waits behind the others."""
+        while not self.stop.is_set():
+            try:
+                run = self.waiting.popleft()
+            except IndexError:
+                return
+            try:
+                with FileLock(run.dir.lock, timeout=0):
+                    self.outcomes[run.title] = self._train(run, environment)
+                self._count()
+            except Timeout:
+                self.waiting.append(run)
+                self.stop.wait(WAIT_S)
 
-    def _state(self) -> str:
-        state = f"{len(self.outcomes)} of {len(self.runs)} runs"
-        if not self.seconds:
-            return state
-        left = statistics.mean(self.seconds) * (len(self.runs) - len(self.outcomes)) / self.num_at_once
-        return f"{state}, about {_time(left)} left"
+    def _train(self, run: Run, environment: dict[str, str]) -> str:
+        """Train a locked run, unless another command has trained it since the start; return its outcome."""
+        if run.dir.is_done:
+            return "done"
+        if run.dir.error.exists():
+            return "failed"
+        if not self.console.is_terminal:
+            self.console.print(f"started {run.title}")
+        begin, row = time.monotonic(), self.table.add_task(run.title, total=None)
+        readers = max(1, available_cores() // len(self.environments))
+        outcome = train(run, environment, readers, self.stop)
+        self.table.remove_task(row)
+        self.console.print(f"{outcome} {run.title} ({_time(time.monotonic() - begin)})")
+        return outcome
+
+    def _count(self) -> None:
+        done = len(self.outcomes)
+        self.table.update(self.bar, completed=done, description=f"{done} of {len(self.runs)} runs")
 
     def _summarize(self) -> int:
-        """Print the number of done, failed and interrupted runs; return the exit code."""
+        """Print the number of done and failed runs and the reasons of failures; return the exit code."""
         outcomes = ["done" if run.dir.is_done else self.outcomes[run.title] for run in self.runs]
         done, failed, interrupted = map(outcomes.count, ("done", "failed", "interrupted"))
-        self.table.console.print(f"{done} of {len(self.runs)} runs done, {failed} failed.")
+        self.console.print(f"{done} of {len(self.runs)} runs done, {failed} failed.")
         if interrupted:
-            self.table.console.print(f"{interrupted} interrupted: {RESUMES}")
+            self.console.print(f"{interrupted} interrupted: {RESUMES}")
         for run, outcome in zip(self.runs, outcomes, strict=True):
             if outcome == "failed" and run.dir.error.exists():
-                self.table.console.print(f"{run.title}: {run.dir.error.read_text().strip()} (see {run.dir.log})")
+                self.console.print(f"{run.title}: {run.dir.error.read_text().strip()} (see {run.dir.log})")
         return 1 if failed or interrupted else 0
 
 

@@ -14,6 +14,7 @@ from lt_cb.errors import InputError, did_you_mean
 from lt_cb.runs.folder import RunDir, flatten, read_yaml, shipped
 
 MAX_RUNS = 20_000
+LOSSES = "lt_cb.losses"  # where a class of a loss or weighting is looked up that is named without a module
 GRID_KEYS = ("folder", "config", "set", "seeds", "axes")
 
 
@@ -28,10 +29,9 @@ class Run:
     dir: RunDir
     aliases: list[str] = field(default_factory=list)  # names of other combinations with the same settings
 
-    @property
-    def title(self) -> str:
-        """Name and seed."""
-        return f"{self.name}/{self.seed}"
+    def __post_init__(self) -> None:
+        """Join name and seed."""
+        self.title = f"{self.name}/{self.seed}"
 
     @property
     def state(self) -> str:
@@ -58,20 +58,14 @@ class Plan:
 
 
 def read_plan(file: Path) -> Plan:
-    """Expand a grid file into its distinct runs.
+    """Expand a grid file, which is YAML with any of these keys, into its distinct runs.
 
-    Args:
-        file: YAML with any of these keys.
-
-            - ``folder``: folder of the runs; default ``runs/NAME_OF_THE_FILE``.
-            - ``config``: config files of all runs, relative to the grid file.
-            - ``set``: config keys and values of all runs.
-            - ``seeds``: list of values of ``seed_everything``, or a mapping of config keys to lists, which are zipped.
-            - ``axes``: a run takes one choice of each axis. An axis maps config keys to lists, which are zipped; or
-              choices to settings: config keys and values, ``config`` files, and ``axes`` of this choice.
-
-    Raises:
-        InputError: if the file is not a grid.
+    - ``folder``: folder of the runs; default ``runs/NAME_OF_THE_FILE``.
+    - ``config``: config files of all runs, relative to the grid file.
+    - ``set``: config keys and values of all runs.
+    - ``seeds``: list of values of ``seed_everything``, or a mapping of config keys to lists, which are zipped.
+    - ``axes``: a run takes one choice of each axis. An axis maps config keys to lists, which are zipped; or choices to
+      settings: config keys and values, ``config`` files, and ``axes`` of this choice.
     """
     grid = _mapping(read_yaml(file), f"'{file}'")
     for key in grid:
@@ -81,8 +75,7 @@ def read_plan(file: Path) -> Plan:
     folder = grid.get("folder", f"runs/{file.stem}")
     if not isinstance(folder, str) or not folder or "\0" in folder:
         raise InputError(f"'{file}': folder is {folder!r}, but must be a path, as runs/{file.stem}.")
-    shared = _mapping(grid.get("set", {}), "set")
-    base = _arguments({"config": grid.get("config", [])}, file) + _arguments(shared, file)
+    base = _arguments({"config": grid.get("config", [])}, file) + _arguments(_mapping(grid.get("set", {}), "set"), file)
     seeds = grid.get("seeds", [0])
     seeds = _mapping({"seed_everything": seeds} if isinstance(seeds, list) else seeds, "seeds")
     runs: dict[str, Run] = {}  # by digest
@@ -93,15 +86,14 @@ def read_plan(file: Path) -> Plan:
             complete = args + _arguments(values, file)
             seed = f"seed_{_label(next(iter(values.values())))}"
             run = Run(name, seed, complete, digest(complete), RunDir(Path(folder, name, seed)))
-            if re.search(r"[/\0]", run.name) or name in (".", ".."):
+            if re.search(r"[/\0]", name) or name in (".", ".."):
                 raise InputError(f"'{file}': the run '{name}' cannot name a folder: rename its choices.")
             if run.title in titles:
                 raise InputError(f"'{file}': two runs are named '{run.title}': rename their choices.")
             titles.add(run.title)
             if len(titles) > MAX_RUNS:
                 raise InputError(f"'{file}' names more than {MAX_RUNS:,} runs: give its axes fewer choices.")
-            first = runs.setdefault(run.digest, run)
-            if first is not run:
+            if (first := runs.setdefault(run.digest, run)) is not run:
                 first.aliases.append(name)
     return Plan(Path(folder), list(runs.values()))
 
@@ -112,18 +104,25 @@ def digest(args: Sequence[str]) -> str:
     for word in words:
         key, _, value = word.removeprefix("--").partition("=")
         content = read_yaml(Path(next(words))) if key == "config" else {key: value}
-        settings.append(_with_canonical_source(content))
+        settings.append(_canonical(content))
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _with_canonical_source(content: dict[str, Any]) -> dict[str, Any]:
-    """Replace the aliases of a data source, so that they make the same digest."""
-    data = content.get("data")
-    if isinstance(content.get("data.source"), str):
-        return {**content, "data.source": canonical_source(content["data.source"])}
-    if isinstance(data, dict) and isinstance(data.get("source"), str):
-        return {**content, "data": {**data, "source": canonical_source(data["source"])}}
-    return content
+def _canonical(value: Any, key: str = "") -> Any:  # noqa: ANN401 - YAML
+    """Return the value of a config key with one spelling of each data set, loss and weighting."""
+    key = key.rpartition(".")[2]
+    if isinstance(value, dict):
+        return {name: _canonical(v, key if name == "class_path" else str(name)) for name, v in value.items()}
+    if not isinstance(value, str) or key not in ("source", "loss", "weighting"):
+        return value
+    if value.startswith("{"):  # a class with options, in an argument
+        with suppress(ValueError):
+            return _text(_canonical(json.loads(value), key))
+    if key == "source":
+        return canonical_source(value)
+    name = value.rpartition(".")[2]
+    in_lt_cb = name[:1].isupper() and (name == value or value.startswith(f"{LOSSES}."))
+    return f"{LOSSES}.{name}" if in_lt_cb else value
 
 
 def _arguments(settings: dict[str, Any], file: Path) -> list[str]:
@@ -145,8 +144,7 @@ def _arguments(settings: dict[str, Any], file: Path) -> list[str]:
 
 def _text(value: Any) -> str:  # noqa: ANN401 - YAML
     """Return a value as text for ``fit``: strings without quotes, everything else as JSON."""
-    is_json = value is None or isinstance(value, bool | int | float | list | dict)
-    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401 - YAML
@@ -169,21 +167,18 @@ def _expand(args: list[str], axes: dict[str, Any], file: Path) -> Iterator[tuple
     if not axes:
         yield [], args
         return
-    (axis, choices), *rest = axes.items()
-    for name, settings in _choices(str(axis), _mapping(choices, f"axis '{axis}'")):
+    (axis, given), *rest = axes.items()
+    choices = _mapping(given, f"axis '{axis}'")
+    if all(isinstance(values, list) for values in choices.values()):
+        zipped = _zipped(f"axis '{axis}'", choices)
+        named = [(f"{axis}{_label(next(iter(settings.values())))}", settings) for settings in zipped]
+    else:
+        named = [(str(name), _mapping(part, f"choice '{name}' of axis '{axis}'")) for name, part in choices.items()]
+    for name, settings in named:
         chosen = [*args, *_arguments(settings, file)]
         for inner, nested in _expand(chosen, _mapping(settings.get("axes", {}), f"axes of '{name}'"), file):
             for outer, complete in _expand(nested, dict(rest), file):
                 yield [part for part in (name, *inner, *outer) if part], complete
-
-
-def _choices(axis: str, choices: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if all(isinstance(values, list) for values in choices.values()):
-        for settings in _zipped(f"axis '{axis}'", choices):
-            yield f"{axis}{_label(next(iter(settings.values())))}", settings
-    else:
-        for name, settings in choices.items():
-            yield str(name), _mapping(settings, f"choice '{name}' of axis '{axis}'")
 
 
 def _label(value: Any) -> str:  # noqa: ANN401 - YAML

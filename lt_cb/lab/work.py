@@ -21,11 +21,7 @@ ERROR_PREFIX = "lt-cb: error: "
 
 
 def prepare(run: Run) -> None:
-    """Write ``grid.json`` to the folder of a run, and remove the error of an earlier attempt.
-
-    Raises:
-        InputError: if the folder holds a run of another configuration, or cannot be written or locked.
-    """
+    """Write ``grid.json`` to the folder of a run, and remove the error of an earlier attempt."""
     if run.state == "changed":
         raise InputError(
             f"'{run.dir.path}' holds a run of another configuration: give the grid another folder, or delete that one."
@@ -79,8 +75,8 @@ def train(run: Run, environment: Mapping[str, str], readers: int, stop: threadin
 def _resume(run: Run) -> list[str]:
     """Return the arguments that resume a run from its newest undamaged checkpoint."""
     kept = [file for file in (run.dir.checkpoint, run.dir.checkpoint_before) if file.is_file()]
-    newest = next(filter(_is_whole, kept), None) or next(iter(kept), None)  # `fit` refuses a damaged one
-    return [] if newest is None else ["--ckpt_path", str(newest)]
+    newest = [*filter(_is_whole, kept), *kept][:1]  # `fit` refuses a damaged one
+    return ["--ckpt_path", *map(str, newest)] if newest else []
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -3,12 +3,14 @@
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
+
+import numpy as np
 
 from lt_cb.lab.report.extra import altair as alt
 from lt_cb.lab.report.result import Result, Runs
-from lt_cb.lab.report.tables import Cell, half_width, paired_gains, wilson
+from lt_cb.lab.report.tables import Cell, interval, paired_differences, wilson
 
 # Okabe and Ito 2008 without black and yellow, and two greys: distinct for the colour-blind, on white and on black
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A39A2E")
@@ -16,6 +18,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross"
 MAX_MARKS = 100  # classes of a chart; more of them are drawn as so many bands
 MAX_NAMED = 20  # classes with names on an axis
 MAX_NARROW = 8  # methods of a chart that fits a column of a paper
+LEGEND = alt.selection_point(name="legend", fields=["method"], bind="legend")  # a click fades the other methods
 
 Values = list[dict[str, Any]]
 Styles = dict[str, tuple[str, str]]
@@ -23,32 +26,17 @@ Styles = dict[str, tuple[str, str]]
 
 @dataclass
 class Picture:
-    """A chart of all data sets; its parameter ``dataset`` selects one.
+    """A chart of all data sets; its parameter ``dataset`` selects one."""
 
-    Attributes:
-        name: of the files.
-        title: heading.
-        words: text below the heading.
-        spec: Vega-Lite.
-        wide: whether a paper needs the width of a page.
-    """
-
-    name: str
+    name: str  # of the files
     title: str
-    words: str
-    spec: dict[str, Any]
-    wide: bool = False
+    words: str  # below the title
+    spec: dict[str, Any]  # Vega-Lite
+    wide: bool = False  # whether a paper needs the width of a page
 
 
 def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str) -> list[Picture]:
-    """Return the charts that the runs have values for.
-
-    Args:
-        runs: finished ones.
-        cells: of ``metric``.
-        metric: as in `Result.score`.
-        title: name of the metric.
-    """
+    """Return the charts that the runs have values for; ``cells`` are of ``metric``, and ``title`` is its name."""
     styles = styles_of([*runs.methods(), *(result.family for result in runs.results if result.family)])
     made = [
         _means(runs, cells, metric, title, styles),
@@ -80,10 +68,6 @@ def encodings(styles: Styles, values: Values, legend: bool = True) -> tuple[list
     return names, alt.Color("method:N", scale=color, **options), alt.Shape("method:N", scale=shape, **options)
 
 
-LEGEND = alt.selection_point(name="legend", fields=["method"], bind="legend")  # a click fades the other methods
-SELECT = {"type": "point", "fields": ["method"]}
-
-
 def faded(opacity: float = 0.9) -> Any:  # noqa: ANN401 - a condition
     """Return the opacity of a mark, low if another method is chosen in the legend."""
     return alt.when(LEGEND).then(alt.value(opacity)).otherwise(alt.value(0.08))
@@ -95,28 +79,21 @@ def marks(keep: str | None = None) -> Any:  # noqa: ANN401 - alt.Chart
 
 
 def specification(values: Values, height: int, *layers: Any, legend: bool = True, **params: str) -> dict[str, Any]:  # noqa: ANN401 - alt.Chart
-    """Return layers over values as Vega-Lite: as wide as its place, and of one data set.
+    """Return layers over values, rows with a ``dataset``, as Vega-Lite: as wide as its place, and of one data set.
 
-    Args:
-        values: rows with a ``dataset``.
-        height: in pixels.
-        layers: charts without data.
-        legend: whether a legend selects methods.
-        params: further columns to filter by, and the value to begin with.
+    With ``legend``, a legend selects methods. ``params`` are further columns to filter by, and the value to begin with.
     """
-    chosen = {"dataset": values[0]["dataset"], **params}
-    chart = alt.layer(*layers, data=alt.InlineData(values=values)).properties(
+    *below, top = layers
+    top = top.add_params(LEGEND).properties(name="marks") if legend else top
+    chart = alt.layer(*below, top, data=alt.InlineData(values=values)).properties(
         width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
-    columns = {"dataset": "dataset", "confused": "method"}
-    for name, value in chosen.items():
-        chart = chart.add_params(alt.param(name=name, value=value))
-        chart = chart.transform_filter(f"datum.{columns[name]} === {name}")
+    for column, value in {"dataset": values[0]["dataset"], **params}.items():
+        choice = alt.BindDirect(element=f"#choose-{column}", event="change")
+        chart = chart.add_params(alt.param(name=column, value=value, bind=choice))
+        chart = chart.transform_filter(f"datum.{column} === {column}")
     with alt.data_transformers.enable(consolidate_datasets=False):
         spec: dict[str, Any] = chart.to_dict()
-    if legend:  # added here, as altair would number the layer that it belongs to anew each time
-        spec["layer"][-1]["name"] = "marks"
-        spec["params"].append({"name": "legend", "select": SELECT, "bind": "legend", "views": ["marks"]})
     return {key: value for key, value in spec.items() if key not in ("$schema", "config")}
 
 
@@ -130,35 +107,51 @@ def number(channel: Callable[..., Any], field: str, title: str, **options: Any) 
     return channel(f"{field}:Q", title=title, **{"scale": alt.Scale(zero=False), **options})
 
 
-def _interval(mean: float, low: float, high: float) -> dict[str, Any]:
+def _dots(across: str, title: str, keep: str | None = None, **channels: Any) -> list[Any]:  # noqa: ANN401 - channels
+    """Return rules from ``low`` to ``high`` and marks at ``value`` on the axis ``across``, which is ``x`` or ``y``."""
+    channel = alt.X if across == "x" else alt.Y
+    low, value = ({across: number(channel, field, title)} for field in ("low", "value"))
+    channels = {"opacity": faded(), **channels}
+    without_shape = {name: encoding for name, encoding in channels.items() if name != "shape"}
+    return [
+        marks(keep).mark_rule(strokeWidth=2).encode(**without_shape, **low, **{f"{across}2": "high:Q"}),
+        marks(keep).mark_point(filled=True, size=70).encode(**channels, **value),
+    ]
+
+
+def _look(
+    styles: Styles, values: Values, shown: dict[str, str], legend: bool = True
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the methods that occur in values, and their colour, shape and tooltip."""
+    order, color, shape = encodings(styles, values, legend)
+    return order, {"color": color, "shape": shape, "tooltip": tooltip(**shown)}
+
+
+def _with_interval(scores: list[float]) -> dict[str, Any]:
+    mean, low, high = interval(scores)
     bounds = {"value": round(mean, 3), "low": round(low, 3), "high": round(high, 3)}
     return {**bounds, "text": f"{mean:.2f} ({low:.2f} to {high:.2f})"}
 
 
 def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str, styles: Styles) -> Picture:
-    order = [method for method in runs.methods() if any(method == name for name, _ in cells)]
     values: Values = []
     for (method, data), cell in cells.items():
-        half = half_width(cell.values) if len(cell.values) > 1 else 0.0
         row = {"dataset": data, "method": method, "seeds": len(cell.values)}
-        values.append({**row, **_interval(cell.mean, cell.mean - half, cell.mean + half), "mean": True})
+        values.append({**row, **_with_interval(cell.values), "mean": True})
         values += [
             {**row, "value": round(score, 3), "text": f"{score:.2f}", "seed": r.seed[0]}
             for r in runs.cells()[method, data]
             if (score := r.score(metric)) is not None
         ]
-    y = alt.Y("method:N", sort=order, axis=None)
-    x = number(alt.X, "value", f"{title.lower()} in %", axis=alt.Axis(tickCount=6))
-    low = number(alt.X, "low", f"{title.lower()} in %", axis=alt.Axis(tickCount=6))
-    _, color, shape = encodings(styles, values, legend=False)
+    order, look = _look(styles, values, {"method": "method", "text": "mean, %", "seeds": "seeds"}, legend=False)
+    y, text = alt.Y("method:N", sort=order, axis=None), f"{title.lower()} in %"
     seeds = marks("!datum.mean").mark_point(size=35, opacity=0.75, yOffset=-9)
-    means = marks("datum.mean").mark_point(filled=True, size=110, opacity=1)
     # above its row, as neither a phone nor a column of a paper is wide enough for a name beside it
     names = marks("datum.mean").mark_text(align="left", dy=-22, limit=alt.expr("width"))
+    own = {**look, "tooltip": tooltip(method="method", seed="seed", text="%")}
     layers = (
-        seeds.encode(x, y, color, shape, tooltip=tooltip(method="method", seed="seed", text="%")),
-        marks("datum.mean").mark_rule(strokeWidth=2).encode(low, y, color, x2="high:Q"),
-        means.encode(x, y, color, shape, tooltip=tooltip(method="method", text="mean, %", seeds="seeds")),
+        seeds.encode(number(alt.X, "value", text), y, **own),
+        *_dots("x", text, "datum.mean", **look, y=y, opacity=alt.value(1)),
         names.encode(y, x=alt.value(0), text="method:N"),
     )
     words = "Filled: mean over seeds with its 95 % interval (Student's t). Open, above it: single seeds."
@@ -171,30 +164,20 @@ def _by_class(runs: Runs, styles: Styles) -> Picture | None:
     values = _class_values(runs, with_counts=longest <= MAX_NAMED)
     if not values:
         return None
-    order, color, shape = encodings(styles, values)
-    shown = tooltip(
-        **{"label": "class", "method": "method", "images": "training images", "tested": "test images"},
-        **{"text": f"{runs.measure}, %", "seeds": "seeds"},
-    )
+    shown = {"label": "class", "method": "method", "images": "training images", "tested": "test images"}
+    order, look = _look(styles, values, {**shown, "text": f"{runs.measure}, %", "seeds": "seeds"})
     score = f"{runs.measure} in %"
     if longest <= MAX_NAMED:  # a line for each class, as names are wide
         axis = alt.Axis(title=None, grid=True, ticks=False, tickBand="extent")
-        place = {
-            "y": alt.Y("counted:N", sort={"field": "rank"}, axis=axis),
-            "yOffset": alt.YOffset("method:N", sort=order),
-        }
-        bounds = marks().mark_rule().encode(number(alt.X, "low", score), color, x2="high:Q", opacity=faded(), **place)
-        points = marks().mark_point(filled=True, size=55)
-        points = points.encode(number(alt.X, "value", score), color, shape, opacity=faded(), tooltip=shown, **place)
-        layers = [bounds, points]
-        interval = "" if runs.task.multi_label else ", with Wilson's 95 % interval of one run"
-        words = f"Mean over seeds{interval}. In brackets: training images."
+        y = alt.Y("counted:N", sort={"field": "rank"}, axis=axis)
+        layers = _dots("x", score, **look, y=y, yOffset=alt.YOffset("method:N", sort=order))
+        bounds = "" if runs.task.multi_label else ", with Wilson's 95 % interval of one run"
+        words = f"Mean over seeds{bounds}. In brackets: training images."
         height = min(longest * (9 * len(order) + 10) + 50, 800)
     else:
-        scale, axis = alt.Scale(type="log"), alt.Axis(tickCount=6)
-        x = number(alt.X, "images", "training images of the class", scale=scale, axis=axis)
-        points = marks().mark_point(filled=True, size=30)
-        layers = [points.encode(x, number(alt.Y, "value", score), color, shape, opacity=faded(), tooltip=shown)]
+        x = number(alt.X, "images", "training images of the class", scale=alt.Scale(type="log"))
+        points, y = marks().mark_point(filled=True, size=30), number(alt.Y, "value", score)
+        layers = [points.encode(x, y, **look, opacity=faded())]
         words, height = "Mean over seeds.", 340
     if longest > MAX_MARKS:
         words += f" Each point is one of {MAX_MARKS} bands of classes with similar counts."
@@ -227,9 +210,8 @@ def _bands(result: Result) -> list[tuple[str, list[int], float]]:
     """Return name, indices and mean training images of each class, or of 100 bands of classes; most frequent first."""
     counts, names = result.record.class_counts, result.record.class_names
     order = sorted(range(len(counts)), key=lambda c: -counts[c])
-    number_of_bands = min(len(order), MAX_MARKS)
-    cuts = [len(order) * i // number_of_bands for i in range(number_of_bands + 1)]
-    bands = [order[a:b] for a, b in pairwise(cuts)]
+    num_bands = min(len(order), MAX_MARKS)
+    bands = [order[a:b] for a, b in pairwise(len(order) * i // num_bands for i in range(num_bands + 1))]
     return [
         (names[b[0]] if len(b) == 1 else f"{len(b)} classes", b, statistics.mean(counts[c] for c in b)) for b in bands
     ]
@@ -237,30 +219,30 @@ def _bands(result: Result) -> list[tuple[str, list[int], float]]:
 
 def _confusion(runs: Runs) -> Picture | None:
     values: Values = []
-    by_cell = runs.cells()
-    for method, data in [(m, d) for d in runs.columns() for m in runs.methods() if (m, d) in by_cell]:
-        matrices = [r.record.confusion for r in by_cell[method, data] if r.record.confusion]
-        names = by_cell[method, data][0].record.class_names
-        if not matrices or any(len(matrix) != len(names) for matrix in matrices):
+    cells = runs.cells()
+    for data, method in product(runs.columns(), runs.methods()):
+        records = [result.record for result in cells.get((method, data), [])]
+        matrices = [record.confusion for record in records if record.confusion]
+        if not matrices:
             continue
-        for i, lines in enumerate(zip(*matrices, strict=True)):
-            line = [sum(counts) for counts in zip(*lines, strict=True)]
-            for j, n in enumerate(line):
-                row = {"dataset": data, "method": method, "true": names[i], "predicted": names[j], "i": i, "j": j}
-                share = round(100 * n / max(sum(line), 1), 2)
-                values.append({**row, "count": n, "share": share, "seeds": len(matrices)})
+        total, names = np.sum(matrices, 0), records[0].class_names
+        shares = (100 * total / np.maximum(total.sum(1, keepdims=True), 1)).round(2)
+        for (i, j), count in np.ndenumerate(total):
+            row = {"dataset": data, "method": method, "true": names[i], "predicted": names[j], "i": i, "j": j}
+            values.append({**row, "count": int(count), "share": float(shares[i, j]), "seeds": len(matrices)})
     if not values:
         return None
     shown = tooltip(true="true class", predicted="predicted", count="images", share="% of the class", seeds="seeds")
     x = alt.X("predicted:N", sort={"field": "j"}, title="predicted class", axis=alt.Axis(labelAngle=-40))
     y = alt.Y("true:N", sort={"field": "i"}, title="true class")
     share = alt.Color("share:Q", scale=alt.Scale(domain=[0, 100]), legend=None)
-    # `ink` and `paper` are parameters of the theme
-    ink = alt.when("datum.share > 50").then(alt.value(alt.expr("paper"))).otherwise(alt.value(alt.expr("ink")))
-    text = marks("datum.count > 0").mark_text(fontSize=11).encode(x, y, text="count:Q", color=ink, tooltip=shown)
-    layers = marks().mark_rect().encode(x, y, share, tooltip=shown), text
+    ink = alt.when("datum.share > 50").then(alt.value("#ffffff")).otherwise(alt.value("#333a44"))
+    layers = (
+        marks().mark_rect().encode(x, y, share, tooltip=shown),
+        marks("datum.count > 0").mark_text(fontSize=11).encode(x, y, text="count:Q", color=ink, tooltip=shown),
+    )
     classes = max(row["i"] for row in values) + 1
-    spec = specification(values, 30 * classes + 80, *layers, legend=False, confused=values[0]["method"])
+    spec = specification(values, 30 * classes + 80, *layers, legend=False, method=values[0]["method"])
     words = "Test images by true and predicted class, summed over seeds. Colour: share of the true class."
     return Picture("confusion", "Confusion matrix", words, spec, wide=classes > 10)
 
@@ -278,47 +260,36 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles:
         bounds = {"low": cell.mean - spread, "high": cell.mean + spread, "seeds": len(cell.values)}
         values.append({**row, **bounds, "value": round(cell.mean, 3), "text": str(cell)})
     x = alt.X("beta:O", sort=["none", *[f"{beta:g}" for beta in betas]], title="β", axis=alt.Axis(labelAngle=0))
-    y, low = (number(alt.Y, field, f"{title.lower()} in %") for field in ("value", "low"))
-    order, color, shape = encodings(styles, values)
-    shown = tooltip(method="loss", beta="β", text="%, mean ± standard deviation", seeds="seeds")
-    layers = (
-        marks().mark_line().encode(x, y, color, opacity=faded()),
-        marks().mark_rule().encode(x, low, color, y2="high:Q", opacity=faded()),
-        marks().mark_point(filled=True, size=70).encode(x, y, color, shape, opacity=faded(), tooltip=shown),
-    )
+    text = f"{title.lower()} in %"
+    shown = {"method": "loss", "beta": "β", "text": "%, mean ± standard deviation", "seeds": "seeds"}
+    order, look = _look(styles, values, shown)
+    line = marks().mark_line().encode(x, number(alt.Y, "value", text), look["color"], opacity=faded())
+    spec = specification(values, 320, line, *_dots("y", text, **look, x=x))
     words = "Mean ± standard deviation over seeds. At the left: without weights."
-    return Picture("by_beta", f"{title} by β", words, specification(values, 320, *layers), len(order) > MAX_NARROW)
+    return Picture("by_beta", f"{title} by β", words, spec, len(order) > MAX_NARROW)
 
 
 def _gains(runs: Runs, styles: Styles) -> Picture | None:
-    values: Values = []
-    baselines = set()
-    for group, name in runs.group_means.items():
-        for method, baseline, data, gains in paired_gains(runs, name):
-            if gains:
-                half, mean = half_width(gains) if len(gains) > 1 else 0.0, statistics.mean(gains)
-                row = {"dataset": data, "method": method, "group": group, "seeds": len(gains)}
-                values.append({**row, **_interval(mean, mean - half, mean + half)})
-                baselines.add(baseline)
-    if not values:
+    differences = [
+        (group, d) for group, name in runs.group_means.items() for d in paired_differences(runs, name, min_seeds=1)
+    ]
+    if not differences:
         return None
+    values: Values = [
+        {"dataset": d.data, "method": d.method, "group": group, "seeds": len(d.gains), **_with_interval(d.gains)}
+        for group, d in differences
+    ]
+    shown = {"method": "method", "group": "classes", "text": "gain in points", "seeds": "seeds"}
+    order, look = _look(styles, values, shown)
     axis = alt.Axis(labelAngle=0, grid=False)
-    order, color, shape = encodings(styles, values)
     x = alt.X("group:N", sort=list(runs.group_means), title="classes by training images", axis=axis)
-    offset = alt.XOffset("method:N", sort=order)
-    y, low = (number(alt.Y, field, "gain in points") for field in ("value", "low"))
-    shown = tooltip(method="method", group="classes", text="gain in points", seeds="seeds")
-    points = marks().mark_point(filled=True, size=90)
-    layers = (
-        marks().mark_rule().encode(y=alt.datum(0)),
-        marks().mark_rule(strokeWidth=2).encode(x, low, color, offset, y2="high:Q", opacity=faded()),
-        points.encode(x, y, color, shape, offset, opacity=faded(), tooltip=shown),
-    )
+    zero = marks().mark_rule().encode(y=alt.datum(0))
+    layers = _dots("y", "gain in points", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
     words = (
-        f"Gain in {runs.measure} over {' or '.join(sorted(baselines))} on the same seeds: mean and 95 % interval "
-        "(Student's t). An interval that contains 0 is not significant."
+        f"Gain in {runs.measure} over {' or '.join(sorted({d.baseline for _, d in differences}))} on the same seeds: "
+        "mean and 95 % interval (Student's t). An interval that contains 0 is not significant."
     )
-    spec = specification(values, 300, *layers)
+    spec = specification(values, 300, zero, *layers)
     return Picture("gain_by_group", "Gain by shot group", words, spec, len(order) > MAX_NARROW)
 
 
@@ -333,9 +304,7 @@ def _counts(runs: Runs) -> Picture:
     named = max(row["rank"] for row in values) < MAX_NAMED
     axis = alt.Axis(labels=named, ticks=named, labelAngle=-40, title="class, most frequent first")
     x = alt.X("label:N", sort={"field": "rank"}, axis=axis) if named else alt.X("rank:O", axis=axis)
-    scale, y_axis = alt.Scale(type="log"), alt.Axis(tickCount=4, grid=False)
-    y = number(alt.Y, "images", "training images", scale=scale, axis=y_axis)
+    y = number(alt.Y, "images", "training images", scale=alt.Scale(type="log"), axis=alt.Axis(grid=False))
     points = marks().mark_point(filled=True, size=60, opacity=1, color=COLOURS[0])
     layer = points.encode(x, y, tooltip=tooltip(label="class", images="training images"))
-    spec = specification(values, 240, layer, legend=False)
-    return Picture("class_counts", "Training images of each class", "", spec)
+    return Picture("class_counts", "Training images of each class", "", specification(values, 240, layer, legend=False))

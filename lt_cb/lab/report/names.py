@@ -1,35 +1,26 @@
 """Names of data sets and methods in a report, from the settings of a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.runs.callbacks import LIBRARIES
 from lt_cb.runs.folder import flatten
 
+CALLBACKS, STAGE, LENGTH = "trainer.callbacks", "model.second_stage", "trainer.max_epochs"
 WHOLE = "whole"
 NAMED_BY_ROOT = ("ImageFolder", "Manifest", "COCO")  # the user's own images
 
 
-@dataclass(frozen=True)
-class Method:
-    """Loss and class weights of a run.
+class Method(NamedTuple):
+    """Loss and class weights of a run."""
 
-    Attributes:
-        loss: class name.
-        gamma: of a focal loss.
-        beta: of the effective number; None without weights.
-        name: for example ``Focal gamma 1, CB β 0.999``.
-        family: the name without beta; None for weights other than the effective number.
-    """
-
-    loss: str
-    gamma: float | None
-    beta: float | None
-    name: str
-    family: str | None
+    loss: str  # class name
+    gamma: float | None  # of a focal loss
+    beta: float | None  # of the effective number; None without weights
+    name: str  # for example "Focal gamma 1, CB β 0.999"
+    family: str | None  # the name without beta; None for weights other than the effective number
 
 
 def method_of(settings: Mapping[str, Any]) -> Method:
@@ -64,7 +55,7 @@ def source_of(settings: Mapping[str, Any]) -> str:
 
 
 def subset_of(settings: Mapping[str, Any], factor: float) -> str:
-    """Return how the training images were drawn from the source: ``WHOLE``, or the requested profile."""
+    """Return the requested profile of the training images, or ``WHOLE``."""
     if given := settings.get("data.subset_counts"):
         return f"IF {factor:g}, subset_counts of {sum(given)} images"
     if not settings.get("data.imbalance_factor") and factor != 1:
@@ -79,12 +70,8 @@ def settings_of(config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> d
 
     ``data.source`` is the class name of a data set of lt_cb. ``trainer.callbacks`` lists the callbacks that change
     training by name. Each of their options has a key, for example ``trainer.EMAWeightAveraging.decay``.
-
-    Args:
-        config: content of ``config.yaml``.
-        callbacks: entries of the callbacks that change training.
     """
-    settings = {key: value for key, value in flatten(config).items() if not key.startswith("trainer.callbacks")}
+    settings = {key: value for key, value in flatten(config).items() if not key.startswith(CALLBACKS)}
     if "data.source" in settings:
         settings["data.source"] = canonical_source(str(settings["data.source"]))
     names: list[str] = []
@@ -93,4 +80,4 @@ def settings_of(config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> d
         name = path.rpartition(".")[2] if path.partition(".")[0] in LIBRARIES else path
         names.append(name if name not in names else f"{name} {len(names)}")
         settings |= flatten({names[-1]: callback.get("init_args") or {}}, "trainer.")
-    return settings | ({"trainer.callbacks": " + ".join(names)} if names else {})
+    return settings | ({CALLBACKS: " + ".join(names)} if names else {})

@@ -14,91 +14,55 @@ VEGA_LITE = "6.4"
 # the browser refuses everything outside the file, should a name or a library ask for it
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 TEXT_COLUMNS = ("data", "unlike the paper", "verdict", "on", "commit", "command", "predictions", "state")
-STYLE = """:root { color-scheme: light dark; --ink: #1c2128; --paper: #fff; --soft: #667; --line: #dde;
-  --mild: #f4f6f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e3e7ee; --paper: #14171c; --soft: #9aa5b4; --line: #333b47; --mild: #1d222a; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 72rem;
+# colours of the system, light or dark: Canvas is the background, CanvasText the text
+STYLE = """:root { color-scheme: light dark; --mild: color-mix(in srgb, CanvasText 6%, Canvas); }
+body { font: 16px/1.55 system-ui, sans-serif; color: CanvasText; background: Canvas; max-width: 72rem;
   margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; }
-p { max-width: 60rem; margin: .4rem 0; } h2 + p { color: var(--soft); font-size: .9rem; }
-.finding { background: var(--mild); border-left: 4px solid #0072B2; padding: .8rem 1rem; border-radius: 4px; }
-.wide { overflow-x: auto; margin: .8rem 0; overflow-wrap: normal; }
-table { border-collapse: separate; border-spacing: 0; font-size: .9rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line);
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; } p { max-width: 60rem; }
+h2 + p { margin: .4rem 0; font-size: .9rem; opacity: .75; }
+.finding { background: var(--mild); border-left: 4px solid #0072B2; padding: .8rem 1rem; }
+.wide { overflow-x: auto; overflow-wrap: normal; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid color-mix(in srgb, CanvasText 15%, Canvas);
   text-align: right; font-variant-numeric: tabular-nums; min-width: 4.5rem; vertical-align: top; }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-td { white-space: nowrap; } .text { text-align: left; white-space: normal; min-width: 8rem; } code { font-size: .85em; }
-td:first-child, th:first-child { position: sticky; left: 0; background: var(--paper); max-width: 24rem;
-  min-width: 9rem; text-align: left; white-space: normal; }
-td:has(code) { min-width: 22rem; } tbody tr:hover > td { background: var(--mild); }
-select { font: inherit; font-size: .85rem; color: inherit; background: var(--mild); max-width: 100%;
-  border: 1px solid var(--line); border-radius: 4px; padding: .15rem .5rem; }
-.picture { width: 100%; } .picture.vega-embed { display: block; padding: 0; } .vega-embed summary { opacity: .35; }"""
-SCRIPT = """const {specs, themes} = JSON.parse(document.getElementById("pictures").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)"), selects = document.querySelectorAll("select"), views = [];
-async function draw() {
-  views.splice(0).forEach(view => view.finalize());
-  const name = dark.matches ? "dark" : "light";
-  for (const [id, spec] of Object.entries(specs)) {
-    const made = await vegaEmbed(document.getElementById(id), spec, {mode: "vega-lite", renderer: "svg", ast: true,
-      actions: {export: true, source: false, compiled: false, editor: false}, downloadFileName: id,
-      config: themes[name], tooltip: {theme: name}});
-    views.push(made.view);
-  }
-  selects.forEach(choose);
-}
-function choose(select) {
-  for (const view of views) try { view.signal(select.name, select.value).runAsync(); } catch { /* no such choice */ }
-}
-selects.forEach(select => select.onchange = () => choose(select));
-dark.onchange = draw;
-draw();"""
+td { white-space: nowrap; } .text { text-align: left; white-space: normal; min-width: 8rem; }
+td:first-child, th:first-child { position: sticky; left: 0; background: Canvas; max-width: 24rem; min-width: 9rem;
+  text-align: left; white-space: normal; }
+td:has(code) { min-width: 22rem; } tr:hover > td { background: var(--mild); } .picture { width: 100%; }"""
+SCRIPT = """const {specs, config} = JSON.parse(document.getElementById("pictures").textContent);
+for (const [id, spec] of Object.entries(specs))
+  vegaEmbed(document.getElementById(id), spec, {mode: "vega-lite", renderer: "svg", ast: true, config,
+    actions: {export: true, source: false, compiled: false, editor: false}, downloadFileName: id});"""
 
 
-def theme(dark: bool = False, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - Vega-Lite
-    """Return the Vega-Lite configuration of a chart: fonts of 12 px, and colours for a light or dark page."""
-    ink, line, paper = ("#c9d1dc", "#333b47", "#0b0e12") if dark else ("#333a44", "#dfe3ea", "#ffffff")
-    heat = (
-        ["#1b2029", "#24496f", "#5b9bd5", "#9ccaf2"]
-        if dark
-        else ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
-    )
+def theme(ink: str = "currentColor", **more: Any) -> dict[str, Any]:  # noqa: ANN401 - Vega-Lite
+    """Return the Vega-Lite configuration of a chart: fonts of 12 px, lines and text in one colour."""
     text = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelColor": ink, "titleColor": ink}
+    lines = {"gridColor": ink, "domainColor": ink, "tickColor": ink}
+    faint = {"gridOpacity": 0.15, "domainOpacity": 0.15, "tickOpacity": 0.15}
     return {
         "background": "transparent",
         "font": "system-ui, sans-serif",
         "view": {"stroke": None},
-        "axis": {**text, "gridColor": line, "domainColor": line, "tickColor": line, "labelLimit": 140},
+        "axis": {**text, **lines, **faint, "labelLimit": 140},
+        "axisQuantitative": {"tickCount": 6},
         "legend": {**text, "labelLimit": 400},
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
-        "range": {"heatmap": heat},
-        "params": [{"name": "ink", "value": ink}, {"name": "paper", "value": paper}],
+        "range": {"heatmap": ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]},
         **more,
     }
 
 
 def page(title: str, finding: str, tables: list[Section], pictures: list[Picture], columns: list[str]) -> str:
-    """Return the page: the finding, the first table, the charts, and the other tables.
-
-    Args:
-        title: of the page.
-        finding: its first paragraph.
-        tables: at least one.
-        pictures: charts.
-        columns: data sets to choose from.
-    """
-    drawn = [_select("dataset", "data", columns)] if len(columns) > 1 else []
+    """Return the page: the finding, the first table, the charts of a chosen data set, and the other tables."""
+    drawn = [_select("dataset", columns)]
     for picture in pictures:
         methods = dict.fromkeys(row["method"] for row in picture.spec["data"]["values"])
-        choice = _select("confused", "method", list(methods)) if picture.name == "confusion" else ""
-        place = f'<div class="picture" id="{picture.name}" style="min-height: {picture.spec["height"]}px"></div>'
-        drawn.append(f"{_heading(picture)}\n{choice}{place}")
+        choice = _select("method", list(methods)) if picture.name == "confusion" else ""
+        drawn.append(f'{_heading(picture)}\n{choice}<div class="picture" id="{picture.name}"></div>')
     body = "\n".join([_table(tables[0]), *drawn, *map(_table, tables[1:])])
-    themes = {"light": theme(), "dark": theme(dark=True)}
-    content = as_script({"specs": {picture.name: picture.spec for picture in pictures}, "themes": themes})
+    content = json.dumps({"specs": {picture.name: picture.spec for picture in pictures}, "config": theme()})
+    content = content.replace("<", "\\u003c")  # so that no name ends the script element
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {title.lower()}</title>
@@ -111,14 +75,6 @@ def page(title: str, finding: str, tables: list[Section], pictures: list[Picture
 <script>{SCRIPT}</script>
 </body></html>
 """
-
-
-def as_script(content: object) -> str:
-    """Return JSON for a script element, which no text in it can end."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 @functools.cache
@@ -146,6 +102,8 @@ def _table(section: Section) -> str:
     return f'{_heading(section)}\n<div class="wide">{table}</div>'
 
 
-def _select(name: str, label: str, options: list[str]) -> str:
+def _select(column: str, options: list[str]) -> str:
+    """Return a list that sets the parameter ``column`` of all charts, hidden if it has one option."""
     inner = "".join(f'<option value="{html.escape(text)}">{html.escape(text)}</option>' for text in options)
-    return f'<label>{label} <select name="{name}">{inner}</select></label>\n'
+    hidden = " hidden" if len(options) < 2 else ""
+    return f'<label{hidden}>{column} <select id="choose-{column}">{inner}</select></label>\n'

@@ -1,6 +1,7 @@
 """Charts of a report as files for a paper."""
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,17 @@ def write(pictures: list[Picture], columns: list[str], folder: Path, kind: str) 
         kind: ``pdf``, with the font embedded, or ``svg``, with editable text in Arial or a font of the same width.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        for data in columns:
-            values = [row for row in picture.spec["data"]["values"] if row["dataset"] == data]
-            confused = picture.name == "confusion"
-            for method in dict.fromkeys(row["method"] for row in values) if confused else [""]:
-                own = [row for row in values if not confused or row["method"] == method]
-                if not own:
-                    continue
-                parts = [picture.name, *([data] if len(columns) > 1 else []), method]
-                stem = "_".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part)
-                spec = _for_paper(picture, own, {"dataset": data, "confused": method})
-                file = folder / f"{stem}.{kind}"
-                drawn = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
-                if kind == "svg":
-                    file.write_text(_sized(drawn, 1, "in"))
-                else:
-                    file.write_bytes(vl_convert.svg_to_pdf(_sized(drawn, 72)))
+    for picture, data in product(pictures, columns):
+        drawn = [row["method"] for row in picture.spec["data"]["values"] if row["dataset"] == data]
+        for method in dict.fromkeys(drawn if picture.name == "confusion" else [""] * bool(drawn)):
+            parts = [picture.name, *([data] if len(columns) > 1 else []), method]
+            stem = "_".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part)
+            spec = _for_paper(picture, {"dataset": data, "method": method})
+            svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+            if kind == "svg":
+                (folder / f"{stem}.svg").write_text(_sized(svg, 1, "in"))
+            else:
+                (folder / f"{stem}.pdf").write_bytes(vl_convert.svg_to_pdf(_sized(svg, 72)))
 
 
 def _sized(svg: str, inch: float, unit: str = "") -> str:
@@ -54,13 +49,13 @@ def _sized(svg: str, inch: float, unit: str = "") -> str:
     return re.sub(r' width="([\d.]+)" height="([\d.]+)"', size, svg, count=1)
 
 
-def _for_paper(picture: Picture, values: list[dict[str, Any]], chosen: dict[str, str]) -> dict[str, Any]:
+def _for_paper(picture: Picture, chosen: dict[str, str]) -> dict[str, Any]:
     """Return the specification of one data set, and one method of a confusion matrix."""
     spec, width = picture.spec, (PAGE if picture.wide else COLUMN) * INCH
-    params = [{**p, "value": chosen[p["name"]]} if p["name"] in chosen else p for p in spec["params"]]
-    config = theme(background="white", font=FONT, point={"strokeWidth": 1.5})
+    params = [{"name": p["name"], "value": chosen[p["name"]]} if p["name"] in chosen else p for p in spec["params"]]
+    config = theme("#333a44", background="white", font=FONT, point={"strokeWidth": 1.5})
     # from the right, as there is more room below the names of an axis than below the chart
     config["legend"] |= {"labelLimit": width - 30, "rowPadding": 3, "layout": {"bottom": {"anchor": "end"}}}
     size = {"width": width, "height": min(0.9 * spec["height"], MAX_HEIGHT)}
     padding = {"top": 12, "left": 3, "right": 3, "bottom": 3}  # a name stands above the first row
-    return {**spec, **size, "params": params, "data": {"values": values}, "padding": padding, "config": config}
+    return {**spec, **size, "params": params, "padding": padding, "config": config}

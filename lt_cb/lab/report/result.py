@@ -3,13 +3,22 @@
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lt_cb.errors import InputError
+from lt_cb.lab.report.names import CALLBACKS, LENGTH, STAGE, WHOLE, method_of, subset_of
 from lt_cb.runs.record import SHOTS, Record
 from lt_cb.task import Task
 
 ERRORS = {"error": "acc", "error_top5": "acc_top5"}  # error in percent -> accuracy
+# settings that are named wherever they differ from their defaults, if they differ between runs
+ALWAYS_NAMED: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None, CALLBACKS: None}
+NOT_IN_PAPER = (
+    *("data.val_fraction", "data.sampler", "model.mix", "model.drw_start", STAGE, "model.backbone_args.pretrained"),
+    CALLBACKS,
+)
 
 
 @dataclass
@@ -19,42 +28,55 @@ class Result:
     Attributes:
         folder: of the run; of a kept row, experiment and seeds.
         record: content of ``result.json``, with the metrics of the last validation.
-        data: name of the data set, with the subset (a column).
-        method: name of the method (a row).
+        settings: flattened configuration, from `settings_of`.
+        source: name of the data set, or of the user's own images.
+        row: columns of a kept row, else empty.
+        time: of writing, in nanoseconds.
+        data: name of the data set with the subset, a column of a table.
+        method: name of the method, a row of a table.
         family: the method without its beta; None for weights other than the effective number.
         others: parts of the method's name behind loss and weights, for example ``max_epochs 40``.
-        source: name of the data set, or of the user's own images.
-        source_class: class name or class path of the data set.
-        imbalance_factor: largest over smallest class count.
-        subset: ``WHOLE``, or the requested profile.
-        backbone: name.
-        image_size: in pixels; None is the size of the source.
+        loss: class name; with ``gamma`` of a focal loss, and ``beta`` of the effective number.
         epochs: of the training, None if unknown.
         unlike_paper: settings that no run of the paper has.
-        loss: class name.
-        gamma: of a focal loss.
-        beta: of the effective number; None without weights.
-        row: columns of a kept row.
+        paper_key: values of the first columns of ``paper.csv``.
     """
 
     folder: Path
     record: Record
-    data: str
-    method: str
-    family: str | None
-    others: list[str]
+    settings: dict[str, Any]
     source: str
-    source_class: str
-    imbalance_factor: float
-    subset: str
-    backbone: str
-    image_size: int | None
-    epochs: int | None
-    unlike_paper: list[str]
-    loss: str
-    gamma: float | None
-    beta: float | None
-    row: dict[str, str]
+    row: dict[str, str] = field(default_factory=dict)
+    time: int = 0
+
+    def __post_init__(self) -> None:
+        """Read the settings, so that values that no configuration has raise here."""
+        counts, get = self.record.class_counts, self.settings.get
+        self.source_class = str(get("data.source", "?"))  # class name or class path
+        self.imbalance_factor = float(get("data.imbalance_factor") or max(counts) / max(min(counts), 1))
+        self.loss, self.gamma, self.beta, self._name, self._family = method_of(self.settings)
+        epochs = self.record.epochs or get(LENGTH)
+        self.epochs = None if epochs is None else int(epochs)
+        self.unlike_paper = [f"{key.partition('.')[2]} {get(key)}" for key in NOT_IN_PAPER if get(key)]
+        self._subset = subset_of(self.settings, self.imbalance_factor)
+        network = str(get("model.backbone", ALWAYS_NAMED["model.backbone"])), str(get("data.image_size") or 32)
+        gamma = f"{self.gamma or 0:g}" if self.loss == "FocalLoss" else ""
+        beta = "" if self.beta is None or self.imbalance_factor == 1 else f"{self.beta:g}"
+        loss = self.loss if self._family else ""  # the paper has no other weights
+        self.paper_key = (self.source_class, self._subset, *network, loss, gamma, beta)
+        self.name_by([])
+
+    def name_by(self, keys: list[str], by_checkpoint: bool = False) -> None:
+        """Name the method by settings, and by the kind of the tested checkpoint; name the data set."""
+        get = self.settings.get
+        named = [key for key in sorted({*keys, STAGE}) if get(key) is not None and (key in keys or get(key))]
+        self.others = [f"{key.partition('.')[2] or key} {get(key)}" for key in named]
+        self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint else []
+        self.others += [f"prior {get('prior')}"] if get("prior") else []  # of a test
+        self.method = ", ".join([self._name, *self.others])
+        self.family = None if self._family is None else ", ".join([self._family, *self.others])
+        whole = self._subset == WHOLE
+        self.data = f"{self.source}, IF {self.imbalance_factor:g}" if whole else f"{self.source} {self._subset}"
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -62,7 +84,7 @@ class Result:
         seeds = self.record.seed_everything, self.record.subset_seed
         return -1 if seeds[0] is None else seeds[0], -1 if seeds[1] is None else seeds[1]
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """Values of the test by name, ``acc``, and of the last validation, ``val/acc``."""
         return {name.removeprefix("test/"): value for name, value in self.record.metrics.items()}
@@ -93,7 +115,7 @@ class Runs:
     """
 
     results: list[Result]
-    missing: list[tuple[Path, str]]
+    missing: list[tuple[Path, str]] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
 
     @property

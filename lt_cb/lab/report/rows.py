@@ -34,21 +34,15 @@ Key = tuple[str, str, int, int]
 
 
 def save(runs: Path, to: Path) -> tuple[int, int]:
-    """Add the finished trainings below a folder to kept results, replacing rows of the same configuration and seeds.
+    """Add the finished trainings below a folder to kept results; return the number of added rows, and of all rows.
 
-    Runs that only test a checkpoint are skipped: they are not further seeds.
-
-    Returns:
-        Number of added rows, and of all rows.
-
-    Raises:
-        InputError: if there is no finished training, or a file is damaged.
+    Rows of the same configuration and seeds are replaced. Runs that only test a checkpoint are no further seeds.
     """
     done = [run for run in RunDir.below(runs) if run.is_done and run.config.is_file() and run.is_training]
     done = [run for run in done if not is_tested_in_part(flatten(run.read_config()))]
     if not done:
         raise InputError(f"there is no finished training in '{runs}': give the folder of finished runs.")
-    kept = {_key(row): row for row in (_read(to / ROWS) if (to / ROWS).is_file() else [])}
+    kept = _read(to / ROWS) if (to / ROWS).is_file() else {}
     before = len(kept)
     for run in done:
         row, config = _row(run)
@@ -62,11 +56,7 @@ def save(runs: Path, to: Path) -> tuple[int, int]:
 
 
 def read(folder: Path) -> list[tuple[Path, Record, dict[str, Any], Row]]:
-    """Return the path, record, configuration and row of each kept run.
-
-    Raises:
-        InputError: if a row or a configuration is damaged.
-    """
+    """Return the path, record, configuration and row of each kept run."""
     return [
         (
             folder / row["experiment"] / f"seed_{row['seed']}_{row['subset_seed']}",
@@ -74,7 +64,7 @@ def read(folder: Path) -> list[tuple[Path, Record, dict[str, Any], Row]]:
             _config(folder, row),
             row,
         )
-        for row in _read(folder / ROWS)
+        for row in _read(folder / ROWS).values()
     ]
 
 
@@ -116,29 +106,28 @@ def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
     return {name: values[name] or "" for name in COLUMNS}, config
 
 
-def _read(file: Path) -> list[Row]:
+def _read(file: Path) -> dict[Key, Row]:
     """Read the rows; columns that older rows lack stay missing."""
+    rows: dict[Key, Row] = {}
     try:
         with file.open(newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        for row in rows:
-            if None in row or None in row.values():
-                raise ValueError(f"row {row.get('experiment')} seed {row.get('seed')} has another number of columns")
-            Record.from_row(row, file)
-        keys = [_key(row) for row in rows]
+            for row in csv.DictReader(stream):
+                if None in row or None in row.values():
+                    raise ValueError(f"row {row.get('experiment')} seed {row.get('seed')} has too many or few columns")
+                Record.from_row(row, file)
+                experiment, config, *seeds = key = _key(row)
+                if key in rows:
+                    raise InputError(
+                        f"'{file}' has two rows of {experiment} (configuration {config}, seeds {seeds[0]} and "
+                        f"{seeds[1]}): delete one of them."
+                    )
+                rows[key] = row
+    except InputError:
+        raise
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"'{file}' is not a table of kept runs ({error}). Restore the file from the repository."
         ) from error
-    repeated = [key for key in keys if keys.count(key) > 1]
-    if repeated:
-        experiment, config, *seeds = repeated[0]
-        raise InputError(
-            f"'{file}' has two rows of {experiment} (configuration {config}, seeds {seeds[0]} and {seeds[1]}): delete "
-            "one of them."
-        )
     return rows
 
 

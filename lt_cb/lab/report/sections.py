@@ -4,15 +4,14 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
-import numpy as np
-
-from lt_cb.lab.report.posthoc import MEANS, SHIFTS, TAUS, analyse, class_means
+from lt_cb.lab.report.posthoc import COLUMNS, MEANS, analyse, class_means
 from lt_cb.lab.report.result import ERRORS, Result, Runs
 from lt_cb.lab.report.rows import command
-from lt_cb.lab.report.tables import Cell, Difference, cells_of, paired_differences, wilson
+from lt_cb.lab.report.tables import Cell, Difference, cells_of, half_width, paired_differences, wilson
 from lt_cb.runs.folder import RunDir
-from lt_cb.runs.record import METRICS, SHOTS
+from lt_cb.runs.record import METRICS
 
 METRIC_TITLES = {  # of the option --metric
     "error": "Error",
@@ -22,6 +21,18 @@ METRIC_TITLES = {  # of the option --metric
     "val/mAP": "Mean average precision in validation",
 }
 MAX_CLASSES = 100  # of a table of classes
+FROM_LOGITS = {  # words of each table, by title; the columns are in `COLUMNS`
+    "Post-hoc logit adjustment": "Balanced accuracy in percent of the saved logits minus τ log prior of the training "
+    "(Menon et al. 2021), means over seeds. τ 0 is the prediction of the loss, which may be adjusted already. Bold: "
+    "best τ. It is chosen on the test images and therefore optimistic.",
+    "Shifted test priors": "Accuracy in percent if the test images had a long tail with this imbalance factor (below "
+    "1: the rare classes are frequent; Hong et al. 2021), means over seeds. As it is: unchanged predictions. Prior "
+    "known: logits moved from the training prior to the test prior, which is right for losses that learn the training "
+    "prior, such as softmax without weights.",
+    "Calibration": "Expected calibration error in percent (15 bins) of all test images and of many-, medium- and "
+    "few-shot classes, and mean confidence minus accuracy in points; means over seeds. The confidence is the loss's "
+    "probability of the predicted class: a sigmoid for sigmoid and focal losses.",
+}
 Cells = dict[tuple[str, str], Cell]
 
 
@@ -36,15 +47,10 @@ class Section:
 
 
 def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
-    """Return the tables that the runs have values for.
-
-    Args:
-        runs: finished and missing ones.
-        cells: of ``metric``.
-        metric: of the first table, a key of ``METRIC_TITLES``.
-    """
+    """Return the tables that the runs have values for; the first one is of ``cells``, which are of ``metric``."""
     errors = {} if runs.task.multi_label else cells if metric == "error" else cells_of(runs)
-    top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics], []), "error_top5")
+    top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics]), "error_top5")
+    missing = [[str(folder), reason] for folder, reason in runs.missing]
     made = [
         _main(runs, cells, metric),
         _chosen(runs, cells, metric),
@@ -55,7 +61,7 @@ def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
         *_by_class(runs),
         *_from_logits(runs),
         _kept(runs),
-        _missing(runs),
+        Section("Missing runs", "Folders of runs that are not in the tables.", ["folder", "state"], missing),
     ]
     return [section for section in made if section.rows]
 
@@ -105,15 +111,14 @@ def _chosen(runs: Runs, cells: Cells, metric: str) -> Section:
 
 
 def _paper(cells: Cells, title: str, kind: str) -> Section:
-    agrees = {None: "one seed", True: "yes", False: "no"}
-    rows = [
-        [
-            *(cell.method, cell.data, str(cell), f"{cell.paper:.2f}", f"{cell.mean - cell.paper:+.2f}"),
-            *(agrees[cell.agrees], cell.unlike_paper or "–"),
-        ]
-        for cell in cells.values()
-        if cell.paper is not None
-    ]
+    rows = []
+    for cell in cells.values():
+        if cell.paper is not None:
+            difference = cell.mean - cell.paper
+            agrees = "yes" if abs(difference) <= half_width(cell.values) else "no"
+            figures = [str(cell), f"{cell.paper:.2f}", f"{difference:+.2f}"]
+            agrees = agrees if len(cell.values) > 1 else "one seed"
+            rows.append([cell.method, cell.data, *figures, agrees, cell.unlike_paper or "–"])
     words = (
         f"{kind} error in percent, beside Cui et al. 2019 (Tables 2 and 3, one run each). Within the interval: the "
         "paper's figure lies in the 95 % interval of our mean (Student's t over seeds). Unlike the paper: another "
@@ -126,31 +131,30 @@ def _paper(cells: Cells, title: str, kind: str) -> Section:
 
 def _differences(differences: list[Difference], metric: str) -> Section:
     better = "lower" if metric in ERRORS else "higher"
-    several = len({d.baseline for d in differences}) > 1
+    baselines = sorted({d.baseline for d in differences})
+    several = len(baselines) > 1
     rows = []
     for d in differences:
-        than = [d.baseline] if several else []
-        interval = f"{d.low:+.2f} to {d.high:+.2f}"
-        rows.append([d.method, *than, d.data, f"{d.mean:+.2f}", interval, str(d.seeds), d.verdict(metric)])
-    baseline = "the method beside it" if several else differences[0].baseline if differences else ""
+        numbers = [f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", str(len(d.gains))]
+        rows.append([d.method, *([d.baseline] if several else []), d.data, *numbers, d.verdict(metric)])
     words = (
-        f"How much {better} the {lower_case(METRIC_TITLES[metric])} is than that of {baseline}, in points, on the same "
-        "seeds: mean and 95 % interval (Student's t) of the paired differences. An interval that contains 0 is not "
-        "significant."
+        f"How much {better} the {lower_case(METRIC_TITLES[metric])} is than that of "
+        f"{'the method beside it' if several else ''.join(baselines)}, in points, on the same seeds: mean and 95 % "
+        "interval (Student's t) of the paired differences. An interval that contains 0 is not significant."
     )
     header = ["method", *(["than"] if several else []), "data", f"{better} by", "interval", "seeds", "verdict"]
     return Section("Differences", words, header, rows)
 
 
 def _groups(runs: Runs) -> Section:
-    several = [name for name in METRICS if name not in ("acc", "balanced_acc", "mAP")]
     names = [runs.task.main_metric, *runs.group_means.values()]
-    names += [name for name in several if any(name in result.metrics for result in runs.results)]
+    others = [name for name in METRICS if name not in ("acc", "balanced_acc", "mAP")]
+    names += [name for name in others if any(name in result.metrics for result in runs.results)]
     rows = []
-    for (method, data), results in _ordered(runs):
+    for place, results in _ordered(runs):
         scores = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
         means = [class_means(r.record.scores) for r in results]
-        rows.append([method, data, *scores, *[_percent(m[n] for m in means) for n in MEANS], str(len(results))])
+        rows.append([*place, *scores, *[_percent(m[n] for m in means) for n in MEANS], str(len(results))])
     measure = "average precisions" if runs.task.multi_label else "accuracies"
     words = (
         "Means over seeds in percent: over all classes, over classes with many, medium and few training images; and "
@@ -202,51 +206,25 @@ def _rate(rates: list[float | None], tested: int) -> str:
 
 def _from_logits(runs: Runs) -> list[Section]:
     """Return post-hoc adjustment, shifted priors and calibration, of runs with saved logits."""
-    by_tau: list[list[str]] = []
-    by_prior: list[list[str]] = []
-    calibrated: list[list[str]] = []
-    for (method, data), results in _ordered(runs):
-        with_logits = [r for r in results if RunDir(r.folder).logits.is_file() and not runs.task.multi_label]
-        saved = [analyse(result) for result in with_logits]
-        if saved:
-            row, seeds = [method, data], str(len(saved))
-            swept = np.mean([each.by_tau for each in saved], 0)
-            texts = [f"**{100 * v:.2f}**" if v == swept.max() else f"{100 * v:.2f}" for v in swept]
-            by_tau.append([*row, *texts, seeds])
-            for name, shifted in (
-                ("as it is", np.mean([each.by_prior for each in saved], 0)),
-                ("prior known", np.mean([each.by_known_prior for each in saved], 0)),
-            ):
-                by_prior.append([*row, name, *[f"{100 * v:.2f}" for v in shifted], seeds])
-            errors = [_percent(a.calibration[g] for a in saved if g in a.calibration) for g in ("all", *SHOTS)]
-            calibrated.append([*row, *errors, _percent(each.overconfidence for each in saved), seeds])
-    return [
-        Section(
-            "Post-hoc logit adjustment",
-            "Balanced accuracy in percent of the saved logits minus τ log prior of the training (Menon et al. 2021), "
-            "means over seeds. τ 0 is the prediction of the loss, which may be adjusted already. Bold: best τ. It is "
-            "chosen on the test images and therefore optimistic.",
-            ["method", "data", *[f"τ {tau:g}" for tau in TAUS], "seeds"],
-            by_tau,
-        ),
-        Section(
-            "Shifted test priors",
-            "Accuracy in percent if the test images had a long tail with this imbalance factor (below 1: the rare "
-            "classes are frequent; Hong et al. 2021), means over seeds. As it is: unchanged predictions. Prior known: "
-            "logits moved from the training prior to the test prior, which is right for losses that learn the training "
-            "prior, such as softmax without weights.",
-            ["method", "data", "predictions", *[f"{s:g}" if s >= 1 else f"1/{1 / s:g}" for s in SHIFTS], "seeds"],
-            by_prior,
-        ),
-        Section(
-            "Calibration",
-            "Expected calibration error in percent (15 bins) of all test images and of many-, medium- and few-shot "
-            "classes, and mean confidence minus accuracy in points; means over seeds. The confidence is the loss's "
-            "probability of the predicted class: a sigmoid for sigmoid and focal losses.",
-            ["method", "data", "all", *SHOTS, "overconfident by", "seeds"],
-            calibrated,
-        ),
-    ]
+    saved = {
+        place: [analyse(r) for r in results if RunDir(r.folder).logits.is_file() and not runs.task.multi_label]
+        for place, results in _ordered(runs)
+    }
+    tables = []
+    for (title, words), (names, columns) in zip(FROM_LOGITS.items(), COLUMNS.items(), strict=True):
+        several = len(names) > 1
+        rows = []
+        for (place, seeds), name in product(saved.items(), names):
+            rates = [[values[name][column] for values in seeds if column in values[name]] for column in columns]
+            texts = list(map(_percent, rates))
+            if seeds and name == "adjusted":
+                means = list(map(statistics.mean, rates))
+                texts = [f"**{text}**" if mean == max(means) else text for text, mean in zip(texts, means, strict=True)]
+            if seeds:
+                rows.append([*place, *([name] if several else []), *texts, str(len(seeds))])
+        header = ["method", "data", *(["predictions"] if several else []), *columns, "seeds"]
+        tables.append(Section(title, words, header, rows))
+    return tables
 
 
 def _kept(runs: Runs) -> Section:
@@ -274,14 +252,9 @@ def _kept(runs: Runs) -> Section:
     return Section("The runs", words, ["method", "data", "seeds", "minutes", "on", "commit", "command"], rows)
 
 
-def _missing(runs: Runs) -> Section:
-    rows = [[str(folder), reason] for folder, reason in runs.missing]
-    return Section("Missing runs", "Folders of runs that are not in the tables.", ["folder", "state"], rows)
-
-
 def _ordered(runs: Runs) -> list[tuple[tuple[str, str], list[Result]]]:
-    columns, methods = runs.columns(), runs.methods()
-    return sorted(runs.cells().items(), key=lambda item: (columns.index(item[0][1]), methods.index(item[0][0])))
+    cells = runs.cells()
+    return [((m, d), cells[m, d]) for d, m in product(runs.columns(), runs.methods()) if (m, d) in cells]
 
 
 def _spread(values: Iterable[float | None]) -> str:

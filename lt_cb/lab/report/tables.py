@@ -1,64 +1,35 @@
 """Means over seeds, figures of the paper, and differences paired by seed."""
 
 import csv
+import functools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.lab.report.extra import stats
-from lt_cb.lab.report.names import WHOLE
 from lt_cb.lab.report.result import ERRORS, Result, Runs
 
-PAPER_LOSSES = {"SoftmaxLoss": "softmax", "SigmoidLoss": "sigmoid", "FocalLoss": "focal"}
-PUBLISHED: dict[str, tuple[int, dict[str, str]]] = {  # file -> epochs of its runs, and column of each metric
-    "paper_table2.csv": (200, {"error": "error"}),
-    "paper_table3.csv": (90, {"error": "top1_error", "error_top5": "top5_error"}),
-}
 NOT_SIGNIFICANT = "not significant"
-# data set, subset, backbone, image size, loss, gamma, beta
-Key = tuple[str, str, str, int, str, float | None, float | None]
 
 
 @dataclass
 class Cell:
-    """A metric of one method on one data set, in percent.
-
-    Attributes:
-        method: name.
-        data: name of the data set.
-        values: of each seed.
-        best: whether its mean is the best of the column; only for metrics of held-out images.
-        paper: figure of the same experiment in Cui et al. 2019.
-        unlike_paper: known differences from the run of the paper.
-    """
+    """A metric of one method on one data set, in percent."""
 
     method: str
     data: str
-    values: list[float]
-    best: bool = False
-    paper: float | None = None
-    unlike_paper: str = ""
+    values: list[float]  # of each seed
+    best: bool = False  # whether its mean is the best of the column; only for metrics of held-out images
+    paper: float | None = None  # figure of the same experiment in Cui et al. 2019
+    unlike_paper: str = ""  # known differences from the run of the paper
 
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.mean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation over seeds, None for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def agrees(self) -> bool | None:
-        """Whether the paper's figure is within the 95 % interval of the mean; None for a single seed."""
-        if self.paper is None or self.deviation is None:
-            return None
-        return abs(self.mean - self.paper) <= half_width(self.values)
+    def __post_init__(self) -> None:
+        """Compute the mean, and the sample standard deviation over seeds, None for one."""
+        self.mean = statistics.mean(self.values)
+        self.deviation = statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
         """Show mean ± standard deviation."""
@@ -67,16 +38,11 @@ class Cell:
 
 
 def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
-    """Return the cells of a table by (method, data).
-
-    Args:
-        runs: finished ones.
-        metric: as in `Result.score`.
+    """Return the cells of a table by (method, data); ``metric`` as in `Result.score`.
 
     Raises:
         InputError: if no run has the metric.
     """
-    published = _published(metric)
     cells = {}
     for (method, data), results in runs.cells().items():
         scores = [result.score(metric) for result in sorted(results, key=lambda r: str(r.seed))]
@@ -85,8 +51,9 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
             continue
         cells[method, data] = cell = Cell(method, data, values)
         first = results[0]  # the others differ in their seeds only
-        if (key := _key(first)) in published:
-            cell.paper, epochs = published[key]
+        published = _published().get(first.paper_key, {})
+        if published.get(metric):
+            cell.paper, epochs = float(published[metric]), int(published["epochs"])
             length = [] if first.epochs in (None, epochs) else [f"{first.epochs} epochs instead of {epochs}"]
             cell.unlike_paper = ", ".join([*length, *first.unlike_paper])
     if not cells and runs.results:
@@ -100,56 +67,25 @@ def cells_of(runs: Runs, metric: str = "error") -> dict[tuple[str, str], Cell]:
     return cells
 
 
-def _key(result: Result) -> Key | None:
-    if result.family is None:
-        return None  # weights that the paper does not have
-    kind = PAPER_LOSSES.get(result.loss, result.loss)
-    gamma = float(result.gamma or 0) if kind == "focal" else None
-    beta = None if result.imbalance_factor == 1 else result.beta
-    size = result.image_size or 32  # of CIFAR; runs on larger images set it
-    return result.source_class, result.subset, result.backbone, size, kind, gamma, beta
-
-
-def _published(metric: str) -> dict[Key, tuple[float, int]]:
-    """Return figures and epochs of Cui et al. 2019, Tables 2 and 3."""
-    published: dict[Key, tuple[float, int]] = {}
-    for file, (epochs, columns) in PUBLISHED.items():
-        if metric not in columns:
-            continue
-        with Path(__file__).with_name(file).open() as stream:
-            rows = list(csv.DictReader(stream))
-        for row in rows:
-            gamma, beta = (float(row[name]) if row[name] else None for name in ("gamma", "beta"))
-            if row["loss"].startswith("cb_") and beta is None:
-                continue  # at imbalance factor 1, it repeats the row without weights
-            subset = f"IF {row['imbalance_factor']}" if "imbalance_factor" in row else WHOLE
-            network = row.get("backbone", "resnet32"), int(row.get("input_size", 32))
-            key = canonical_source(row["dataset"]), subset, *network, row["loss"].removeprefix("cb_"), gamma, beta
-            published[key] = float(row[columns[metric]]), epochs
-    return published
+@functools.cache
+def _published() -> dict[tuple[str, ...], dict[str, str]]:
+    """Return Tables 2 and 3 of Cui et al. 2019: errors and epochs by `Result.paper_key`."""
+    with Path(__file__).with_name("paper.csv").open() as stream:
+        return {tuple(row.values())[:7]: row for row in csv.DictReader(stream)}
 
 
 @dataclass
 class Difference:
-    """How much better a method is than its baseline on the same seeds, in percentage points.
-
-    Attributes:
-        method: name.
-        baseline: name of the other method.
-        data: name of the data set.
-        mean: over seeds.
-        low: of the 95 % interval (Student's t).
-        high: of the interval.
-        seeds: number of seeds that both have.
-    """
+    """How much better a method is than its baseline on the same seeds, in percentage points."""
 
     method: str
     baseline: str
     data: str
-    mean: float
-    low: float
-    high: float
-    seeds: int
+    gains: list[float]  # on each seed that both have
+
+    def __post_init__(self) -> None:
+        """Compute the mean, and its 95 % interval (Student's t)."""
+        self.mean, self.low, self.high = interval(self.gains)
 
     def verdict(self, metric: str) -> str:
         """Return ``higher`` or ``lower`` for a significant difference of the metric, else ``not significant``."""
@@ -158,18 +94,8 @@ class Difference:
         return "higher" if (self.mean > 0) != (metric in ERRORS) else "lower"
 
 
-def paired_differences(runs: Runs, metric: str = "error") -> list[Difference]:
-    """Compare each method with its baseline on the seeds that both have, if these are at least two."""
-    differences = []
-    for method, baseline, data, gains in paired_gains(runs, metric):
-        if len(gains) > 1:
-            mean, half = statistics.mean(gains), half_width(gains)
-            differences.append(Difference(method, baseline, data, mean, mean - half, mean + half, len(gains)))
-    return differences
-
-
-def paired_gains(runs: Runs, metric: str) -> list[tuple[str, str, str, list[float]]]:
-    """Return method, baseline, data, and the gain on each seed that both have, in percentage points.
+def paired_differences(runs: Runs, metric: str = "error", min_seeds: int = 2) -> list[Difference]:
+    """Compare each method with its baseline on the seeds that both have, if these are at least ``min_seeds``.
 
     The baseline of a method is the first method that differs only in loss and weights, for example with the same number
     of epochs. Without such a method, it is the first of all.
@@ -177,39 +103,41 @@ def paired_gains(runs: Runs, metric: str) -> list[tuple[str, str, str, list[floa
     sign = -1 if metric in ERRORS else 1
     cells, methods = runs.cells(), runs.methods()
     others = {result.method: result.others for result in runs.results}
-    paired = []
+    differences = []
     for data in runs.columns():
         for method in methods:
             alike = [name for name in methods if others[name] == others[method]]
             baseline = alike[0] if len(alike) > 1 else methods[0]
-            if method == baseline:
-                continue
-            reference = _by_seed(cells.get((baseline, data), []), metric)
-            scores = _by_seed(cells.get((method, data), []), metric)
-            shared = sorted(reference.keys() & scores.keys(), key=str)
-            paired.append((method, baseline, data, [sign * (scores[s] - reference[s]) for s in shared]))
-    return paired
+            reference, scores = (_by_seed(cells.get((name, data), []), metric) for name in (baseline, method))
+            shared = sorted(reference.keys() & scores.keys())
+            if method != baseline and len(shared) >= min_seeds:
+                gains = [sign * (scores[seed] - reference[seed]) for seed in shared]
+                differences.append(Difference(method, baseline, data, gains))
+    return differences
 
 
-def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int | None], float]:
+def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int], float]:
     scores = {result.seed: result.score(metric) for result in results}
     return {seed: score for seed, score in scores.items() if score is not None}
 
 
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval (Student's t), which is empty for a single value."""
+    mean, half = statistics.mean(values), half_width(values)
+    return mean, mean - half, mean + half
+
+
 def half_width(values: Sequence[float]) -> float:
-    """Return half of the 95 % interval (Student's t) for the mean of two or more values."""
+    """Return half of the 95 % interval (Student's t) for the mean; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
     quantile = float(stats.t.ppf(0.975, len(values) - 1))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def wilson(correct: int, counted: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a rate, in [0, 1].
-
-    Args:
-        correct: successes.
-        counted: trials. Without any, the interval is [0, 1].
-    """
+    """Return Wilson's 95 % interval of the rate ``correct / counted``, in [0, 1]; (0, 1) if nothing is counted."""
     if not counted:
         return 0.0, 1.0
-    interval = stats.binomtest(correct, counted).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    low, high = stats.binomtest(correct, counted).proportion_ci(method="wilson")
+    return float(low), float(high)
