@@ -5,12 +5,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_type_hints
 from urllib.parse import unquote
 
 from lt_cb.errors import InputError
-from lt_cb.runs.schema import problem_of
-from lt_cb.task import ONE_LABEL, SEVERAL_LABELS, Task
+from lt_cb.runs.schema import Callback, ClassIndex, Counts, PerClass, Rate, Seconds, fits, words_of
+from lt_cb.task import SEVERAL_LABELS, Task
 
 
 class Metric(NamedTuple):
@@ -50,77 +50,44 @@ FACTS = (  # columns of kept rows with the same name in result.json
     *("subset_sha256", "validated_on", "epochs", "precision", "device", "processor", "threads", "processes", "commit"),
 )
 VERSIONS = ("lt_cb", "python", "torch", "lightning")
+SEEDS = {"seed_everything", "subset_seed"}
 
 
 @dataclass
 class Record:
-    """The result of a tested run.
+    """The result of a tested run. The types of its fields are the schema of ``result.json``."""
 
-    Attributes:
-        metrics: value by name, ``test/...`` and, of the last validation, ``val/...``.
-        class_names: C names, by default ``"0"``, ``"1"``, ...
-        class_counts: training images of each class.
-        shot_groups: class indices of the many-, medium- and few-shot classes.
-        per_class: C scores in [0, 1] by measure (``Task.measures``), None for a class without test images.
-        correct: correctly classified test images of each class; None with several labels an image.
-        test_counts: test images of each class, or with its label.
-        known_counts: test images whose label of the class is known; None with one label an image.
-        thresholds: probability from which on each label is predicted; None is 0.5 for all.
-        confusion: test images by true, then predicted class; None for many classes.
-        test_images: number of test images.
-        skipped_images: unreadable images that were skipped, by split.
-        prior: class shares given by ``--prior``.
-        epochs: completed epochs of training.
-        checkpoint: tested file; None for the weights as they were.
-        callbacks: callbacks that change the training, as in ``config.yaml``; None if unknown.
-        seed_everything: seed of the training.
-        subset_seed: seed of the subset.
-        subset_sha256: digest of the training subset.
-        validated_on: ``held_out``, ``val`` or ``test`` images.
-        parameters: number of weights of the backbone.
-        wall_time_s: seconds by stage.
-        precision: of the Trainer.
-        device: for example ``cuda:0``.
-        processor: name of the CPU or GPU.
-        threads: CPU threads of torch.
-        processes: number of processes.
-        wandb_run: id of the run at W&B.
-        grid: digest of the run in its grid.
-        commit: of the code.
-        versions: of lt_cb, Python, torch and lightning.
-    """
-
-    metrics: dict[str, float]
-    class_counts: list[int]
-    per_class: dict[str, list[float | None]]
-    class_names: list[str] = field(default_factory=list)
-    shot_groups: dict[str, list[int]] = field(default_factory=dict)
-    correct: list[int] | None = None
-    test_counts: list[int] | None = None
-    known_counts: list[int] | None = None
-    thresholds: list[float] | None = None
-    confusion: list[list[int]] | None = None
-    test_images: int | None = None
-    skipped_images: dict[str, int] = field(default_factory=dict)
-    prior: list[float] | None = None
-    epochs: int | None = None
-    checkpoint: str | None = None
-    callbacks: list[dict[str, Any]] | None = None
-    seed_everything: int | None = None
-    subset_seed: int | None = None
-    subset_sha256: str | None = None
-    validated_on: str | None = None
-    parameters: int | None = None
-    wall_time_s: dict[str, float] = field(default_factory=dict)
-    precision: str | None = None
-    device: str | None = None
-    processor: str | None = None
-    threads: int | None = None
-    processes: int | None = None
-    wandb_run: str | None = None
-    grid: str | None = None
-    commit: str | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
+    metrics: dict[str, float]  #: value by name, ``test/...`` and, of the last validation, ``val/...``
+    class_counts: Counts  #: training images of each class
+    per_class: dict[str, PerClass[Rate | None]]  #: scores by ``Task.measures``; None for a class without test images
+    class_names: PerClass[str] = field(default_factory=list)  #: by default ``"0"``, ``"1"``, ...
+    shot_groups: dict[str, list[ClassIndex]] = field(default_factory=dict)  #: many-, medium- and few-shot classes
+    correct: PerClass[int] | None = None  #: correctly classified test images; None with several labels an image
+    test_counts: Counts | None = None  #: test images of each class, or with its label
+    known_counts: PerClass[int] | None = None  #: test images with a known label; None with one label an image
+    thresholds: PerClass[Rate] | None = None  #: probability from which on each label is predicted; None is 0.5
+    confusion: PerClass[PerClass[int]] | None = None  #: by true, then predicted class; None for many classes
+    test_images: int | None = None  #: number of test images
+    skipped_images: dict[str, int] = field(default_factory=dict)  #: skipped unreadable images by split
+    prior: PerClass[Rate] | None = None  #: class shares given by ``--prior``
+    epochs: int | None = None  #: completed epochs of training
+    checkpoint: str | None = None  #: tested file; None for the weights as they were
+    callbacks: list[Callback] | None = None  #: callbacks that change the training; None if unknown
+    seed_everything: int | None = None  #: seed of the training
+    subset_seed: int | None = None  #: seed of the subset
+    subset_sha256: str | None = None  #: digest of the training subset
+    validated_on: str | None = None  #: ``held_out``, ``val`` or ``test`` images
+    parameters: int | None = None  #: number of weights of the backbone
+    wall_time_s: dict[str, Seconds] = field(default_factory=dict)  #: by stage
+    precision: str | None = None  #: of the Trainer
+    device: str | None = None  #: for example ``cuda:0``
+    processor: str | None = None  #: name of the CPU or GPU
+    threads: int | None = None  #: CPU threads of torch
+    processes: int | None = None  #: of a distributed training
+    wandb_run: str | None = None  #: id of the run at W&B
+    grid: str | None = None  #: digest of the run in its grid
+    commit: str | None = None  #: of the code
+    versions: dict[str, str | None] = field(default_factory=dict)  #: of lt_cb, Python, torch and lightning
 
     def __post_init__(self) -> None:
         """Name classes by their index if they have no names; drop metrics that are not finite."""
@@ -150,7 +117,7 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
         raw = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        seeds = {name: raw.pop(name) for name in ("seed_everything", "subset_seed")}
+        seeds = {name: raw.pop(name) for name in sorted(SEEDS)}
         per_class = {f"per_class_{measure}": values for measure, values in raw.pop("per_class").items()}
         return {"metrics": raw.pop("metrics"), **per_class, "seeds": seeds, **raw}
 
@@ -165,18 +132,39 @@ class Record:
         Raises:
             InputError: if a value is missing or cannot be the result of a run.
         """
-        problem = problem_of(raw, METRICS)
-        if problem is not None:
-            raise InputError(f"'{file}' is damaged: {problem}. Remove the file, or test the run again with lt-cb test.")
-        return cls._of_json(raw)
+        try:
+            return cls._checked(raw)
+        except ValueError as error:
+            raise InputError(
+                f"'{file}' is damaged: {error}. Remove the file, or test the run again with lt-cb test."
+            ) from error
 
     @classmethod
-    def _of_json(cls, raw: dict[str, Any]) -> Self:
-        known = {entry.name for entry in fields(cls)}
-        values = {name: value for name, value in {**raw, **raw["seeds"]}.items() if name in known and value is not None}
-        measures = (*ONE_LABEL.measures, *SEVERAL_LABELS.measures)
-        per_class = {name: scores for name in measures if (scores := raw.get(f"per_class_{name}")) is not None}
-        return cls(**values | {"per_class": per_class})
+    def _checked(cls, raw: Any) -> Self:  # noqa: ANN401 - JSON
+        """Return a record from JSON; raise ValueError for the first value that is missing or impossible."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("class_counts"), list):
+            raise ValueError("it is not the result of a run")
+        task = Task.of(f"per_class_{SEVERAL_LABELS.measures[0]}" in raw)
+        kinds = get_type_hints(cls, include_extras=True) | {"seeds": dict[str, int | None]}
+        kinds |= {f"per_class_{measure}": PerClass[Rate | None] for measure in task.measures}
+        del kinds["per_class"]
+        required = ("metrics", "class_counts", "seeds", f"per_class_{task.measures[0]}")
+        for name, kind in kinds.items():
+            value = raw.get(name)
+            if (value is not None or name in required) and not fits(value, kind, len(raw["class_counts"])):
+                raise ValueError(f"{name} must be {words_of(kind)}")
+        if not raw["seeds"].keys() >= SEEDS:
+            raise ValueError(f"seeds must be a mapping of {' and '.join(sorted(SEEDS))}")
+        if (main := f"test/{task.group_metric}") not in raw["metrics"]:
+            raise ValueError(f"{main} is missing in metrics")
+        for name, value in raw["metrics"].items():
+            _, _, metric = name.partition("/")
+            if metric.partition("/")[0] in (*METRICS, "acc_top5") and not fits(value, Rate, 0):
+                raise ValueError(f"{name} must be {words_of(Rate)}")
+        values = {name: value for name, value in {**raw, **raw["seeds"]}.items() if name in kinds and value is not None}
+        per_class = {measure: values.pop(f"per_class_{measure}", None) for measure in task.measures}
+        del values["seeds"]
+        return cls(**values, per_class={measure: scores for measure, scores in per_class.items() if scores is not None})
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -229,10 +217,7 @@ class Record:
             InputError: if a value is missing or cannot be the result of a run.
         """
         try:
-            raw = _json_of_row(row)
-            if problem := problem_of(raw, METRICS):
-                raise ValueError(problem)
-            return cls._of_json(raw)
+            return cls._checked(_json_of_row(row))
         except (KeyError, ValueError, AttributeError) as error:
             reason = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(
