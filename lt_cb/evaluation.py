@@ -66,11 +66,7 @@ class EvaluatedModule(LightningModule):
         self._checked_images = False
 
     def check_images(self, images: Tensor) -> None:
-        """Check the first floating images of a stage; warn if they are not normalised like uint8 images.
-
-        Raises:
-            InputError: if they are not finite.
-        """
+        """Check the first floating images of a stage; warn if they are not normalised, raise if they are not finite."""
         if self._checked_images or images.ndim == 2 or not images.is_floating_point():
             return
         self._checked_images = True
@@ -139,7 +135,8 @@ class EvaluatedModule(LightningModule):
         return {"logits": logits, "targets": targets}
 
     def _log_results(self, stage: str) -> None:
-        chooses = stage == "val" and self._chooses_thresholds()
+        trains = stage == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        chooses = trains and not self.validates_on_test
         self.evaluator.thresholds = None if chooses else self.thresholds or [0.0] * self.num_classes
         results = self.evaluator.compute()
         self.per_class, self.confusion = results.per_class, results.confusion
@@ -154,10 +151,6 @@ class EvaluatedModule(LightningModule):
         for metric in (self.evaluator, self.eval_loss, self.eval_metrics):
             metric.reset()
 
-    def _chooses_thresholds(self) -> bool:
-        """Return whether this validation is part of a training and its images are held out."""
-        return not self.validates_on_test and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
         return self._evaluate(batch)
@@ -171,11 +164,7 @@ class EvaluatedModule(LightningModule):
         return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/...``.
-
-        Raises:
-            InputError: if the loss is NaN.
-        """
+        """Log ``test/...``; raise InputError if the loss is NaN."""
         if self.eval_loss.compute().isnan():
             raise InputError(
                 "test/loss is nan: the weights are damaged, or their training diverged. Test another checkpoint."

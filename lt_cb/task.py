@@ -18,25 +18,15 @@ LABEL_SEPARATOR = ";"  # between the labels of one image in a table of predictio
 
 
 class Task(ABC):
-    """Names, rules and metrics that depend on how many labels an image has.
+    """Names, rules and metrics that depend on how many labels an image has."""
 
-    Attributes:
-        multi_label: whether an image has any number of labels; the name of this option in configurations and results.
-        main_metric: metric that selects checkpoints and recipes, logged as ``val/NAME`` and ``test/NAME``.
-        measures: scores of each class, the main one first; ``result.json`` has them as ``per_class_NAME``.
-        means: name of the metric that averages a measure over the classes, by measure.
-        group_metric: metric with shot groups: ``NAME/many``, ``NAME/medium`` and ``NAME/few`` average the main measure.
-        unit: unit of a class count.
-        plain_loss: class path of the default loss of ``fit``, which has no class weights.
-    """
-
-    multi_label: bool
-    main_metric: str
-    measures: tuple[str, ...]
-    means: Mapping[str, str]
-    group_metric: str
-    unit: str
-    plain_loss: str
+    multi_label: bool  #: whether an image has any number of labels; name of this option in configurations and results
+    main_metric: str  #: metric that selects checkpoints and recipes, logged as ``val/NAME`` and ``test/NAME``
+    measures: tuple[str, ...]  #: scores of each class, the main one first; ``per_class_NAME`` in ``result.json``
+    means: Mapping[str, str]  #: name of the metric that averages a measure over the classes, by measure
+    group_metric: str  #: metric with shot groups: ``NAME/many``, ``NAME/medium`` and ``NAME/few``
+    unit: str  #: unit of a class count
+    plain_loss: str  #: class path of the default loss of ``fit``, which has no class weights
 
     @staticmethod
     def of(multi_label: bool) -> Task:
@@ -73,12 +63,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluator(self, num_classes: int, groups: dict[str, list[int]]) -> Evaluator:
-        """Return new metrics of a validation or test.
-
-        Args:
-            num_classes: C, the number of classes.
-            groups: class indices by shot group, from `lt_cb.metrics.shot_groups`.
-        """
+        """Return new metrics for C classes and the class indices of shot groups (`lt_cb.metrics.shot_groups`)."""
 
     @abstractmethod
     def predict(
@@ -101,14 +86,14 @@ class Task(ABC):
     def prediction_table(
         self, batches: Iterable[tuple[Tensor, Tensor]], class_names: Sequence[str], top: int, all_probabilities: bool
     ) -> tuple[list[str], Iterator[list[str]]]:
-        """Return the header and the rows of a table of predictions, a row an image, without the column of its file.
+        """Return header and rows of a table of predictions, one row for each image, without its file name.
 
         Args:
             batches: pairs of tensors from `predict`.
             class_names: C names.
-            top: number of classes that a row names, with one label an image.
-            all_probabilities: add a column of probabilities for each class. One label an image then needs batches
-                from `predict` with ``top=C``.
+            top: number of classes in a row, with one label an image.
+            all_probabilities: add a probability for each class. OneLabel then needs batches from `predict` with
+                ``top=C``.
         """
 
 
