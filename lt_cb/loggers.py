@@ -198,9 +198,8 @@ class WandB(WandbLogger):
         except wandb.errors.Error as error:  # the key is wrong, or the server does not answer
             reason = str(error).rstrip(".")
         self._wandb_init["mode"] = "offline"
-        wandb.termwarn(
-            f"{reason}, so the run stays on disk. Upload it by wandb login, then wandb sync with its folder."
-        )
+        upload = "To upload it: wandb login, then wandb sync with its folder."
+        wandb.termwarn(f"{reason}, so the run stays on disk. {upload}")
 
     def resume(self, run_id: str | None) -> None:
         """Continue the W&B run with this id; None starts a new run."""
