@@ -14,37 +14,26 @@ from lt_cb.task import SEVERAL_LABELS, Task
 
 
 class Metric(NamedTuple):
-    """A metric of all classes that a run is tested by.
+    """A metric of all classes that a run is tested by, a rate in [0, 1]."""
 
-    Attributes:
-        title: of a table.
-        meaning: first words of the sentence below the title.
-        column: of kept rows, in percent; the accuracy is kept as its error.
-    """
-
-    title: str
-    meaning: str
-    column: str
+    title: str  # of a table
+    meaning: str  # first words of the sentence below the title
 
 
-# by the name behind "test/" in result.json; all of them are rates in [0, 1]
-METRICS = {
-    "acc": Metric("Accuracy", "Top-1 accuracy", "error"),
-    "balanced_acc": Metric("Balanced accuracy", "Mean accuracy over classes", "balanced_acc"),
-    "mAP": Metric("Mean average precision", "Mean average precision over classes", "mAP"),
-    "auroc": Metric("Mean AUROC", "Mean area under the ROC curve over classes", "auroc"),
-    "f1_macro": Metric("Macro F1", "Mean F1 over classes, each at its own threshold", "f1_macro"),
-    "f1_micro": Metric("Micro F1", "F1 of all labels together, each at its own threshold", "f1_micro"),
+METRICS = {  # by the name behind "test/" in result.json, which is also the column of kept rows
+    "acc": Metric("Accuracy", "Top-1 accuracy"),
+    "balanced_acc": Metric("Balanced accuracy", "Mean accuracy over classes"),
+    "mAP": Metric("Mean average precision", "Mean average precision over classes"),
+    "auroc": Metric("Mean AUROC", "Mean area under the ROC curve over classes"),
+    "f1_macro": Metric("Macro F1", "Mean F1 over classes, each at its own threshold"),
+    "f1_micro": Metric("Micro F1", "F1 of all labels together, each at its own threshold"),
 }
 SHOTS = ("many", "medium", "few")
-PERCENT_COLUMNS = {  # column of kept rows -> metric, without the error
-    "balanced_acc": "test/balanced_acc",
+PERCENT_COLUMNS = {  # column of kept rows -> metric; the accuracy is kept as its error
+    **{name: f"test/{name}" for name in METRICS if name != "acc"},
     **{shot: f"test/acc/{shot}" for shot in SHOTS},
-    "val_acc": "val/acc",
-    "val_balanced_acc": "val/balanced_acc",
-    **{info.column: f"test/{name}" for name, info in METRICS.items() if name not in ("acc", "balanced_acc")},
     **{f"mAP_{shot}": f"test/mAP/{shot}" for shot in SHOTS},
-    "val_mAP": "val/mAP",
+    **{f"val_{name}": f"val/{name}" for name in ("acc", "balanced_acc", "mAP")},
 }
 FACTS = (  # columns of kept rows with the same name in result.json
     *("subset_sha256", "validated_on", "epochs", "precision", "device", "processor", "threads", "processes", "commit"),
@@ -123,21 +112,11 @@ class Record:
 
     @classmethod
     def from_json(cls, raw: Any, file: str | Path) -> Self:  # noqa: ANN401 - JSON
-        """Read the content of ``result.json``.
-
-        Args:
-            raw: parsed JSON.
-            file: name for error messages.
-
-        Raises:
-            InputError: if a value is missing or cannot be the result of a run.
-        """
+        """Read parsed JSON of a ``file``; raise InputError if a value is missing, or cannot be the result of a run."""
         try:
             return cls._checked(raw)
         except ValueError as error:
-            raise InputError(
-                f"'{file}' is damaged: {error}. Remove the file, or test the run again with lt-cb test."
-            ) from error
+            raise _damaged(file, str(error)) from error
 
     @classmethod
     def _checked(cls, raw: Any) -> Self:  # noqa: ANN401 - JSON
@@ -146,8 +125,8 @@ class Record:
             raise ValueError("it is not the result of a run")
         task = Task.of(f"per_class_{SEVERAL_LABELS.measures[0]}" in raw)
         kinds = get_type_hints(cls, include_extras=True) | {"seeds": dict[str, int | None]}
-        kinds |= {f"per_class_{measure}": PerClass[Rate | None] for measure in task.measures}
-        del kinds["per_class"]
+        scores = {f"per_class_{measure}": measure for measure in task.measures}
+        kinds |= dict.fromkeys(scores, PerClass[Rate | None])
         required = ("metrics", "class_counts", "seeds", f"per_class_{task.measures[0]}")
         for name, kind in kinds.items():
             value = raw.get(name)
@@ -161,26 +140,18 @@ class Record:
             _, _, metric = name.partition("/")
             if metric.partition("/")[0] in (*METRICS, "acc_top5") and not fits(value, Rate, 0):
                 raise ValueError(f"{name} must be {words_of(Rate)}")
-        values = {name: value for name, value in {**raw, **raw["seeds"]}.items() if name in kinds and value is not None}
-        per_class = {measure: values.pop(f"per_class_{measure}", None) for measure in task.measures}
-        del values["seeds"]
-        return cls(**values, per_class={measure: scores for measure, scores in per_class.items() if scores is not None})
+        per_class = {measure: raw[name] for name, measure in scores.items() if raw.get(name) is not None}
+        given = {**raw, **raw["seeds"], "per_class": per_class}
+        names = [entry.name for entry in fields(cls)]
+        return cls(**{name: given[name] for name in names if given.get(name) is not None})
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read ``result.json``.
-
-        Raises:
-            InputError: if the file is damaged.
-            OSError: if it cannot be read.
-        """
+        """Read ``result.json``; raise InputError if it is damaged, and OSError if it cannot be read."""
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested without an end
-            raise InputError(
-                f"'{file}' is damaged: it is not JSON ({error}). Remove the file, or test the run again with "
-                "lt-cb test."
-            ) from error
+            raise _damaged(file, f"it is not JSON ({error})") from error
         return cls.from_json(raw, file)
 
     def to_row(self) -> dict[str, str]:
@@ -211,11 +182,7 @@ class Record:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str], file: str | Path) -> Self:
-        """Read a row of kept results; columns that older rows lack may be missing.
-
-        Raises:
-            InputError: if a value is missing or cannot be the result of a run.
-        """
+        """Read a row of kept results; raise InputError if a value is missing, or cannot be the result of a run."""
         try:
             return cls._checked(_json_of_row(row))
         except (KeyError, ValueError, AttributeError) as error:
@@ -224,6 +191,10 @@ class Record:
                 f"'{file}' is not a table of kept runs (row {row.get('experiment')}, seed {row.get('seed')}: {reason})."
                 " Restore the file from the repository."
             ) from error
+
+
+def _damaged(file: str | Path, reason: str) -> InputError:
+    return InputError(f"'{file}' is damaged: {reason}. Remove the file, or test the run again with lt-cb test.")
 
 
 def percent(value: float | str | None) -> str | None:
