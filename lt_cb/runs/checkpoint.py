@@ -46,18 +46,17 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).{other}") from error
     if not isinstance(content, dict) or not _is_whole(content):
         raise InputError(f"'{path}' is not a checkpoint of a run: set --ckpt_path to a run's checkpoints/last.ckpt.")
-    states, folder = content.get("callbacks", {}), Path(path).absolute().parent
-    content["callbacks"] = {name: without_foreign_files(state, folder) for name, state in states.items()}
+    folder = Path(path).absolute().parent.resolve()
+    content["callbacks"] = {name: _own_files(state, folder) for name, state in content.get("callbacks", {}).items()}
     return content
 
 
-def without_foreign_files(state: Any, folder: Path) -> Any:  # noqa: ANN401 - state of a callback
+def _own_files(state: Any, folder: Path) -> Any:  # noqa: ANN401 - state of a callback
     """Return a callback's state without the names of files outside a folder: the callback may delete those files."""
     if isinstance(state, Mapping):
-        inside = {name: value for name, value in state.items() if not _is_foreign(name, folder)}
-        return {name: without_foreign_files(value, folder) for name, value in inside.items()}
+        return {name: _own_files(value, folder) for name, value in state.items() if not _is_foreign(name, folder)}
     if isinstance(state, list | tuple):
-        return type(state)(without_foreign_files(value, folder) for value in state)
+        return type(state)(_own_files(value, folder) for value in state)
     return "" if _is_foreign(state, folder) else state
 
 
@@ -65,7 +64,7 @@ def _is_foreign(text: Any, folder: Path) -> bool:  # noqa: ANN401 - any value
     if not isinstance(text, str) or not text or "\0" in text:
         return False
     names_file = "://" in text or text.startswith(("/", ".", "~", os.sep)) or os.path.exists(text)
-    return names_file and ("://" in text or folder.resolve() not in Path(text).resolve().parents)
+    return names_file and ("://" in text or folder not in Path(text).resolve().parents)
 
 
 def before(path: str | Path) -> Path:

@@ -92,12 +92,7 @@ def _short(value: Any) -> str:  # noqa: ANN401 - YAML
 
 
 def check_callbacks(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise InputError if training would resume without its callbacks, which a checkpoint does not bring.
-
-    Args:
-        before: configuration in the checkpoint.
-        now: configuration; ``trainer.callbacks: []`` asks for no callbacks.
-    """
+    """Raise InputError if training would resume without its callbacks, unless ``trainer.callbacks`` is set."""
     lost = [str(callback.get("class_path")) for callback in training_callbacks(before)]
     if lost and now["trainer"].get("callbacks") is None:
         raise InputError(
