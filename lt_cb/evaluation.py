@@ -21,37 +21,30 @@ MetricFactory = Callable[[int], Metric]
 
 
 class EvaluatedModule(LightningModule):
-    """Base class of `lt_cb.module.LongTailedClassifier`: validation, test and prediction.
+    """Base class of `lt_cb.module.LongTailedClassifier`: validation, test and prediction."""
 
-    Attributes:
-        loss: training loss.
-        num_classes: C, the number of classes.
-        groups: class indices by shot group.
-        task: one label or several labels an image.
-        prior: share of each class to predict for; None is the share that the loss assumes.
-        thresholds: C scores from which on a label is predicted, with several labels an image; None is 0.
-        validates_on_test: whether the validation images are the test images, so that they must not choose thresholds.
-            `lt_cb.data.LongTailedDataModule` sets it; set it yourself if you pass loaders to a Trainer.
-        top: number of classes that ``predict_step`` returns, with one label an image.
-        per_class: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`.
-        confusion: images by true, then predicted class, for at most 100 classes and one label an image.
-    """
-
-    loss: Loss
-    num_classes: int
-    groups: dict[str, list[int]]
-    task: Task
-    mean: Tensor
-    std: Tensor
+    loss: Loss  #: training loss
+    num_classes: int  #: C, the number of classes
+    groups: dict[str, list[int]]  #: class indices by shot group
+    task: Task  #: one label or several labels an image
+    mean: Tensor  #: mean pixel of each channel, from 0 to 255
+    std: Tensor  #: standard deviation of the pixels of each channel
     prior_shift: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
+        #: share of each class to predict for; None is the share that the loss assumes
         self.prior: list[float] | None = None
+        #: C scores from which on a label is predicted, with several labels an image; None is 0
         self.thresholds: list[float] | None = None
+        #: whether the validation images are the test images, so that they must not choose thresholds;
+        #: `lt_cb.data.LongTailedDataModule` sets it, set it yourself if you pass loaders to a Trainer
         self.validates_on_test = False
+        #: number of classes that ``predict_step`` returns, with one label an image
         self.top: int | None = None
+        #: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`
         self.per_class: dict[str, Any] = {}
+        #: images by true, then predicted class, for at most 100 classes and one label an image
         self.confusion: list[list[int]] | None = None
         self.register_buffer("prior_shift", None, persistent=False)
         self._checked_images = False

@@ -247,15 +247,10 @@ class TensorBoard(TensorBoardLogger):
     beside: Logger | None = None  # logger of the run folder; set by the command line
 
     def __init__(self) -> None:
-        super().__init__(save_dir="runs", default_hp_metric=False)
+        super().__init__(save_dir="runs", version="", default_hp_metric=False)
 
     @property
     def root_dir(self) -> str:
-        """Folder of the run."""
-        return self.log_dir
-
-    @property
-    def log_dir(self) -> str:
         """Folder of the run."""
         return _folder(self.beside) or str(self.save_dir)
 

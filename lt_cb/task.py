@@ -61,9 +61,13 @@ class Task(ABC):
     def one_hot(self, targets: Tensor, num_classes: int) -> Tensor:
         """Return targets as float32 of shape (B, C), for mixing images; unknown labels become NaN."""
 
-    @abstractmethod
     def evaluator(self, num_classes: int, groups: dict[str, list[int]]) -> Evaluator:
         """Return new metrics for C classes and the class indices of shot groups (`lt_cb.metrics.shot_groups`)."""
+        from lt_cb.metrics import OneLabelEvaluator, SeveralLabelsEvaluator
+
+        if self.multi_label:
+            return SeveralLabelsEvaluator(num_classes, groups, self.means)
+        return OneLabelEvaluator(num_classes, groups)
 
     @abstractmethod
     def predict(
@@ -114,12 +118,6 @@ class OneLabel(Task):
 
         return F.one_hot(targets, num_classes).float()
 
-    def evaluator(self, num_classes: int, groups: dict[str, list[int]]) -> Evaluator:
-        """Return new accuracies: overall, by class and by shot group."""
-        from lt_cb.metrics import OneLabelEvaluator
-
-        return OneLabelEvaluator(num_classes, groups)
-
     def predict(
         self, scores: Tensor, probabilities: Tensor, thresholds: Sequence[float] | None = None, top: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -161,12 +159,6 @@ class SeveralLabels(Task):
     def one_hot(self, targets: Tensor, num_classes: int) -> Tensor:
         """Return targets as float32, shape (B, C). Unknown labels (-1) become NaN, so that mixtures stay unknown."""
         return targets.float().masked_fill(targets < 0, float("nan"))
-
-    def evaluator(self, num_classes: int, groups: dict[str, list[int]]) -> Evaluator:
-        """Return new average precisions, AUROCs and F1 scores: by class, their means, and means by shot group."""
-        from lt_cb.metrics import SeveralLabelsEvaluator
-
-        return SeveralLabelsEvaluator(num_classes, groups, self.means)
 
     def predict(
         self, scores: Tensor, probabilities: Tensor, thresholds: Sequence[float] | None = None, top: int | None = None

@@ -97,13 +97,13 @@ class RunDir:
         try:
             whole, end, _ = self.metrics.read_bytes().decode().rpartition("\n")  # a kill may have cut off the last row
             rows = list(csv.DictReader(io.StringIO(whole + end, newline="")))
-            for row in rows:
-                if None in row or not all(_is_number(value) for value in row.values() if value):
-                    raise csv.Error("a row has other columns than the header, or a text")
+            if any(None in row for row in rows):
+                raise csv.Error("a row has more columns than the header")
+            _ = [float(value) for row in rows for value in row.values() if value]  # raises ValueError for a text
             return rows
         except FileNotFoundError:
             return []
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise InputError(f"'{self.metrics}' is damaged ({error}). Remove the file.") from error
 
     def read_grid(self) -> dict[str, Any]:
@@ -115,14 +115,6 @@ class RunDir:
         if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
             raise InputError(f"'{self.grid}' does not describe a run of a grid. Remove the file.")
         return raw
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
