@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,21 +133,17 @@ class WholeFiles(TorchCheckpointIO):
 def _keep(file: Path) -> None:
     """Hard-link a checkpoint to its `before` name, so that a complete file always exists."""
     link = file.with_name(f".{file.name}.before.tmp")
-    link.unlink(missing_ok=True)
-    try:
+    with suppress(OSError):  # a file system without links
+        link.unlink(missing_ok=True)
         os.link(file, link)
-    except OSError:  # a file system without links
-        return
-    link.replace(before(file))
+        link.replace(before(file))
 
 
 def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the run's configuration, or only that of the model for a checkpoint made in Python; None without both."""
     hparams = content.get("hyper_parameters", {})
     if CONFIG in content:
-        if not isinstance(content[CONFIG], str):
-            raise InputError("the configuration in the checkpoint is not YAML: the checkpoint is damaged.")
-        run: dict[str, Any] = parse_yaml(content[CONFIG], "the configuration in the checkpoint")
+        run: dict[str, Any] = parse_yaml(str(content[CONFIG]), "the configuration in the checkpoint")
         if not _is_config(run):
             raise InputError("the configuration in the checkpoint is not that of a run: the checkpoint is damaged.")
     elif isinstance(hparams.get("loss"), dict):

@@ -35,17 +35,13 @@ def check_classes(content: Mapping[str, Any], class_names: Sequence[str], multi_
 
 def check_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> None:
     """Raise InputError if names or shapes of the weights differ from a checkpoint's backbone."""
-    theirs, ours = _shapes(state), _shapes(backbone.state_dict())
+    theirs, ours = ({name: list(v.shape) for name, v in each.items()} for each in (state, backbone.state_dict()))
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             raise InputError(
                 f"the checkpoint is of another network: '{name}' is {theirs.get(name, 'missing')} there and "
                 f"{ours.get(name, 'missing')} here. Use the backbone, loss and second stage it was trained with."
             )
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in state.items()}
 
 
 def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:

@@ -66,7 +66,7 @@ class RunDir:
 
     @property
     def state(self) -> str | None:
-        """Why there is no result; None for ``validate`` and ``test`` runs, which need not write one."""
+        """Why there is no result; None for ``validate`` and ``test``, which need not write one."""
         if self.result.exists():
             return f"its {self.result.name} is damaged, or of another run"
         if self.error.exists():

@@ -156,8 +156,7 @@ class Record:
 
     def to_row(self) -> dict[str, str]:
         """Return the columns of a row of kept results that the record fills."""
-        accuracy = self.metrics.get("test/acc")
-        correct = self.correct
+        accuracy, correct = self.metrics.get("test/acc"), self.correct
         if correct is None and not self.task.multi_label and self.test_counts:
             correct = [round((rate or 0.0) * n) for rate, n in zip(self.scores, self.test_counts, strict=True)]
         precisions = self.scores if self.task.multi_label else []
