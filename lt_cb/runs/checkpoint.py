@@ -140,7 +140,7 @@ def _keep(file: Path) -> None:
 
 
 def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the run's configuration, or only that of the model for a checkpoint made in Python; None without both."""
+    """Return the configuration in a checkpoint: of the run, or of the model alone for a checkpoint made in Python."""
     hparams = content.get("hyper_parameters", {})
     if CONFIG in content:
         run: dict[str, Any] = parse_yaml(str(content[CONFIG]), "the configuration in the checkpoint")

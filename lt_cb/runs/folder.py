@@ -61,7 +61,7 @@ class RunDir:
 
     @property
     def is_training(self) -> bool:
-        """Whether the run is of ``fit``."""
+        """Whether ``fit`` made the run."""
         return "verbose" not in self.read_config()  # an option of ``validate`` and ``test``
 
     @property

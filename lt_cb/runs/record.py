@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, get_type_hints
 from urllib.parse import unquote
 
 from lt_cb.errors import InputError
-from lt_cb.runs.schema import Callback, ClassIndex, Counts, PerClass, Rate, Seconds, allowed_instead
+from lt_cb.runs.schema import Callback, ClassIndex, Counts, PerClass, Rate, Seconds, mismatch
 from lt_cb.task import SEVERAL_LABELS, Task
 
 
@@ -129,7 +129,7 @@ class Record:
         kinds |= dict.fromkeys(scores, PerClass[Rate | None])
         required = ("metrics", "class_counts", "seeds", f"per_class_{task.measures[0]}")
         for name, kind in kinds.items():
-            words = allowed_instead(raw.get(name), kind, len(raw["class_counts"]))
+            words = mismatch(raw.get(name), kind, len(raw["class_counts"]))
             if words and (raw.get(name) is not None or name in required):
                 raise ValueError(f"{name} must be {words}")
         if not raw["seeds"].keys() >= SEEDS:
@@ -138,7 +138,7 @@ class Record:
             raise ValueError(f"{main} is missing in metrics")
         for name, value in raw["metrics"].items():
             _, _, metric = name.partition("/")
-            if metric.partition("/")[0] in (*METRICS, "acc_top5") and (words := allowed_instead(value, Rate, 0)):
+            if metric.partition("/")[0] in (*METRICS, "acc_top5") and (words := mismatch(value, Rate, 0)):
                 raise ValueError(f"{name} must be {words}")
         per_class = {measure: raw[name] for name, measure in scores.items() if raw.get(name) is not None}
         given = {**raw, **raw["seeds"], "per_class": per_class}

@@ -27,8 +27,8 @@ SCALARS = {
 }
 
 
-def allowed_instead(value: Any, kind: Any, size: int) -> str | None:  # noqa: ANN401 - JSON and a type
-    """Return in words what is allowed instead of a JSON value, None if the value fits.
+def mismatch(value: Any, kind: Any, size: int) -> str | None:  # noqa: ANN401 - JSON and a type
+    """Return the allowed values, in words, if a JSON value does not fit its type; None if it fits.
 
     Args:
         value: parsed JSON.
@@ -38,16 +38,16 @@ def allowed_instead(value: Any, kind: Any, size: int) -> str | None:  # noqa: AN
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         broken = (rule.words for rule in args[1:] if not rule.holds(value, size))
-        return allowed_instead(value, args[0], size) or next(broken, None)
+        return mismatch(value, args[0], size) or next(broken, None)
     if origin is list or origin is dict:
         name = "a list" if origin is list else "a mapping"
         if not isinstance(value, origin):
             return name
         entries = value if isinstance(value, list) else value.values()
-        wrong = (words for entry in entries if (words := allowed_instead(entry, args[-1], size)))
+        wrong = (words for entry in entries if (words := mismatch(entry, args[-1], size)))
         return next((f"{name}, each entry {words}" for words in wrong), None)
     if args:  # a union
-        choices = [allowed_instead(value, each, size) for each in args]
+        choices = [mismatch(value, each, size) for each in args]
         return " or ".join(filter(None, choices)) if all(choices) else None
     rule = SCALARS[kind]
     return None if rule.holds(value, size) else rule.words
