@@ -166,14 +166,12 @@ class LongTailedClassifier(EvaluatedModule):
                 (B, D), for the classifier alone.
         """
         classifier = last_linear(self.backbone, self.num_classes) if images.ndim == 2 else None
-        logits: Tensor = self.backbone(self._input(images)) if classifier is None else classifier(images)
+        logits: Tensor = self.backbone(self._normalized(images)) if classifier is None else classifier(images)
         return logits
 
-    def _input(self, images: Tensor) -> Tensor:
-        return self._normalized(images).contiguous(memory_format=torch.channels_last)
-
     def _normalized(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std if images.dtype == torch.uint8 else images
+        images = (images - self.mean) / self.std if images.dtype == torch.uint8 else images
+        return images.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; a frozen backbone stays in evaluation mode."""
@@ -225,7 +223,7 @@ class LongTailedClassifier(EvaluatedModule):
         if self.mix is not None:
             images, targets = self._mixed(self.mix, images, targets, batch_idx)
         replays = self.graph is not None and images.ndim > 2 and self.trainer.accumulate_grad_batches == 1
-        logits = self.graph(self._input(images)) if self.graph and replays else self(images)
+        logits = self.graph(self._normalized(images)) if self.graph and replays else self(images)
         loss: Tensor = self.loss(logits, targets)
         self.train_loss.update(loss.detach(), len(images))
         if self._trainer is None:

@@ -182,9 +182,7 @@ def class_facts(content: Mapping[str, Any]) -> dict[str, Any]:
         facts |= {"multi_label": bool(hparams.get("multi_label")), "num_images": options.get("num_images")}
         return {"class_counts": options["class_counts"], **facts}
     except (KeyError, TypeError) as error:
-        raise InputError(
-            "the checkpoint does not name the classes and images of its training: choose one written by lt-cb fit."
-        ) from error
+        raise InputError("the checkpoint does not name its classes and images: use one made by lt-cb fit.") from error
 
 
 def thresholds(content: Mapping[str, Any], num_classes: int) -> list[float] | None:

@@ -66,25 +66,20 @@ def check_loss(before: Any, now: Any, key: str = "model.loss") -> None:  # noqa:
             inner = key if name in ("class_path", "init_args") else f"{key}.{name}"
             check_loss(before[name], now[name], inner)
     elif before != now:
-        raise InputError(
-            f"the checkpoint was trained with --{key} {_short(before)}, but it is {_short(now)} now: resume with the "
-            "same loss, or set --change_loss true."
-        )
+        raise InputError(f"{_change(key, before, now)}: resume with the same loss, or set --change_loss true.")
 
 
 def check_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise InputError if training would resume with another class of optimiser or schedule: its state differs."""
     for key in ("optimizer", "lr_scheduler"):
         theirs, ours = before.get(key), now.get(key)
-        if isinstance(theirs, dict) and isinstance(ours, dict) and _short(theirs) != _short(ours):
-            raise InputError(
-                f"the checkpoint was trained with --model.{key} {_short(theirs)}, but it is {_short(ours)} now: "
-                "use the same, or train anew."
-            )
+        if isinstance(theirs, dict) and isinstance(ours, dict) and theirs.get("class_path") != ours.get("class_path"):
+            raise InputError(f"{_change(f'model.{key}', theirs, ours)}: use the same, or train anew.")
 
 
-def _short(value: Any) -> str:  # noqa: ANN401 - YAML
-    return str(value.get("class_path")) if isinstance(value, dict) else "null" if value is None else str(value)
+def _change(key: str, *values: Any) -> str:  # noqa: ANN401 - YAML
+    before, now = ("null" if v is None else v.get("class_path") if isinstance(v, dict) else v for v in values)
+    return f"the checkpoint was trained with --{key} {before}, but it is {now} now"
 
 
 def check_callbacks(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -109,11 +109,11 @@ class RunDir:
     def read_grid(self) -> dict[str, Any]:
         """Return name, aliases, digest and arguments of a grid's run; raise InputError without, or if damaged."""
         try:
-            raw = json.loads(self.grid.read_text(encoding="utf-8"))
+            raw: dict[str, Any] = json.loads(self.grid.read_text(encoding="utf-8"))
+            if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
+                raise ValueError("it does not describe a run of a grid")
         except (OSError, ValueError) as error:
             raise InputError(f"'{self.grid}' is damaged ({error}). Remove the file.") from error
-        if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
-            raise InputError(f"'{self.grid}' does not describe a run of a grid. Remove the file.")
         return raw
 
 
@@ -148,16 +148,15 @@ def read_yaml(file: Path, name: str | None = None) -> Any:  # noqa: ANN401 - YAM
     """Return the content of a YAML file; ``name`` replaces its path in error messages."""
     name = name or str(file)
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"), f"'{name}'")
+        return parse_yaml(file.read_bytes(), f"'{name}'")
     except OSError as error:
         raise InputError(f"cannot read '{name}' ({error.strerror}): give the path of a YAML file.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{name}' is not YAML: {error}.") from error
 
 
-def parse_yaml(text: str, name: str) -> Any:  # noqa: ANN401 - YAML
-    """Return the content of a YAML text; ``name`` stands for it in error messages."""
+def parse_yaml(content: str | bytes, name: str) -> Any:  # noqa: ANN401 - YAML
+    """Return the value of YAML, as text or UTF-8; ``name`` stands for it in error messages."""
     try:
+        text = content.decode() if isinstance(content, bytes) else content
         value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}.") from error
