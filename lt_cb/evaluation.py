@@ -21,37 +21,30 @@ MetricFactory = Callable[[int], Metric]
 
 
 class EvaluatedModule(LightningModule):
-    """Base class of `lt_cb.module.LongTailedClassifier`: validation, test and prediction.
+    """Base class of `lt_cb.module.LongTailedClassifier`: validation, test and prediction."""
 
-    Attributes:
-        loss: training loss.
-        num_classes: C, the number of classes.
-        groups: class indices by shot group.
-        task: one label or several labels an image.
-        prior: share of each class to predict for; None is the share that the loss assumes.
-        thresholds: C scores from which on a label is predicted, with several labels an image; None is 0.
-        validates_on_test: whether the validation images are the test images, so that they must not choose thresholds.
-            `lt_cb.data.LongTailedDataModule` sets it; set it yourself if you pass loaders to a Trainer.
-        top: number of classes that ``predict_step`` returns, with one label an image.
-        per_class: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`.
-        confusion: images by true, then predicted class, for at most 100 classes and one label an image.
-    """
-
-    loss: Loss
-    num_classes: int
-    groups: dict[str, list[int]]
-    task: Task
-    mean: Tensor
-    std: Tensor
+    loss: Loss  #: training loss
+    num_classes: int  #: C, the number of classes
+    groups: dict[str, list[int]]  #: class indices by shot group
+    task: Task  #: one label or several labels an image
+    mean: Tensor  #: mean pixel of each channel, from 0 to 255
+    std: Tensor  #: standard deviation of the pixels of each channel
     prior_shift: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
+        #: share of each class to predict for; None is the share that the loss assumes
         self.prior: list[float] | None = None
+        #: C scores from which on a label is predicted, with several labels an image; None is 0
         self.thresholds: list[float] | None = None
+        #: whether the validation images are the test images, so that they must not choose thresholds;
+        #: `lt_cb.data.LongTailedDataModule` sets it, set it yourself if you pass loaders to a Trainer
         self.validates_on_test = False
+        #: number of classes that ``predict_step`` returns, with one label an image
         self.top: int | None = None
+        #: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`
         self.per_class: dict[str, Any] = {}
+        #: images by true, then predicted class, for at most 100 classes and one label an image
         self.confusion: list[list[int]] | None = None
         self.register_buffer("prior_shift", None, persistent=False)
         self._checked_images = False
@@ -66,11 +59,7 @@ class EvaluatedModule(LightningModule):
         self._checked_images = False
 
     def check_images(self, images: Tensor) -> None:
-        """Check the first floating images of a stage; warn if they are not normalised like uint8 images.
-
-        Raises:
-            InputError: if they are not finite.
-        """
+        """Check the first floating images of a stage; warn if they are not normalised, raise if they are not finite."""
         if self._checked_images or images.ndim == 2 or not images.is_floating_point():
             return
         self._checked_images = True
@@ -139,7 +128,8 @@ class EvaluatedModule(LightningModule):
         return {"logits": logits, "targets": targets}
 
     def _log_results(self, stage: str) -> None:
-        chooses = stage == "val" and self._chooses_thresholds()
+        trains = stage == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        chooses = trains and not self.validates_on_test
         self.evaluator.thresholds = None if chooses else self.thresholds or [0.0] * self.num_classes
         results = self.evaluator.compute()
         self.per_class, self.confusion = results.per_class, results.confusion
@@ -154,10 +144,6 @@ class EvaluatedModule(LightningModule):
         for metric in (self.evaluator, self.eval_loss, self.eval_metrics):
             metric.reset()
 
-    def _chooses_thresholds(self) -> bool:
-        """Return whether this validation is part of a training and its images are held out."""
-        return not self.validates_on_test and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
         return self._evaluate(batch)
@@ -171,11 +157,7 @@ class EvaluatedModule(LightningModule):
         return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/...``.
-
-        Raises:
-            InputError: if the loss is NaN.
-        """
+        """Log ``test/...``; raise InputError if the loss is NaN."""
         if self.eval_loss.compute().isnan():
             raise InputError(
                 "test/loss is nan: the weights are damaged, or their training diverged. Test another checkpoint."

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,11 @@ from lt_cb.module import LongTailedClassifier
 
 MACHINE_OPTIONS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")
 CPU_BATCH_SIZE = 32  # twice as fast as 128, since activations fit into the cache of the CPU
-FLUSH_SECONDS = 10.0
 Features = npt.NDArray[np.float32]
 
 
 def classifier_of(model: LongTailedClassifier) -> nn.Linear:
-    """Return the last layer of a network; its inputs are the features.
-
-    Raises:
-        InputError: if the network has no linear last layer, or the layer has no bias for a linear head.
-    """
+    """Return the last layer of a network, whose inputs are the features; raise InputError if no head can replace it."""
     linear = last_linear(model.backbone, model.num_classes)
     if linear is None:
         raise InputError(
@@ -59,11 +53,10 @@ def frozen_features(
     """Return features and targets of the images of a split.
 
     Features are the inputs of the network's last layer, in evaluation mode, for images that are scaled, cropped and
-    normalised as in a test. They are kept in the cache folder, in one file for each split of a source, so that no
-    image is computed twice, not even for another subset. An interrupted computation resumes. The file name is a digest
-    of the network (weights without the classifier), the preprocessing and the images.
+    normalised as in a test. The cache folder keeps them, so that no image is computed twice, not even for another
+    subset. An interrupted computation resumes.
 
-    Features are float32: float16 would take half of the disk space, but change some predictions.
+    Features are float32: float16 would need half of the disk space, but change some predictions.
 
     Args:
         model: its backbone, pixel mean and pixel standard deviation are used.
@@ -85,15 +78,14 @@ def frozen_features(
             trainer.predict(extractor, return_predictions=False)
         finally:
             handle.remove()
-            extractor.flush()
-    return np.asarray(np.load(extractor.file, mmap_mode="r")[data.rows[split]]), data.targets(split)
+    return np.load(extractor.file, mmap_mode="r")[data.rows[split]], data.targets(split)
 
 
 class FeatureExtractor(LightningModule):
-    """Predicts the features of a split, and writes each batch of them to a file.
+    """Predicts the features of a split, and writes each batch of them to ``<digest>.npy``.
 
-    ``<digest>.npy`` has the features of all images of the split of the source, float32 of shape (M, D).
-    ``<digest>.done.npy``, bool of shape (M,), marks the computed ones.
+    The file has the features of all images of the split of the source, float32 of shape (M, D). Rows that are not
+    computed yet are NaN. The digest covers the network (without its classifier), the preprocessing and the images.
     """
 
     def __init__(
@@ -105,10 +97,9 @@ class FeatureExtractor(LightningModule):
         data.targets(split)  # loads the split
         origin = data.origin(split)
         self.shape = len(data.source.labels(origin)), self.classifier.in_features
-        base = cache_file(f"features 1 {precision} ", network_digest(model), images_digest(data, origin))
-        self.file, self.done_file = base.with_suffix(".npy"), base.with_suffix(".done.npy")
+        digests = network_digest(model), images_digest(data, origin)
+        self.file = cache_file(f"features 2 {precision} ", *digests).with_suffix(".npy")
         self._seen: tuple[Tensor, Tensor] | None = None  # features and logits of a batch
-        self._flushed, self._unflushed = time.monotonic(), list[npt.NDArray[np.int64]]()
 
     def keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Keep inputs and outputs of the classifier, as a forward hook."""
@@ -116,26 +107,34 @@ class FeatureExtractor(LightningModule):
 
     def missing(self) -> Tensor:
         """Return the positions in the split, int64 of shape (M,), of images without features."""
-        rows, done = self.data.rows[self.split], _read(self.done_file, self.shape[:1])
-        if done is None or _read(self.file, self.shape) is None:
+        rows, kept = self.data.rows[self.split], self._read()
+        if kept is None:
             return torch.arange(len(rows))
-        return torch.from_numpy(np.flatnonzero(~done[rows]))
+        return torch.from_numpy(np.isnan(kept[rows].sum(1)).nonzero()[0])
+
+    def _read(self) -> Features | None:
+        """Return the kept features, None if the file is missing or damaged."""
+        try:
+            kept: Features = np.load(self.file, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        return kept if kept.shape == self.shape else None
 
     def prepare_data(self) -> None:
-        """Create the files in full length, so that a full disk is noticed before anything is computed.
-
-        Raises:
-            InputError: if there is no disk space for the features.
-        """
+        """Create the file in full length, so that a full disk is noticed before anything is computed."""
+        part = self.file.with_suffix(".part")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.file.with_suffix(".lock")):
-                if _read(self.file, self.shape) is None or _read(self.done_file, self.shape[:1]) is None:
-                    self.done_file.unlink(missing_ok=True)
-                    _allocate(self.file, np.float32, self.shape)
-                    _allocate(self.done_file, np.bool_, self.shape[:1])
+                if self._read() is None:
+                    empty = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=self.shape)
+                    with part.open("r+b") as stream:
+                        reserve(stream, part.stat().st_size)
+                    empty[:] = np.nan
+                    empty.flush()
+                    part.replace(self.file)
         except OSError as error:
-            self.file.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise InputError(
                 f"the features, {self.shape[0] * self.shape[1] * 4 / 2**30:.2f} GiB, cannot be kept in "
                 f"'{self.file.parent}' ({error.strerror}): free disk space there, or set LT_CB_CACHE to another folder."
@@ -145,17 +144,12 @@ class FeatureExtractor(LightningModule):
         """Return batches of the images without features, and their positions in the split."""
         self.data.trainer = self.trainer
         self._features = np.load(self.file, mmap_mode="r+")
-        self._done = np.load(self.done_file, mmap_mode="r+")
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         batch_size = min(CPU_BATCH_SIZE, self.data.batch_size) if on_cpu else None
         return self.data.ordered_dataloader(self.split, self.missing(), batch_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute and keep the features of a batch; return the positions of its images.
-
-        Raises:
-            InputError: if the logits are not the output of the last linear layer, or the features are not finite.
-        """
+        """Keep the features of a batch and return the positions of its images; raise InputError if none fit a head."""
         images, positions = batch
         logits = self.model(images)
         if self._seen is None or self._seen[0].ndim != 2 or not torch.equal(self._seen[1], logits):
@@ -166,41 +160,13 @@ class FeatureExtractor(LightningModule):
         features = self._seen[0].float()
         if not features.isfinite().all():
             raise InputError("the backbone's features are not finite: check its weights and --trainer.precision.")
-        rows = self.data.rows[self.split][positions.cpu().numpy()]
-        self._features[rows] = features.cpu().numpy()
-        self._unflushed.append(rows)
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+        self._features[self.data.rows[self.split][positions.cpu().numpy()]] = features.cpu().numpy()
         return positions  # Lightning warns if a step returns None
 
-    def flush(self) -> None:
-        """Write the features to disk, and only then mark them as computed."""
-        if not self._unflushed:
-            return
-        self._features.flush()
-        for rows in self._unflushed:
-            self._done[rows] = True
-        self._done.flush()
-        self._flushed, self._unflushed = time.monotonic(), []
-
     def on_predict_end(self) -> None:
-        """Write the last features, and wait for the other processes."""
-        self.flush()
+        """Write the features to disk, and wait for the other processes."""
+        self._features.flush()
         self.trainer.strategy.barrier()
-
-
-def _read(file: Path, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
-    try:
-        array: npt.NDArray[Any] = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None  # missing or damaged
-    return array if array.shape == shape else None
-
-
-def _allocate(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-    with file.open("r+b") as stream:
-        reserve(stream, file.stat().st_size)
 
 
 def network_digest(model: LongTailedClassifier) -> str:
@@ -222,9 +188,7 @@ def network_digest(model: LongTailedClassifier) -> str:
 def images_digest(data: LongTailedDataModule, split: Split) -> str:
     """Return a digest of all images in a split of the source, and of their scaling and cropping."""
     source: Source = getattr(data.source, "image_folder", None) or data.source
-    view = data.view
-    interpolation = "" if view.interpolation == "bilinear" else f" {view.interpolation}"
-    digest = hashlib.sha256(f"{split} {view.size} {view.channels} {view.crop}{interpolation}".encode())
+    digest = hashlib.sha256(f"{split} {data.view.cache_key(data.view.crop)}".encode())
     if isinstance(source, FileSource):
         for path in source.files(split)[0].tolist():
             digest.update(os.fsencode(stamp(Path(os.fsdecode(path)))))

@@ -1,4 +1,4 @@
-"""The folder of a run with its CSV files, and the loggers beside it: Weights & Biases and TensorBoard."""
+"""Loggers: CSV files in the folder of a run, Weights & Biases and TensorBoard."""
 
 import csv
 import os
@@ -22,87 +22,67 @@ MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
 
 class RunFolder(CSVLogger):
-    """The folder of a run with its CSV files: ``root/name/version_N``, or one that is given.
+    """Logs to CSV files in the folder of a run: ``save_dir/name/version``.
 
     Args:
         save_dir: root of the runs.
-        name: of the runs of one kind.
-        version: name of the folder; None takes the next ``version_N`` that no other process takes at the same time.
+        name: folder of similar runs.
+        version: folder of the run; None takes the next free ``version_N``, also if several processes start at once.
     """
 
     def __init__(self, save_dir: str, name: str = "run", version: str | None = None) -> None:
         super().__init__(save_dir, name, version)
-        self._chooses = version is None
-        self._goes_on: dict[str, Any] | None = None
+        self._is_numbered = version is None
+        self._resumed: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, folder: str | None, root: str | None, name: str) -> "RunFolder":
-        """Return the logger of a folder, or of the next one below root and name."""
+        """Return the logger of a folder, or of the next free folder in ``root/name``."""
         if folder is None:
             return cls(root or "runs", name)
         path = Path(folder)
         return cls(str(path.parent.parent), path.parent.name, path.name)
 
-    def claim(self, goes_on: dict[str, Any] | None = None) -> None:
-        """Take a folder that is given.
+    def claim(self, resumed: dict[str, Any] | None = None) -> None:
+        """Use this folder for a run; raise InputError if it holds another run.
 
         Args:
-            goes_on: checkpoint that its run is trained further from; the metrics up to it stay.
-
-        Raises:
-            InputError: if it has another run.
+            resumed: checkpoint of the run in this folder that training resumes from; the metrics up to it are kept.
         """
         run = RunDir(self.log_dir)
-        if goes_on is None and (run.is_done or run.checkpoint.is_file()):
+        if resumed is None and (run.is_done or run.checkpoint.is_file()):
             raise InputError(
-                f"'{run.path}' has a run already: set --folder to another, or go on with --ckpt_path {run.checkpoint}."
+                f"'{run.path}' has a run already: set --folder to another, or resume it with --ckpt_path "
+                f"{run.checkpoint}."
             )
-        self._goes_on = goes_on
+        self._resumed = resumed
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> Any:  # noqa: ANN401 - as CSVLogger has it
-        """The writer of the files; the first look takes the folder."""
-        while self._experiment is None and self._chooses:
+    def experiment(self) -> Any:  # noqa: ANN401 - as in CSVLogger
+        """Writer of the files; the first access creates the folder."""
+        while self._experiment is None and self._is_numbered:
             try:
                 self._fs.makedirs(self.log_dir, exist_ok=False)
                 break
             except FileExistsError:
                 self._version = int(self.version) + 1
         if self._experiment is None:
-            self._experiment = _Metrics(self.log_dir, self._goes_on)
+            self._experiment = _Metrics(self.log_dir, self._resumed)
         return self._experiment
 
 
 class _Metrics(ExperimentWriter):
-    """The writer of ``metrics.csv``, which keeps the rows of the epochs before a resume, and never leaves a part of it.
+    """Writes complete rows to ``metrics.csv``, after the rows of the epochs up to a resumed checkpoint."""
 
-    Args:
-        log_dir: folder of the run.
-        goes_on: checkpoint that it goes on from; None begins anew.
-    """
-
-    def __init__(self, log_dir: str, goes_on: dict[str, Any] | None) -> None:
-        self._goes_on = goes_on
+    def __init__(self, log_dir: str, resumed: dict[str, Any] | None) -> None:
+        self._resumed = resumed
         self._header = list[str]()
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
-        run, kept = RunDir(self.log_dir), list[dict[str, Any]]()
-        if self._goes_on is not None:
-            try:
-                rows = run.read_metrics()
-            except InputError:
-                aside = run.metrics.with_suffix(".damaged.csv")
-                run.metrics.replace(aside)
-                rank_zero_warn(f"'{run.metrics}' is damaged: it is '{aside}' now, and its rows are left out.")
-                rows = []
-            first = self._goes_on.get("epoch", -1) + 1
-            kept += [row for row in rows if _epoch(row) < first]
-            last = self._goes_on.get(METRICS) or {}
-            written = {name for row in kept if _epoch(row) == first - 1 for name, value in row.items() if value}
-            if len(last) > 2 and not set(last) <= written:  # killed between the checkpoint and the row
-                kept.append(last)
+        run = RunDir(self.log_dir)
+        kept = [] if self._resumed is None else _rows_until(run, self._resumed)
         self.metrics_keys = list(dict.fromkeys(key for row in kept for key in row))
         if kept:
             self._replace(kept)
@@ -110,10 +90,10 @@ class _Metrics(ExperimentWriter):
             run.metrics.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Append what has been logged since, or write all anew under another header.
+        """Append new rows, or write all rows again if there are new columns.
 
         Raises:
-            OSError: with the file's name, if it cannot be written; the rows before are kept.
+            OSError: with the name of the file, if it cannot be written; the earlier rows are kept.
         """
         run = RunDir(self.log_dir)
         self._record_new_keys()
@@ -140,28 +120,42 @@ class _Metrics(ExperimentWriter):
         self._header = list(self.metrics_keys)
 
 
-def _epoch(row: dict[str, str]) -> float:
-    return float(row["epoch"]) if row.get("epoch") else -1.0
+def _rows_until(run: RunDir, checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of metrics up to a checkpoint; move a damaged file aside."""
+    try:
+        rows: list[dict[str, Any]] = run.read_metrics()
+    except InputError:
+        aside = run.metrics.with_suffix(".damaged.csv")
+        run.metrics.replace(aside)
+        rank_zero_warn(f"'{run.metrics}' is damaged: it was renamed to '{aside}', and its rows are left out.")
+        rows = []
+    end, last = checkpoint.get("epoch", -1), checkpoint.get(METRICS) or {}
+    epochs = [float(row.get("epoch") or -1) for row in rows]
+    kept = [row for row, epoch in zip(rows, epochs, strict=True) if epoch <= end]
+    written = {name for row, epoch in zip(rows, epochs, strict=True) if epoch == end for name in row if row[name]}
+    if len(last) > 2 and not set(last) <= written:  # the process was killed between the checkpoint and the row
+        kept.append(last)
+    return kept
 
 
 class WandB(WandbLogger):
-    """Weights & Biases, which is never in the way: no prompt for a key, and without one, or a server, it is offline.
+    """Logs to Weights & Biases. It never asks for a key; without a key or a server, the run is offline.
 
-    The W&B run has the name of the run folder, and its ``config.yaml`` and ``result.json``. ``fit --ckpt_path`` goes on
-    in the run that the checkpoint is of.
+    The run at W&B is named after the run folder, and has its ``config.yaml`` and ``result.json``. ``fit --ckpt_path``
+    resumes the W&B run of the checkpoint.
 
     Args:
-        project: the default is that of a sweep or ``WANDB_PROJECT``, else lt_cb.
+        project: default is the project of a sweep, or ``WANDB_PROJECT``, or lt_cb.
         entity: user or team.
-        name: of the run; the default is that of its folder.
+        name: of the run; default is the name of its folder.
         group: of runs.
         tags: of the run.
         notes: on the run.
-        log_model: True uploads the checkpoints as artifacts when training ends, ``all`` while it goes on.
+        log_model: True uploads the checkpoints as artifacts after training, ``all`` also during training.
         offline: keep the run on disk, for ``wandb sync``.
     """
 
-    beside: Logger | None = None  # that of the run folder; set by the command line
+    beside: Logger | None = None  # logger of the run folder; set by the command line
 
     def __init__(
         self,
@@ -174,63 +168,51 @@ class WandB(WandbLogger):
         log_model: Literal["all"] | bool = False,
         offline: bool = False,
     ) -> None:
-        super().__init__(
-            project=project or os.environ.get("WANDB_PROJECT", "lt_cb"),
-            name=name,
-            save_dir=os.environ.get("WANDB_DIR", "."),
-            log_model=log_model,
-            entity=entity,
-            group=group,
-            tags=tags,
-            notes=notes,
-        )
-        # what is said here goes before what wandb has read at the first run of the process
+        project, folder = project or os.environ.get("WANDB_PROJECT", "lt_cb"), os.environ.get("WANDB_DIR", ".")
+        options: dict[str, Any] = {"entity": entity, "group": group, "tags": tags, "notes": notes}
+        super().__init__(name, folder, project=project, log_model=log_model, **options)
+        # wandb reads its environment variables only before the first run of a process: pass the mode to each run
         self._wandb_init["mode"] = "offline" if offline else os.environ.get("WANDB_MODE")
-        self._wandb_init.pop("anonymous", None)  # wandb warns of it
+        self._wandb_init.pop("anonymous", None)  # deprecated by wandb
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:  # noqa: ANN401 - a run of wandb, which is imported late
-        """The W&B run; the first look begins it."""
+        """The W&B run; the first access starts it."""
         if self._experiment is None:
-            self._begin()
-        return self._experiment
+            folder = _folder(self.beside)
+            if folder is not None and self._wandb_init["name"] is None:
+                self._wandb_init["name"] = "/".join(Path(folder).parts[-2:])
+            if self._wandb_init["mode"] in (None, "online"):
+                self._log_in()
+        return super().experiment
 
-    def _begin(self) -> None:
+    def _log_in(self) -> None:
+        """Log in without a prompt, or switch to offline."""
         import wandb
 
-        folder = _folder(self.beside)
-        if folder is not None and self._wandb_init["name"] is None:
-            self._wandb_init["name"] = "/".join(Path(folder).parts[-2:])
-        if self._wandb_init["mode"] in (None, "online"):
-            try:
-                if wandb.login(prompt=False):
-                    _ = super().experiment
-                    return
-                self._go_offline("there is no API key")
-            except wandb.errors.Error as error:  # the key is wrong, or nothing answers
-                self._go_offline(str(error).rstrip("."))
-        _ = super().experiment
-
-    def _go_offline(self, why: str) -> None:
-        import wandb
-
+        reason = "there is no API key"
+        try:
+            if wandb.login(prompt=False):
+                return
+        except wandb.errors.Error as error:  # the key is wrong, or the server does not answer
+            reason = str(error).rstrip(".")
         self._wandb_init["mode"] = "offline"
-        wandb.termwarn(f"{why}, so the run stays on disk. To upload it: wandb login, then wandb sync with its folder.")
+        upload = "To upload it: wandb login, then wandb sync with its folder."
+        wandb.termwarn(f"{reason}, so the run stays on disk. {upload}")
 
-    def go_on(self, run_id: str | None) -> None:
-        """Continue the W&B run of this id, which has been begun before; None begins another."""
+    def resume(self, run_id: str | None) -> None:
+        """Continue the W&B run with this id; None starts a new run."""
         self._id = self._wandb_init["id"] = run_id
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Add the files of the run, and the checkpoints if that is asked for."""
+        """Add the files of the run, and its checkpoints with ``log_model``."""
         super().finalize(status)
         folder = _folder(self.beside)
         if self._experiment is None or folder is None or self._experiment.disabled:
             return
-        files = Path(self._experiment.dir, "run")  # W&B has a config.yaml of its own beside it
-        run = RunDir(folder)
+        files, run = Path(self._experiment.dir, "run"), RunDir(folder)  # W&B writes another config.yaml above it
         for file in (run.config, run.result):
             if file.is_file():
                 files.mkdir(exist_ok=True)
@@ -244,11 +226,7 @@ def wandb_logger(trainer: Trainer) -> WandB | None:
 
 
 def check_loggers(config: Any) -> None:  # noqa: ANN401 - as parsed
-    """Look for what the loggers of a configuration need, before jsonargparse hides the error in many others.
-
-    Raises:
-        InputError: if TensorBoard is not installed, or ``WANDB_MODE`` is none.
-    """
+    """Check that the loggers of a configuration can run: jsonargparse would hide the reason among many errors."""
     asked = {getattr(logger, "class_path", "") for logger in (config if isinstance(config, list) else [config])}
     mode = os.environ.get("WANDB_MODE", "online")
     if "lt_cb.loggers.WandB" in asked and mode not in MODES:
@@ -258,27 +236,22 @@ def check_loggers(config: Any) -> None:  # noqa: ANN401 - as parsed
 
 
 def finish(succeeded: bool) -> None:
-    """End the W&B run of this process, if there is one: the next training is another."""
+    """End the W&B run of this process, if there is one, so that the next training starts another."""
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
         sys.modules["wandb"].finish(exit_code=0 if succeeded else 1)
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard, in the folder of the run."""
+    """Logs to TensorBoard, in the folder of the run."""
 
-    beside: Logger | None = None  # that of the run folder; set by the command line
+    beside: Logger | None = None  # logger of the run folder; set by the command line
 
     def __init__(self) -> None:
-        super().__init__(save_dir="runs", default_hp_metric=False)
+        super().__init__(save_dir="runs", version="", default_hp_metric=False)
 
     @property
     def root_dir(self) -> str:
-        """The folder of the run."""
-        return self.log_dir
-
-    @property
-    def log_dir(self) -> str:
-        """The folder of the run."""
+        """Folder of the run."""
         return _folder(self.beside) or str(self.save_dir)
 
 

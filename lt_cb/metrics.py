@@ -213,7 +213,7 @@ def _by_label(metric: Callable[..., Tensor], scores: Tensor, targets: Tensor, de
         ranks = torch.searchsorted(z.sort().values, z).double()
         # torchmetrics takes a sigmoid of scores outside [0, 1], which makes high scores equal: pass it ranks
         values[label] = metric(ranks / len(z), targets[known, label].long(), validate_args=False)
-    return values
+    return values.clamp(0.0, 1.0)  # sums of float32 can exceed 1
 
 
 def _has_scores(scores: Tensor, targets: Tensor) -> Tensor:

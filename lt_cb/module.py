@@ -134,11 +134,7 @@ class LongTailedClassifier(EvaluatedModule):
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes
 
     def configure_loss(self, loss: Loss) -> Loss:
-        """Return the training loss.
-
-        Raises:
-            InputError: if it does not fit the task, or the mixing of targets.
-        """
+        """Return the training loss; raise InputError if it does not fit the task, or the mixing of targets."""
         if loss.reduction == "none":
             raise InputError("the loss's reduction is 'none', but training needs a scalar: choose another.")
         self.task.check_loss(loss)
@@ -170,14 +166,12 @@ class LongTailedClassifier(EvaluatedModule):
                 (B, D), for the classifier alone.
         """
         classifier = last_linear(self.backbone, self.num_classes) if images.ndim == 2 else None
-        logits: Tensor = self.backbone(self._input(images)) if classifier is None else classifier(images)
+        logits: Tensor = self.backbone(self._normalized(images)) if classifier is None else classifier(images)
         return logits
 
-    def _input(self, images: Tensor) -> Tensor:
-        return self._normalized(images).contiguous(memory_format=torch.channels_last)
-
     def _normalized(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std if images.dtype == torch.uint8 else images
+        images = (images - self.mean) / self.std if images.dtype == torch.uint8 else images
+        return images.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; a frozen backbone stays in evaluation mode."""
@@ -187,10 +181,7 @@ class LongTailedClassifier(EvaluatedModule):
         return self
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
-        """Yield the buffers that a checkpoint has.
-
-        The other buffers are constant, and a moving average of them would only add rounding errors.
-        """
+        """Yield the buffers that a checkpoint has: averaging the constant others would only add rounding errors."""
         kept = self.state_dict()
         return (buffer for name, buffer in self.named_buffers(recurse=recurse) if name in kept)
 
@@ -230,18 +221,9 @@ class LongTailedClassifier(EvaluatedModule):
         images, targets = batch
         self.check_images(images)
         if self.mix is not None:
-            one_hot = self.task.one_hot(targets, self.num_classes)
-            with torch.random.fork_rng(devices=[]):  # a seed for each batch, so that a resumed training mixes alike
-                seed = seed_of(self.mix_seed, self.current_epoch, batch_idx, self.global_rank)
-                torch.default_generator.manual_seed(seed)
-                try:
-                    images, targets = self.mix(self._normalized(images), one_hot)
-                except TypeError as error:
-                    raise InputError(
-                        f"--model.mix does not take images and one-hot targets ({error}): choose MixUp or CutMix."
-                    ) from error
+            images, targets = self._mixed(self.mix, images, targets, batch_idx)
         replays = self.graph is not None and images.ndim > 2 and self.trainer.accumulate_grad_batches == 1
-        logits = self.graph(self._input(images)) if self.graph and replays else self(images)
+        logits = self.graph(self._normalized(images)) if self.graph and replays else self(images)
         loss: Tensor = self.loss(logits, targets)
         self.train_loss.update(loss.detach(), len(images))
         if self._trainer is None:
@@ -252,6 +234,20 @@ class LongTailedClassifier(EvaluatedModule):
             self._window = {}
         self._window[batch_idx] = self._mean_size(len(images))
         return loss * (len(images) / next(iter(self._window.values())))
+
+    def _mixed(self, mix: nn.Module, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Return mixed images and targets; each batch has its own seed, so that a resumed training mixes alike."""
+        one_hot = self.task.one_hot(targets, self.num_classes)
+        with torch.random.fork_rng(devices=[]):
+            seed = seed_of(self.mix_seed, self.current_epoch, batch_idx, self.global_rank)
+            torch.default_generator.manual_seed(seed)
+            try:
+                images, targets = mix(self._normalized(images), one_hot)
+            except TypeError as error:
+                raise InputError(
+                    f"--model.mix does not take images and one-hot targets ({error}): choose MixUp or CutMix."
+                ) from error
+        return images, targets
 
     def _mean_size(self, images: int) -> float:
         """Return the images of a batch, averaged over processes; only the last batch of an epoch may differ."""
@@ -272,11 +268,7 @@ class LongTailedClassifier(EvaluatedModule):
                     parameter.grad *= expected / sum(sizes)
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch.
-
-        Raises:
-            InputError: if it is not finite.
-        """
+        """Log the mean loss of the epoch; raise InputError if it is not finite."""
         loss = self.train_loss.compute()
         if not loss.isfinite():
             first = next(((step, rate) for step, rate, value in self._losses if not value.isfinite()), None)
@@ -292,19 +284,15 @@ class LongTailedClassifier(EvaluatedModule):
         """Return parameter groups with and without weight decay; a bias that starts from the prior has none."""
         classifier = last_linear(self.backbone, self.num_classes)
         prior = None if self.loss.prior_bias is None or classifier is None else classifier.bias
-        decay: list[nn.Parameter] = []
-        no_decay: list[nn.Parameter] = []
-        for p in self.parameters():
-            if p.requires_grad:
-                (no_decay if p is prior or (p.ndim < 2 and not self.decay_1d) else decay).append(p)
-        return [{"params": decay}, *([{"params": no_decay, "weight_decay": 0.0}] if no_decay else [])]
+        trained = [p for p in self.parameters() if p.requires_grad]
+        no_decay = {p for p in trained if p is prior or (p.ndim < 2 and not self.decay_1d)}
+        groups: list[dict[str, Any]] = [{"params": [p for p in trained if p not in no_decay]}]
+        if no_decay:
+            groups.append({"params": [p for p in trained if p in no_decay], "weight_decay": 0.0})
+        return groups
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return optimiser and scheduler.
-
-        Raises:
-            InputError: if the schedule needs the length of the training, and it has no end.
-        """
+        """Return optimiser and scheduler; raise InputError if the schedule needs an end, but training has none."""
         optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.make_scheduler(optimizer)
         config: LRSchedulerConfigType = {"scheduler": scheduler}
@@ -317,14 +305,7 @@ class LongTailedClassifier(EvaluatedModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def start_from(self, content: checkpoints.Content) -> None:
-        """Load the weights of a trained network; some second stages start with a new classifier.
-
-        Args:
-            content: a checkpoint, as returned by ``torch.load``.
-
-        Raises:
-            InputError: if it has other classes or another backbone.
-        """
+        """Load the weights of a checkpoint's network; some second stages start with a new classifier."""
         compare.check_classes(content, self.class_names, self.multi_label)
         state = checkpoints.backbone_state(content)
         if self.second_stage is not None:
@@ -339,11 +320,7 @@ class LongTailedClassifier(EvaluatedModule):
             checkpoint[checkpoints.THRESHOLDS] = self.thresholds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check classes and network, load the thresholds, and keep the configured loss.
-
-        Raises:
-            InputError: if the checkpoint has other classes or another backbone.
-        """
+        """Check classes and network, load the thresholds, and keep the configured loss."""
         compare.check_classes(checkpoint, self.class_names, self.multi_label)
         compare.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
         same_logits = self.second_stage is None or self.second_stage.trains

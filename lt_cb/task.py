@@ -18,25 +18,15 @@ LABEL_SEPARATOR = ";"  # between the labels of one image in a table of predictio
 
 
 class Task(ABC):
-    """Names, rules and metrics that depend on how many labels an image has.
+    """Names, rules and metrics that depend on how many labels an image has."""
 
-    Attributes:
-        multi_label: whether an image has any number of labels; the name of this option in configurations and results.
-        main_metric: metric that selects checkpoints and recipes, logged as ``val/NAME`` and ``test/NAME``.
-        measures: scores of each class, the main one first; ``result.json`` has them as ``per_class_NAME``.
-        means: name of the metric that averages a measure over the classes, by measure.
-        group_metric: metric with shot groups: ``NAME/many``, ``NAME/medium`` and ``NAME/few`` average the main measure.
-        unit: unit of a class count.
-        plain_loss: class path of the default loss of ``fit``, which has no class weights.
-    """
-
-    multi_label: bool
-    main_metric: str
-    measures: tuple[str, ...]
-    means: Mapping[str, str]
-    group_metric: str
-    unit: str
-    plain_loss: str
+    multi_label: bool  #: whether an image has any number of labels; name of this option in configurations and results
+    main_metric: str  #: metric that selects checkpoints and recipes, logged as ``val/NAME`` and ``test/NAME``
+    measures: tuple[str, ...]  #: scores of each class, the main one first; ``per_class_NAME`` in ``result.json``
+    means: Mapping[str, str]  #: name of the metric that averages a measure over the classes, by measure
+    group_metric: str  #: metric with shot groups: ``NAME/many``, ``NAME/medium`` and ``NAME/few``
+    unit: str  #: unit of a class count
+    plain_loss: str  #: class path of the default loss of ``fit``, which has no class weights
 
     @staticmethod
     def of(multi_label: bool) -> Task:
@@ -71,14 +61,13 @@ class Task(ABC):
     def one_hot(self, targets: Tensor, num_classes: int) -> Tensor:
         """Return targets as float32 of shape (B, C), for mixing images; unknown labels become NaN."""
 
-    @abstractmethod
     def evaluator(self, num_classes: int, groups: dict[str, list[int]]) -> Evaluator:
-        """Return new metrics of a validation or test.
+        """Return new metrics for C classes and the class indices of shot groups (`lt_cb.metrics.shot_groups`)."""
+        from lt_cb.metrics import OneLabelEvaluator, SeveralLabelsEvaluator
 
-        Args:
-            num_classes: C, the number of classes.
-            groups: class indices by shot group, from `lt_cb.metrics.shot_groups`.
-        """
+        if self.multi_label:
+            return SeveralLabelsEvaluator(num_classes, groups, self.means)
+        return OneLabelEvaluator(num_classes, groups)
 
     @abstractmethod
     def predict(
@@ -101,14 +90,14 @@ class Task(ABC):
     def prediction_table(
         self, batches: Iterable[tuple[Tensor, Tensor]], class_names: Sequence[str], top: int, all_probabilities: bool
     ) -> tuple[list[str], Iterator[list[str]]]:
-        """Return the header and the rows of a table of predictions, a row an image, without the column of its file.
+        """Return header and rows of a table of predictions, one row for each image, without its file name.
 
         Args:
             batches: pairs of tensors from `predict`.
             class_names: C names.
-            top: number of classes that a row names, with one label an image.
-            all_probabilities: add a column of probabilities for each class. One label an image then needs batches
-                from `predict` with ``top=C``.
+            top: number of classes in a row, with one label an image.
+            all_probabilities: add a probability for each class. OneLabel then needs batches from `predict` with
+                ``top=C``.
         """
 
 
@@ -128,12 +117,6 @@ class OneLabel(Task):
         from torch.nn import functional as F
 
         return F.one_hot(targets, num_classes).float()
-
-    def evaluator(self, num_classes: int, groups: dict[str, list[int]]) -> Evaluator:
-        """Return new accuracies: overall, by class and by shot group."""
-        from lt_cb.metrics import OneLabelEvaluator
-
-        return OneLabelEvaluator(num_classes, groups)
 
     def predict(
         self, scores: Tensor, probabilities: Tensor, thresholds: Sequence[float] | None = None, top: int | None = None
@@ -176,12 +159,6 @@ class SeveralLabels(Task):
     def one_hot(self, targets: Tensor, num_classes: int) -> Tensor:
         """Return targets as float32, shape (B, C). Unknown labels (-1) become NaN, so that mixtures stay unknown."""
         return targets.float().masked_fill(targets < 0, float("nan"))
-
-    def evaluator(self, num_classes: int, groups: dict[str, list[int]]) -> Evaluator:
-        """Return new average precisions, AUROCs and F1 scores: by class, their means, and means by shot group."""
-        from lt_cb.metrics import SeveralLabelsEvaluator
-
-        return SeveralLabelsEvaluator(num_classes, groups, self.means)
 
     def predict(
         self, scores: Tensor, probabilities: Tensor, thresholds: Sequence[float] | None = None, top: int | None = None

@@ -158,3 +158,8 @@ def test_bfloat16_scores_of_all_batches_are_ranked_together() -> None:
         evaluator.update(scores[start : start + 8], targets[start : start + 8])
     expected = average_precision(scores.float(), targets)
     assert evaluator.compute().per_class["average_precision"] == expected.tolist()
+
+
+def test_average_precision_is_at_most_one() -> None:
+    targets = torch.tensor([0] * 6 + [1] * 12)  # torchmetrics sums float32 to 1.0000001
+    assert average_precision(torch.arange(18.0)[:, None], targets[:, None]).item() == 1.0

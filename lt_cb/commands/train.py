@@ -104,7 +104,7 @@ class Session:
             if isinstance(logger, WandB | TensorBoard):
                 logger.beside = folder
             if isinstance(logger, WandB) and self.cli.checkpoint and self.fits and not self.new_stage:
-                logger.go_on(self.cli.checkpoint.get(checkpoints.WANDB))
+                logger.resume(self.cli.checkpoint.get(checkpoints.WANDB))
         return [folder, *further]
 
     def _check_options(self, stage: str | None) -> None:

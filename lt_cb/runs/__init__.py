@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its record and its checkpoint."""
+"""The files of a run: its folder, its record and its checkpoint."""

@@ -23,15 +23,8 @@ def changes_training(class_path: str) -> bool:
 
 
 def training_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the entries of ``trainer.callbacks`` that change training, with ``class_path`` and ``init_args``.
-
-    Args:
-        config: content of ``config.yaml``.
-    """
+    """Return the entries of ``trainer.callbacks`` that change training, with ``class_path`` and ``init_args``."""
     listed = (config.get("trainer") or {}).get("callbacks") or []
-    entries = [entry if isinstance(entry, dict) else {"class_path": str(entry)} for entry in _as_list(listed)]
+    listed = listed if isinstance(listed, list) else [listed]
+    entries = [entry if isinstance(entry, dict) else {"class_path": str(entry)} for entry in listed]
     return [entry for entry in entries if changes_training(str(entry.get("class_path")))]
-
-
-def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 - YAML
-    return value if isinstance(value, list) else [value]

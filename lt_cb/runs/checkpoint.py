@@ -1,12 +1,12 @@
 """Checkpoints of runs: reading, writing, and comparing them with data, network and loss."""
 
-import functools
 import inspect
 import io
 import os
 import re
 import zipfile
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,24 @@ from torch import Tensor
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
-from lt_cb.runs.folder import ALIASED, expanded_size, parse_yaml
+from lt_cb.runs.folder import MAX_ALIASED, is_larger, parse_yaml
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
 THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which each label is predicted
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict
-DATA_FACTS = (
-    "class_names",
-    "image_size",
-    "in_channels",
-    "mean",
-    "std",
-    "multi_label",
-)  # given to the model by its data
-
-
+DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # the data give them to a model
+PARTS = {  # of a checkpoint of Lightning
+    **{"epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "hyper_parameters": Mapping},
+    **{"optimizer_states": list, "lr_schedulers": list},
+}
+LOOPS = ("fit_loop", "validate_loop", "test_loop")
 Content = MutableMapping[str, Any]  # a checkpoint as torch.load returns it
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Return a checkpoint, on the CPU.
-
-    Raises:
-        InputError: if there is no such file, or it is damaged.
-    """
+    """Return a checkpoint, on the CPU; raise InputError if there is no such file, or it is damaged."""
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
     try:
@@ -55,18 +47,17 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).{other}") from error
     if not isinstance(content, dict) or not _is_whole(content):
         raise InputError(f"'{path}' is not a checkpoint of a run: set --ckpt_path to a run's checkpoints/last.ckpt.")
-    states, folder = content.get("callbacks", {}), Path(path).absolute().parent
-    content["callbacks"] = {name: without_foreign_files(state, folder) for name, state in states.items()}
+    folder = Path(path).absolute().parent.resolve()
+    content["callbacks"] = {name: _own_files(state, folder) for name, state in content.get("callbacks", {}).items()}
     return content
 
 
-def without_foreign_files(state: Any, folder: Path) -> Any:  # noqa: ANN401 - state of a callback
+def _own_files(state: Any, folder: Path) -> Any:  # noqa: ANN401 - state of a callback
     """Return a callback's state without the names of files outside a folder: the callback may delete those files."""
     if isinstance(state, Mapping):
-        inside = {name: value for name, value in state.items() if not _is_foreign(name, folder)}
-        return {name: without_foreign_files(value, folder) for name, value in inside.items()}
+        return {name: _own_files(value, folder) for name, value in state.items() if not _is_foreign(name, folder)}
     if isinstance(state, list | tuple):
-        return type(state)(without_foreign_files(value, folder) for value in state)
+        return type(state)(_own_files(value, folder) for value in state)
     return "" if _is_foreign(state, folder) else state
 
 
@@ -74,7 +65,7 @@ def _is_foreign(text: Any, folder: Path) -> bool:  # noqa: ANN401 - any value
     if not isinstance(text, str) or not text or "\0" in text:
         return False
     names_file = "://" in text or text.startswith(("/", ".", "~", os.sep)) or os.path.exists(text)
-    return names_file and ("://" in text or folder.resolve() not in Path(text).resolve().parents)
+    return names_file and ("://" in text or folder not in Path(text).resolve().parents)
 
 
 def before(path: str | Path) -> Path:
@@ -84,27 +75,22 @@ def before(path: str | Path) -> Path:
 
 def _is_whole(content: dict[str, Any]) -> bool:
     """Return whether a checkpoint has the parts and types that Lightning takes for granted."""
-    kinds = {"epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "hyper_parameters": Mapping}
-    kinds |= {"optimizer_states": list, "lr_schedulers": list}
     state, version = content.get("state_dict"), content.get("pytorch-lightning_version")
     return (
         isinstance(version, str)
         and re.match(r"\d+(\.\d+)*", version) is not None
         and isinstance(state, dict)
         and all(isinstance(value, Tensor) for value in state.values())
-        and all(isinstance(content[key], kind) for key, kind in kinds.items() if key in content)
-        and all(
-            isinstance(content.get("loops", {name: {}}).get(name), dict)
-            for name in ("fit_loop", "validate_loop", "test_loop")
-        )
+        and all(isinstance(content[key], kind) for key, kind in PARTS.items() if key in content)
+        and ("loops" not in content or all(isinstance(content["loops"].get(name), dict) for name in LOOPS))
     )
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints that are whole even if the process is killed or the disk is full, and reads them by `read`.
+    """Writes checkpoints that are complete even after a kill or on a full disk, and reads them by `read`.
 
-    Lightning writes to the system's temporary folder and copies from there if that is another file system. This class
-    writes beside the target and renames. It keeps the checkpoint before by the name of `before`.
+    Lightning writes to the system's temporary folder, and copies the file if the target is on another file system. This
+    class writes next to the target and renames. The previous checkpoint stays, as named by `before`.
 
     Args:
         loaded: checkpoints already read, by path, each for the first load.
@@ -114,20 +100,12 @@ class WholeFiles(TorchCheckpointIO):
         self._loaded = loaded or {}
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:  # noqa: ANN401 - torch.load's options
-        """Return a checkpoint, on the CPU.
-
-        Raises:
-            InputError: if there is no such file, or it is damaged.
-        """
+        """Return a checkpoint, on the CPU; raise InputError if there is no such file, or it is damaged."""
         content = self._loaded.pop(str(path), None)
         return read(path) if content is None else dict(content)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401
-        """Write beside the target, sync to disk, and rename.
-
-        Raises:
-            InputError: if it cannot be written; the checkpoint before is kept.
-        """
+        """Write next to the target, sync to disk, and rename; raise InputError if that fails."""
         if "://" in str(path):  # not a local file
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -146,47 +124,38 @@ class WholeFiles(TorchCheckpointIO):
             temporary.replace(file)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            remedy = (
-                f"the one before is kept: make room, and resume with --ckpt_path {file}"
-                if file.exists()
-                else "make room"
-            )
+            remedy = "make room"
+            if file.exists():
+                remedy = f"the one before is kept: make room, and resume with --ckpt_path {file}"
             raise InputError(f"the checkpoint '{file}' cannot be written ({error.strerror}); {remedy}.") from error
 
 
 def _keep(file: Path) -> None:
     """Hard-link a checkpoint to its `before` name, so that a complete file always exists."""
     link = file.with_name(f".{file.name}.before.tmp")
-    link.unlink(missing_ok=True)
-    try:
+    with suppress(OSError):  # a file system without links
+        link.unlink(missing_ok=True)
         os.link(file, link)
-    except OSError:  # a file system without links
-        return
-    link.replace(before(file))
+        link.replace(before(file))
 
 
 def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the configuration of the run; of a checkpoint made in Python, that of its model; None without either.
-
-    Raises:
-        InputError: if the checkpoint has something else in its place.
-    """
+    """Return the configuration in a checkpoint: of the run, or of the model alone for a checkpoint made in Python."""
     hparams = content.get("hyper_parameters", {})
     if CONFIG in content:
-        if not isinstance(content[CONFIG], str):
-            raise InputError("the configuration in the checkpoint is not YAML: the checkpoint is damaged.")
-        run = parse_yaml(content[CONFIG], "the configuration in the checkpoint")
+        run: dict[str, Any] = parse_yaml(str(content[CONFIG]), "the configuration in the checkpoint")
         if not _is_config(run):
             raise InputError("the configuration in the checkpoint is not that of a run: the checkpoint is damaged.")
     elif isinstance(hparams.get("loss"), dict):
         model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
         options = {key: value for key, value in hparams["loss"]["init_args"].items() if key != "class_counts"}
         run = {"model": {**model, "loss": {**hparams["loss"], "init_args": options}}}
-        if expanded_size(run) > ALIASED:
+        if is_larger(run, MAX_ALIASED):
             raise InputError("the configuration in the checkpoint contains itself: the checkpoint is damaged.")
     else:
         return None
-    return without_pretrained(run, "model")
+    without_pretrained(run["model"])
+    return run
 
 
 def _is_config(run: Any) -> bool:  # noqa: ANN401 - YAML
@@ -197,20 +166,15 @@ def _is_config(run: Any) -> bool:  # noqa: ANN401 - YAML
     return "loss" in run["model"] and all(value is None or isinstance(value, dict) for value in nested)
 
 
-def without_pretrained(hparams: dict[str, Any], *path: str) -> dict[str, Any]:
-    """Return the options with ``backbone_args.pretrained`` switched off: the weights are in the checkpoint."""
-    model = functools.reduce(lambda options, key: options.get(key) or {}, path, hparams)
+def without_pretrained(model: dict[str, Any]) -> dict[str, Any]:
+    """Switch off ``backbone_args.pretrained`` in the options of a model: the weights are in the checkpoint."""
     if (model.get("backbone_args") or {}).get("pretrained"):
         model["backbone_args"] = {**model["backbone_args"], "pretrained": False}
-    return hparams
+    return model
 
 
 def class_facts(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of the training data: class counts and names, number and size of images, channels.
-
-    Raises:
-        InputError: if they are not in the checkpoint.
-    """
+    """Return the facts of the training data: class counts and names, number and size of images, channels."""
     hparams = content.get("hyper_parameters", {})
     try:
         facts = {name: hparams[name] for name in DATA_FACTS if name != "multi_label"}
@@ -218,17 +182,11 @@ def class_facts(content: Mapping[str, Any]) -> dict[str, Any]:
         facts |= {"multi_label": bool(hparams.get("multi_label")), "num_images": options.get("num_images")}
         return {"class_counts": options["class_counts"], **facts}
     except (KeyError, TypeError) as error:
-        raise InputError(
-            "the checkpoint does not say what classes and images it was trained on: take one that lt-cb fit has made."
-        ) from error
+        raise InputError("the checkpoint does not name its classes and images: use one made by lt-cb fit.") from error
 
 
 def thresholds(content: Mapping[str, Any], num_classes: int) -> list[float] | None:
-    """Return the logits from which each label is predicted, C numbers, for several labels an image; None if not chosen.
-
-    Raises:
-        InputError: if they are not C numbers.
-    """
+    """Return the logits from which on each label is predicted, C numbers; None if not chosen, or with one label."""
     kept = content.get(THRESHOLDS)
     if kept is None:
         return None
@@ -246,8 +204,8 @@ def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def describe(hparams: MutableMapping[str, Any]) -> None:
     """Replace objects among the hyper-parameters by class paths and options, as LightningCLI writes them.
 
-    ``load_from_checkpoint`` then rebuilds the loss with ``weights_only=True``. A loss that does not keep its arguments
-    as attributes cannot be described: pass it to ``load_from_checkpoint``.
+    ``load_from_checkpoint`` then rebuilds the loss. It cannot rebuild a loss that does not keep its arguments as
+    attributes: pass such a loss to ``load_from_checkpoint``.
     """
     loss = hparams.pop("loss")
     for name in ("optimizer", "lr_scheduler", "mix", "metrics"):
@@ -263,10 +221,8 @@ def describe(hparams: MutableMapping[str, Any]) -> None:
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any argument of a loss
     if value is None or isinstance(value, bool | int | float | str | list | tuple | dict):
         return value
-    if isinstance(value, Loss):
-        arguments = value.arguments()
-    else:
-        arguments = {name: getattr(value, name) for name in inspect.signature(type(value)).parameters}
+    names = inspect.signature(type(value)).parameters
+    arguments = value.arguments() if isinstance(value, Loss) else {name: getattr(value, name) for name in names}
     return {
         "class_path": f"{type(value).__module__}.{type(value).__qualname__}",
         "init_args": {name: _plain(argument) for name, argument in arguments.items()},

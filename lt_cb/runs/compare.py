@@ -9,20 +9,9 @@ from torch import Tensor, nn
 from lt_cb.errors import InputError
 from lt_cb.runs.callbacks import training_callbacks
 
-UNSET: dict[str, Any] = {
-    "init_args": {},
-    "weighting": None,
-    "reduction": "mean",
-    "weight_of": "sample",
-}
-
 
 def check_classes(content: Mapping[str, Any], class_names: Sequence[str], multi_label: bool) -> None:
-    """Compare classes and task with the checkpoint's.
-
-    Raises:
-        InputError: if they differ.
-    """
+    """Raise InputError if classes or task differ from the checkpoint's."""
     hparams = content.get("hyper_parameters", {})
     if bool(hparams.get("multi_label")) != multi_label:
         kinds = ("one label", "any number of labels")
@@ -45,12 +34,8 @@ def check_classes(content: Mapping[str, Any], class_names: Sequence[str], multi_
 
 
 def check_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> None:
-    """Compare names and shapes of the weights with a checkpoint's backbone.
-
-    Raises:
-        InputError: if they differ.
-    """
-    theirs, ours = _shapes(state), _shapes(backbone.state_dict())
+    """Raise InputError if names or shapes of the weights differ from a checkpoint's backbone."""
+    theirs, ours = ({name: list(v.shape) for name, v in each.items()} for each in (state, backbone.state_dict()))
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             raise InputError(
@@ -59,16 +44,8 @@ def check_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> None:
             )
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in state.items()}
-
-
 def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Compare an optimiser with the checkpoint's, before a training resumes.
-
-    Raises:
-        InputError: if the checkpoint has none, or one of other parameters.
-    """
+    """Raise InputError if training cannot resume with an optimiser, for which the checkpoint has no state."""
     missing = [key for key in ("optimizer_states", "lr_schedulers", "loops") if key not in content]
     if missing:
         raise InputError(
@@ -78,58 +55,35 @@ def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if states and sizes != [len(group["params"]) for group in states[0]["param_groups"]]:
         raise InputError(
-            "the checkpoint was trained with another loss, second stage or weight decay: use those, or train anew."
+            "the checkpoint was trained with another loss, second stage or weight decay: use the same, or train anew."
         )
 
 
 def check_loss(before: Any, now: Any, key: str = "model.loss") -> None:  # noqa: ANN401 - YAML
-    """Compare the loss with the checkpoint's, before a training resumes.
-
-    Raises:
-        InputError: naming the first option that differs, with both values.
-    """
+    """Raise InputError if training would resume with another loss, naming the first option that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
-        for name in {**before, **now}:
+        for name in [name for name in before if name in now]:
             inner = key if name in ("class_path", "init_args") else f"{key}.{name}"
-            default = UNSET.get(name, {})  # an option that is not written has its default
-            if (name in before and name in now) or name in UNSET:
-                check_loss(before.get(name, default), now.get(name, default), inner)
+            check_loss(before[name], now[name], inner)
     elif before != now:
-        raise InputError(
-            f"the checkpoint was trained with --{key} {_short(before)}, but it is {_short(now)} now: resume with the "
-            "same loss, or set --change_loss true."
-        )
+        raise InputError(f"{_change(key, before, now)}: resume with the same loss, or set --change_loss true.")
 
 
 def check_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare the classes of optimiser and schedule with the checkpoint's, before a training resumes.
-
-    Raises:
-        InputError: if one differs: the state in the checkpoint does not fit another class.
-    """
+    """Raise InputError if training would resume with another class of optimiser or schedule: its state differs."""
     for key in ("optimizer", "lr_scheduler"):
         theirs, ours = before.get(key), now.get(key)
-        if isinstance(theirs, dict) and isinstance(ours, dict) and _short(theirs) != _short(ours):
-            raise InputError(
-                f"the checkpoint was trained with --model.{key} {_short(theirs)}, but it is {_short(ours)} now: "
-                "use the same, or train anew."
-            )
+        if isinstance(theirs, dict) and isinstance(ours, dict) and theirs.get("class_path") != ours.get("class_path"):
+            raise InputError(f"{_change(f'model.{key}', theirs, ours)}: use the same, or train anew.")
 
 
-def _short(value: Any) -> str:  # noqa: ANN401 - YAML
-    return str(value.get("class_path")) if isinstance(value, dict) else "null" if value is None else str(value)
+def _change(key: str, *values: Any) -> str:  # noqa: ANN401 - YAML
+    before, now = ("null" if v is None else v.get("class_path") if isinstance(v, dict) else v for v in values)
+    return f"the checkpoint was trained with --{key} {before}, but it is {now} now"
 
 
 def check_callbacks(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Check that a training resumes with the callbacks that changed it; a checkpoint does not bring them.
-
-    Args:
-        before: configuration in the checkpoint.
-        now: configuration; ``trainer.callbacks: []`` says that there shall be none.
-
-    Raises:
-        InputError: if no callbacks are given, but the checkpoint's run had some that change the training.
-    """
+    """Raise InputError if training would resume without its callbacks, unless ``trainer.callbacks`` is set."""
     lost = [str(callback.get("class_path")) for callback in training_callbacks(before)]
     if lost and now["trainer"].get("callbacks") is None:
         raise InputError(

@@ -1,10 +1,8 @@
 """Folder of a run: names of its files, reading, writing, and its state. Imports no torch."""
 
 import csv
-import functools
 import io
 import json
-import math
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -18,7 +16,7 @@ from lt_cb.errors import InputError, did_you_mean
 from lt_cb.runs.record import Record
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
-ALIASED = 100_000  # values that aliases may add to a YAML text
+MAX_ALIASED = 100_000  # values that aliases may add to a YAML text
 
 
 class RunDir:
@@ -52,17 +50,23 @@ class RunDir:
     @property
     def is_done(self) -> bool:
         """Whether there is a readable result, and it belongs to the run that a grid has planned here, if any."""
-        result, grid = _stamp(self.result), _stamp(self.grid)
-        return result is not None and _is_of_run(self.path, result, grid)
+        try:
+            own = self.read_result().grid
+        except InputError:
+            return False
+        try:
+            return own is None or not self.grid.exists() or self.read_grid()["digest"] == own
+        except InputError:  # the grid will write it again
+            return True
 
     @property
     def is_training(self) -> bool:
-        """Whether the run is of ``fit``."""
+        """Whether ``fit`` made the run."""
         return "verbose" not in self.read_config()  # an option of ``validate`` and ``test``
 
     @property
     def state(self) -> str | None:
-        """Why there is no result; None for ``validate`` and ``test`` runs, which need not write one."""
+        """Why there is no result; None for ``validate`` and ``test``, which need not write one."""
         if self.result.exists():
             return f"its {self.result.name} is damaged, or of another run"
         if self.error.exists():
@@ -72,22 +76,14 @@ class RunDir:
         return "unfinished" if self.is_training else None
 
     def read_config(self) -> dict[str, Any]:
-        """Return the configuration.
-
-        Raises:
-            InputError: if the file is missing or damaged.
-        """
+        """Return the configuration; raise InputError if the file is missing or damaged."""
         config = read_yaml(self.config)
         if not isinstance(config, dict):
             raise InputError(f"'{self.config}' is not the configuration of a run. Remove the file.")
         return config
 
     def read_result(self) -> Record:
-        """Return the result.
-
-        Raises:
-            InputError: if the file is missing or damaged.
-        """
+        """Return the result; raise InputError if the file is missing or damaged."""
         try:
             return Record.read(self.result)
         except OSError as error:
@@ -97,66 +93,28 @@ class RunDir:
             ) from error
 
     def read_metrics(self) -> list[dict[str, str]]:
-        """Return the rows of ``metrics.csv``; an empty list without the file.
-
-        Raises:
-            InputError: if the file is damaged.
-        """
+        """Return the rows of ``metrics.csv``, none without the file; raise InputError if it is damaged."""
         try:
             whole, end, _ = self.metrics.read_bytes().decode().rpartition("\n")  # a kill may have cut off the last row
             rows = list(csv.DictReader(io.StringIO(whole + end, newline="")))
-            for row in rows:
-                if None in row or not all(_is_number(value) for value in row.values() if value):
-                    raise csv.Error("a row has other columns than the header, or a text")
+            if any(None in row for row in rows):
+                raise csv.Error("a row has more columns than the header")
+            _ = [float(value) for row in rows for value in row.values() if value]  # raises ValueError for a text
             return rows
         except FileNotFoundError:
             return []
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, ValueError, csv.Error) as error:
             raise InputError(f"'{self.metrics}' is damaged ({error}). Remove the file.") from error
 
     def read_grid(self) -> dict[str, Any]:
-        """Return name, aliases, digest and arguments of the run, as written by its grid.
-
-        Raises:
-            InputError: if the file is missing or damaged.
-        """
+        """Return name, aliases, digest and arguments of a grid's run; raise InputError without, or if damaged."""
         try:
-            raw = json.loads(self.grid.read_text(encoding="utf-8"))
+            raw: dict[str, Any] = json.loads(self.grid.read_text(encoding="utf-8"))
+            if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
+                raise ValueError("it does not describe a run of a grid")
         except (OSError, ValueError) as error:
             raise InputError(f"'{self.grid}' is damaged ({error}). Remove the file.") from error
-        if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
-            raise InputError(f"'{self.grid}' does not describe a run of a grid. Remove the file.")
         return raw
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    try:
-        stat = file.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size
-
-
-@functools.cache
-def _is_of_run(path: Path, result: tuple[int, int], grid: tuple[int, int] | None) -> bool:
-    """Return whether a result is readable and has the digest in grid.json; the stamps make the cache notice changes."""
-    run = RunDir(path)
-    try:
-        own = run.read_result().grid
-    except InputError:
-        return False
-    try:
-        return own is None or grid is None or run.read_grid()["digest"] == own
-    except InputError:  # the grid will write it again
-        return True
-
-
-def _is_number(value: Any) -> bool:  # noqa: ANN401 - of a table
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -174,74 +132,48 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shipped(path: str) -> str:
-    """Return the path of a shipped configuration such as ``lt_cb:loss/cb_focal``; any other path is unchanged.
-
-    Raises:
-        InputError: if no shipped configuration has this name.
-    """
-    scheme, colon, name = path.partition(":")
-    if scheme != "lt_cb" or not colon:
+    """Return the path of a shipped configuration such as ``lt_cb:loss/cb_focal``; any other path is unchanged."""
+    if not path.startswith("lt_cb:"):
         return path
     package = Path(__file__).parents[1]
     folder = next(place for place in (package / "configs", package.parent / "configs") if place.is_dir())
-    names = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
-    if name.removesuffix(".yaml") not in names:
-        raise InputError(
-            f"there is no configuration '{path}': choose {', '.join(f'lt_cb:{name}' for name in names)}."
-            + did_you_mean(path, [f"lt_cb:{name}" for name in names])
-        )
-    return str(folder / f"{name.removesuffix('.yaml')}.yaml")
+    files = {f"lt_cb:{file.relative_to(folder).with_suffix('').as_posix()}": file for file in folder.rglob("*.yaml")}
+    name, names = path.removesuffix(".yaml"), sorted(files)
+    if name not in files:
+        raise InputError(f"there is no configuration '{path}': choose {', '.join(names)}." + did_you_mean(path, names))
+    return str(files[name])
 
 
 def read_yaml(file: Path, name: str | None = None) -> Any:  # noqa: ANN401 - YAML
-    """Return the content of a YAML file.
-
-    Args:
-        file: path of the file.
-        name: its name in error messages; the default is the path.
-
-    Raises:
-        InputError: if the file cannot be read, or is not YAML.
-    """
+    """Return the content of a YAML file; ``name`` replaces its path in error messages."""
     name = name or str(file)
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"), f"'{name}'")
+        return parse_yaml(file.read_bytes(), f"'{name}'")
     except OSError as error:
         raise InputError(f"cannot read '{name}' ({error.strerror}): give the path of a YAML file.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{name}' is not YAML: {error}.") from error
 
 
-def parse_yaml(text: str, what: str) -> Any:  # noqa: ANN401 - YAML
-    """Return the content of a YAML text.
-
-    Args:
-        text: YAML.
-        what: name of the text in error messages.
-
-    Raises:
-        InputError: if the text is not YAML, or its aliases expand to far more values than are written.
-    """
+def parse_yaml(content: str | bytes, name: str) -> Any:  # noqa: ANN401 - YAML
+    """Return the value of YAML, as text or UTF-8; ``name`` stands for it in error messages."""
     try:
+        text = content.decode() if isinstance(content, bytes) else content
         value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        size = expanded_size(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{what} is not YAML: {' '.join(str(error).split())}.") from error
-    if size > len(text) + ALIASED:
-        raise InputError(f"{what} expands to more than {ALIASED:,} values by its aliases: write the values out.")
+        raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}.") from error
+    if is_larger(value, len(text) + MAX_ALIASED):
+        raise InputError(f"{name} expands to more than {MAX_ALIASED:,} values by its aliases: write the values out.")
     return value
 
 
-def expanded_size(value: Any, sizes: dict[int, float] | None = None) -> float:  # noqa: ANN401 - of lists and mappings
-    """Return the number of values with repeated objects counted each time; infinity if one contains itself."""
-    sizes = {} if sizes is None else sizes
-    if not isinstance(value, dict | list | tuple):
-        return 1
-    if id(value) not in sizes:
-        sizes[id(value)] = math.inf  # until its size is known
-        inner = value.values() if isinstance(value, dict) else value
-        sizes[id(value)] = 1 + sum(expanded_size(v, sizes) for v in inner)
-    return sizes[id(value)]
+def is_larger(value: Any, limit: int) -> bool:  # noqa: ANN401 - YAML
+    """Return whether there are more than ``limit`` values, each counted as often as aliases repeat it."""
+    waiting, size = [value], 1
+    while waiting and size <= limit:
+        value = waiting.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        waiting += inner
+        size += len(inner)
+    return size > limit
 
 
 def is_tested_in_part(config: Mapping[str, Any]) -> bool:
@@ -263,11 +195,7 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file for writing that appears only when complete, also if another process writes the same file.
-
-    Args:
-        file: path; missing folders are created.
-        mode: ``w`` (UTF-8) or ``wb``.
+    """Open a file for writing, ``w`` (UTF-8) or ``wb``, that appears only when complete; missing folders are created.
 
     Raises:
         OSError: with the name of the file, if it cannot be written; the old file is kept.
@@ -286,15 +214,14 @@ def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def commit() -> str | None:
-    """Return the commit of the code, with a + if files were changed since; None for an installed package."""
+    """Return the commit of the code, with a + if lt_cb was changed since; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
-
-    try:
-        top, head = git("rev-parse", "--show-toplevel", "HEAD").split()
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "lt_cb").strip()
-    except (OSError, ValueError, subprocess.CalledProcessError):
+    if not (root / ".git").exists():
         return None
-    return head[:12] + "+" * bool(changed) if Path(top) == root else None  # else a repository around the package
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "lt_cb"], check=False).returncode == 1
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head[:12] + "+" * changed

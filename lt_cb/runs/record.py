@@ -5,122 +5,78 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_type_hints
 from urllib.parse import unquote
 
 from lt_cb.errors import InputError
-from lt_cb.runs.schema import problem_of
-from lt_cb.task import ONE_LABEL, SEVERAL_LABELS, Task
+from lt_cb.runs.schema import Callback, ClassIndex, Counts, PerClass, Rate, Seconds, mismatch
+from lt_cb.task import SEVERAL_LABELS, Task
 
 
 class Metric(NamedTuple):
-    """A metric of all classes that a run is tested by.
+    """A metric of all classes that a run is tested by, a rate in [0, 1]."""
 
-    Attributes:
-        title: of a table.
-        meaning: first words of the sentence below the title.
-        column: of kept rows, in percent; the accuracy is kept as its error.
-    """
-
-    title: str
-    meaning: str
-    column: str
+    title: str  # of a table
+    meaning: str  # first words of the sentence below the title
 
 
-# by the name behind "test/" in result.json; all of them are rates in [0, 1]
-METRICS = {
-    "acc": Metric("Accuracy", "Top-1 accuracy", "error"),
-    "balanced_acc": Metric("Balanced accuracy", "Mean accuracy over classes", "balanced_acc"),
-    "mAP": Metric("Mean average precision", "Mean average precision over classes", "mAP"),
-    "auroc": Metric("Mean AUROC", "Mean area under the ROC curve over classes", "auroc"),
-    "f1_macro": Metric("Macro F1", "Mean F1 over classes, each at its own threshold", "f1_macro"),
-    "f1_micro": Metric("Micro F1", "F1 of all labels together, each at its own threshold", "f1_micro"),
+METRICS = {  # by the name behind "test/" in result.json, which is also the column of kept rows
+    "acc": Metric("Accuracy", "Top-1 accuracy"),
+    "balanced_acc": Metric("Balanced accuracy", "Mean accuracy over classes"),
+    "mAP": Metric("Mean average precision", "Mean average precision over classes"),
+    "auroc": Metric("Mean AUROC", "Mean area under the ROC curve over classes"),
+    "f1_macro": Metric("Macro F1", "Mean F1 over classes, each at its own threshold"),
+    "f1_micro": Metric("Micro F1", "F1 of all labels together, each at its own threshold"),
 }
 SHOTS = ("many", "medium", "few")
-PERCENT_COLUMNS = {  # column of kept rows -> metric, without the error
-    "balanced_acc": "test/balanced_acc",
+PERCENT_COLUMNS = {  # column of kept rows -> metric; the accuracy is kept as its error
+    **{name: f"test/{name}" for name in METRICS if name != "acc"},
     **{shot: f"test/acc/{shot}" for shot in SHOTS},
-    "val_acc": "val/acc",
-    "val_balanced_acc": "val/balanced_acc",
-    **{info.column: f"test/{name}" for name, info in METRICS.items() if name not in ("acc", "balanced_acc")},
     **{f"mAP_{shot}": f"test/mAP/{shot}" for shot in SHOTS},
-    "val_mAP": "val/mAP",
+    **{f"val_{name}": f"val/{name}" for name in ("acc", "balanced_acc", "mAP")},
 }
 FACTS = (  # columns of kept rows with the same name in result.json
     *("subset_sha256", "validated_on", "epochs", "precision", "device", "processor", "threads", "processes", "commit"),
 )
 VERSIONS = ("lt_cb", "python", "torch", "lightning")
+SEEDS = {"seed_everything", "subset_seed"}
 
 
 @dataclass
 class Record:
-    """The result of a tested run.
+    """The result of a tested run. The types of its fields are the schema of ``result.json``."""
 
-    Attributes:
-        metrics: value by name, ``test/...`` and, of the last validation, ``val/...``.
-        class_names: C names, by default ``"0"``, ``"1"``, ...
-        class_counts: training images of each class.
-        shot_groups: class indices of the many-, medium- and few-shot classes.
-        per_class: C scores in [0, 1] by measure (``Task.measures``), None for a class without test images.
-        correct: correctly classified test images of each class; None with several labels an image.
-        test_counts: test images of each class, or with its label.
-        known_counts: test images whose label of the class is known; None with one label an image.
-        thresholds: probability from which on each label is predicted; None is 0.5 for all.
-        confusion: test images by true, then predicted class; None for many classes.
-        test_images: number of test images.
-        skipped_images: unreadable images that were skipped, by split.
-        prior: class shares given by ``--prior``.
-        epochs: completed epochs of training.
-        checkpoint: tested file; None for the weights as they were.
-        callbacks: callbacks that change the training, as in ``config.yaml``; None if unknown.
-        seed_everything: seed of the training.
-        subset_seed: seed of the subset.
-        subset_sha256: digest of the training subset.
-        validated_on: ``held_out``, ``val`` or ``test`` images.
-        parameters: number of weights of the backbone.
-        wall_time_s: seconds by stage.
-        precision: of the Trainer.
-        device: for example ``cuda:0``.
-        processor: name of the CPU or GPU.
-        threads: CPU threads of torch.
-        processes: number of processes.
-        wandb_run: id of the run at W&B.
-        grid: digest of the run in its grid.
-        commit: of the code.
-        versions: of lt_cb, Python, torch and lightning.
-    """
-
-    metrics: dict[str, float]
-    class_counts: list[int]
-    per_class: dict[str, list[float | None]]
-    class_names: list[str] = field(default_factory=list)
-    shot_groups: dict[str, list[int]] = field(default_factory=dict)
-    correct: list[int] | None = None
-    test_counts: list[int] | None = None
-    known_counts: list[int] | None = None
-    thresholds: list[float] | None = None
-    confusion: list[list[int]] | None = None
-    test_images: int | None = None
-    skipped_images: dict[str, int] = field(default_factory=dict)
-    prior: list[float] | None = None
-    epochs: int | None = None
-    checkpoint: str | None = None
-    callbacks: list[dict[str, Any]] | None = None
-    seed_everything: int | None = None
-    subset_seed: int | None = None
-    subset_sha256: str | None = None
-    validated_on: str | None = None
-    parameters: int | None = None
-    wall_time_s: dict[str, float] = field(default_factory=dict)
-    precision: str | None = None
-    device: str | None = None
-    processor: str | None = None
-    threads: int | None = None
-    processes: int | None = None
-    wandb_run: str | None = None
-    grid: str | None = None
-    commit: str | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
+    metrics: dict[str, float]  #: value by name, ``test/...`` and, of the last validation, ``val/...``
+    class_counts: Counts  #: training images of each class
+    per_class: dict[str, PerClass[Rate | None]]  #: scores by ``Task.measures``; None for a class without test images
+    class_names: PerClass[str] = field(default_factory=list)  #: by default ``"0"``, ``"1"``, ...
+    shot_groups: dict[str, list[ClassIndex]] = field(default_factory=dict)  #: many-, medium- and few-shot classes
+    correct: PerClass[int] | None = None  #: correctly classified test images; None with several labels an image
+    test_counts: Counts | None = None  #: test images of each class, or with its label
+    known_counts: PerClass[int] | None = None  #: test images with a known label; None with one label an image
+    thresholds: PerClass[Rate] | None = None  #: probability from which on each label is predicted; None is 0.5
+    confusion: PerClass[PerClass[int]] | None = None  #: by true, then predicted class; None for many classes
+    test_images: int | None = None  #: number of test images
+    skipped_images: dict[str, int] = field(default_factory=dict)  #: skipped unreadable images by split
+    prior: PerClass[Rate] | None = None  #: class shares given by ``--prior``
+    epochs: int | None = None  #: completed epochs of training
+    checkpoint: str | None = None  #: tested file; None for the weights as they were
+    callbacks: list[Callback] | None = None  #: callbacks that change the training; None if unknown
+    seed_everything: int | None = None  #: seed of the training
+    subset_seed: int | None = None  #: seed of the subset
+    subset_sha256: str | None = None  #: digest of the training subset
+    validated_on: str | None = None  #: ``held_out``, ``val`` or ``test`` images
+    parameters: int | None = None  #: number of weights of the backbone
+    wall_time_s: dict[str, Seconds] = field(default_factory=dict)  #: by stage
+    precision: str | None = None  #: of the Trainer
+    device: str | None = None  #: for example ``cuda:0``
+    processor: str | None = None  #: name of the CPU or GPU
+    threads: int | None = None  #: CPU threads of torch
+    processes: int | None = None  #: of a distributed training
+    wandb_run: str | None = None  #: id of the run at W&B
+    grid: str | None = None  #: digest of the run in its grid
+    commit: str | None = None  #: of the code
+    versions: dict[str, str | None] = field(default_factory=dict)  #: of lt_cb, Python, torch and lightning
 
     def __post_init__(self) -> None:
         """Name classes by their index if they have no names; drop metrics that are not finite."""
@@ -150,55 +106,57 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
         raw = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        seeds = {name: raw.pop(name) for name in ("seed_everything", "subset_seed")}
+        seeds = {name: raw.pop(name) for name in sorted(SEEDS)}
         per_class = {f"per_class_{measure}": values for measure, values in raw.pop("per_class").items()}
         return {"metrics": raw.pop("metrics"), **per_class, "seeds": seeds, **raw}
 
     @classmethod
     def from_json(cls, raw: Any, file: str | Path) -> Self:  # noqa: ANN401 - JSON
-        """Read the content of ``result.json``.
-
-        Args:
-            raw: parsed JSON.
-            file: name for error messages.
-
-        Raises:
-            InputError: if a value is missing or cannot be the result of a run.
-        """
-        problem = problem_of(raw, METRICS)
-        if problem is not None:
-            raise InputError(f"'{file}' is damaged: {problem}. Remove the file, or test the run again with lt-cb test.")
-        return cls._of_json(raw)
+        """Read parsed JSON of a ``file``; raise InputError if a value is missing, or cannot be the result of a run."""
+        try:
+            return cls._checked(raw)
+        except ValueError as error:
+            raise _damaged(file, str(error)) from error
 
     @classmethod
-    def _of_json(cls, raw: dict[str, Any]) -> Self:
-        known = {entry.name for entry in fields(cls)}
-        values = {name: value for name, value in {**raw, **raw["seeds"]}.items() if name in known and value is not None}
-        measures = (*ONE_LABEL.measures, *SEVERAL_LABELS.measures)
-        per_class = {name: scores for name in measures if (scores := raw.get(f"per_class_{name}")) is not None}
-        return cls(**values | {"per_class": per_class})
+    def _checked(cls, raw: Any) -> Self:  # noqa: ANN401 - JSON
+        """Return a record from JSON; raise ValueError for the first value that is missing or impossible."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("class_counts"), list):
+            raise ValueError("it is not the result of a run")
+        task = Task.of(f"per_class_{SEVERAL_LABELS.measures[0]}" in raw)
+        kinds = get_type_hints(cls, include_extras=True) | {"seeds": dict[str, int | None]}
+        scores = {f"per_class_{measure}": measure for measure in task.measures}
+        kinds |= dict.fromkeys(scores, PerClass[Rate | None])
+        required = ("metrics", "class_counts", "seeds", f"per_class_{task.measures[0]}")
+        for name, kind in kinds.items():
+            words = mismatch(raw.get(name), kind, len(raw["class_counts"]))
+            if words and (raw.get(name) is not None or name in required):
+                raise ValueError(f"{name} must be {words}")
+        if not raw["seeds"].keys() >= SEEDS:
+            raise ValueError(f"seeds must be a mapping of {' and '.join(sorted(SEEDS))}")
+        if (main := f"test/{task.group_metric}") not in raw["metrics"]:
+            raise ValueError(f"{main} is missing in metrics")
+        for name, value in raw["metrics"].items():
+            _, _, metric = name.partition("/")
+            if metric.partition("/")[0] in (*METRICS, "acc_top5") and (words := mismatch(value, Rate, 0)):
+                raise ValueError(f"{name} must be {words}")
+        per_class = {measure: raw[name] for name, measure in scores.items() if raw.get(name) is not None}
+        given = {**raw, **raw["seeds"], "per_class": per_class}
+        names = [entry.name for entry in fields(cls)]
+        return cls(**{name: given[name] for name in names if given.get(name) is not None})
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read ``result.json``.
-
-        Raises:
-            InputError: if the file is damaged.
-            OSError: if it cannot be read.
-        """
+        """Read ``result.json``; raise InputError if it is damaged, and OSError if it cannot be read."""
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested without an end
-            raise InputError(
-                f"'{file}' is damaged: it is not JSON ({error}). Remove the file, or test the run again with "
-                "lt-cb test."
-            ) from error
+            raise _damaged(file, f"it is not JSON ({error})") from error
         return cls.from_json(raw, file)
 
     def to_row(self) -> dict[str, str]:
         """Return the columns of a row of kept results that the record fills."""
-        accuracy = self.metrics.get("test/acc")
-        correct = self.correct
+        accuracy, correct = self.metrics.get("test/acc"), self.correct
         if correct is None and not self.task.multi_label and self.test_counts:
             correct = [round((rate or 0.0) * n) for rate, n in zip(self.scores, self.test_counts, strict=True)]
         precisions = self.scores if self.task.multi_label else []
@@ -223,22 +181,19 @@ class Record:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str], file: str | Path) -> Self:
-        """Read a row of kept results; columns that older rows lack may be missing.
-
-        Raises:
-            InputError: if a value is missing or cannot be the result of a run.
-        """
+        """Read a row of kept results; raise InputError if a value is missing, or cannot be the result of a run."""
         try:
-            raw = _json_of_row(row)
-            if problem := problem_of(raw, METRICS):
-                raise ValueError(problem)
-            return cls._of_json(raw)
+            return cls._checked(_json_of_row(row))
         except (KeyError, ValueError, AttributeError) as error:
             reason = f"column {error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(
                 f"'{file}' is not a table of kept runs (row {row.get('experiment')}, seed {row.get('seed')}: {reason})."
                 " Restore the file from the repository."
             ) from error
+
+
+def _damaged(file: str | Path, reason: str) -> InputError:
+    return InputError(f"'{file}' is damaged: {reason}. Remove the file, or test the run again with lt-cb test.")
 
 
 def percent(value: float | str | None) -> str | None:

@@ -1,106 +1,53 @@
-"""Checks of ``result.json``: types, ranges and lengths. Imports no torch."""
+"""Types of the values in ``result.json``, and their check. Imports no torch."""
 
-import re
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
-
-from lt_cb.task import SEVERAL_LABELS, Task
-
-LARGEST = 1e39  # float32 ends below it
-MOST = 10**15  # images, seeds, parameters
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
 
 
-class Kind(NamedTuple):
-    """A kind of JSON value."""
+class Rule(NamedTuple):
+    """A condition on a JSON value, attached to its type by ``Annotated``."""
 
     words: str  # allowed values
-    holds: Callable[[Any], bool]
+    holds: Callable[[Any, int], bool]  # of the value and the number of classes
 
 
-def _is_number(value: Any) -> bool:  # noqa: ANN401 - JSON
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST  # NaN is not
+T = TypeVar("T")
+Rate = Annotated[float, Rule("a number in [0, 1]", lambda value, _: 0 <= value <= 1)]
+Seconds = Annotated[float, Rule("a number of at least 0", lambda value, _: value >= 0)]
+ClassIndex = Annotated[int, Rule("a class index below the number of classes", lambda value, size: value < size)]
+Callback = Annotated[dict[str, Any], Rule("a mapping with class_path", lambda v, _: type(v.get("class_path")) is str)]
+PerClass = Annotated[list[T], Rule("a list with one entry for each class", lambda value, size: len(value) == size)]
+Counts = Annotated[PerClass[int], Rule("a list of counts that are not all 0", lambda value, _: sum(value) > 0)]
+SCALARS = {
+    int: Rule("a whole number of at least 0", lambda value, _: type(value) is int and 0 <= value < 10**15),
+    float: Rule("a finite number", lambda value, _: type(value) in (int, float) and abs(value) < 1e39),  # as float32
+    str: Rule("a text", lambda value, _: isinstance(value, str)),
+    type(None): Rule("null", lambda value, _: value is None),
+    Any: Rule("anything", lambda value, _: True),
+}
 
 
-def _is_count(value: Any) -> bool:  # noqa: ANN401 - JSON
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
-
-
-def _list(kind: Kind, length: int) -> Kind:
-    return Kind(
-        f"a list of {length} entries, each {kind.words}",
-        lambda v: isinstance(v, list) and len(v) == length and all(map(kind.holds, v)),
-    )
-
-
-def _table(kind: Kind) -> Kind:
-    return Kind(
-        f"a mapping whose values are {kind.words}", lambda v: isinstance(v, dict) and all(map(kind.holds, v.values()))
-    )
-
-
-NUMBER = Kind("a finite number", _is_number)
-SECONDS = Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
-RATE = Kind("a number in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
-RATE_OR_NULL = Kind("a number in [0, 1] or null", lambda v: v is None or RATE.holds(v))
-COUNT = Kind("a whole number of at least 0", _is_count)
-SEED = Kind("a whole number of at least 0, or null", lambda v: v is None or _is_count(v))
-TEXT = Kind("a text", lambda v: isinstance(v, str))
-TEXT_OR_NULL = Kind("a text or null", lambda v: v is None or isinstance(v, str))
-CALLBACK = Kind("a mapping with class_path", lambda v: isinstance(v, dict) and isinstance(v.get("class_path"), str))
-
-
-def problem_of(raw: Any, rates: Iterable[str]) -> str | None:  # noqa: ANN401 - JSON
-    """Return the first reason why JSON is not the result of a run, None without any.
+def mismatch(value: Any, kind: Any, size: int) -> str | None:  # noqa: ANN401 - JSON and a type
+    """Return the allowed values, in words, if a JSON value does not fit its type; None if it fits.
 
     Args:
-        raw: parsed ``result.json``.
-        rates: names of metrics in [0, 1].
+        value: parsed JSON.
+        kind: type; ``Annotated`` adds rules. An ``int`` is a count or a seed, and the keys of a ``dict`` are texts.
+        size: number of classes.
     """
-    if not isinstance(raw, dict) or not isinstance(raw.get("class_counts"), list):
-        return "it is not the result of a run"
-    size = len(raw["class_counts"])
-    task = Task.of(f"per_class_{SEVERAL_LABELS.measures[0]}" in raw)
-    counts, scores, index = (
-        _list(COUNT, size),
-        _list(RATE_OR_NULL, size),
-        Kind(f"a class index below {size}", lambda v: _is_count(v) and v < size),
-    )
-    seeds = {"seed_everything", "subset_seed"}
-    required = {
-        "class_counts": Kind(f"{counts.words}, not all 0", lambda v: counts.holds(v) and sum(v) > 0),
-        "metrics": _table(NUMBER),
-        f"per_class_{task.measures[0]}": scores,
-        "seeds": Kind("a mapping of two seeds", lambda v: _table(SEED).holds(v) and seeds <= v.keys()),
-    }
-    optional = {
-        "class_names": _list(TEXT, size),
-        "shot_groups": _table(
-            Kind(f"lists of {index.words}", lambda v: isinstance(v, list) and all(map(index.holds, v)))
-        ),
-        **{f"per_class_{measure}": scores for measure in task.measures},
-        "correct": counts,
-        "test_counts": required["class_counts"],
-        "known_counts": counts,
-        "thresholds": _list(RATE, size),
-        "confusion": _list(counts, size),
-        "skipped_images": _table(COUNT),
-        "prior": _list(RATE, size),
-        "callbacks": Kind("a list of mappings", lambda v: isinstance(v, list) and all(map(CALLBACK.holds, v))),
-        "wall_time_s": _table(SECONDS),
-        "versions": _table(TEXT_OR_NULL),
-        **dict.fromkeys(("test_images", "epochs", "parameters", "threads", "processes"), COUNT),
-        **dict.fromkeys(("checkpoint", "subset_sha256", "validated_on", "precision", "device"), TEXT),
-        **dict.fromkeys(("processor", "wandb_run", "grid", "commit"), TEXT),
-    }
-    for name, kind in required.items():
-        if not kind.holds(raw.get(name)):
-            return f"{name} must be {kind.words}"
-    for name, kind in optional.items():
-        if raw.get(name) is not None and not kind.holds(raw[name]):
-            return f"{name} must be {kind.words}"
-    main = "test/mAP" if task.multi_label else "test/acc"
-    if main not in raw["metrics"]:
-        return f"{main} is missing in metrics"
-    is_rate = re.compile(rf"(test|val)/({'|'.join(rates)}|acc_top5)(/.*)?")
-    wrong = [name for name, value in raw["metrics"].items() if is_rate.fullmatch(name) and not RATE.holds(value)]
-    return f"{wrong[0]} must be {RATE.words}" if wrong else None
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        broken = (rule.words for rule in args[1:] if not rule.holds(value, size))
+        return mismatch(value, args[0], size) or next(broken, None)
+    if origin is list or origin is dict:
+        name = "a list" if origin is list else "a mapping"
+        if not isinstance(value, origin):
+            return name
+        entries = value if isinstance(value, list) else value.values()
+        wrong = (words for entry in entries if (words := mismatch(entry, args[-1], size)))
+        return next((f"{name}, each entry {words}" for words in wrong), None)
+    if args:  # a union
+        choices = [mismatch(value, each, size) for each in args]
+        return " or ".join(filter(None, choices)) if all(choices) else None
+    rule = SCALARS[kind]
+    return None if rule.holds(value, size) else rule.words
