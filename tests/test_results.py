@@ -104,10 +104,15 @@ def test_sentences_on_other_losses_match_the_rows() -> None:
     page = " ".join((ROOT / "docs/results.md").read_text().split())
     readme = " ".join((ROOT / "README.md").read_text().split())
     for table, experiment, softmax, sentence in (
-        ("cifar10_losses", "balanced_softmax", "short_40_softmax", "{} % or {} points, and LDAM-DRW"),
-        ("cifar10_losses", "ldam_drw", "short_40_softmax", "LDAM-DRW, {} % or {};"),
+        (
+            "cifar10_losses",
+            "balanced_softmax",
+            "short_40_softmax",
+            "balanced softmax (which equals logit adjustment with τ = 1), {} % or {} points",
+        ),
+        ("cifar10_losses", "ldam_drw", "short_40_softmax", "LDAM-DRW, {} % or {} points"),
         ("cifar10_losses", "crt", "short_40_softmax", "has {} % error, {} points against softmax on the same seeds"),
-        ("cifar10_crt_200", "crt_of_200", "paper_200_softmax", "softmax runs {} % error, {} points against those"),
+        ("cifar10_crt_200", "crt_of_200", "paper_200_softmax", "softmax runs has {} % error, {} points against those"),
     ):
         reference, values = balanced("cifar10_curve", softmax), balanced(table, experiment)
         errors = [100 - value for value in values.values()]
