@@ -219,7 +219,7 @@ def test_the_regret_of_heads_matches_its_rows() -> None:
     three = [row for row in tasks if (row["data"], row["imbalance_factor"]) == ("cifar10", "100.0")]
     for name in ("recommended", "scikit_learn_by_folds", "scikit_learn"):
         values = [float(row[name]) for row in three]
-        assert f"to {statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} %" in " ".join(page.split())
+        assert f" {statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} %" in " ".join(page.split())
 
 
 def test_every_row_has_its_configuration() -> None:
