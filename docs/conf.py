@@ -35,7 +35,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 
-PAGES = {  # files outside of docs/ that a page here includes
+PAGES = {  # links to files, and the pages that show them
     "../CHANGELOG.md": "changelog.rst",
     "../CONTRIBUTING.md": "contributing.rst",
     "../benchmarks/RESULTS.md": "speed.rst",
@@ -45,7 +45,7 @@ PAGES = {  # files outside of docs/ that a page here includes
 
 
 def read_source(app: Sphinx, page: str, source: list[str]) -> None:
-    """Lead links to included files to their pages, and put a table of contents under each heading of the index."""
+    """Redirect links to included files to their pages, and make a table of contents of each section of the index."""
     source[0] = re.sub(r"(?<=\]\()[^)#]+(?=[)#])", lambda link: PAGES.get(link[0], link[0]), source[0])
     if page == "index":
         parts = re.split(r"^## (.*)\n", source[0], flags=re.MULTILINE)
@@ -55,7 +55,7 @@ def read_source(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def read_tree(app: Sphinx, tree: nodes.document) -> None:
-    """Put the parts of a page of several titles under the first; open report.html, in place of a download."""
+    """Put all sections of a page below its first title; make report.html a link instead of a download."""
     titles = [part for part in tree.children if isinstance(part, nodes.section)]
     for part in titles[1:]:
         tree.remove(part)
@@ -66,19 +66,19 @@ def read_tree(app: Sphinx, tree: nodes.document) -> None:
 
 
 def is_skipped(app: Sphinx, kind: str, name: str, member: object, skip: bool, options: object) -> bool | None:
-    """Leave out what a NamedTuple says of its fields, which stand in its docstring."""
+    """Skip the automatic docstrings of NamedTuple fields; the docstring of the class describes the fields."""
     return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
 def signature(
     app: Sphinx, kind: str, name: str, value: object, options: object, args: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Write a dataclass's default that is made anew in a way that Sphinx can parse."""
+    """Replace the default factory of a dataclass field by dots, which Sphinx can parse."""
     return args and args.replace("<factory>", "..."), returns
 
 
 def visit_math(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
-    """Write a formula as MathML: browsers show it without a script, which would be loaded from elsewhere."""
+    """Write a formula as MathML, which browsers show without a script."""
     formula = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
     gap = '<mspace width="0.17em"/>'  # between log and x, but not before a bracket, as in TeX
     writer.body.append(re.sub(r"<mo>&ApplyFunction;</mo>(?!\s*<mo[^>]*>\()", gap, formula))
@@ -86,7 +86,7 @@ def visit_math(writer: HTML5Translator, node: nodes.math | nodes.math_block) -> 
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what is ours."""
+    """Register the functions of this file."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("source-read", read_source)
     app.connect("autodoc-skip-member", is_skipped)

@@ -1,8 +1,8 @@
-"""Makes the pages of kept results again: uv run python docs/pages.py.
+"""Update the pages and tables of kept results: uv run python docs/pages.py.
 
 A page has a report between ``<!-- lt-cb report results/NAME ... -->`` and ``<!-- end -->``; ``report.html`` is one. The
-table of `benchmarks/heads.py` stands between ``<!-- heads -->`` and ``<!-- end -->``, and one of kept runs of several
-labels an image behind ``<!-- several results/NAME -->``.
+table of `benchmarks/heads.py` is between ``<!-- heads -->`` and ``<!-- end -->``, and the table of runs with several
+labels an image is between ``<!-- several results/NAME -->`` and ``<!-- end -->``.
 """
 
 import csv
@@ -27,14 +27,14 @@ PLACE = re.compile(r"(<!-- lt-cb report (.*?) -->\n)(.*?)(<!-- end -->)", re.DOT
 
 
 def report(file: str, args: list[str]) -> str:
-    """Return a file of the report, from the root of the repository."""
+    """Return the content of a file that ``lt-cb report`` writes."""
     with tempfile.TemporaryDirectory() as out:
         main([*args, "--out", out])
         return (Path(out) / file).read_text()
 
 
 def filled(text: str) -> str:
-    """Return a page with its reports as the kept rows give them, from the root of the repository."""
+    """Return a page with all its tables made from the kept rows. Call it from the root of the repository."""
 
     def made(match: re.Match[str]) -> str:
         return f"{match[1]}\n{report('report.md', shlex.split(match[2]))}\n{match[4]}"
@@ -50,7 +50,7 @@ def filled(text: str) -> str:
 
 
 def heads() -> str:
-    """Return the table of heads: balanced accuracies, means over subset seeds, and the mean regret over tasks."""
+    """Return the table of heads: balanced accuracies averaged over subset seeds, and the mean regret over tasks."""
     tasks: dict[tuple[str, float], list[dict[str, str]]] = {}
     with Path("results/heads.csv").open(newline="") as stream:
         for row in csv.DictReader(stream):
@@ -67,7 +67,7 @@ def heads() -> str:
 
 
 def several(folder: str) -> str:
-    """Return the table of kept runs of several labels: average precisions, what is gained on sigmoid, and F1."""
+    """Return the table of runs with several labels: average precision, gain over sigmoid loss, and F1."""
     runs = collect(Path(folder))
     metrics = ("mAP", "mAP/many", "mAP/medium", "mAP/few", "f1_macro")
     cells = {metric: cells_of(runs, metric) for metric in metrics}
@@ -98,14 +98,14 @@ def _interval(gain: Difference | None) -> str:
 
 
 def _short(method: str) -> str:
-    """Return a method's name as a page has it: options of losses that have many are those of their overlays."""
+    """Return the name of a method for the page, without the options that its overlay sets."""
     name, comma, weights = method.partition(", ")
     name = {"Asymmetric": "asymmetric", "DistributionBalanced": "distribution-balanced"}.get(name.split()[0], name)
     return name.replace("Sigmoid", "sigmoid").replace("Focal gamma 1", "focal (γ = 1)") + comma + weights
 
 
 def campaign() -> str:
-    """Return the page of the runs that test the paper's claim."""
+    """Return the report page of the runs that test the paper's claim."""
     return report("report.html", ["results/cifar10_curve"])
 
 

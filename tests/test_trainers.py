@@ -34,7 +34,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of the first block."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}
-    exec(block("# In your own trainer"), names)
+    exec(block("# Your own trainer"), names)
     return names
 
 
@@ -387,7 +387,7 @@ class TestAListOfWeights:
                 else:
                     file.write_text(f"{label} 0.5 0.5 0.4 0.4\n")
         (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames: [cat, dog]\n")
-        exec(block("What becomes of them differs"), page)
+        exec(block("Trainers use such weights differently"), page)
         options = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "plots": False, "amp": False}
         model = yolo("yolo11n.yaml")
         model.train(trainer=page["Weighted"], data=str(tmp_path / "data.yaml"), project=str(tmp_path), **options)
