@@ -110,12 +110,11 @@ def _cut(line: str, width: int) -> str:
 
 def classes_of(kind: str) -> list[type[Any]]:
     """Return the classes of lt_cb of a kind, sorted by name."""
-    ours = (cls for cls in subclasses(BASES[kind]) if cls.__module__.startswith("lt_cb."))
+    ours = (cls for cls in _subclasses(BASES[kind]) if cls.__module__.startswith("lt_cb."))
     return sorted(ours, key=lambda cls: cls.__name__)
 
 
-def subclasses(base: type[Any]) -> Iterator[type[Any]]:
-    """Yield all subclasses of a class, at any depth."""
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     for cls in base.__subclasses__():
         yield cls
-        yield from subclasses(cls)
+        yield from _subclasses(cls)
