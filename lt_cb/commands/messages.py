@@ -11,20 +11,14 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lt_cb.commands.help import BASES, ParseError, classes_of
+from lt_cb.commands.help import ParseError
+from lt_cb.commands.restored import names_of
 from lt_cb.errors import InputError, did_you_mean, file_error
 from lt_cb.loggers import finish
 from lt_cb.runs.folder import TERMINATED
 
-EXAMPLES = {
-    "optimizer": "torch.optim.SGD",
-    "lr_scheduler": "torch.optim.lr_scheduler.CosineAnnealingLR",
-    "mix": "torchvision.transforms.v2.MixUp",
-    "augment": "torchvision.transforms.v2.RandAugment",
-}
 NUMBERS = {"float": "a number", "int": "a whole number"}
 NOISE = r"Subtypes:|Given value|Does not validate|- Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
-
 WARNINGS = (
     r"isinstance\(treespec, LeafSpec\)",
     "smaller than the logging interval",  # metrics are logged by epoch
@@ -69,34 +63,26 @@ def sentence(message: str, parser: LightningArgumentParser) -> str:
         kind, choices, given = wrong.groups()
         allowed = " or ".join(re.findall(r"[\w.-]+", choices)) if choices else NUMBERS[kind]
         return f"--{key} is {given}, but must be {allowed}."
-    if match := re.search(r"instantiatable class, but \S*?(\w+) is abstract", message):
-        names = ", ".join(
-            cls.__name__ for kind, base in BASES.items() if base.__name__ == match[1] for cls in classes_of(kind)
-        )
-        return f"--{key} has options, but names no class: set --{key} first{names and f', to {names}'}."
+    names = names_of(key)
+    if "Expected an instantiatable class" in message:
+        choice = f", to {', '.join(names)}" if names else ""
+        return f"--{key} has options, but names no class: set --{key} first{choice}."
     if match := re.search(r"dot import path string: (\S+)", message):
-        return _unknown_class(match[1], key.rpartition(".")[2])
+        choice = f"choose {', '.join(names)}, or give" if names else "give"
+        near = did_you_mean(match[1], names)
+        return f"there is no {key.rpartition('.')[2]} '{match[1]}': {choice} the class path of a custom one.{near}"
     if match := re.search(r"class_path '([\w.]+)':\s+No module named '(\w+)'", message):
         return f"--{key} is {match[1]}, but there is no module '{match[2]}': set PYTHONPATH to the folder that has it."
     if match := re.search(r"Option '([\w.]+)' is not accepted", message):
         return f"there is no option --{key}.{match[1]}: see {parser.prog} --help."
-    if match := re.search(
-        r"nrecognized arguments: --([\w.+]+)|Group '(\w+)' does not accept option '([\w.]+)'", message
-    ):
+    other = r"nrecognized arguments: --([\w.+]+)|Group '(\w+)' does not accept option '([\w.]+)'"
+    if match := re.search(other, message):
         option = f"--{match[1] or f'{match[2]}.{match[3]}'}"
         options = [name for action in parser._actions for name in action.option_strings]
         return f"there is no option {option}: see {parser.prog} --help.{did_you_mean(option, options)}"
     lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
     text = " ".join(line.removeprefix("- ") for line in lines if not re.match(NOISE, line))
     return f"--{key}: {text}" if key else text
-
-
-def _unknown_class(name: str, kind: str) -> str:
-    if kind not in BASES:
-        return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
-    names = [cls.__name__ for cls in classes_of(kind)]
-    choice = f"choose {', '.join(names)}, or give the class path of a custom one."
-    return f"there is no {kind} '{name}': {choice}{did_you_mean(name, names)}"
 
 
 def input_error(error: BaseException) -> str | None:

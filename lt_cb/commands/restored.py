@@ -121,6 +121,21 @@ def is_known(key: str, path: str) -> bool:
     return isinstance(found, type) and issubclass(found, kind.base)
 
 
+def names_of(key: str) -> list[str]:
+    """Return the names of the known classes for an option, sorted."""
+    if key not in KINDS:
+        return []
+    base, modules = KINDS[key]
+    names = {cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith(modules)}
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
+
+
 def _plain(key: str, value: Any, is_text: bool = True) -> Any:  # noqa: ANN401 - YAML
     """Return a value that a checkpoint may bring for an option, or raise _RefusedError with the value.
 
