@@ -33,8 +33,7 @@ MAX_LINES = 100  # classes of the largest printed table
 class ResultFile(Callback):
     """Writes ``result.json`` after a test and prints the scores of each class.
 
-    One instance may be shared by the Trainer of ``fit`` and a new one that tests: it remembers the epochs and seconds
-    of the training.
+    The Trainer of ``fit`` and a new one that tests may share it: it remembers the epochs and seconds of the training.
     """
 
     def __init__(self) -> None:
@@ -150,14 +149,7 @@ def trained_epochs(checkpoint: Mapping[str, Any]) -> int:
 
 
 def print_ending(trainer: Trainer, main_metric: str, folder: str | None, tested: Path | None) -> None:
-    """Print why a training ended, its best and last validation score, and which checkpoint is tested.
-
-    Args:
-        trainer: after its fit.
-        main_metric: validation metric to print if no callback watches one.
-        folder: of the run, None without.
-        tested: checkpoint, None for the weights as they are.
-    """
+    """Print why a training ended, best and last score of the watched or else the main metric, and the tested file."""
     watched = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)]  # type: ignore[attr-defined]
     modes = {str(c.monitor): c.mode for c in watched if str(c.monitor).startswith("val/")}
     rows = [] if folder is None else RunDir(folder).read_metrics()
@@ -210,10 +202,10 @@ def plain_text(name: str) -> Text:
 
 
 def _print_table(record: Record) -> None:
-    first, *_ = measures = record.task.measures
-    table = Table(title=f"Test {measure_title(first)} by class")
-    table.add_column("class")
-    for title in ("training images", *map(measure_title, measures)):
+    measures = record.task.measures
+    titles = [measure_title(name) for name in measures]
+    table = Table("class", title=f"Test {titles[0]} by class")
+    for title in ("training images", *titles):
         table.add_column(title, justify="right")
     table.add_column("")
     bar_width = 20 if len(measures) == 1 else 10

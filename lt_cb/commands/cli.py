@@ -43,16 +43,13 @@ class CommandLine(LightningCLI):
         add_arguments: adds the command's own options to the parser.
         model_class: class of ``--model``, unless the words name another.
         data_class: class of ``--data``, unless the words name another.
-        uses: the groups whose classes the command makes. A command that does not use ``model`` still has its options,
-            and a checkpoint may name custom classes for it. Without ``data``, a command has no options of data.
+        uses: groups whose classes the command makes; a checkpoint may name custom classes for the others. Without
+            ``data``, the command has no options of data.
 
     Attributes:
         config: the parsed options.
         checkpoint: content of ``--ckpt_path``, None without.
         trained: configuration of the checkpoint's run.
-
-    Raises:
-        InputError: if an option, a configuration file or the checkpoint is wrong.
     """
 
     def __init__(
@@ -74,7 +71,7 @@ class CommandLine(LightningCLI):
         self.trained: dict[str, Any] = {}
         self._unknown: dict[str, Any] = {}  # values of the checkpoint that the user must name
         if self._first["ckpt_path"] is not None:
-            words = [*self._read_checkpoint(self._first["ckpt_path"], uses), *words]
+            words = [*self._settings_of(self._first["ckpt_path"], uses), *words]
         super().__init__(
             _custom_class("model", self._first["model_class"], model_class),
             _custom_class("data", self._first["data_class"], data_class),
@@ -87,26 +84,25 @@ class CommandLine(LightningCLI):
             run=False,
         )
 
-    def _read_checkpoint(self, path: str, uses: Sequence[str]) -> list[str]:
-        """Read the checkpoint, and return words with its settings."""
+    def _settings_of(self, path: str, uses: Sequence[str]) -> list[str]:
+        """Read a checkpoint, and return words with its settings."""
         self.checkpoint = checkpoints.read(path)
-        trained = checkpoints.config(self.checkpoint)
-        if trained is None:
+        self.trained = checkpoints.config(self.checkpoint) or {}
+        if not self.trained:
             return []
-        self.trained = trained
-        settings, unknown = plain_settings(trained, self._first["trust_checkpoint"] in (True, "true", "True"))
+        settings, unknown = plain_settings(self.trained, self._first["trust_checkpoint"] in (True, "true", "True"))
         self._unknown = {key: value for key, value in unknown.items() if key.startswith(tuple(uses))}
         check_named({key: self._unknown[key] for key in FIRST if key in self._unknown}, self._first)
         for name in ("model_class", "data_class"):
             self._first[name] = self._first[name] or settings.get(name)
         settings = {key: settings[key] for key in ("seed_everything", *self._groups, *FIRST) if key in settings}
-        place = _place_of(path, trained.get("name"))
+        place = _place_of(path, self.trained.get("name"))
         settings["trainer"] |= place.pop("trainer", {})
         return ["--config", yaml.safe_dump(settings | place)]
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401 - of the parser
         """Make the parser, whose ``--config`` is `ConfigFile`."""
-        parser = self.parser_class(**kwargs)
+        parser = Parser(**kwargs)
         parser.add_argument("-c", "--config", action=resetting(ConfigFile), help="A configuration file, or YAML.")
         return parser
 
@@ -205,11 +201,7 @@ class CommandLine(LightningCLI):
         self.config.model.loss = self.parser.parse_object({"model": {"loss": loss}}, self.config).model.loss
 
     def make_model(self) -> LongTailedClassifier:
-        """Return the model of the checkpoint with its weights, for a command without data.
-
-        Raises:
-            InputError: if there is no checkpoint, or it does not fit the network.
-        """
+        """Return the model of the checkpoint with its weights, for a command without data."""
         self.check_trained()
         content = dict(self.checkpoint or {})
         checkpoints.without_pretrained(self.config.model)

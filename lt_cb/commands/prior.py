@@ -47,16 +47,10 @@ def set_prior(cli: CommandLine, model: LongTailedClassifier) -> None:
 
 
 def read_prior(given: str, class_names: Sequence[str], loss: Loss) -> Tensor:
-    """Return the share of each class, float64 of shape (C,), or numbers in proportion to it.
+    """Return numbers in proportion to the share of each class, float64 of shape (C,).
 
-    Args:
-        given: ``uniform``, ``train`` for the share in the training images, or a CSV file with columns ``class`` and
-            ``share``. Each class has one row, with a share or a count of at least 0. A class of 0 is never predicted.
-        class_names: C names.
-        loss: has the class counts of the training images.
-
-    Raises:
-        InputError: if the file cannot be read, or lacks the share of a class.
+    ``given`` is ``uniform``, ``train`` for the share in the training images, or a CSV file with columns ``class`` and
+    ``share``. Each class has one row, with a share or a count of at least 0. A class of 0 is never predicted.
     """
     if given == "uniform":
         return torch.ones(len(class_names), dtype=torch.float64)

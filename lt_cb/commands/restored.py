@@ -56,14 +56,10 @@ class _RefusedError(Exception):
 
 
 def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings that a command takes over from a checkpoint's configuration.
+    """Return the settings that a command takes over from a checkpoint's configuration, and by key the values left out.
 
-    Args:
-        config: configuration in the checkpoint.
-        trusted: whether ``--trust_checkpoint true`` was given, which lets it name any class for model and data.
-
-    Returns:
-        The settings, and by key the values left out because they could run code; `check_named` asks for them.
+    Values are left out because they could run code; `check_named` asks for them. ``trusted`` (``--trust_checkpoint``)
+    lets the checkpoint name any class for model and data.
     """
     settings: dict[str, Any] = {"trainer": {}, "model": {}, "data": {}}
     refused: dict[str, Any] = {}

@@ -68,10 +68,7 @@ def run_folder(cli: CommandLine) -> RunFolder:
 def run_trainer(cli: CommandLine, options: Namespace, loaded: dict[str, Any] | None = None) -> Trainer:
     """Return the Trainer of a run: it logs to the run folder, and saves configuration, checkpoints and the result.
 
-    Args:
-        cli: the command line, whose configuration is saved.
-        options: instantiated options of the Trainer.
-        loaded: checkpoints already read, by path.
+    ``options`` are the instantiated options of the Trainer, ``loaded`` checkpoints already read, by path.
     """
     folder, further = run_folder(cli), as_list(options.logger)
     for logger in further:

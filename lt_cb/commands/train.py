@@ -83,9 +83,7 @@ class Session:
         if not self.fits:
             cli.check_trained()
         if cli.checkpoint is None and config.model.second_stage is not None:
-            raise InputError(
-                "a second stage starts from a trained network: set --ckpt_path to the checkpoint of a run."
-            )
+            raise InputError("a second stage starts from a trained network: set --ckpt_path to its checkpoint.")
         if cli.checkpoint is not None:
             checkpoints.without_pretrained(config.model)
         if self.resumes and cli.trained:
@@ -99,8 +97,7 @@ class Session:
         """Check data, model and Trainer together; begin a second stage from the checkpoint's weights."""
         content, stage, model = self.cli.checkpoint, self.model.second_stage, self.model
         if self.fits:
-            batches = self.data.accumulation(self.trainer.world_size)
-            if batches is not None:
+            if (batches := self.data.accumulation(self.trainer.world_size)) is not None:
                 self.trainer.accumulate_grad_batches = self.cli.config.trainer.accumulate_grad_batches = batches
             check_training(model, self.data, self.trainer)
             check_validation(self.trainer, model, self.test_best)
@@ -199,21 +196,16 @@ def main(
 
 
 def feed_features(session: Session) -> bool:
-    """Replace images that are the same in every epoch by the features of a frozen backbone, computed once.
-
-    Returns:
-        Whether test images were replaced.
-    """
+    """Replace images by the features of a frozen backbone, computed once; return whether test images were replaced."""
     model, data, config = session.model, session.data, session.cli.config.trainer
     if not model.is_frozen or data.augments or model.mix is not None or not isinstance(config.strategy, str):
         return False
     if session.resumes and session.cli.checkpoint is not None:  # `fit` loads it again, with its optimiser
         model.backbone.load_state_dict(checkpoints.backbone_state(session.cli.checkpoint))
     trainer = feature_trainer(config)
-    splits = {"train", data.validation_split}
-    for split in sorted(splits):
+    for split in sorted({"train", data.validation_split}):
         data.replace_images(split, torch.from_numpy(frozen_features(model, data, split, trainer)[0]))
-    return "test" in splits
+    return data.validation_split == "test"
 
 
 def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trainer: Trainer) -> None:
@@ -235,12 +227,12 @@ def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trai
     in_fractions = isinstance(scheduler, StepwiseSchedule) and scheduler.total_steps is None
     if in_fractions or model.drw_start > 0.0 or data.sampler is not None:
         training_progress(trainer, 0)
-    weighting = model.loss.weighting
-    if model.drw_start > 0.0 and weighting is None:
+    no_weighting, no_sampler = model.loss.weighting is None, data.sampler is None
+    if model.drw_start > 0.0 and no_weighting:
         rank_zero_warn("drw_start is set, but the loss has no weighting: nothing is deferred.", stacklevel=1)
-    if data.drs_start > 0.0 and data.sampler is None:
+    if data.drs_start > 0.0 and no_sampler:
         rank_zero_warn("drs_start is set, but the data have no sampler: nothing is deferred.", stacklevel=1)
-    if weighting is not None and data.sampler is not None:
+    if not no_weighting and not no_sampler:
         rank_zero_warn(
             "The class weights and the sampler both favour rare classes, and compound: unless you mean it, set "
             "--model.loss.weighting null or --data.sampler null.",

@@ -60,11 +60,7 @@ def _new_classes(before: Namespace, after: Namespace, prefix: str = "") -> Itera
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """Return the settings of a ``--config`` value: a path, ``~``, ``file://``, a shipped name, or YAML.
-
-    Raises:
-        InputError: if it is none of these, or has a group of options that is not a mapping.
-    """
+    """Return the settings of a ``--config`` value: a path, ``~``, ``file://``, a shipped name, or YAML."""
     value = shipped(value)
     try:
         file = Path_fr(value)
