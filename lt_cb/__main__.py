@@ -1,23 +1,29 @@
 """``lt-cb``, also as ``python -m lt_cb``: the table of commands. Help and version do not wait for torch."""
 
-import importlib
 import sys
 from collections.abc import Sequence
+from pkgutil import resolve_name
 
 from lt_cb import __version__
 from lt_cb.errors import InputError, did_you_mean, file_error
 
-COMMANDS = {  # module with a `main`, and what the command is for
-    "fit": ("lt_cb.commands.train", "train, or go on training, and test the last checkpoint"),
-    "validate": ("lt_cb.commands.train", "look at the validation images with a checkpoint"),
-    "test": ("lt_cb.commands.train", "look at the test images with a checkpoint"),
-    "predict": ("lt_cb.commands.predict", "write the classes of a folder of images to predictions.csv"),
-    "export": ("lt_cb.commands.export", "write a file that maps images to probabilities: torch.export or ONNX"),
-    "inspect": ("lt_cb.commands.inspect_data", "class counts, effective numbers and class weights of a data set"),
-    "recommend": ("lt_cb.heads.recommend", "choose loss and weighting for a frozen backbone, and solve its head"),
-    "heads": ("lt_cb.heads.compare", "test every loss, weighting and L2 strength on features of a frozen backbone"),
-    "grid": ("lt_cb.lab.grid", "train the runs of a grid file, each distinct one once"),
-    "report": ("lt_cb.lab.report", "tables and pictures of a folder of runs"),
+COMMANDS = {  # a function of the words behind the command, which may return an exit code, and the purpose
+    "fit": ("lt_cb.commands.train:fit", "train, or resume training, and test the last checkpoint"),
+    "validate": ("lt_cb.commands.train:validate", "evaluate a checkpoint on the validation images"),
+    "test": ("lt_cb.commands.train:test", "evaluate a checkpoint on the test images"),
+    "predict": ("lt_cb.commands.predict:predict", "write the classes of a folder of images to predictions.csv"),
+    "export": ("lt_cb.commands.export:export", "write a torch.export or ONNX file that maps images to probabilities"),
+    "inspect": (
+        "lt_cb.commands.inspect_data:inspect",
+        "class counts, effective numbers and class weights of a data set",
+    ),
+    "recommend": ("lt_cb.heads.recommend:main", "choose loss and weighting for a frozen backbone, and solve its head"),
+    "heads": (
+        "lt_cb.heads.compare:main",
+        "test every loss, weighting and L2 strength on features of a frozen backbone",
+    ),
+    "grid": ("lt_cb.lab.grid:main", "train the runs of a grid file, each distinct one once"),
+    "report": ("lt_cb.lab.report:main", "tables and pictures of a folder of runs"),
 }
 
 
@@ -25,7 +31,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run ``lt-cb``.
 
     Args:
-        args: the command line as a list of words; None takes that of the process.
+        args: the command line as a list of words; None takes the command line of the process.
 
     Raises:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
@@ -41,13 +47,9 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     try:
         if command not in COMMANDS:
-            raise InputError(
-                f"there is no command '{command}': choose {', '.join(COMMANDS)}." + did_you_mean(command, COMMANDS)
-            )
-        module = importlib.import_module(COMMANDS[command][0])
-        if module.__name__ == "lt_cb.commands.train":
-            module.main([command, *rest])
-        elif (code := module.main(rest)) is not None:
+            near = did_you_mean(command, COMMANDS)
+            raise InputError(f"there is no command '{command}': choose {', '.join(COMMANDS)}.{near}")
+        if (code := resolve_name(COMMANDS[command][0])(rest)) is not None:
             raise SystemExit(code)
     except (InputError, OSError) as error:
         wrong = str(error) if isinstance(error, InputError) else file_error(error)

@@ -83,6 +83,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     checkpoint.write_bytes((run / "checkpoints/last.ckpt").read_bytes())
     main(["test", "--ckpt_path", str(checkpoint), "--model.few_shot=40"])
     tested = json.loads((run.with_name("version_1") / "result.json").read_text())
+    assert tested["epochs"] == result["epochs"] == 1
     assert tested["per_class_accuracy"] == result["per_class_accuracy"]
     assert tested["metrics"]["test/loss"] == pytest.approx(result["metrics"]["test/loss"])
     few = result["per_class_accuracy"][3:]
@@ -457,7 +458,7 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         (["--model.loss.gamma=-1"], "gamma is -1.0, but must be at least 0"),
         (["--data.imbalance_factor=0.5"], "imbalance_factor is 0.5, but must be at least 1"),
         (["--data.n_max=1000"], "1000 training images of class '0' are asked for, but there are 138"),
-        (["--data.imbalance_type=exp"], "--data.imbalance_type: Expected a typing.Literal['exponential', 'step']."),
+        (["--data.imbalance_type=exp"], "--data.imbalance_type is exp, but must be exponential or step."),
         (["--data.source=digit"], "there is no data source 'digit': choose Digits"),
         (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
         (

@@ -3,6 +3,7 @@
 import math
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.callbacks import changes_training, training_callbacks
 from lt_cb.runs.folder import RunDir, commit, write_json
 from lt_cb.runs.record import SHOTS, Record
-from lt_cb.task import Task
 
 MAX_CONFUSION = 20  # classes of the largest confusion matrix in result.json
 MAX_LINES = 100  # classes of the largest printed table
@@ -33,14 +33,13 @@ MAX_LINES = 100  # classes of the largest printed table
 class ResultFile(Callback):
     """Writes ``result.json`` after a test and prints the scores of each class.
 
-    One instance may be shared by the Trainer of ``fit`` and a new one that tests: it remembers the epochs and seconds
-    of the training.
+    The Trainer of ``fit`` and a new one that tests may share it: it remembers the epochs and seconds of the training.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}  # by stage, over all parts of a resumed training
         self._started = time.perf_counter()
-        self._epochs: int | None = None  # of the training, once it has ended
+        self._epochs: int | None = None  # of the training: of its checkpoint, until it ends in this process
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seconds of training so far."""
@@ -49,6 +48,10 @@ class ResultFile(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add the seconds of the interrupted training."""
         self._seconds["fit"] = float(state_dict["fit"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the epochs of the checkpoint."""
+        self._epochs = trained_epochs(checkpoint) if self._epochs is None else self._epochs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of a stage."""
@@ -78,14 +81,13 @@ class ResultFile(Callback):
 
     def _record(self, trainer: Trainer, module: LongTailedClassifier, run: RunDir) -> Record:
         data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
-        facts = data.facts() if data else {}
         wandb = wandb_logger(trainer)
         device = trainer.strategy.root_device  # the module is back on the CPU by now
         of_classes, counts = module.per_class, module.loss.class_counts
         return Record(
             metrics={name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")},
             class_counts=counts,
-            per_class={name: class_values(module, name) for name in Task.of(module.multi_label).measures},
+            per_class={name: class_values(module, name) for name in module.task.measures},
             class_names=module.class_names,
             shot_groups=module.groups,
             correct=of_classes.get("correct"),
@@ -99,10 +101,6 @@ class ResultFile(Callback):
             epochs=trainer.current_epoch if self._epochs is None else self._epochs,
             checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
             callbacks=_training_callbacks(trainer, run),
-            seed_everything=facts.get("seed_everything"),
-            subset_seed=facts.get("subset_seed"),
-            subset_sha256=facts.get("subset_sha256"),
-            validated_on=facts.get("validated_on"),
             parameters=sum(p.numel() for p in module.backbone.parameters()),
             wall_time_s={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             precision=str(trainer.precision),
@@ -113,6 +111,7 @@ class ResultFile(Callback):
             wandb_run=None if wandb is None else wandb.version,
             grid=_grid(run),
             commit=commit(),
+            **(data.facts() if data else {}),
             versions={
                 "lt_cb": lt_cb.__version__,
                 "python": platform.python_version(),
@@ -141,35 +140,30 @@ def _grid(run: RunDir) -> str | None:
         return None
 
 
-def print_ending(trainer: Trainer, folder: str | None, tested: str | None) -> None:
-    """Print why a training ended, its best and last validation score, and which checkpoint is tested.
+def trained_epochs(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many epochs a checkpoint was trained for."""
+    try:
+        return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (KeyError, TypeError):  # weights without the progress of the training
+        return int(checkpoint.get("epoch", -1)) + 1
 
-    Args:
-        trainer: after its fit.
-        folder: of the run, None without.
-        tested: checkpoint, None for the weights as they are.
-    """
+
+def print_ending(trainer: Trainer, main_metric: str, folder: str | None, tested: Path | None) -> None:
+    """Print why a training ended, best and last score of the watched or else the main metric, and the tested file."""
     watched = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)]  # type: ignore[attr-defined]
     modes = {str(c.monitor): c.mode for c in watched if str(c.monitor).startswith("val/")}
-    modes = modes or {f"val/{main_metric(trainer.lightning_module)}": "max"}
     rows = [] if folder is None else RunDir(folder).read_metrics()
     lines = []
-    for name, mode in modes.items():
+    for name, mode in (modes or {f"val/{main_metric}": "max"}).items():
         scores = [(float(row[name]), int(row["epoch"]) + 1) for row in rows if row.get(name)]
         if scores:
             best, last = (max if mode == "max" else min)(scores, key=lambda score: score[0]), scores[-1]
             lines.append(f"{name}: best {best[0]:.4g} after {best[1]} epochs, last {last[0]:.4g} after {last[1]}.")
     if folder is not None and not any(key.startswith("val/") and value for row in rows for key, value in row.items()):
         lines.append("There was no validation.")
-    weights = "the weights as they are" if tested is None else Path(tested).name
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"Trained {trainer.current_epoch} epochs, {trainer.global_step} steps: {_why_it_ended(trainer)}.")
-    console.print(*lines, f"Tested: {weights}.")
-
-
-def main_metric(module: LightningModule) -> str:
-    """Return the metric to choose by: balanced accuracy, or mAP with several labels an image."""
-    return Task.of(isinstance(module, LongTailedClassifier) and module.multi_label).main_metric
+    console.print(*lines, f"Tested: {'the weights as they are' if tested is None else tested.name}.")
 
 
 def _why_it_ended(trainer: Trainer) -> str:
@@ -177,14 +171,12 @@ def _why_it_ended(trainer: Trainer) -> str:
         return "--trainer.max_steps is reached"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return "--trainer.max_epochs is reached"
-    for callback in trainer.early_stopping_callbacks:
-        if callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
-            best = float(callback.best_score)
-            return (
-                f"stopped early, as {callback.monitor} was no better than {best:.4g} {callback.patience} times in a row"
-            )
-        if callback.stopping_reason_message is not None:
-            return f"stopped early ({callback.stopping_reason_message.partition('. ')[0]})"
+    for stopper in trainer.early_stopping_callbacks:
+        if stopper.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            best = f"{float(stopper.best_score):.4g}"
+            return f"stopped early, as {stopper.monitor} was no better than {best} {stopper.patience} times in a row"
+        if stopper.stopping_reason_message is not None:
+            return f"stopped early ({stopper.stopping_reason_message.partition('. ')[0]})"
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     if any((left := timer.time_remaining()) is not None and left <= 0.0 for timer in timers):
         return "--trainer.max_time is over"
@@ -192,12 +184,7 @@ def _why_it_ended(trainer: Trainer) -> str:
 
 
 def class_values(module: LongTailedClassifier, measure: str) -> list[float | None]:
-    """Return a score of each class in [0, 1], None for a class without samples.
-
-    Args:
-        module: after a validation or test.
-        measure: one of `lt_cb.task.Task.measures`.
-    """
+    """Return C scores in [0, 1] of the last validation or test, None for a class without samples."""
     if measure == "accuracy":
         pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
         return [correct / total if total else None for correct, total in pairs]
@@ -215,25 +202,22 @@ def plain_text(name: str) -> Text:
 
 
 def _print_table(record: Record) -> None:
-    first, *_ = measures = record.task.measures
-    table = Table(title=f"Test {measure_title(first)} by class")
-    table.add_column("class")
-    table.add_column("training images", justify="right")
-    for name in measures:
-        table.add_column(measure_title(name), justify="right")
+    measures = record.task.measures
+    titles = [measure_title(name) for name in measures]
+    table = Table("class", title=f"Test {titles[0]} by class")
+    for title in ("training images", *titles):
+        table.add_column(title, justify="right")
     table.add_column("")
     bar_width = 20 if len(measures) == 1 else 10
     scores = [record.per_class[name] for name in measures]
-    lines = list(zip(map(plain_text, record.class_names), record.class_counts, *scores, strict=True))
-    omitted = len(lines) - MAX_LINES
-    half = MAX_LINES // 2
-    for place, (name, count, *values) in enumerate(lines):
-        if omitted > 0 and half <= place < half + omitted:
-            if place == half:
-                table.add_row(f"{omitted} more, see result.json")
-            continue
+    rows: list[list[str | Text]] = []
+    for name, count, *values in zip(map(plain_text, record.class_names), record.class_counts, *scores, strict=True):
         bar = "" if values[0] is None else "█" * round(values[0] * bar_width)
-        table.add_row(name, str(count), *map(_percent, values), bar)
+        rows.append([name, str(count), *map(_percent, values), bar])
+    if len(rows) > MAX_LINES:
+        rows[MAX_LINES // 2 : -MAX_LINES // 2] = [[f"{len(rows) - MAX_LINES} more, see result.json"]]
+    for row in rows:
+        table.add_row(*row)
     table.add_section()
     left = {name.removeprefix("test/"): value for name, value in record.metrics.items()}
     for group in ("", *SHOTS) if record.task.multi_label else ():  # each mean below the column of its measure

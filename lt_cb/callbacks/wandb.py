@@ -7,10 +7,9 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lt_cb.callbacks.result import class_values, measure_title
-from lt_cb.loggers import wandb_logger
+from lt_cb.loggers import WandB, wandb_logger
 from lt_cb.metrics import CONFUSION
 from lt_cb.module import LongTailedClassifier
-from lt_cb.task import Task
 
 MAX_LINES = 20  # of the chart over epochs
 
@@ -44,7 +43,7 @@ class ClassesToWandB(Callback):
         if logger is None or trainer.sanity_checking or not isinstance(pl_module, LongTailedClassifier):
             return
         labels, members = _bands(pl_module)
-        measure = _first_measure(pl_module)
+        measure = pl_module.task.measures[0]
         values = np.array(class_values(pl_module, measure), dtype=float)
         self._epochs.append(trainer.current_epoch)
         self._lines.append([_mean(values[band]) for band in members])
@@ -69,35 +68,22 @@ class ClassesToWandB(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the table, bars and confusion matrix."""
-        logger = wandb_logger(trainer)
-        if logger is None or not isinstance(pl_module, LongTailedClassifier):
+        logger = _send_table(trainer, pl_module, "test")
+        if logger is None or not isinstance(pl_module, LongTailedClassifier) or len(pl_module.class_names) > CONFUSION:
             return
-        _send_table(trainer, pl_module, "test")
-        names, counts = pl_module.class_names, pl_module.confusion
-        if len(names) <= CONFUSION and trainer.is_global_zero:
-            import wandb
+        import wandb
 
-            measure = _first_measure(pl_module)
-            bars = [[name, value] for name, value in zip(names, class_values(pl_module, measure), strict=True)]
-            charts: dict[str, Any] = {
-                f"test/{measure}_by_class": wandb.plot.bar(
-                    wandb.Table(["class", measure_title(measure)], bars),
-                    "class",
-                    measure_title(measure),
-                    f"Test {measure_title(measure)} by class",
-                )
-            }
-            if counts is not None:
-                pairs = [[a, p, counts[i][j]] for i, a in enumerate(names) for j, p in enumerate(names)]
-                fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
-                charts["test/confusion"] = wandb.plot_table(
-                    "wandb/confusion_matrix/v1", wandb.Table(list(fields), pairs), fields
-                )
-            logger.log_metrics(charts, trainer.global_step)
-
-
-def _first_measure(module: LongTailedClassifier) -> str:
-    return Task.of(module.multi_label).measures[0]
+        names, counts, measure = pl_module.class_names, pl_module.confusion, pl_module.task.measures[0]
+        title = measure_title(measure)
+        table = wandb.Table(["class", title], list(zip(names, class_values(pl_module, measure), strict=True)))
+        bars = wandb.plot.bar(table, "class", title, f"Test {title} by class")
+        charts: dict[str, Any] = {f"test/{measure}_by_class": bars}
+        if counts is not None:
+            pairs = [[a, p, counts[i][j]] for i, a in enumerate(names) for j, p in enumerate(names)]
+            fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
+            table = wandb.Table(list(fields), pairs)
+            charts["test/confusion"] = wandb.plot_table("wandb/confusion_matrix/v1", table, fields)
+        logger.log_metrics(charts, trainer.global_step)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -114,13 +100,13 @@ def _bands(module: LongTailedClassifier) -> tuple[list[str], list[np.ndarray]]:
     return [f"{i + 1}: {counts[b[0]]} to {counts[b[-1]]} images" for i, b in enumerate(members)], members
 
 
-def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> None:
+def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> WandB | None:
+    """Send the table of the classes, and return its logger; None without one, and in all processes but the first."""
     logger = wandb_logger(trainer)
     if logger is None or not trainer.is_global_zero or not isinstance(module, LongTailedClassifier):
-        return
+        return None
     groups = {label: name for name, members in module.groups.items() for label in members}
-    measures = Task.of(module.multi_label).measures
-    measured = {name.replace("_", " "): class_values(module, name) for name in measures}
+    measured = {name.replace("_", " "): class_values(module, name) for name in module.task.measures}
     evaluated, counts = module.per_class["total"], module.loss.class_counts
     rows = [
         [name, groups[label], counts[label], evaluated[label], *[values[label] for values in measured.values()]]
@@ -128,3 +114,4 @@ def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> None:
     ]
     columns = ["class", "shot group", "training images", "evaluated images", *measured]
     logger.log_table(f"{stage}/classes", columns, rows, step=trainer.global_step)
+    return logger

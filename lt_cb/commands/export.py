@@ -4,7 +4,7 @@ import importlib.util
 import io
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +12,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
 
-from lt_cb.commands.cli import CommandLine
-from lt_cb.commands.messages import run_command
+from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.predict import add_images, image_loader, trained_model, trained_view
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
@@ -35,14 +34,14 @@ class Probabilities(nn.Module):
         return self.model.probabilities(self.model(images).float())
 
 
-def options(parser: LightningArgumentParser) -> None:
-    """Add the options of ``export``."""
+def _add_options(parser: LightningArgumentParser) -> None:
     add_images(parser)
     parser.add_argument("--to", type=str | None, help="File to write.")
     kinds = Literal["onnx", "torch"] | None
     parser.add_argument("--format", type=kinds, help="torch (torch.export) or onnx; default by the file's ending.")
 
 
+@command(_add_options, uses=("model",))
 def export(cli: CommandLine) -> None:
     """Export, compare with the checkpoint on the CPU, and write only if both agree."""
     config = cli.config
@@ -113,16 +112,3 @@ def to_onnx(network: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tenso
     written: bytes = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
     return written, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-
-
-def main(args: Sequence[str]) -> None:
-    """Run ``lt-cb export``.
-
-    Args:
-        args: the words behind ``export``.
-
-    Raises:
-        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
-    """
-    groups = ("trainer", "model")
-    run_command(lambda: export(CommandLine("export", args, options, groups=groups, uses=("model",))))

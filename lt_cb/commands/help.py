@@ -5,23 +5,15 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.data import Sampler
-from lt_cb.losses import Loss, Weighting
-from lt_cb.models import SecondStage
+from lt_cb.commands.restored import names_of
 
-BASES: dict[str, type[Any]] = {"loss": Loss, "weighting": Weighting, "sampler": Sampler, "second_stage": SecondStage}
-CLASSES = {  # options whose classes --help lists
-    "model.loss": "loss",
-    "model.loss.weighting": "weighting",
-    "model.second_stage": "second_stage",
-    "data.sampler": "sampler",
-}
+LISTED = ("model.loss", "model.loss.weighting", "model.second_stage", "data.sampler")  # options with their classes
 SHORT_HELP = {  # options of the short help, if a command has them
     "run": "config ckpt_path images top probabilities on_unreadable to format trust_checkpoint name folder "
     "seed_everything test_best change_loss prior batch_size num_workers folds lambdas betas gammas taus seeds",
@@ -55,28 +47,24 @@ class Parser(LightningArgumentParser):
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """Return the short help of a command, or the whole help of a class."""
-        if not any(isinstance(action, HelpAll) for action in self._actions):
-            return self.format_all()
         actions = {action.dest: action for action in self._actions}
+        if "help_all" not in actions:
+            return super().format_help()
+        width = shutil.get_terminal_size().columns
         lines = [f"usage: {self.prog} [--config FILE ...] [--OPTION VALUE ...]"]
         for group, names in SHORT_HELP.items():
-            if group == "model" and "data.root" not in actions:  # a checkpoint tells the network
+            if group == "model" and "data.root" not in actions:  # a checkpoint describes the network
                 continue
             keys = [name if group == "run" else f"{group}.{name}" for name in names.split()]
             options = [_option_line(actions[key]) for key in keys if key in actions]
             lines += ["", f"{group}, with defaults:", *options] if options else []
-        width = shutil.get_terminal_size().columns
-        listed = {option: kind for option, kind in CLASSES.items() if option.removesuffix(".weighting") in actions}
-        lines += ["", "classes of lt_cb:"] if listed else []
-        for option, kind in listed.items():
-            text = f"  --{option:21} {', '.join(cls.__name__ for cls in classes_of(kind))}"
-            lines += textwrap.wrap(text, width, subsequent_indent=" " * 26, break_on_hyphens=False)
+        lines += ["", "classes of lt_cb:"]
+        for key in LISTED:
+            if key.removesuffix(".weighting") in actions:
+                text = f"  --{key:21} {', '.join(names_of(key))}"
+                lines += textwrap.wrap(text, width, subsequent_indent=" " * 26, break_on_hyphens=False)
         lines += ["", "more:", *(f"  {words:32} {purpose}" for words, purpose in MORE_HELP.items())]
-        return "\n".join(_cut(line, width) for line in lines) + "\n"
-
-    def format_all(self) -> str:
-        """Return the help of all options."""
-        return str(super().format_help())
+        return "".join(f"{line if len(line) <= width else f'{line[: width - 1].rstrip()}…'}\n" for line in lines)
 
 
 class HelpAll(argparse._HelpAction):
@@ -84,38 +72,18 @@ class HelpAll(argparse._HelpAction):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print it, and exit."""
-        assert isinstance(parser, Parser)
-        sys.stdout.write(parser.format_all())
+        sys.stdout.write(LightningArgumentParser.format_help(parser))  # type: ignore[arg-type]
         parser.exit()
 
 
 def _option_line(action: argparse.Action) -> str:
     """Return an option with its default, as you would type it, and the first clause of its help."""
-    value = action.default
+    value: Any = "FILE" if action.dest == "config" else action.default
     if isinstance(value, Mapping | Namespace) and "class_path" in value:
         value = str(value["class_path"]).rpartition(".")[2]
     elif isinstance(value, list):
         value = f"[{','.join(map(str, value))}]" if all(isinstance(v, float | int) for v in value) else ""
     elif isinstance(value, bool) or value is None:
-        value = {None: "null", True: "true", False: "false"}[value]
-    value = "FILE" if action.dest == "config" else value
-    option = f"--{action.dest} {value}"
+        value = "null" if value is None else str(value).lower()
     clause = re.split(r"[;.:](?:\s|$)", " ".join((action.help or "").replace("`", "").split()))[0]
-    return f"  {option:36} {clause}"
-
-
-def _cut(line: str, width: int) -> str:
-    return line if len(line) <= width else f"{line[: width - 1].rstrip()}…"
-
-
-def classes_of(kind: str) -> list[type[Any]]:
-    """Return the classes of lt_cb of a kind, sorted by name."""
-    ours = (cls for cls in subclasses(BASES[kind]) if cls.__module__.startswith("lt_cb."))
-    return sorted(ours, key=lambda cls: cls.__name__)
-
-
-def subclasses(base: type[Any]) -> Iterator[type[Any]]:
-    """Yield all subclasses of a class, at any depth."""
-    for cls in base.__subclasses__():
-        yield cls
-        yield from subclasses(cls)
+    return f"  {f'--{action.dest} {value}':36} {clause}"

@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lt_cb.commands.cli import CommandLine
-from lt_cb.commands.messages import run_command
+from lt_cb.commands.cli import CommandLine, command
 from lt_cb.data import LongTailedDataModule
 from lt_cb.longtail.subset import Labels
 from lt_cb.losses import EffectiveNumber, effective_number, suggest_beta
@@ -17,17 +16,18 @@ BETAS = (0.9, 0.99, 0.999, 0.9999)
 MAX_ENDS = 10  # classes listed at each end of a long list
 
 
-def options(parser: LightningArgumentParser) -> None:
-    """Add the option of ``inspect``."""
+def _add_options(parser: LightningArgumentParser) -> None:
     parser.add_argument("--betas", type=list[float], default=list(BETAS), help="Each in [0, 1).")
 
 
-def inspect(data: LongTailedDataModule, betas: Sequence[float]) -> None:
+@command(_add_options, uses=("data",))
+def inspect(cli: CommandLine) -> None:
     """Print counts, effective numbers and weights of the training data."""
-    console = Console()
-    counts, suggested, unit = data.class_counts, suggest_beta(data.class_counts), data.task.unit
+    data, console = cli.make_data(), Console()
+    counts, unit = data.class_counts, data.task.unit
+    suggested = suggest_beta(counts)
     held_out = [n - count for n, count in zip(data.subset_counts, counts, strict=True)]
-    for table in weight_tables(data.class_names, counts, sorted({*betas, suggested}), held_out, unit):
+    for table in weight_tables(data, sorted({*cli.config.betas, suggested}), held_out):
         console.print(table)
     least, most = min(count for count in counts if count), max(counts)
     lines = [
@@ -59,71 +59,36 @@ def _label_line(labels: Labels) -> str:
     )
 
 
-def weight_tables(
-    class_names: Sequence[str],
-    class_counts: Sequence[int],
-    betas: Sequence[float],
-    held_out: Sequence[int] = (),
-    unit: str = "image",
-) -> list[Table]:
-    """Return two tables, of effective numbers and of class weights, with a column for each beta.
-
-    Args:
-        class_names: C names.
-        class_counts: training images of each class, shape (C,).
-        betas: each in [0, 1).
-        held_out: images of each class held out for validation, shape (C,); a column of the first table if any.
-        unit: image or label, as the mean weight is of.
-
-    Raises:
-        InputError: if a beta is outside [0, 1).
-    """
-    order = sorted(range(len(class_counts)), key=lambda c: -class_counts[c])
-    listed: list[int | None] = list(order)
-    if len(order) > 2 * MAX_ENDS:
-        listed = [*order[:MAX_ENDS], None, *order[-MAX_ENDS:]]
-    numbers = [effective_number(class_counts, beta) for beta in betas]
-    weights = [EffectiveNumber(beta)(class_counts) for beta in betas]
-    tables = []
-    for title, columns in (("Effective number of samples", numbers), ("Class weight", weights)):
-        table = Table(title=title)
-        table.add_column("class")
-        table.add_column("images", justify="right")
-        validates = any(held_out) and columns is numbers
-        if validates:
-            table.add_column("held out", justify="right")
-        for beta in betas:
-            table.add_column(f"β {beta:.6g}", justify="right")
-        for c in listed:
-            if c is None:
-                table.add_row(f"{len(order) - 2 * MAX_ENDS} more", *["…"] * (1 + validates + len(betas)))
-            else:
-                cells = [f"{column[c].item():.4g}" for column in columns]
-                if validates:
-                    cells.insert(0, str(held_out[c]))
-                table.add_row(Text(class_names[c]), str(class_counts[c]), *cells)
-        tables.append(table)
-    tables[1].add_section()
-    ratios = [f"{(w.max() / w.min()).item():.4g}" for w in weights]
-    tables[1].add_row("max / min", "", *ratios)
-    total = max(sum(class_counts), 1)
-    means = [sum(n * v for n, v in zip(class_counts, w.tolist(), strict=True)) / total for w in weights]
-    tables[1].add_row(f"mean weight per {unit}", "", *[f"{mean:.4g}" for mean in means])
-    return tables
+def weight_tables(data: LongTailedDataModule, betas: Sequence[float], held_out: Sequence[int]) -> tuple[Table, Table]:
+    """Return a table of effective numbers and a table of class weights, with a column for each beta."""
+    counts = data.class_counts
+    numbers = [effective_number(counts, beta).tolist() for beta in betas]
+    weights = [EffectiveNumber(beta)(counts).tolist() for beta in betas]
+    validated = {"held out": held_out} if any(held_out) else {}
+    titles = [f"β {beta:.6g}" for beta in betas]
+    first = _class_table("Effective number of samples", data, validated, dict(zip(titles, numbers, strict=True)))
+    second = _class_table("Class weight", data, {}, dict(zip(titles, weights, strict=True)))
+    second.add_section()
+    second.add_row("max / min", "", *[f"{max(column) / min(column):.4g}" for column in weights])
+    total = max(sum(counts), 1)
+    means = [sum(n * weight for n, weight in zip(counts, column, strict=True)) / total for column in weights]
+    second.add_row(f"mean weight per {data.task.unit}", "", *[f"{mean:.4g}" for mean in means])
+    return first, second
 
 
-def main(args: Sequence[str]) -> None:
-    """Run ``lt-cb inspect``.
-
-    Args:
-        args: the words behind ``inspect``.
-
-    Raises:
-        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
-    """
-
-    def run() -> None:
-        cli = CommandLine("inspect", args, options, uses=("data",))
-        inspect(cli.make_data(), cli.config.betas)
-
-    run_command(run)
+def _class_table(
+    title: str, data: LongTailedDataModule, counted: dict[str, Sequence[int]], computed: dict[str, list[float]]
+) -> Table:
+    """Return a table of the classes, from the largest to the smallest, without the middle of a long list."""
+    table = Table("class", title=title)
+    for name in ("images", *counted, *computed):
+        table.add_column(name, justify="right")
+    rows: list[list[str | Text]] = []
+    for c in sorted(range(len(data.class_counts)), key=lambda c: -data.class_counts[c]):
+        cells = [str(column[c]) for column in (data.class_counts, *counted.values())]
+        rows.append([Text(data.class_names[c]), *cells, *[f"{column[c]:.4g}" for column in computed.values()]])
+    if len(rows) > 2 * MAX_ENDS:
+        rows[MAX_ENDS:-MAX_ENDS] = [[f"{len(rows) - 2 * MAX_ENDS} more", *["…"] * (len(rows[0]) - 1)]]
+    for row in rows:
+        table.add_row(*row)
+    return table

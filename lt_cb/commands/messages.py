@@ -11,17 +11,25 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lt_cb.commands.help import BASES, ParseError, classes_of, subclasses
+from lt_cb.commands.help import ParseError
+from lt_cb.commands.restored import names_of
 from lt_cb.errors import InputError, did_you_mean, file_error
 from lt_cb.loggers import finish
 from lt_cb.runs.folder import TERMINATED
 
-EXAMPLES = {
-    "optimizer": "torch.optim.SGD",
-    "lr_scheduler": "torch.optim.lr_scheduler.CosineAnnealingLR",
-    "mix": "torchvision.transforms.v2.MixUp",
-    "augment": "torchvision.transforms.v2.RandAugment",
-}
+NUMBERS = {"float": "a number", "int": "a whole number"}
+NOISE = r"Subtypes:|Given value|Does not validate|- Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
+WARNINGS = (
+    r"isinstance\(treespec, LeafSpec\)",
+    "smaller than the logging interval",  # metrics are logged by epoch
+    "The dirpath has changed from",  # a test has its own run folder
+    "is not supported by the model summary",
+)
+LOGGED = (
+    *("Tip: For seamless", "TPU available", "HPU available"),
+    "`weights_only` was not set",  # `checkpoint.read` loads weights only
+    "`Trainer.fit` stopped: `max_",  # `print_ending` repeats it
+)
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -40,7 +48,7 @@ def run_command(command: Callable[[], None]) -> None:
         raise SystemExit(TERMINATED) from None
     except Exception as error:
         finish(succeeded=False)
-        wrong, lost = input_error(error) or _restoring(error), lost_process(error)
+        wrong, lost = input_error(error) or _restoring(error), _lost_process(error)
         if wrong is None and lost is None:
             raise
         sys.stderr.write(f"lt-cb: error: {wrong or lost}\n")
@@ -49,53 +57,42 @@ def run_command(command: Callable[[], None]) -> None:
 
 def sentence(message: str, parser: LightningArgumentParser) -> str:
     """Return one sentence for jsonargparse's tree of attempts."""
-    key = ".".join(re.findall(r'Parser key "([^"]+)":', message)).removeprefix("config.")  # of a checkpoint
-    if number := re.search(r"Expected a <class '(float|int)'>(?:\. Got|[^$]*Given) value: (.*)", message):
-        kind, given = number[1], number[2]
-        return f"--{key} is {given}, but must be a {'whole number' if kind == 'int' else 'number'}."
-    if choice := re.search(r"Expected a typing\.Literal\[([^\]]*)\][^$]*Given value: (.*)", message):
-        allowed = " or ".join(re.findall(r"[\w.-]+", choice[1]))
-        return f"--{key} is {choice[2]}, but must be {allowed}."
-    if match := re.search(r"instantiatable class, but \S*?(\w+) is abstract", message):
-        bases = [base for base in BASES.values() if base.__name__ == match[1]]
-        names = ", ".join(sorted(cls.__name__ for base in bases for cls in subclasses(base)))
-        return f"--{key} has options, but names no class: set --{key} first{names and f', to {names}'}."
+    key = ".".join(re.findall(r'Parser key "([^"]+)":', message)).removeprefix("config.")
+    kinds = r"<class '(float|int)'>|typing\.Literal\[([^\]]*)\]"
+    if wrong := re.search(rf"(?s)Expected a (?:{kinds})(?:\. Got|.*?Given) value: ([^\n]*)", message):
+        kind, choices, given = wrong.groups()
+        allowed = " or ".join(re.findall(r"[\w.-]+", choices)) if choices else NUMBERS[kind]
+        return f"--{key} is {given}, but must be {allowed}."
+    names = names_of(key)
+    if "Expected an instantiatable class" in message:
+        choice = f", to {', '.join(names)}" if names else ""
+        return f"--{key} has options, but names no class: set --{key} first{choice}."
     if match := re.search(r"dot import path string: (\S+)", message):
-        return _unknown_class(match[1], key.rpartition(".")[2])
-    if match := re.search(r"nrecognized arguments: --([\w.+]+)|does not accept option '([\w.]+)'", message):
-        option = f"--{match[1] or match[2]}"
-        options = [name for action in parser._actions for name in action.option_strings]
-        return f"there is no option {option}: see {parser.prog} --help." + did_you_mean(option, options)
-    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return f"there is no option --{f'{key}.' if key else ''}{match[1]}: see lt-cb fit --help."
-    noise = (
-        r"Subtypes:|Given value type:|Given value:|Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
-    )
-    lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
-    text = " ".join(line.removeprefix("- ") for line in lines if not re.match(noise, line))
-    if match := re.search(r"class_path '([\w.]+)': No module named '(\w+)'", text):
+        choice = f"choose {', '.join(names)}, or give" if names else "give"
+        near = did_you_mean(match[1], names)
+        return f"there is no {key.rpartition('.')[2]} '{match[1]}': {choice} the class path of a custom one.{near}"
+    if match := re.search(r"class_path '([\w.]+)':\s+No module named '(\w+)'", message):
         return f"--{key} is {match[1]}, but there is no module '{match[2]}': set PYTHONPATH to the folder that has it."
+    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"there is no option --{key}.{match[1]}: see {parser.prog} --help."
+    other = r"nrecognized arguments: --([\w.+]+)|Group '(\w+)' does not accept option '([\w.]+)'"
+    if match := re.search(other, message):
+        option = f"--{match[1] or f'{match[2]}.{match[3]}'}"
+        options = [name for action in parser._actions for name in action.option_strings]
+        return f"there is no option {option}: see {parser.prog} --help.{did_you_mean(option, options)}"
+    lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
+    text = " ".join(line.removeprefix("- ") for line in lines if not re.match(NOISE, line))
     return f"--{key}: {text}" if key else text
 
 
-def _unknown_class(name: str, kind: str) -> str:
-    if kind not in BASES:
-        return f"there is no {kind} '{name}': give its class path, as {EXAMPLES.get(kind, 'package.module.Class')}."
-    names = [cls.__name__ for cls in classes_of(kind)]
-    choice = f"choose {', '.join(names)}, or give the class path of a custom one."
-    return f"there is no {kind} '{name}': {choice}{did_you_mean(name, names)}"
-
-
-def input_error(error: BaseException | None) -> str | None:
+def input_error(error: BaseException) -> str | None:
     """Return the sentence for an error that the input has caused, None for any other error."""
     if isinstance(error, ParseError):
         return sentence(str(error), error.parser)
-    if error is not None and (of_files := file_error(error)) is not None:
-        return of_files
-    return next((str(cause) for cause in causes(error) if isinstance(cause, InputError)), None)
+    return file_error(error) or next((str(cause) for cause in causes(error) if isinstance(cause, InputError)), None)
 
 
-def lost_process(error: BaseException) -> str | None:
+def _lost_process(error: BaseException) -> str | None:
     """Return the sentence for an error that comes from other processes of the training, None for any other error."""
     for cause in causes(error):
         gone = re.search(r"Connection (closed|reset) by peer|Broken pipe", str(cause))  # gloo raises RuntimeError
@@ -122,16 +119,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def quiet() -> None:
     """Silence messages that a user cannot act upon."""
-    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # metrics are logged by epoch
-    warnings.filterwarnings("ignore", ".*The dirpath has changed from.*")  # a test has its own run folder
-    warnings.filterwarnings("ignore", ".*is not supported by the model summary.*")
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", f".*{message}")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    noise = (
-        "Tip: For seamless",
-        "TPU available",
-        "HPU available",
-        "`weights_only` was not set",  # `checkpoint.read` loads weights only
-        "`Trainer.fit` stopped: `max_",  # `print_ending` repeats it
-    )
-    log.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
+    log.addFilter(lambda record: not any(words in record.getMessage() for words in LOGGED))

@@ -3,16 +3,14 @@
 import csv
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.commands.cli import CommandLine
-from lt_cb.commands.messages import run_command
+from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.prior import add_prior, set_prior
-from lt_cb.commands.train import run_folder
+from lt_cb.commands.save import run_folder
 from lt_cb.data.loaders import folder_loader
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
@@ -31,32 +29,21 @@ def add_images(parser: LightningArgumentParser) -> None:
     add_prior(parser)
 
 
-def options(parser: LightningArgumentParser) -> None:
-    """Add the options of ``predict``."""
+def _add_options(parser: LightningArgumentParser) -> None:
     add_images(parser)
     parser.add_argument("--top", type=int, default=1, help="Columns for so many of the most probable classes.")
     parser.add_argument("--probabilities", type=bool, default=False, help="A column for each class.")
 
 
 def trained_model(cli: CommandLine) -> LongTailedClassifier:
-    """Return the model of a checkpoint, for the class prior that ``--prior`` names.
-
-    Raises:
-        InputError: if there is no checkpoint, or it does not fit the options.
-    """
-    if cli.checkpoint is None:
-        raise InputError(f"{cli.command} needs a trained model: set --ckpt_path to the checkpoint of a run.")
+    """Return the model of the checkpoint, for the class prior that ``--prior`` names."""
     model = cli.make_model()
     set_prior(cli, model)
     return model
 
 
 def trained_view(cli: CommandLine, model: LongTailedClassifier) -> View:
-    """Return how the network's training showed test images.
-
-    Raises:
-        InputError: if the checkpoint has values that no training has.
-    """
+    """Return how the training showed test images."""
     data, facts = cli.trained.get("data") or {}, model.hparams
     view = {name: data[name] for name in ("interpolation", "crop") if name in data}
     return View(facts["image_size"], channels=facts["in_channels"], **view)
@@ -69,6 +56,7 @@ def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[An
     return folder_loader(config.images, view, config.batch_size, config.num_workers, skip_unreadable=skips)
 
 
+@command(_add_options, uses=("model",))
 def predict(cli: CommandLine) -> None:
     """Predict, and write file, class and probability of each image, and of further classes if asked for."""
     config = cli.config
@@ -88,7 +76,7 @@ def predict(cli: CommandLine) -> None:
     files, loader = image_loader(cli, model)
     machine = {name: config.trainer[name] for name in ("accelerator", "strategy", "devices", "num_nodes", "precision")}
     if machine["precision"] is None and config.model.fast == "auto":
-        machine["precision"] = mixed_precision(machine["accelerator"])
+        machine["precision"] = mixed_precision(config.trainer.accelerator)
     bar = config.trainer.enable_progress_bar
     trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False, enable_progress_bar=bar)
     batches: Any = trainer.predict(model, loader)
@@ -109,18 +97,5 @@ def predict(cli: CommandLine) -> None:
 
 
 def spreadsheet_safe(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula, with a quote before it if one would."""
+    """Return a text with a quote before it if a spreadsheet would take it for a formula."""
     return f"'{text}" if re.match(r"[=@\t\r]|[+-](?!\d+(\.\d+)?$)", text) else text
-
-
-def main(args: Sequence[str]) -> None:
-    """Run ``lt-cb predict``.
-
-    Args:
-        args: the words behind ``predict``.
-
-    Raises:
-        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
-    """
-    groups = ("trainer", "model")
-    run_command(lambda: predict(CommandLine("predict", args, options, groups=groups, uses=("model",))))

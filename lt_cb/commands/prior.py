@@ -25,11 +25,7 @@ def add_prior(parser: LightningArgumentParser) -> None:
 
 
 def set_prior(cli: CommandLine, model: LongTailedClassifier) -> None:
-    """Have a model predict for the prior of ``--prior``, if it is given.
-
-    Raises:
-        InputError: if loss and class counts do not tell the prior of the network's own predictions.
-    """
+    """Have a model predict for the prior of ``--prior``, if it is given and its training prior is known."""
     if cli.config.get("prior") is None:
         return
     trained, stage, why = cli.trained, model.second_stage, None
@@ -51,20 +47,10 @@ def set_prior(cli: CommandLine, model: LongTailedClassifier) -> None:
 
 
 def read_prior(given: str, class_names: Sequence[str], loss: Loss) -> Tensor:
-    """Return the share of each class, or what is in proportion to it.
+    """Return numbers in proportion to the share of each class, float64 of shape (C,).
 
-    Args:
-        given: ``uniform``, ``train`` for that of the training images, or the path of a CSV file whose columns
-            ``class`` and ``share`` have each class once, with any number of at least 0: a share or a count. A class
-            of 0 is never predicted.
-        class_names: C names.
-        loss: which knows the training images.
-
-    Returns:
-        float64 of shape (C,).
-
-    Raises:
-        InputError: if the file cannot be read, or has not a share of each class.
+    ``given`` is ``uniform``, ``train`` for the share in the training images, or a CSV file with columns ``class`` and
+    ``share``. Each class has one row, with a share or a count of at least 0. A class of 0 is never predicted.
     """
     if given == "uniform":
         return torch.ones(len(class_names), dtype=torch.float64)

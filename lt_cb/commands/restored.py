@@ -11,11 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
 import torchmetrics
-from lightning.pytorch import Callback
-from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -49,11 +44,6 @@ KINDS = {
     "model.metrics": Kind(torchmetrics.Metric, ("torchmetrics.classification",)),
     "model.second_stage": Kind(SecondStage, ("lt_cb.models",)),
     "model.mix": Kind(nn.Module, ("torchvision.transforms.v2",)),
-    "trainer.logger": Kind(Logger),
-    "trainer.callbacks": Kind(Callback),
-    "trainer.strategy": Kind(Strategy),
-    "trainer.accelerator": Kind(Accelerator),
-    "trainer.profiler": Kind(Profiler),
 }
 NOT_RESTORED = ("callbacks", "logger", "plugins", "profiler", "default_root_dir", "fast_dev_run", "model_registry")
 FILES = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # timm's; the weights are at hand
@@ -66,14 +56,10 @@ class _RefusedError(Exception):
 
 
 def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings that a command takes over from a checkpoint's configuration.
+    """Return the settings that a command takes over from a checkpoint's configuration, and by key the values left out.
 
-    Args:
-        config: configuration in the checkpoint.
-        trusted: whether ``--trust_checkpoint true`` was given, which lets it name any class for model and data.
-
-    Returns:
-        The settings, and by key the values left out because they could run code; `check_named` asks for them.
+    Values are left out because they could run code; `check_named` asks for them. ``trusted`` (``--trust_checkpoint``)
+    lets the checkpoint name any class for model and data.
     """
     settings: dict[str, Any] = {"trainer": {}, "model": {}, "data": {}}
     refused: dict[str, Any] = {}
@@ -94,15 +80,7 @@ def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, 
 
 
 def check_named(refused: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Check that the user has named the custom classes of a checkpoint.
-
-    Args:
-        refused: values that `plain_settings` has left out.
-        config: parsed configuration.
-
-    Raises:
-        InputError: naming the first class that the user has not named.
-    """
+    """Raise InputError for the first value left out by `plain_settings` that the user's configuration does not name."""
     for key, value in refused.items():
         found: Any = config
         for name in key.split("."):
@@ -115,12 +93,9 @@ def check_named(refused: Mapping[str, Any], config: Mapping[str, Any]) -> None:
 
 
 def check_kinds(config: Mapping[str, Any]) -> None:
-    """Check that each class of a parsed configuration is of the kind that its option takes.
+    """Raise InputError for the first class of a parsed configuration that is not of the kind of its option.
 
     jsonargparse accepts any callable where a function may stand in for a class.
-
-    Raises:
-        InputError: naming the first that is not.
     """
     for key, path in _class_paths(config):
         kind = KINDS.get(key)
@@ -130,58 +105,62 @@ def check_kinds(config: Mapping[str, Any]) -> None:
 
 def is_known(key: str, path: str) -> bool:
     """Return whether a checkpoint may name this class, or this network, for an option."""
+    module, _, name = path.rpartition(".")
     if key == "model.backbone":
         import timm
 
-        return path in OURS or path.rpartition(".")[0] == "lt_cb.models" or timm.is_model(path.partition(".")[0])
+        return path in OURS or module == "lt_cb.models" or timm.is_model(path.partition(".")[0])
     kind = KINDS.get(key)
-    module, _, name = path.rpartition(".")
-    if kind is None or not any(module == known or module.startswith(f"{known}.") for known in kind.modules):
+    if kind is None or name.startswith("_") or not f"{module}.".startswith(tuple(f"{m}." for m in kind.modules)):
         return False
     found = _import(path)
-    return isinstance(found, type) and issubclass(found, kind.base) and not name.startswith("_")
+    return isinstance(found, type) and issubclass(found, kind.base)
 
 
-def _plain(key: str, value: Any, known: bool = True) -> Any:  # noqa: ANN401 - YAML
-    """Return a value that a checkpoint may bring for an option.
+def names_of(key: str) -> list[str]:
+    """Return the names of the known classes for an option, sorted."""
+    if key not in KINDS:
+        return []
+    base, modules = KINDS[key]
+    names = {cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith(modules)}
+    return sorted(name for name in names if not name.startswith("_"))
 
-    Args:
-        key: the option.
-        value: of the checkpoint.
-        known: whether the option is lt_cb's, whose texts are texts.
 
-    Raises:
-        _RefusedError: with what is not known here.
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
+
+
+def _plain(key: str, value: Any, is_text: bool = True) -> Any:  # noqa: ANN401 - YAML
+    """Return a value that a checkpoint may bring for an option, or raise _RefusedError with the value.
+
+    ``is_text`` tells that a text of the option is used as a text; other texts must not name files or modules.
     """
-    if key == "model.backbone":
-        if not isinstance(value, str) or not is_known(key, value):
-            raise _RefusedError(value)
-        return value
-    if key == "model.backbone_args" and isinstance(value, Mapping):
-        known, value = False, {name: v for name, v in value.items() if name not in FILES}
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list):
-        return [_plain(key, item, known) for item in value]
-    if key == "data.source" and isinstance(value, str):
-        value = {"class_path": f"lt_cb.data.sources.{canonical_source(value)}"}
-    if isinstance(value, str) and key in KINDS and is_known(key, value):
-        value = {"class_path": value}
-    if isinstance(value, str) and key not in KINDS and (known or WORD.fullmatch(value)):
-        return value
-    if isinstance(value, Mapping) and key in KINDS:
-        path, rest = value.get("class_path"), {*value} - {"class_path", "init_args"}
-        if rest or not isinstance(path, str) or not is_known(key, path):
-            raise _RefusedError(path if isinstance(path, str) else value)
-        options = value.get("init_args") or {}
-        ours = path.startswith("lt_cb.")
-        return {
-            "class_path": path,
-            "init_args": {name: _plain(f"{key}.{name}", v, ours) for name, v in options.items()},
-        }
+        return [_plain(key, item, is_text) for item in value]
+    if key in KINDS:
+        return _plain_class(key, value)
     if isinstance(value, Mapping) and key == "model.backbone_args":
-        return {str(name): _plain(f"{key}.{name}", v, known) for name, v in value.items()}
+        return {str(k): _plain(f"{key}.{k}", v, False) for k, v in value.items() if k not in FILES}
+    if isinstance(value, str) and (
+        is_known(key, value) if key == "model.backbone" else is_text or WORD.fullmatch(value)
+    ):
+        return value
     raise _RefusedError(value)
+
+
+def _plain_class(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - YAML
+    if isinstance(value, str):
+        value = {"class_path": f"lt_cb.data.sources.{canonical_source(value)}" if key == "data.source" else value}
+    path = value.get("class_path") if isinstance(value, Mapping) else None
+    if not isinstance(path, str) or {*value} - {"class_path", "init_args"} or not is_known(key, path):
+        raise _RefusedError(path if isinstance(path, str) else value)
+    options = value.get("init_args") or {}
+    is_text = path.startswith("lt_cb.")
+    return {"class_path": path, "init_args": {k: _plain(f"{key}.{k}", v, is_text) for k, v in options.items()}}
 
 
 def _is_plain(value: Any) -> bool:  # noqa: ANN401 - YAML
@@ -208,7 +187,7 @@ def _class_paths(config: Any, key: str = "") -> Iterator[tuple[str, str]]:  # no
         yield key, config
 
 
-def _import(path: str) -> Any:  # noqa: ANN401 - what it names
+def _import(path: str) -> Any:  # noqa: ANN401 - an object
     """Return the object of a path, None if there is none."""
     module, _, name = path.rpartition(".")
     try:
@@ -217,7 +196,7 @@ def _import(path: str) -> Any:  # noqa: ANN401 - what it names
         return None
 
 
-def _makes(found: Any, base: type[Any]) -> bool:  # noqa: ANN401 - anything
+def _makes(found: Any, base: type[Any]) -> bool:  # noqa: ANN401 - an object
     """Return whether an object is a subclass, or a function annotated to return one."""
     if not isinstance(found, type):
         try:

@@ -1,15 +1,22 @@
-"""Callbacks and folder that every run of ``fit``, ``validate`` and ``test`` has: configuration and last checkpoint."""
+"""Trainer of a run: its folder, its loggers, and the callbacks that save configuration and checkpoints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningModule, Trainer
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.loggers import wandb_logger
+from lt_cb.callbacks import ResultFile
+from lt_cb.commands.cli import CommandLine
+from lt_cb.errors import InputError
+from lt_cb.loggers import RunFolder, TensorBoard, WandB, wandb_logger
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_text
 
@@ -41,18 +48,60 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
+def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - one object, several, or a switch
+    """Return the objects of a Trainer's option."""
+    return value if isinstance(value, list) else [] if value in (None, True, False) else [value]
+
+
+def run_folder(cli: CommandLine) -> RunFolder:
+    """Return the logger of the run's folder. Raises InputError if ``--folder`` has another run."""
+    config = cli.config
+    folder = RunFolder.of(config.folder, config.trainer.default_root_dir, config.name)
+    if config.folder is not None:
+        own = RunDir(config.folder).checkpoint
+        kept = [file.resolve() for file in (own, checkpoints.before(own)) if file.is_file()]
+        resumes = cli.command == "fit" and config.ckpt_path is not None and Path(config.ckpt_path).resolve() in kept
+        folder.claim(cli.checkpoint if resumes else None)
+    return folder
+
+
+def run_trainer(cli: CommandLine, options: Namespace, loaded: dict[str, Any] | None = None) -> Trainer:
+    """Return the Trainer of a run: it logs to the run folder, and saves configuration, checkpoints and the result.
+
+    ``options`` are the instantiated options of the Trainer, ``loaded`` checkpoints already read, by path.
+    """
+    folder, further = run_folder(cli), as_list(options.logger)
+    for logger in further:
+        if isinstance(logger, WandB | TensorBoard):
+            logger.beside = folder
+    callbacks = [*as_list(options.callbacks), ResultFile(), LastCheckpoint()]
+    if not options.fast_dev_run:
+        callbacks.append(SaveConfig(cli.parser, cli.config, save_to_log_dir=False))
+    return make_trainer(options, [folder, *further], callbacks, loaded)
+
+
+def make_trainer(
+    options: Namespace, loggers: Sequence[Logger], callbacks: Sequence[Callback], loaded: dict[str, Any] | None = None
+) -> Trainer:
+    """Return a Trainer with the instantiated options, but these loggers and callbacks; see `run_trainer`."""
+    changed: dict[str, Any] = {"logger": list(loggers), "callbacks": list(callbacks)}
+    if options.enable_model_summary is None:  # `fit` prints one line instead
+        changed["enable_model_summary"] = False
+    if options.plugins is None:
+        changed["plugins"] = [checkpoints.WholeFiles(loaded)]
+    try:
+        return Trainer(**{**options.as_dict(), **changed})
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        raise InputError(f"the Trainer cannot be made ({' '.join(str(error).split())}): see --trainer.") from error
+
+
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     """Return the callback that keeps the best checkpoint, if there is one."""
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
 
 
 def written_checkpoint(trainer: Trainer, best: bool) -> Path | None:
-    """Return the checkpoint that a training has written, None if it has written none (``fast_dev_run``).
-
-    Args:
-        trainer: after its fit.
-        best: return the best checkpoint, if there is one, else the last.
-    """
+    """Return the last, or the best, checkpoint of a training; None if it has written none (``fast_dev_run``)."""
     kept = best_checkpoint(trainer) if best else None
     if kept is not None and kept.best_model_path:
         return Path(kept.best_model_path)

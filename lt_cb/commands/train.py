@@ -3,73 +3,58 @@
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, ReduceLROnPlateau
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.callbacks import ClassesToWandB, ResultFile, SaveLogits
-from lt_cb.callbacks.result import print_ending
-from lt_cb.commands.cli import CommandLine
-from lt_cb.commands.messages import causes, input_error, run_command
+from lt_cb.callbacks.result import print_ending, trained_epochs
+from lt_cb.commands.cli import CommandLine, command
+from lt_cb.commands.messages import causes, input_error
 from lt_cb.commands.prior import add_prior, set_prior
-from lt_cb.commands.save import LastCheckpoint, SaveConfig, best_checkpoint, written_checkpoint
+from lt_cb.commands.save import LastCheckpoint, as_list, best_checkpoint, make_trainer, run_trainer, written_checkpoint
+from lt_cb.commands.save import run_folder as run_folder
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.features import feature_trainer, frozen_features
 from lt_cb.hardware import mixed_precision
-from lt_cb.loggers import RunFolder, TensorBoard, WandB, check_loggers
+from lt_cb.loggers import WandB, check_loggers
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
-from lt_cb.runs.folder import RunDir
 from lt_cb.schedule import StepwiseSchedule, training_progress
 
 
 class Session:
-    """Data, model and Trainer of one command, made from its command line and checked before anything is written.
-
-    Args:
-        cli: command line of fit, validate or test.
-
-    Raises:
-        InputError: if options, data, network and checkpoint do not fit together.
-    """
+    """Data, model and Trainer of fit, validate or test, checked before anything is written."""
 
     def __init__(self, cli: CommandLine) -> None:
         self.cli, self.fits = cli, cli.command == "fit"
         self.change_loss = bool(cli.config.pop("change_loss", False))  # no part of the run's configuration
         self.test_best = bool(cli.config.pop("test_best", False))
         stage, trained = cli.config.model.second_stage, (cli.trained.get("model") or {}).get("second_stage")
-        stage_class = None if stage is None else stage.class_path
-        self.new_stage = cli.checkpoint is not None and stage_class not in (None, (trained or {}).get("class_path"))
-        self.loaded = {} if cli.checkpoint is None else {cli.config.ckpt_path: cli.checkpoint}
-        self._check_options(stage_class)
+        new = stage is not None and stage.class_path != (trained or {}).get("class_path")
+        self.new_stage = cli.checkpoint is not None and new
+        self.resumes = self.fits and cli.checkpoint is not None and not self.new_stage
+        self._check_options()
         self.data = cli.make_data()
         objects = self.make_objects()
         self.model: LongTailedClassifier = objects.model
-        folder = run_folder(cli)
-        callbacks = [*_as_list(objects.trainer.callbacks), ResultFile(), LastCheckpoint()]
-        if not objects.trainer.fast_dev_run:
-            callbacks.append(SaveConfig(cli.parser, cli.config, save_to_log_dir=False))
-        self.trainer = self.make_trainer(objects, self._loggers(objects, folder), callbacks)
+        for logger in as_list(objects.trainer.logger):
+            if self.resumes and isinstance(logger, WandB):
+                logger.go_on((cli.checkpoint or {}).get(checkpoints.WANDB))
+        loaded = {} if cli.checkpoint is None else {cli.config.ckpt_path: cli.checkpoint}
+        self.trainer = run_trainer(cli, objects.trainer, loaded)
         self._check_objects()
 
     def make_objects(self) -> Namespace:
-        """Return new objects for all classes of the configuration.
-
-        Raises:
-            InputError: if a class does not take its options.
-        """
+        """Return new objects for all classes of the configuration."""
         try:
             objects = self.cli.make_all(self.data)
         except ValueError as error:
@@ -80,57 +65,28 @@ class Session:
         set_prior(self.cli, objects.model)
         return objects
 
-    def make_trainer(self, objects: Namespace, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
-        """Return a Trainer with the options of the configuration, but these loggers and callbacks.
-
-        Raises:
-            InputError: if the Trainer refuses an option.
-        """
-        options = {**objects.trainer.as_dict(), "logger": loggers, "callbacks": callbacks}
-        if options["enable_model_summary"] is None:  # `fit` prints one line instead
-            options["enable_model_summary"] = False
-        if options["plugins"] is None:
-            options["plugins"] = [checkpoints.WholeFiles(self.loaded)]
-        try:
-            return Trainer(**options)
-        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-            raise InputError(f"the Trainer cannot be made ({' '.join(str(error).split())}): see --trainer.") from error
-
-    def _loggers(self, objects: Namespace, folder: RunFolder) -> list[Logger]:
-        """Return the loggers, first of them the run folder."""
-        asked = objects.trainer.logger
-        further: list[Logger] = [] if asked in (None, True, False) else _as_list(asked)
-        for logger in further:
-            if isinstance(logger, WandB | TensorBoard):
-                logger.beside = folder
-            if isinstance(logger, WandB) and self.cli.checkpoint and self.fits and not self.new_stage:
-                logger.resume(self.cli.checkpoint.get(checkpoints.WANDB))
-        return [folder, *further]
-
-    def _check_options(self, stage: str | None) -> None:
+    def _check_options(self) -> None:
         """Check options, and compare them with the checkpoint's, before anything is made."""
-        cli, config = self.cli, self.cli.config
-        check_loggers(config.trainer.logger)
+        cli, config, trainer = self.cli, self.cli.config, self.cli.config.trainer
+        check_loggers(trainer.logger)
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
-            if config.trainer[name] is not None and config.trainer[name] < 1:
-                raise InputError(f"--trainer.{name} is {config.trainer[name]}, but must be at least 1.")
-        clipped = config.trainer.gradient_clip_val
+            if trainer[name] is not None and trainer[name] < 1:
+                raise InputError(f"--trainer.{name} is {trainer[name]}, but must be at least 1.")
+        clipped = trainer.gradient_clip_val
         if clipped is not None and not 0 <= clipped < math.inf:
             raise InputError(f"--trainer.gradient_clip_val is {clipped}, but must be at least 0 and finite.")
-        if config.trainer.precision is None and config.model.fast == "auto":
-            config.trainer.precision = mixed_precision(config.trainer.accelerator)
+        if trainer.precision is None and config.model.fast == "auto":
+            trainer.precision = mixed_precision(trainer.accelerator)
         for key in ("logger", "callbacks"):  # an overlay given twice
-            if isinstance(config.trainer[key], list):
-                config.trainer[key] = [v for i, v in enumerate(config.trainer[key]) if v not in config.trainer[key][:i]]
-        if not self.fits and cli.checkpoint is None:
-            raise InputError(f"{cli.command} needs a trained model: set --ckpt_path to the checkpoint of a run.")
-        if cli.checkpoint is None and stage is not None:
-            raise InputError(
-                "a second stage starts from a trained network: set --ckpt_path to the checkpoint of a run."
-            )
+            if isinstance(trainer[key], list):
+                trainer[key] = [value for i, value in enumerate(trainer[key]) if value not in trainer[key][:i]]
+        if not self.fits:
+            cli.check_trained()
+        if cli.checkpoint is None and config.model.second_stage is not None:
+            raise InputError("a second stage starts from a trained network: set --ckpt_path to its checkpoint.")
         if cli.checkpoint is not None:
             checkpoints.without_pretrained(config.model)
-        if self.fits and cli.trained and not self.new_stage:
+        if self.resumes and cli.trained:
             now = yaml.safe_load(cli.config_yaml())
             if not self.change_loss:
                 compare.check_loss(cli.trained["model"]["loss"], now["model"]["loss"])
@@ -141,8 +97,7 @@ class Session:
         """Check data, model and Trainer together; begin a second stage from the checkpoint's weights."""
         content, stage, model = self.cli.checkpoint, self.model.second_stage, self.model
         if self.fits:
-            batches = self.data.accumulation(self.trainer.world_size)
-            if batches is not None:
+            if (batches := self.data.accumulation(self.trainer.world_size)) is not None:
                 self.trainer.accumulate_grad_batches = self.cli.config.trainer.accumulate_grad_batches = batches
             check_training(model, self.data, self.trainer)
             check_validation(self.trainer, model, self.test_best)
@@ -155,92 +110,102 @@ class Session:
             model.start_from(content)
             return
         model.on_load_checkpoint(dict(content))
-        if self.fits:
-            compare.check_optimizer(content, model.make_optimizer(model.parameter_groups()))
-        done, asked = content.get("epoch", -1) + 1, self.trainer.max_epochs
-        if self.fits and asked is not None and 0 <= asked < done:
+        if not self.fits:
+            return
+        compare.check_optimizer(content, model.make_optimizer(model.parameter_groups()))
+        done, asked = trained_epochs(content), self.trainer.max_epochs
+        if asked is not None and 0 <= asked < done:
             raise InputError(
                 f"the checkpoint has been trained for {done} epochs, but --trainer.max_epochs is {asked}: to resume, "
                 "set more."
             )
 
 
-def fit(session: Session) -> None:
+def _fit_options(parser: LightningArgumentParser) -> None:
+    parser.add_argument("--change_loss", type=bool, default=False, help="Resume with another loss than before.")
+    best = "Test the best checkpoint, of a ModelCheckpoint with a monitor, instead of the last."
+    parser.add_argument("--test_best", type=bool, default=False, help=best)
+
+
+@command(_fit_options)
+def fit(cli: CommandLine) -> None:
     """Train, and test the last checkpoint, or with ``--test_best`` the best."""
-    cli, trainer, model, data = session.cli, session.trainer, session.model, session.data
+    session = Session(cli)
+    trainer, model, data = session.trainer, session.model, session.data
     tested_as_features = feed_features(session)
     if cli.config.trainer.enable_model_summary is None:
         rank_zero_info(summary(model, data, str(cli.config.model.backbone)))
-    resumed = None if session.new_stage or cli.checkpoint is None else cli.config.ckpt_path
-    begins_at = 0 if resumed is None or cli.checkpoint is None else cli.checkpoint.get("global_step", 0)
+    resumed = cli.config.ckpt_path if session.resumes else None
+    begins_at = (cli.checkpoint or {}).get("global_step", 0) if session.resumes else 0
     trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
     tested = None if resumed is None else Path(resumed)
     if trainer.global_step > begins_at:  # else nothing was left to train
         tested = written_checkpoint(trainer, session.test_best)
     folder = trainer.log_dir  # a broadcast that all processes must join
     if trainer.is_global_zero:
-        print_ending(trainer, folder, None if tested is None else str(tested))
+        print_ending(trainer, model.task.main_metric, folder, tested)
     if tested_as_features:
         data.restore_images("test")
     if tested is None or not tested.is_file():  # fast_dev_run, or a strategy that writes folders
         trainer.test(model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
         return
-    session.loaded.clear()  # it is read again if the training has overwritten it
     # a new model and Trainer, as in a new process: callbacks of the training may have changed the weights in memory
     checkpoints.without_pretrained(cli.config.model)
     objects = session.make_objects()
     kept = [c for c in trainer.callbacks if isinstance(c, ResultFile | SaveLogits | ClassesToWandB)]  # type: ignore[attr-defined]
-    tester = session.make_trainer(objects, trainer.loggers, [*kept, LastCheckpoint()])
+    tester = make_trainer(objects.trainer, trainer.loggers, [*kept, LastCheckpoint()])
     tester.fit_loop.load_state_dict(trainer.fit_loop.state_dict())  # epoch and step in metrics.csv
     tester.test(objects.model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
 
 
-def validate(session: Session) -> None:
+def _validate_options(parser: LightningArgumentParser) -> None:
+    parser.add_argument("--verbose", type=bool, default=True, help="Print the metrics.")
+
+
+@command(_validate_options)
+def validate(cli: CommandLine) -> None:
     """Evaluate a checkpoint on the validation images."""
-    config = session.cli.config
-    session.trainer.validate(
-        session.model, datamodule=session.data, ckpt_path=config.ckpt_path, verbose=config.verbose, weights_only=True
-    )
+    session, path, verbose = Session(cli), cli.config.ckpt_path, cli.config.verbose
+    session.trainer.validate(session.model, datamodule=session.data, ckpt_path=path, verbose=verbose, weights_only=True)
 
 
-def test(session: Session) -> None:
-    """Evaluate a checkpoint on the test images."""
-    path = session.cli.config.ckpt_path  # `ResultFile` prints a fuller table than Lightning
+@command(add_prior)
+def test(cli: CommandLine) -> None:
+    """Evaluate a checkpoint on the test images; `ResultFile` prints a fuller table than Lightning."""
+    session, path = Session(cli), cli.config.ckpt_path
     session.trainer.test(session.model, datamodule=session.data, ckpt_path=path, verbose=False, weights_only=True)
 
 
-def run_folder(cli: CommandLine) -> RunFolder:
-    """Return the logger of the run's folder.
+def main(
+    args: Sequence[str] | None = None,
+    model_class: type[LongTailedClassifier] = LongTailedClassifier,
+    data_class: type[LongTailedDataModule] = LongTailedDataModule,
+) -> None:
+    """Run ``lt-cb fit``, ``validate`` or ``test`` from Python.
+
+    Args:
+        args: the command line as a list of words, the first of them the command; None takes the process's.
+        model_class: class of ``--model``, unless the command line names another.
+        data_class: class of ``--data``, unless the command line names another.
 
     Raises:
-        InputError: if ``--folder`` has another run.
+        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
-    config = cli.config
-    folder = RunFolder.of(config.folder, config.trainer.default_root_dir, config.name)
-    if config.folder is not None:
-        own = RunDir(config.folder).checkpoint
-        kept = [file.resolve() for file in (own, checkpoints.before(own)) if file.is_file()]
-        resumes = cli.command == "fit" and config.ckpt_path is not None and Path(config.ckpt_path).resolve() in kept
-        folder.claim(cli.checkpoint if resumes else None)
-    return folder
+    name, *words = sys.argv[1:] if args is None else args
+    {"fit": fit, "validate": validate, "test": test}[name](words, model_class=model_class, data_class=data_class)
 
 
 def feed_features(session: Session) -> bool:
-    """Replace images that are the same in every epoch by the features of a frozen backbone, computed once.
-
-    Returns:
-        Whether test images were replaced.
-    """
+    """Replace images by the features of a frozen backbone, computed once; return whether test images were replaced."""
     model, data, config = session.model, session.data, session.cli.config.trainer
     if not model.is_frozen or data.augments or model.mix is not None or not isinstance(config.strategy, str):
         return False
-    if session.cli.checkpoint is not None and not session.new_stage:  # `fit` loads it again, with its optimiser
+    if session.resumes and session.cli.checkpoint is not None:  # `fit` loads it again, with its optimiser
         model.backbone.load_state_dict(checkpoints.backbone_state(session.cli.checkpoint))
     trainer = feature_trainer(config)
-    splits = {"train", data.validation_split}
-    for split in sorted(splits):
+    for split in sorted({"train", data.validation_split}):
         data.replace_images(split, torch.from_numpy(frozen_features(model, data, split, trainer)[0]))
-    return "test" in splits
+    return data.validation_split == "test"
 
 
 def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trainer: Trainer) -> None:
@@ -262,12 +227,12 @@ def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trai
     in_fractions = isinstance(scheduler, StepwiseSchedule) and scheduler.total_steps is None
     if in_fractions or model.drw_start > 0.0 or data.sampler is not None:
         training_progress(trainer, 0)
-    weighting = model.loss.weighting
-    if model.drw_start > 0.0 and weighting is None:
+    no_weighting, no_sampler = model.loss.weighting is None, data.sampler is None
+    if model.drw_start > 0.0 and no_weighting:
         rank_zero_warn("drw_start is set, but the loss has no weighting: nothing is deferred.", stacklevel=1)
-    if data.drs_start > 0.0 and data.sampler is None:
+    if data.drs_start > 0.0 and no_sampler:
         rank_zero_warn("drs_start is set, but the data have no sampler: nothing is deferred.", stacklevel=1)
-    if weighting is not None and data.sampler is not None:
+    if not no_weighting and not no_sampler:
         rank_zero_warn(
             "The class weights and the sampler both favour rare classes, and compound: unless you mean it, set "
             "--model.loss.weighting null or --data.sampler null.",
@@ -302,46 +267,3 @@ def summary(model: LongTailedClassifier, data: LongTailedDataModule, backbone: s
         f"{type(loss).__name__}{weighting}; {len(counts)} classes, {data.num_images:,} training images{labels}, "
         f"imbalance factor {max(counts) / min(count for count in counts if count):.4g}."
     )
-
-
-def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 - one object, several, or None
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _options(command: str, parser: LightningArgumentParser) -> None:
-    """Add the options of a command."""
-    if command == "validate":
-        parser.add_argument("--verbose", type=bool, default=True, help="Print the metrics.")
-    if command == "test":
-        add_prior(parser)
-    if command == "fit":
-        parser.add_argument("--change_loss", type=bool, default=False, help="Resume with another loss than before.")
-        best = "Test the best checkpoint, of a ModelCheckpoint with a monitor, instead of the last."
-        parser.add_argument("--test_best", type=bool, default=False, help=best)
-
-
-COMMANDS: dict[str, Callable[[Session], None]] = {"fit": fit, "validate": validate, "test": test}
-
-
-def main(
-    args: Sequence[str] | None = None,
-    model_class: type[LongTailedClassifier] = LongTailedClassifier,
-    data_class: type[LongTailedDataModule] = LongTailedDataModule,
-) -> None:
-    """Run ``lt-cb fit``, ``validate`` or ``test``.
-
-    Args:
-        args: the command line as a list of words, the first of them the command; None takes the process's.
-        model_class: class of ``--model``, unless the command line names another.
-        data_class: class of ``--data``, unless the command line names another.
-
-    Raises:
-        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
-    """
-    command, *words = sys.argv[1:] if args is None else args
-
-    def run() -> None:
-        cli = CommandLine(command, words, partial(_options, command), model_class, data_class)
-        COMMANDS[command](Session(cli))
-
-    run_command(run)

@@ -1,0 +1,120 @@
+"""Words of the command line before they are parsed: environment, ``--config``, and the options that come first."""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from jsonargparse.typing import Path_fr
+
+from lt_cb.errors import InputError
+from lt_cb.runs.folder import parse_yaml, read_yaml, shipped
+
+ENVIRONMENT = "LT_CB_"  # LT_CB_MODEL__LOSS=FocalLoss is --model.loss=FocalLoss
+NO_OPTION = "LT_CB_CACHE"
+FIRST = ("ckpt_path", "model_class", "data_class", "trust_checkpoint")  # they decide how the rest is read
+LOSS = "model.loss"
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config``: a path, ``~``, ``file://``, the name of a shipped file, or YAML."""
+
+    def __call__(self, parser: Any, config: Namespace, value: Any, option: str | None = None) -> None:  # type: ignore[override]  # noqa: ANN401
+        """Apply a configuration over the options before it."""
+        super().__call__(parser, config, shipped(value), option)  # type: ignore[no-untyped-call]
+
+
+@cache
+def resetting(action_class: type[argparse.Action]) -> type[argparse.Action]:
+    """Return an action that forgets the options of a class when another class replaces it.
+
+    jsonargparse keeps the options that both classes have: "softmax" over a configuration of class-balanced focal loss
+    would be class-balanced softmax.
+    """
+
+    class Resetting(action_class):  # type: ignore[misc, valid-type]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as jsonargparse calls it
+            if len(args) == 4:
+                parser, config, value, option = args
+                probe = config.clone()
+                super().__call__(parser, probe, value, option, **kwargs)
+                for key in list(_new_classes(config, probe)):
+                    config[key] = None
+            return super().__call__(*args, **kwargs)
+
+    return Resetting
+
+
+def _new_classes(before: Namespace, after: Namespace, prefix: str = "") -> Iterator[str]:
+    """Yield the keys at which one class has replaced another."""
+    for name, old in vars(before).items():
+        new = after.get(name)
+        if isinstance(old, Namespace) and isinstance(new, Namespace):
+            if old.get("class_path") != new.get("class_path"):
+                yield f"{prefix}{name}"
+            else:
+                yield from _new_classes(old, new, f"{prefix}{name}.")
+
+
+def read_config(value: str) -> dict[str, Any]:
+    """Return the settings of a ``--config`` value: a path, ``~``, ``file://``, a shipped name, or YAML."""
+    value = shipped(value)
+    try:
+        file = Path_fr(value)
+    except TypeError:  # no file
+        settings = parse_yaml(value, "--config") if "\n" in value or ":" in value else None
+        if not isinstance(settings, dict):
+            raise InputError(f"there is no configuration file '{value}': give the path of a YAML file.") from None
+    else:
+        settings = read_yaml(Path(file.absolute), value)
+        if not isinstance(settings, dict):
+            raise InputError(f"'{value}' is not a configuration: write options as 'key: value'.")
+    for key in ("trainer", "model", "data"):
+        if not isinstance(settings.get(key, {}), dict):
+            given = "null" if settings[key] is None else str(settings[key])[:80]
+            raise InputError(
+                f"{key} is {given} in a configuration file, but must be a mapping of its options: write them below it, "
+                "or leave it out."
+            )
+    return settings
+
+
+def environment() -> Iterator[str]:
+    """Yield the options that environment variables set, a class before its options."""
+    for name in sorted(os.environ):
+        if name.startswith(ENVIRONMENT) and name != NO_OPTION:
+            yield f"--{name.removeprefix(ENVIRONMENT).lower().replace('__', '.')}={os.environ[name]}"
+
+
+def class_options(words: Sequence[str]) -> list[str]:
+    """Return the words with ``--model PATH`` and ``--data PATH`` written as ``--model_class`` and ``--data_class``."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for which in ("model", "data"):
+        reader.add_argument(f"--{which}", dest=f"{which}_class", default=argparse.SUPPRESS)
+    found, rest = reader.parse_known_args(words)
+    return [*rest, *(f"--{name}={path}" for name, path in vars(found).items())]
+
+
+class _Note(argparse.Action):
+    """Notes an option, or the options of a configuration."""
+
+    def __call__(self, parser: Any, found: Any, value: Any, option: str | None = None) -> None:  # noqa: ANN401
+        settings: dict[str, Any] = {self.dest: None if value == "null" else value}
+        if self.dest == "config":
+            settings = read_config(value)
+        loss = settings.get("model", {}).get("loss")
+        if isinstance(loss, str) or (isinstance(loss, dict) and "class_path" in loss):
+            settings[LOSS] = loss
+        vars(found).update({name: value for name, value in settings.items() if name in (*FIRST, LOSS)})
+
+
+def first_look(words: Sequence[str]) -> dict[str, Any]:
+    """Return the options that must be known before the others can be parsed; `CommandLine` compares them afterwards."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("-c", "--config", action=_Note)
+    for name in (*FIRST, LOSS):
+        reader.add_argument(f"--{name}", action=_Note)
+    return vars(reader.parse_known_args(words)[0])
