@@ -48,7 +48,7 @@ class Session:
         self.model: LongTailedClassifier = objects.model
         for logger in as_list(objects.trainer.logger):
             if self.resumes and isinstance(logger, WandB):
-                logger.go_on((cli.checkpoint or {}).get(checkpoints.WANDB))
+                logger.resume((cli.checkpoint or {}).get(checkpoints.WANDB))
         loaded = {} if cli.checkpoint is None else {cli.config.ckpt_path: cli.checkpoint}
         self.trainer = run_trainer(cli, objects.trainer, loaded)
         self._check_objects()
