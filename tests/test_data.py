@@ -172,7 +172,7 @@ class TestView:
         """A default option adds nothing to the name of a cache, so that a new option keeps old caches valid."""
         assert View(32).cache_key() == "32 3"
         assert View(32, exact=True).cache_key() == "None 3"
-        assert View(9, "bicubic", channels=1).cache_key("padded") == "9 1 padded bicubic"
+        assert View(9, "bicubic", channels=1).cache_key("padded") == "9 1 padded interpolation=bicubic"
 
 
 def test_public_names() -> None:

@@ -74,7 +74,7 @@ def export(cli: CommandLine) -> None:
         stream.write(written)
     view = trained_view(cli, model)
     beside = {name: facts[name] for name in ("class_names", "image_size", "in_channels")}
-    beside |= {"crop": view.crop, "interpolation": view.interpolation, "prior": model.prior}
+    beside |= {**view.options, "prior": model.prior}
     if model.multi_label:
         beside["thresholds"] = model.threshold_probabilities  # probabilities from which each label is predicted
     write_json(file.with_name(f"{file.name}.json"), beside)

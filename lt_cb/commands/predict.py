@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+from dataclasses import replace
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -45,8 +46,8 @@ def trained_model(cli: CommandLine) -> LongTailedClassifier:
 def trained_view(cli: CommandLine, model: LongTailedClassifier) -> View:
     """Return how the training showed test images."""
     data, facts = cli.trained.get("data") or {}, model.hparams
-    view = {name: data[name] for name in ("interpolation", "crop") if name in data}
-    return View(facts["image_size"], channels=facts["in_channels"], **view)
+    view = View(facts["image_size"], channels=facts["in_channels"])
+    return replace(view, **{name: data[name] for name in view.options if name in data})
 
 
 def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[Any], Any]:

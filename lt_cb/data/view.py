@@ -1,7 +1,7 @@
 """View: how images are shown to a network."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from lt_cb.errors import InputError
 
@@ -51,7 +51,14 @@ class View:
         if min(self.std) <= 0:
             raise InputError(f"std is {list(self.std)}, but must be above 0.")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """How image files are decoded: the attributes that are options of ``--data`` by the same name."""
+        others = ("size", "mean", "std", "channels", "exact")
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in others}
+
     def cache_key(self, *more: str) -> str:
         """Return the part of a cache's name that depends on the view; a default option adds nothing to it."""
-        others = [self.interpolation] if self.interpolation != "bilinear" else []
-        return " ".join([str(None if self.exact else self.size), str(self.channels), *more, *others])
+        defaults = {entry.name: entry.default for entry in fields(self)} | {"crop": self.crop}
+        changed = [f"{name}={value}" for name, value in self.options.items() if value != defaults[name]]
+        return " ".join([str(None if self.exact else self.size), str(self.channels), *more, *changed])
