@@ -22,6 +22,7 @@ from strategies import places
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
 from lt_cb.lab.plan import Run, read_plan
+from lt_cb.lab.work import prepare
 from lt_cb.runs.folder import RunDir, flatten
 
 ROOT = Path(__file__).parents[1]
@@ -405,13 +406,13 @@ class TestCommand:
 
 
 TINY = {
-    **{"trainer.max_epochs": 3, "trainer.accelerator": "cpu", "model.backbone": "resnet20", "model.fast": "off"},
+    **{"trainer.max_epochs": 6, "trainer.accelerator": "cpu", "model.backbone": "resnet20", "model.fast": "off"},
     **{"data.image_size": 8, "data.n_max": 40, "data.imbalance_factor": 20},
 }
 
 
-def start() -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "lt_cb", "grid", "grid.yaml"]
+def start(*args: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "lt_cb", "grid", "grid.yaml", *args]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -422,14 +423,14 @@ def children(process: "subprocess.Popen[str]") -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_killed_grid_is_completed_by_two_commands(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_grid_is_completed_by_two_commands(capsys: pytest.CaptureFixture[str]) -> None:
     common = {"folder": "runs", "config": QUICKSTART, "set": TINY}
     axes = {"run": {"a": {}, "b": {"model.loss.weighting.beta": 0.9}, "wrong": {"model.loss.gamma": -1}}}
     write_grid({**common, "axes": axes})
-    runs = {run.name: run for run in read_plan(Path("grid.yaml")).runs}
+    a, b, wrong = read_plan(Path("grid.yaml")).runs
 
-    killed = start()
-    while not any(run.dir.checkpoint.exists() for run in runs.values()):
+    killed = start("--shard", "1/3")
+    while not a.dir.checkpoint_before.exists():
         assert killed.poll() is None
         time.sleep(0.02)
     trainings = children(killed)
@@ -440,40 +441,37 @@ def test_a_killed_grid_is_completed_by_two_commands(capfd: pytest.CaptureFixture
     while any(training.exists() for training in trainings):  # they end with the command
         assert time.monotonic() < end
         time.sleep(0.02)
-    results = {name: run.dir.result.stat().st_mtime_ns for name, run in runs.items() if run.dir.result.exists()}
+    assert not a.dir.result.exists()
+    a.dir.checkpoint.write_bytes(b"PK")  # damaged: the checkpoint of the epoch before replaces it
+    b.dir.path.mkdir(parents=True)
+    b.dir.error.write_text("failed in an earlier command: it is tried again")
 
-    # each of the other runs is trained by one of two commands, and a failure does not stop the others
+    # each run is trained by one of two commands, and a failure does not stop the others
     pair = [start(), start()]
     outputs = [command.communicate(timeout=600)[0] for command in pair]
     lines = [line.split() for line in "".join(outputs).splitlines()]
     ended = [line[1] for line in lines if line and line[0] in ("done", "failed")]
-    assert sorted(ended) == [run.title for name, run in runs.items() if name not in results]
-    assert all(runs[name].dir.result.stat().st_mtime_ns == written for name, written in results.items())
+    assert sorted(ended) == [a.title, b.title, wrong.title]
     sentence = "gamma is -1.0, but must be at least 0"
-    assert runs["wrong"].dir.error.read_text().startswith(sentence)
+    assert wrong.dir.error.read_text().startswith(sentence)
     assert [command.returncode for command in pair] == [1, 1]
     for output in outputs:
         assert "2 of 3 runs done, 1 failed.\n" in output
         assert f"wrong/seed_0: {sentence}" in output
+    assert not b.dir.error.exists()
+    assert b.dir.read_config()["data"]["num_workers"] >= 1  # the trainings share the cores
 
     # the interrupted run, and a run on its own, end with the same numbers
-    for name in "ab":
-        folder = RunDir(Path("alone", name))
-        main(["fit", *runs[name].args, "--folder", str(folder.path)])
-        assert folder.metrics.read_bytes() == runs[name].dir.metrics.read_bytes()
-        alone, shared = (torch.load(run.checkpoint, weights_only=True) for run in (folder, runs[name].dir))
-        torch.testing.assert_close(alone["state_dict"], shared["state_dict"], rtol=0, atol=0)
+    alone = RunDir("alone")
+    main(["fit", *a.args, "--folder", str(alone.path)])
+    assert alone.metrics.read_bytes() == a.dir.metrics.read_bytes()
+    states = [torch.load(run.checkpoint, weights_only=True)["state_dict"] for run in (alone, a.dir)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
-    # a corrected run is tried again; a damaged checkpoint is replaced by the one before it
+    # only a corrected run is left to do
     axes["run"]["wrong"]["model.loss.gamma"] = 1
     write_grid({**common, "axes": axes})
-    runs["b"].dir.result.unlink()
-    runs["b"].dir.checkpoint.write_bytes(b"PK")
-    metrics = runs["b"].dir.metrics.read_bytes()
-    assert grid("grid.yaml") == 0
-    assert "1 done, 2 to do" in capfd.readouterr().out
-    assert not runs["wrong"].dir.error.exists()
-    assert runs["wrong"].dir.result.exists()
-    assert runs["b"].dir.result.exists()
-    assert runs["b"].dir.metrics.read_bytes() == metrics
-    assert runs["b"].dir.read_config()["data"]["num_workers"] >= 1  # the trainings share the cores
+    assert "2 done, 1 to do" in dry_run(capsys, "grid.yaml")
+    (corrected,) = [run for run in read_plan(Path("grid.yaml")).runs if run.name == "wrong"]
+    prepare(corrected)
+    assert not corrected.dir.error.exists()

@@ -52,7 +52,7 @@ def main(args: Sequence[str]) -> int:
 
 def _shard(runs: list[Run], shard: str) -> list[Run]:
     index, _, count = shard.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise InputError(f"--shard is '{shard}', but must be i/n with i from 1 to n.")
     return runs[int(index) - 1 :: int(count)]
 
