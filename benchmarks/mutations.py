@@ -1,8 +1,9 @@
-"""What damaged input leads to: success, one sentence, or what must not be, which makes the exit code 1.
+"""Damage input at random, and count the outcomes: success, one sentence, traceback, hang or a wrong result.
 
-python benchmarks/mutations.py configs --count 500
+    python benchmarks/mutations.py configs --count 500
 
-repeats itself with the same --seed, and with --only N the N-th case alone.
+The exit code is 1 if there is any traceback, hang or wrong result. The same --seed repeats all cases, and --only N
+repeats case N.
 """
 
 import argparse
@@ -34,12 +35,13 @@ from PIL import Image
 
 from lt_cb.__main__ import main as lt_cb
 from lt_cb.data import images
-from lt_cb.data.sources import listing
+from lt_cb.data.sources import tree
+from lt_cb.data.view import View
 from lt_cb.lab import plan, work
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOMES = ("success", "sentence", "traceback", "hang", "wrong")
-SECONDS = 30  # of computing, or five times as many by the clock, behind which a case is a hang
+SECONDS = 30  # of CPU time, or five times as many by the clock: then a case counts as a hang
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 SHORT = ["--trainer.max_epochs=1", *[f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]]
 FIT = ["fit", f"--config={ROOT}/configs/quickstart.yaml", *QUIET, *SHORT, "--model.backbone=resnet20"]
@@ -47,15 +49,15 @@ RUNS_CODE = {"class_path": "os.system", "init_args": {"command": "touch ran"}}
 ODD = [None, -1, -0.5, 0, 3, 10**18, 1e308, math.nan, math.inf, True, "", "text", "../x", "a\0b", [], [None], [1, 2]]
 ODD += [{}, {"a": 1}, {"class_path": "torch.nn.Linear"}, "os.system", RUNS_CODE, [RUNS_CODE]]
 BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(9))
-STARTS_PROCESSES = ("devices", "num_nodes", "num_workers")  # as many as the number says
+STARTS_PROCESSES = ("devices", "num_nodes", "num_workers")  # their values start as many processes
 
-armed: list[bool] = []  # while a case is under way
+armed: list[bool] = []  # not empty while a case runs
 Case = Callable[[random.Random], tuple[str, str]]
 logging.disable(logging.WARNING)
 
 
 class Hang(BaseException):
-    """What no handler of errors takes for one."""
+    """Raised on a timeout. No `except Exception` catches it."""
 
 
 def on_alarm(*_: object) -> None:
@@ -65,7 +67,7 @@ def on_alarm(*_: object) -> None:
 
 
 def attempt(*words: str) -> tuple[str, str]:
-    """Run a command here, and return the outcome and what it said."""
+    """Run a command in this process, and return the outcome and the output."""
     out, err = io.StringIO(), io.StringIO()
     armed.append(True)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -95,14 +97,14 @@ def attempt(*words: str) -> tuple[str, str]:
 
 
 def where() -> str:
-    """Return the last line of ours, and the last of all, that led to the error which is handled."""
+    """Return the last line of lt_cb, and the last line of all, in the traceback of the current error."""
     frames = traceback.extract_tb(sys.exc_info()[2])
     ours = [frame for frame in frames if "/lt_cb/" in frame.filename]
     return " ".join(f"{Path(f.filename).name}:{f.lineno}" for f in (*ours[-1:], *frames[-1:]))
 
 
 def mutated(rng: random.Random, tree: Any) -> Any:
-    """Return nested dicts and lists with another value, without a key or with one more, at one or two places."""
+    """Change a value, remove a key or add one, at one or two places in nested dicts and lists."""
     tree = copy.deepcopy(tree)
     for _ in range(rng.choice((1, 1, 2))):
         node, key = place(rng, tree)
@@ -123,7 +125,7 @@ def mutated(rng: random.Random, tree: Any) -> Any:
 
 
 def place(rng: random.Random, node: Any) -> tuple[Any, Any]:
-    """Return one of nested dicts and lists and a key of it; of large and small parts each is as likely."""
+    """Return a random dict or list of a nested structure and a key. Large and small parts are equally likely."""
     while True:
         key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
         if not isinstance(node[key], dict | list) or not node[key] or rng.random() < 0.2:
@@ -137,12 +139,12 @@ def shorter(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def to_nan(tensor: torch.Tensor) -> torch.Tensor:
-    """Return NaN, where a tensor can have them."""
+    """Return NaN for a floating-point tensor, and other tensors unchanged."""
     return tensor * math.nan if tensor.is_floating_point() else tensor
 
 
 def damaged(rng: random.Random, content: bytes) -> bytes:
-    """Return bytes cut, with flipped bits, with a part twice or with another in its place."""
+    """Cut bytes, flip bits, repeat a part, or replace one by random bytes."""
     place, how = rng.randrange(len(content)), rng.randrange(8)
     if how == 0:
         return content[:place]
@@ -157,7 +159,7 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
 
 
 def as_yaml(rng: random.Random, tree: Any) -> bytes:
-    """Return YAML of a mutated configuration, or mutated YAML of it."""
+    """Return the YAML of a mutated configuration, or the mutated YAML of a configuration."""
     text, how = yaml.safe_dump(tree, sort_keys=False).encode(), rng.random()
     if how < 0.05:
         return text + BOMB.encode()
@@ -168,17 +170,14 @@ def as_yaml(rng: random.Random, tree: Any) -> bytes:
 
 
 def bits(base: Path) -> Case:
-    """A flipped bit in the cache of images, or of a listing."""
-    listing.WORTH_CACHING = 1
+    """Flip a bit in the cache of images, or of unreadable files."""
     for i in range(6):
         file = base / "images" / str(i % 2) / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((4, 4, 3), 40 * i, np.uint8)).save(file)
-    for folder in (base / "images", *(base / "images").iterdir()):
-        os.utime(folder, (1, 1))
-    files = images.find_images(base / "images")
+    files, view = tree.find_images(base / "images"), View(4)
     reads: list[tuple[bytes, Path, Callable[[], Any]]] = []
-    for read in (lambda: [images.load_images(files, 4, 3, "")], lambda: listing.list_tree(base / "images")):
+    for read in (lambda: [images.load_images(files, view, "")], lambda: [images.find_unreadable(files, view, "")]):
         before = {*base.glob("cache/*")}
         read()
         (cache,) = {*base.glob("cache/*")} - before
@@ -203,7 +202,7 @@ def bits(base: Path) -> Case:
 
 
 def configs(base: Path) -> Case:
-    """A configuration of a training with other values, keys or bytes."""
+    """Change values, keys or bytes of the configuration of a training."""
     run = trained(base)
     resolved = yaml.safe_load((run / "config.yaml").read_text())
     short = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
@@ -220,12 +219,13 @@ def configs(base: Path) -> Case:
 
 
 def results(base: Path) -> Case:
-    """Files of a run, or a grid file, with other values, keys or bytes."""
+    """Change values, keys or bytes of the files of a run, or of a grid file."""
     grid = yaml.safe_load((ROOT / "configs/grids/quickstart.yaml").read_text())
     grid |= {"folder": "runs", "config": str(ROOT / "configs/quickstart.yaml"), "seeds": [0]}
     grid["axes"]["loss"] = {"a": {"config": f"{ROOT}/configs/loss/softmax.yaml"}, "b": {"model.loss.gamma": 2}}
     grid["axes"]["rate"] = {"model.optimizer.lr": [0.1, 0.2]}
-    grid["set"] = {"model.backbone": "resnet20", **dict(word.removeprefix("--").split("=") for word in SHORT + QUIET)}
+    whole = [word for word in SHORT + QUIET if "limit_test" not in word]  # a report needs all test images
+    grid["set"] = {"model.backbone": "resnet20", **dict(word.removeprefix("--").split("=") for word in whole)}
     grid["set"] = {key: yaml.safe_load(value) for key, value in grid["set"].items()}
     (base / "grid.yaml").write_text(yaml.safe_dump(grid))
     os.chdir(base)
@@ -259,7 +259,7 @@ def results(base: Path) -> Case:
 
 
 def checkpoints(base: Path) -> Case:
-    """A checkpoint with other values, keys or bytes."""
+    """Change values, keys or bytes of a checkpoint."""
     file = trained(base) / "checkpoints/last.ckpt"
     whole, content = file.read_bytes(), torch.load(file, weights_only=True)
     assert [name for name in content if "config" in name] == ["lt_cb_config"]
@@ -290,7 +290,7 @@ def checkpoints(base: Path) -> Case:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether nested values are equal, tensors among them."""
+    """Return whether nested values, including tensors, are equal."""
     if type(a) is not type(b):
         return False
     if isinstance(a, torch.Tensor):
@@ -301,7 +301,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def folders(base: Path) -> Case:
-    """A folder of images with one that is none, or that is another file."""
+    """Replace an image in a folder by another file, a broken one, or a link."""
     noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     for split in ("train", "test"):
         for i, name in enumerate(("ant", "bee", "cat")):
@@ -354,15 +354,15 @@ def folders(base: Path) -> Case:
         else:
             rng.choice(saves)(place)
         size = rng.choice(("16", "16", "null", "12"))
-        more = rng.choice(([], ["--data.val_fraction=0"], ["--data.num_workers=0", "--data.crop=random_area"]))
+        more = rng.choice(([], ["--data.val_fraction=0"], ["--data.num_workers=0", "--data.crop=resized"]))
         train = Path("images/train")
-        unique = {os.path.realpath(p) for p in images.find_images(train)} if train.is_dir() else set()
+        unique = {os.path.realpath(p) for p in tree.find_images(train)} if train.is_dir() else set()
         given = ["--data.root=images", f"--data.image_size={size}", "--model.backbone=resnet20", *more]
         how, said = attempt("fit", f"--config={ROOT}/configs/image_folder.yaml", *QUIET, *SHORT, *given)
         if how == "success":
             counts = json.loads(next(Path("runs").rglob("result.json")).read_text())["class_counts"]
             if sum(counts) > len(unique):
-                return "wrong", f"{sum(counts)} training images, of which there are {len(unique)}"
+                return "wrong", f"{sum(counts)} training images, but there are {len(unique)}"
         return how, said
 
     return case
@@ -382,12 +382,12 @@ KINDS |= {kind.__name__: (kind, 200) for kind in (checkpoints, folders)}
 
 
 def main() -> int:
-    """Count the outcomes of the kinds that the command line names, each in a process of the same name."""
+    """Damage input of the given kinds, and print how often each outcome came."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", choices=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)}; default all")
-    parser.add_argument("--count", type=int, help="of cases; default as many as take minutes")
+    parser.add_argument("kinds", nargs="*", choices=KINDS, metavar="KIND", help=f"{', '.join(KINDS)}; default all")
+    parser.add_argument("--count", type=int, help="number of cases; the default takes minutes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="number of a case")
+    parser.add_argument("--only", type=int, help="run only the case of this number")
     options = parser.parse_args()
     for number in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, on_alarm)
