@@ -175,6 +175,13 @@ class TestView:
         assert View(9, "bicubic", channels=1).cache_key("padded") == "9 1 padded interpolation=bicubic"
 
 
+def test_hooks_work_without_a_trainer() -> None:
+    data = LongTailedDataModule("Digits", imbalance_factor=10)
+    data.prepare_data()
+    data.setup("fit")
+    assert sum(len(targets) for _, targets in data.train_dataloader()) == sum(data.class_counts)
+
+
 def test_public_names() -> None:
     import lt_cb.data
 

@@ -224,8 +224,9 @@ class LongTailedDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Give the model the seed and whether it validates on the test split."""
-        model: Any = self.trainer and self.trainer.lightning_module
-        model.mix_seed, model.validates_on_test = self.seed, self.validation_split == "test"
+        if self.trainer is not None:
+            model: Any = self.trainer.lightning_module
+            model.mix_seed, model.validates_on_test = self.seed, self.validation_split == "test"
 
     @cached_property
     def _streams(self) -> bool:

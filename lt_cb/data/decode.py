@@ -36,12 +36,7 @@ def is_image(name: str) -> bool:
 
 
 def square_size(files: Iterable[Path]) -> int:
-    """Return the side of the first readable image, from its header.
-
-    Raises:
-        UnreadableError: if no file can be read.
-        InputError: if the image is not square.
-    """
+    """Return the side of the first readable image, from its header."""
     first_error: UnreadableError | None = None
     for file in files:
         try:
@@ -63,10 +58,6 @@ def decode(file: Path, view: View) -> Images:
     """Decode an image file to shape (size, size, channels).
 
     An image of another size is scaled, its aspect kept, and cropped at the centre. Its EXIF orientation is applied.
-
-    Raises:
-        UnreadableError: if the file cannot be read as an image.
-        InputError: if the image has another size and the view is exact.
     """
     side = view.size
     with _opened(file) as opened:
@@ -85,11 +76,7 @@ def decode_region(file: Path, region: Callable[[int, int], Box], view: View) -> 
     """Decode a region of an image file to shape (size, size, channels), scaled with antialiasing.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the region then still has ``size`` pixels, which is faster.
-
-    Args:
-        file: image file.
-        region: returns the region for the width and height of the image in pixels.
-        view: size, channels and interpolation.
+    ``region`` maps width and height in pixels to the region.
     """
     side = view.size
     with _opened(file) as opened:

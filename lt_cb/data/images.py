@@ -31,15 +31,6 @@ def load_images(files: Sequence[Path], view: View, label: str) -> Images:
     The cache is one file in ``$LT_CB_CACHE``, or in the user's cache directory. Its name is a hash of the view and of
     every file's path, size and times of change: if a file changes, the images are decoded again. The checksums of a
     cache are verified, and a damaged cache is made again.
-
-    Args:
-        files: image files, at least one.
-        view: size, channels and interpolation.
-        label: text of the progress bar.
-
-    Raises:
-        UnreadableError: if files cannot be read as images; the message names them.
-        InputError: if the view is exact and sizes differ.
     """
     try:
         cache = cache_file(f"1 {view.cache_key()}", *map(stamp, files))

@@ -24,22 +24,7 @@ def folder_loader(
     device: torch.device | str = "cpu",
     skip_unreadable: bool = False,
 ) -> tuple[list[Path], EpochLoader]:
-    """Return the image files under a folder, sorted, and a loader that shows them in this order as test images.
-
-    Args:
-        folder: searched with all folders in it.
-        view: how images are shown; the view that the network was trained with.
-        batch_size: images a batch.
-        num_workers: processes that decode images that do not fit in memory; None is one for each core.
-        device: device that predicts.
-        skip_unreadable: skip files that cannot be read as images, with a warning.
-
-    Returns:
-        N files, and a loader of (images, targets) whose targets are 0.
-
-    Raises:
-        InputError: if there are no images.
-    """
+    """Return the N image files under a folder, sorted, and a loader that shows them in this order; targets are 0."""
     if not folder:
         raise InputError("predict needs images: set --images to a folder of images.")
     files = find_images(Path(folder)) if Path(folder).is_dir() else []

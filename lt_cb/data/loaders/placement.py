@@ -67,15 +67,7 @@ def make_loader(
 ) -> EpochLoader:
     """Return a `ResidentLoader` of images, a `FeatureLoader` of features, or a `StreamingLoader` of paths.
 
-    Args:
-        images: uint8 of shape (N, H, W, C), floating features of shape (N, D), or N paths.
-        targets: shape (N,) or (N, C).
-        batch_size: images a batch.
-        view: how image files are shown.
-        device: device of the batches.
-        num_workers: processes that decode files; None shares the cores among ``copies``.
-        copies: training processes on this machine.
-        options: further arguments of `EpochLoader`.
+    Without ``num_workers``, the cores are shared among the training processes of this machine (``copies``).
     """
     if isinstance(images, Tensor):
         kept = device if fits_on_device(images, device) else torch.device("cpu")

@@ -17,7 +17,7 @@ class ResidentLoader(EpochLoader):
         targets: int64, shape (N,), or int8 labels of shape (N, C).
         batch_size: images a batch of this process; the last may be smaller.
         device: device of the images and batches; random numbers are drawn on the CPU.
-        options: further arguments of `EpochLoader`.
+        options: of `EpochLoader`.
     """
 
     def __init__(

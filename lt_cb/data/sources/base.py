@@ -152,15 +152,7 @@ def _as_paths(paths: Paths) -> list[Path]:
 
 
 def check_classes(source: FileSource, remedy: str) -> None:
-    """Check that each class has a training image, and warn of classes without an image in another split.
-
-    Args:
-        source: data set to check.
-        remedy: advice at the end of the message.
-
-    Raises:
-        InputError: if a class has no training image.
-    """
+    """Check that each class has a training image, and warn of classes without an image in another split."""
     if not any(source.counts):
         raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
     for split in source.splits:
@@ -178,11 +170,7 @@ def check_classes(source: FileSource, remedy: str) -> None:
 
 
 def check_labels(source: Source, split: Split, labels: Labels) -> None:
-    """Check labels that a source has loaded, and that there are as many training labels as it counts.
-
-    Raises:
-        InputError: if shape, values or counts are wrong.
-    """
+    """Check labels that a source has loaded, and that there are as many training labels as it counts."""
     num_classes = len(source.class_names)
     if not source.multi_label:
         if labels.min() < 0 or labels.max() >= num_classes:

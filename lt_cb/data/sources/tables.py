@@ -22,15 +22,7 @@ def list_table(
 ) -> dict[str, Listing]:
     """Return the images of each split of a table with columns path and split, in its order.
 
-    See `Manifest` for the label columns.
-
-    Args:
-        file: CSV or Parquet.
-        separator: separator of names; None is a semicolon in ``labels``, and none in ``label``.
-        label_columns: names of the label columns; None takes all further columns.
-
-    Raises:
-        InputError: if the file cannot be read, or a column or a value is missing or wrong.
+    See `Manifest` for the separator and the label columns.
     """
     check_is_file(file)
     columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")

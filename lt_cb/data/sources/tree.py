@@ -19,16 +19,9 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder from ``folder`` on, with the names of its files.
+    """Yield each folder from ``folder`` on, except those ``outside``, with the names of its files.
 
     Links are followed, but each folder is visited only once, so that links in a circle end.
-
-    Args:
-        folder: start.
-        outside: folders that are not visited.
-
-    Raises:
-        InputError: if a folder cannot be read.
     """
     visited = {os.path.realpath(path) for path in outside}
     for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -48,12 +41,8 @@ def _refuse(error: OSError) -> NoReturn:
 def list_tree(folder: Path, least: int = 2) -> Listing:
     """Return the images in the class folders of a folder, by class in alphabetical order, then by path.
 
-    Args:
-        folder: parent of the class folders.
-        least: minimum number of class folders.
-
     Raises:
-        InputError: if a folder is missing or an image lies outside the class folders.
+        InputError: if there are fewer than ``least`` class folders, or an image lies outside of them.
     """
     if not folder.is_dir():
         raise InputError(
