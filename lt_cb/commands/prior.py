@@ -17,11 +17,7 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import compare
 
 PRIOR: Options = {
-    "prior": (
-        str | None,
-        None,
-        "Class prior to predict for: uniform, train (as in training), or a CSV file of class and share.",
-    )
+    "prior": (str | None, None, "Class prior to predict for: uniform, train, or a CSV file of class and share."),
 }
 
 
