@@ -151,7 +151,7 @@ class CommandLine(LightningCLI):
                 action.__class__ = resetting(type(action))  # type: ignore[arg-type]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and check what a parser does not."""
+        """Parse, and check seed, classes and the options that were read first."""
         assert isinstance(args, list)
         if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
             self._set_default_loss(parser, args)

@@ -13,6 +13,7 @@ from lt_cb.commands.save import run_folder
 from lt_cb.data.loaders import folder_loader
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
+from lt_cb.features import MACHINE_OPTIONS
 from lt_cb.hardware import mixed_precision
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
@@ -67,11 +68,10 @@ def predict(cli: CommandLine) -> None:
     if config.top > 1 or config.probabilities:
         model.top = classes if config.probabilities else config.top
     files, loader = image_loader(cli, model)
-    machine = {name: config.trainer[name] for name in ("accelerator", "strategy", "devices", "num_nodes", "precision")}
-    if machine["precision"] is None and config.model.fast == "auto":
-        machine["precision"] = mixed_precision(config.trainer.accelerator)
-    bar = config.trainer.enable_progress_bar
-    trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False, enable_progress_bar=bar)
+    if config.trainer.precision is None and config.model.fast == "auto":
+        config.trainer.precision = mixed_precision(config.trainer.accelerator)
+    machine = {name: config.trainer[name] for name in MACHINE_OPTIONS}
+    trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False)
     batches: Any = trainer.predict(model, loader)
     folder = trainer.log_dir  # a broadcast that all processes must join
     if not trainer.is_global_zero or not batches:
