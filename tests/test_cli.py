@@ -161,6 +161,10 @@ def test_resume_goes_on_in_the_same_configuration() -> None:
     resumed = run.with_name("version_1")
     result = json.loads((resumed / "result.json").read_text())
     assert result["epochs"] == 2
+    main(["test", "--ckpt_path", str(resumed / "checkpoints/last.ckpt")])
+    tested = json.loads(run.with_name("version_2").joinpath("result.json").read_text())
+    assert tested["epochs"] == 2
+    assert tested["wall_time_s"]["fit"] == pytest.approx(result["wall_time_s"]["fit"], abs=0.001)
     last = torch.load(resumed / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["ResultFile"]["fit"]
     first = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["ResultFile"]["fit"]
     assert 0 < first < before + 0.001

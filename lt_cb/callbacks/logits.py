@@ -27,15 +27,7 @@ class SaveLogits(Callback):
     def __init__(self) -> None:
         self._batches: list[dict[str, Tensor]] = []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401 - Lightning's signature
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:  # noqa: ANN401
         """Copy a batch to main memory."""
         if isinstance(pl_module, LongTailedClassifier):
             logits = pl_module.loss.adjust(outputs["logits"])

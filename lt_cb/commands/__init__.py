@@ -1,1 +1,1 @@
-"""What `lt-cb` does, one file a command."""
+"""Commands of ``lt-cb``: one function each, listed in ``lt_cb/__main__.py``."""

@@ -3,7 +3,8 @@
 import importlib
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ CLASS_OPTIONS = (
     *("data.source", "data.sampler"),
 )
 AddArguments = Callable[[LightningArgumentParser], None]
+Options = Mapping[str, tuple[Any, Any, str]]  # type, default and help, by name
+COMMON: Options = {
+    "name": (str | None, "run", "Runs go to trainer.default_root_dir/NAME/version_N."),
+    "folder": (str | None, None, "Folder of this run instead; it must have no run yet."),
+    "ckpt_path": (str | None, None, "Checkpoint to start from."),
+    "model_class": (str | None, None, "Class path of a custom class, as --model."),
+    "data_class": (str | None, None, "Class path of a custom class, as --data."),
+    "trust_checkpoint": (
+        bool,
+        False,
+        "Load a checkpoint with custom classes. It can then run any code: trust who made it.",
+    ),
+}
 
 
 class CommandLine(LightningCLI):
@@ -115,15 +129,7 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that all commands share, and link to the model the facts of its training data."""
         parser.add_argument("--help_all", action=HelpAll, help="Show the help of all options and exit.")
-        runs = "Runs go to trainer.default_root_dir/NAME/version_N."
-        parser.add_argument("--name", type=str | None, default="run", help=runs)
-        parser.add_argument("--folder", type=str | None, help="Folder of this run instead; it must have no run yet.")
-        parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to start from.")
-        for which in ("model", "data"):
-            custom = f"Class path of a custom class, as --{which}."
-            parser.add_argument(f"--{which}_class", type=str | None, help=custom)
-        trust = "Load a checkpoint with custom classes. It can then run any code: trust who made it."
-        parser.add_argument("--trust_checkpoint", type=bool, default=False, help=trust)
+        add_options(parser, COMMON)
         if self._add_arguments_of_command is not None:
             self._add_arguments_of_command(parser)
         targets = {name: f"model.{name}" for name in checkpoints.DATA_FACTS}
@@ -145,7 +151,7 @@ class CommandLine(LightningCLI):
                 action.__class__ = resetting(type(action))  # type: ignore[arg-type]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and check what a parser does not."""
+        """Parse, and check seed, classes and the options that were read first."""
         assert isinstance(args, list)
         if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
             self._set_default_loss(parser, args)
@@ -226,22 +232,25 @@ class CommandLine(LightningCLI):
         return str(self.parser.dump(self.config, skip_none=False))
 
 
+def add_options(parser: LightningArgumentParser, options: Options) -> None:
+    """Add options to a parser."""
+    for name, (kind, default, text) in options.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+
+
 def command(
-    add_arguments: AddArguments | None = None, uses: Sequence[str] = ("model", "data")
+    options: Options, uses: Sequence[str] = ("model", "data")
 ) -> Callable[[Callable[[CommandLine], None]], Callable[..., None]]:
-    """Make a function of a `CommandLine` the command of its name.
+    """Make a function of a `CommandLine` the command of its name, with options of its own; see `CommandLine` for uses.
 
     The decorated function takes the words behind the command, and ``model_class`` and ``data_class`` of `CommandLine`.
     It shows wrong input as one sentence on stderr, and raises SystemExit with code 2.
-
-    Args:
-        add_arguments: adds the command's own options to the parser.
-        uses: see `CommandLine`.
     """
 
     def decorate(function: Callable[[CommandLine], None]) -> Callable[..., None]:
         def run(words: Sequence[str], **classes: Any) -> None:  # noqa: ANN401 - of `CommandLine`
-            run_command(lambda: function(CommandLine(function.__name__, words, add_arguments, uses=uses, **classes)))
+            add = partial(add_options, options=options)
+            run_command(lambda: function(CommandLine(function.__name__, words, add, uses=uses, **classes)))
 
         return run
 

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
 
-from lt_cb.commands.cli import CommandLine, command
-from lt_cb.commands.predict import add_images, image_loader, trained_model, trained_view
+from lt_cb.commands.cli import CommandLine, Options, command
+from lt_cb.commands.predict import IMAGES, image_loader, trained_view
+from lt_cb.commands.prior import set_prior
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import whole_file, write_json
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
+FILE: Options = {
+    "to": (str | None, None, "File to write."),
+    "format": (Literal["onnx", "torch"] | None, None, "torch (torch.export) or onnx; default by the file's ending."),
+}
 TOLERANCE = 1e-3  # difference of probabilities that rounding may make
 
 
@@ -34,14 +38,7 @@ class Probabilities(nn.Module):
         return self.model.probabilities(self.model(images).float())
 
 
-def _add_options(parser: LightningArgumentParser) -> None:
-    add_images(parser)
-    parser.add_argument("--to", type=str | None, help="File to write.")
-    kinds = Literal["onnx", "torch"] | None
-    parser.add_argument("--format", type=kinds, help="torch (torch.export) or onnx; default by the file's ending.")
-
-
-@command(_add_options, uses=("model",))
+@command({**IMAGES, **FILE}, uses=("model",))
 def export(cli: CommandLine) -> None:
     """Export, compare with the checkpoint on the CPU, and write only if both agree."""
     config = cli.config
@@ -50,7 +47,8 @@ def export(cli: CommandLine) -> None:
     kind = config.format or ("onnx" if Path(str(config.to)).suffix == ".onnx" else "torch")
     if kind == "onnx" and not all(map(importlib.util.find_spec, ONNX)):
         raise InputError(f"--format onnx needs further packages: uv pip install {' '.join(ONNX)}.")
-    model = trained_model(cli)
+    model = cli.make_model()
+    set_prior(cli, model)
     network, facts = Probabilities(model).eval(), model.hparams
     shape = facts["in_channels"], facts["image_size"], facts["image_size"]
     one, several, many = (torch.randint(256, (count, *shape), dtype=torch.uint8) for count in (1, 2, 7))

@@ -1,4 +1,4 @@
-"""Parser whose errors are exceptions, and whose ``--help`` shows on two screens the options that are changed often."""
+"""Parser whose errors are sentences, and whose ``--help`` shows on two screens the options that are changed often."""
 
 import argparse
 import re
@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lt_cb.commands.restored import names_of
+from lt_cb.errors import InputError, did_you_mean
 
 LISTED = ("model.loss", "model.loss.weighting", "model.second_stage", "data.sampler")  # options with their classes
 SHORT_HELP = {  # options of the short help, if a command has them
@@ -28,28 +29,26 @@ MORE_HELP = {
     "--model.loss.help FocalLoss": "options of a class; also --model.optimizer.help, --data.sampler.help",
     "--print_config=skip_default": "print the configuration of these options, and stop",
 }
-
-
-class ParseError(ValueError):
-    """jsonargparse's message, over several lines, and the parser that it comes from."""
-
-    def __init__(self, message: str, parser: LightningArgumentParser) -> None:
-        super().__init__(message)
-        self.parser = parser
+NUMBERS = {"float": "a number", "int": "a whole number"}
+NOISE = r"Subtypes:|Given value|(- )?Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
 
 
 class Parser(LightningArgumentParser):
-    """A parser that raises its errors instead of ending the process."""
+    """A parser that raises an `InputError` instead of ending the process."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise a ParseError."""
-        raise ParseError(message, self) from ex
+        """Raise an InputError of one sentence; parsers of a class within a command raise the whole message."""
+        raise (InputError(_sentence(message, self)) if self._is_of_command else ValueError(message)) from ex
+
+    @property
+    def _is_of_command(self) -> bool:
+        return any(isinstance(action, HelpAll) for action in self._actions)
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """Return the short help of a command, or the whole help of a class."""
-        actions = {action.dest: action for action in self._actions}
-        if "help_all" not in actions:
+        if not self._is_of_command:
             return super().format_help()
+        actions = {action.dest: action for action in self._actions}
         width = shutil.get_terminal_size().columns
         lines = [f"usage: {self.prog} [--config FILE ...] [--OPTION VALUE ...]"]
         for group, names in SHORT_HELP.items():
@@ -87,3 +86,33 @@ def _option_line(action: argparse.Action) -> str:
         value = "null" if value is None else str(value).lower()
     clause = re.split(r"[;.:](?:\s|$)", " ".join((action.help or "").replace("`", "").split()))[0]
     return f"  {f'--{action.dest} {value}':36} {clause}"
+
+
+def _sentence(message: str, parser: LightningArgumentParser) -> str:
+    """Return one sentence for jsonargparse's tree of attempts."""
+    key = ".".join(re.findall(r'Parser key "([^"]+)":', message)).removeprefix("config").removeprefix(".")  # of a file
+    kinds = r"<class '(float|int)'>|typing\.Literal\[([^\]]*)\]"
+    if wrong := re.search(rf"(?s)Expected a (?:{kinds})(?:\. Got|.*?Given) value: ([^\n]*)", message):
+        kind, choices, given = wrong.groups()
+        allowed = " or ".join(re.findall(r"[\w.-]+", choices)) if choices else NUMBERS[kind]
+        return f"--{key} is {given}, but must be {allowed}."
+    names = names_of(key)
+    if "Expected an instantiatable class" in message:
+        choice = f", to {', '.join(names)}" if names else ""
+        return f"--{key} has options, but names no class: set --{key} first{choice}."
+    if match := re.search(r"dot import path string: (\S+)", message):
+        choice = f"choose {', '.join(names)}, or give" if names else "give"
+        near = did_you_mean(match[1], names)
+        return f"there is no {key.rpartition('.')[2]} '{match[1]}': {choice} the class path of a custom one.{near}"
+    if match := re.search(r"class_path '([\w.]+)':\s+No module named '(\w+)'", message):
+        return f"--{key} is {match[1]}, but there is no module '{match[2]}': set PYTHONPATH to the folder that has it."
+    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"there is no option --{key}.{match[1]}: see {parser.prog} --help."
+    other = r"nrecognized arguments: --([\w.+]+)|Group '(\w+)' does not accept option '([\w.]+)'"
+    if match := re.search(other, message):
+        option = f"--{match[1] or f'{match[2]}.{match[3]}'}"
+        options = [name for action in parser._actions for name in action.option_strings]
+        return f"there is no option {option}: see {parser.prog} --help.{did_you_mean(option, options)}"
+    lines = [re.sub(r'(- )?Parser key "[^"]+":', "", line).strip() for line in message.splitlines()]
+    text = " ".join(line.removeprefix("- ") for line in lines if not re.match(NOISE, line))
+    return f"--{key}: {text}" if key else text

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,11 +15,7 @@ BETAS = (0.9, 0.99, 0.999, 0.9999)
 MAX_ENDS = 10  # classes listed at each end of a long list
 
 
-def _add_options(parser: LightningArgumentParser) -> None:
-    parser.add_argument("--betas", type=list[float], default=list(BETAS), help="Each in [0, 1).")
-
-
-@command(_add_options, uses=("data",))
+@command({"betas": (list[float], list(BETAS), "Each in [0, 1).")}, uses=("data",))
 def inspect(cli: CommandLine) -> None:
     """Print counts, effective numbers and weights of the training data."""
     data, console = cli.make_data(), Console()

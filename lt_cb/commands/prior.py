@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
-from lt_cb.commands.cli import CommandLine
+from lt_cb.commands.cli import CommandLine, Options
 from lt_cb.data.sources.listing import read_csv
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.prior import class_prior
@@ -17,11 +16,9 @@ from lt_cb.losses import Loss
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import compare
 
-
-def add_prior(parser: LightningArgumentParser) -> None:
-    """Add ``--prior``."""
-    prior = "Class prior to predict for: uniform, train (as in training), or a CSV file of class and share."
-    parser.add_argument("--prior", type=str | None, help=prior)
+PRIOR: Options = {
+    "prior": (str | None, None, "Class prior to predict for: uniform, train, or a CSV file of class and share."),
+}
 
 
 def set_prior(cli: CommandLine, model: LongTailedClassifier) -> None:

@@ -52,7 +52,7 @@ CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 class _RefusedError(Exception):
-    """A value that a checkpoint may not bring; its argument is the value."""
+    """Raised with a value that a checkpoint may not bring."""
 
 
 def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -188,7 +188,7 @@ def _class_paths(config: Any, key: str = "") -> Iterator[tuple[str, str]]:  # no
 
 
 def _import(path: str) -> Any:  # noqa: ANN401 - an object
-    """Return the object of a path, None if there is none."""
+    """Return the object of a path, None if it cannot be imported."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)

@@ -10,14 +10,14 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, ReduceLROnPlateau
+from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.callbacks import ClassesToWandB, ResultFile, SaveLogits
 from lt_cb.callbacks.result import print_ending, trained_epochs
-from lt_cb.commands.cli import CommandLine, command
+from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.messages import causes, input_error
-from lt_cb.commands.prior import add_prior, set_prior
+from lt_cb.commands.prior import PRIOR, set_prior
 from lt_cb.commands.save import LastCheckpoint, as_list, best_checkpoint, make_trainer, run_trainer, written_checkpoint
 from lt_cb.commands.save import run_folder as run_folder
 from lt_cb.data import LongTailedDataModule
@@ -29,6 +29,11 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
 from lt_cb.schedule import StepwiseSchedule, training_progress
+
+FIT: Options = {
+    "change_loss": (bool, False, "Resume with another loss than before."),
+    "test_best": (bool, False, "Test the best checkpoint, of a ModelCheckpoint with a monitor, instead of the last."),
+}
 
 
 class Session:
@@ -121,13 +126,7 @@ class Session:
             )
 
 
-def _fit_options(parser: LightningArgumentParser) -> None:
-    parser.add_argument("--change_loss", type=bool, default=False, help="Resume with another loss than before.")
-    best = "Test the best checkpoint, of a ModelCheckpoint with a monitor, instead of the last."
-    parser.add_argument("--test_best", type=bool, default=False, help=best)
-
-
-@command(_fit_options)
+@command(FIT)
 def fit(cli: CommandLine) -> None:
     """Train, and test the last checkpoint, or with ``--test_best`` the best."""
     session = Session(cli)
@@ -158,18 +157,14 @@ def fit(cli: CommandLine) -> None:
     tester.test(objects.model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
 
 
-def _validate_options(parser: LightningArgumentParser) -> None:
-    parser.add_argument("--verbose", type=bool, default=True, help="Print the metrics.")
-
-
-@command(_validate_options)
+@command({"verbose": (bool, True, "Print the metrics.")})
 def validate(cli: CommandLine) -> None:
     """Evaluate a checkpoint on the validation images."""
     session, path, verbose = Session(cli), cli.config.ckpt_path, cli.config.verbose
     session.trainer.validate(session.model, datamodule=session.data, ckpt_path=path, verbose=verbose, weights_only=True)
 
 
-@command(add_prior)
+@command(PRIOR)
 def test(cli: CommandLine) -> None:
     """Evaluate a checkpoint on the test images; `ResultFile` prints a fuller table than Lightning."""
     session, path = Session(cli), cli.config.ckpt_path
