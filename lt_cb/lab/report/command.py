@@ -20,14 +20,7 @@ from lt_cb.runs.folder import write_text
 
 
 def main(args: Sequence[str]) -> int:
-    """Run ``lt-cb report``.
-
-    Args:
-        args: command-line arguments behind ``report``.
-
-    Raises:
-        InputError: if there are no runs, or an option is wrong.
-    """
+    """Run ``lt-cb report`` with the arguments behind ``report``."""
     parser = ArgumentParser("lt-cb report", description="Tables and charts of a folder of runs.")
     parser.add_argument("folder", type=Path, help="folder of runs (runs/digits) or of kept results (results/cifar10)")
     parser.add_argument("--out", type=Path, help="folder of report.md, report.csv and report.html; default: FOLDER")
@@ -46,13 +39,11 @@ def main(args: Sequence[str]) -> int:
     out = options.out or options.folder
     if out.exists() and not out.is_dir():
         raise InputError(f"--out is '{out}', which is a file: give a folder.")
-    tables = sections(runs, cells, metric)
-    summary = finding(runs, metric)
+    summary, tables = finding(runs, metric), sections(runs, cells, metric)
     pictures = figures(runs, cells, metric, METRIC_TITLES[metric])
-    web = page("Report", summary, tables, pictures, runs.columns())
     write_text(out / "report.md", f"{summary}\n\n{_markdown(tables)}")
     write_text(out / "report.csv", _csv(runs))
-    write_text(out / "report.html", web)
+    write_text(out / "report.html", page("Report", summary, tables, pictures, runs.columns()))
     if options.figures:
         write(pictures, runs.columns(), out / "figures", options.figures)
     print(f"{summary}\n\n{_markdown(tables[:1])}")

@@ -85,16 +85,15 @@ def specification(values: Values, height: int, *layers: Any, legend: bool = True
     """
     *below, top = layers
     top = top.add_params(LEGEND).properties(name="marks") if legend else top
-    chart = alt.layer(*below, top, data=alt.InlineData(values=values)).properties(
+    chart = alt.layer(*below, top).properties(
         width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
     for column, value in {"dataset": values[0]["dataset"], **params}.items():
         choice = alt.BindDirect(element=f"#choose-{column}", event="change")
         chart = chart.add_params(alt.param(name=column, value=value, bind=choice))
         chart = chart.transform_filter(f"datum.{column} === {column}")
-    with alt.data_transformers.enable(consolidate_datasets=False):
-        spec: dict[str, Any] = chart.to_dict()
-    return {key: value for key, value in spec.items() if key not in ("$schema", "config")}
+    spec = {key: value for key, value in chart.to_dict().items() if key not in ("$schema", "config")}
+    return {**spec, "data": {"values": values}}  # added here, as altair would check each value
 
 
 def tooltip(**fields: str) -> list[Any]:

@@ -1,7 +1,5 @@
 """First paragraph of a report: the compared methods, and the better ones."""
 
-from collections.abc import Callable
-
 from lt_cb.lab.report.result import ERRORS, Runs
 from lt_cb.lab.report.sections import METRIC_TITLES, lower_case
 from lt_cb.lab.report.tables import NOT_SIGNIFICANT, Difference, cells_of, paired_differences
@@ -23,20 +21,13 @@ def finding(runs: Runs, metric: str) -> str:
         f"{len(methods)} {'method' if len(methods) == 1 else 'methods'} on {_listed(data)}, over {number} "
         f"{'seed' if seeds[-1] == 1 else 'seeds'}{' each' if len(methods) > 1 else ''}{named}.",
     ]
-    if len(methods) > 1:
-        sentences += _each(columns, lambda name: _best(runs, name, metric), NO_BEST)
-        sentences += _each(
-            columns, lambda name: _compared([d for d in differences if d.data == name], name, metric), NO_PAIRS
-        )
+    best = {name: _best(runs, name, metric) for name in columns}
+    compared = {name: _compared([d for d in differences if d.data == name], name, metric) for name in columns}
+    for of_data, otherwise in ((best, NO_BEST), (compared, NO_PAIRS)) if len(methods) > 1 else ():
+        sentences += filter(None, of_data.values())
+        without = [name for name, sentence in of_data.items() if not sentence]
+        sentences += [f"On {_listed(without)}, {otherwise}"] if without else []
     return " ".join(sentences)
-
-
-def _each(columns: list[str], sentence: Callable[[str], str], otherwise: str) -> list[str]:
-    """Return the sentence of each data set, and one sentence for all data sets without any."""
-    sentences = {name: sentence(name) for name in columns}
-    without = [name for name, text in sentences.items() if not text]
-    last = [f"On {_listed(without)}, {otherwise}"] if without else []
-    return [*(text for text in sentences.values() if text), *last]
 
 
 def _best(runs: Runs, data: str, metric: str) -> str:
@@ -46,8 +37,8 @@ def _best(runs: Runs, data: str, metric: str) -> str:
     chooser = f"val/{ERRORS.get(tested, tested)}"
     if any(r.record.validated_on in (None, "test") or chooser not in r.metrics for r in results):
         return ""
-    best = next(cell for cell in cells_of(Runs(results, []), chooser).values() if cell.best)
-    on_test = cells_of(Runs(results, []), tested)[best.method, data]
+    best = next(cell for cell in cells_of(Runs(results), chooser).values() if cell.best)
+    on_test = cells_of(Runs(results), tested)[best.method, data]
     return (
         f"Best on {data} by validation is {best.method}: {lower_case(METRIC_TITLES[chooser])} {best} %, and "
         f"{lower_case(METRIC_TITLES[tested])} {on_test} % on the test images."

@@ -17,13 +17,9 @@ FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
 def write(pictures: list[Picture], columns: list[str], folder: Path, kind: str) -> None:
-    """Write charts with 8 pt fonts on white, 3.25 or 6.75 inches wide; a file for each data set.
+    """Write charts with 8 pt fonts on white, 3.25 or 6.75 inches wide; a file for each data set of ``columns``.
 
-    Args:
-        pictures: of `figures`.
-        columns: data sets.
-        folder: place of the files.
-        kind: ``pdf``, with the font embedded, or ``svg``, with editable text in Arial or a font of the same width.
+    The kind is ``pdf``, with the font embedded, or ``svg``, with editable text in Arial or a font of the same width.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for picture, data in product(pictures, columns):

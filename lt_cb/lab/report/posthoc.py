@@ -32,11 +32,9 @@ def log_prior(class_counts: Sequence[int]) -> Array:
 
 
 def shifted_prior(class_counts: Sequence[int], imbalance_factor: float) -> Array:
-    """Return a test prior that decays exponentially over the classes (Hong et al. 2021), shape (C,).
+    """Return a test prior that decays exponentially from the most frequent training class on, shape (C,).
 
-    Args:
-        class_counts: training images of each class. The class with most images comes first.
-        imbalance_factor: largest over smallest share; below 1, the rare classes are frequent.
+    ``imbalance_factor`` is the largest over the smallest share (Hong et al. 2021); below 1, rare classes are frequent.
     """
     ranks = stats.rankdata(-np.asarray(class_counts), method="ordinal") - 1.0
     share = imbalance_factor ** (-ranks / max(len(class_counts) - 1, 1))
@@ -50,12 +48,7 @@ def accuracy_under(prior: Array, per_class: Array) -> float:
 
 
 def calibration_error(confidence: Array, correct: Array) -> float:
-    """Return the expected calibration error in [0, 1], over 15 bins of equal width (Guo et al. 2017).
-
-    Args:
-        confidence: probability of the predicted class in [0, 1], shape (N,).
-        correct: whether the prediction is right, shape (N,).
-    """
+    """Return the expected calibration error in [0, 1], over 15 bins of equal width (Guo et al. 2017)."""
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, confidence, BINS) - np.bincount(bins, correct, BINS)
     return float(np.abs(gaps).sum() / len(confidence))
@@ -70,16 +63,11 @@ def class_means(per_class: Sequence[float | None]) -> dict[str, float]:
 
 
 def analyse(result: Result) -> dict[str, dict[str, float]]:
-    """Analyse the saved logits of a run.
+    """Return the analysis of the saved logits of a run: values in [0, 1] by row and column of `COLUMNS`.
 
-    Returns:
-        Values in [0, 1] by column of `COLUMNS`, for each row: ``adjusted``, balanced accuracy of the logits minus
-        τ log prior (Menon et al. 2021); ``as it is``, accuracy under shifted test priors; ``prior known``, the same
-        with logits moved to the test prior; ``calibration``, expected calibration errors of all images and by shot
-        group, and mean confidence minus accuracy.
-
-    Raises:
-        InputError: if the file is damaged.
+    - ``adjusted``: balanced accuracy of the logits minus τ log prior (Menon et al. 2021).
+    - ``as it is``: accuracy under shifted test priors. ``prior known``: with logits moved to the test prior.
+    - ``calibration``: expected calibration errors of all images and by shot group, and confidence minus accuracy.
     """
     file = RunDir(result.folder).logits
     try:
