@@ -38,11 +38,13 @@ def prepare(run: Run) -> None:
 
 
 def train(run: Run, environment: Mapping[str, str], readers: int, stop: threading.Event) -> str:
-    """Train a run in a process, from its last checkpoint if there is one. The caller holds the lock of its folder.
+    """Train a prepared run in a process, from its last checkpoint if there is one; the caller holds its lock.
+
+    The output goes to ``log.txt``, and the reason of a failure to ``error.txt``.
 
     Args:
-        run: prepared by `prepare`. Its output goes to ``log.txt``, and the reason of a failure to ``error.txt``.
-        environment: variables for the process, over those of this process.
+        run: run.
+        environment: variables of the process that override the variables of this process.
         readers: processes that decode images, unless the run sets ``data.num_workers``.
         stop: set it to interrupt the training by SIGTERM.
 

@@ -13,15 +13,17 @@ from typing import Any
 
 from lt_cb.errors import InputError
 from lt_cb.lab.report import rows
-from lt_cb.lab.report.names import LENGTH, NAMED_BY_ROOT, STAGE, settings_of, source_of
-from lt_cb.lab.report.result import ALWAYS_NAMED, Result, Runs
-from lt_cb.runs.callbacks import training_callbacks
+from lt_cb.lab.report.result import ALWAYS_NAMED, LENGTH, NAMED_BY_ROOT, STAGE, Result, Runs
 from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part
-from lt_cb.runs.record import Record
 
 # settings that do not change training: paths, workers, loggers
 IGNORED = (
-    *("data.root", "data.subset_seed", "data.num_workers", "data.source.separator", "trainer.logger", "model.metrics"),
+    "data.root",
+    "data.subset_seed",
+    "data.num_workers",
+    "data.source.separator",
+    "trainer.logger",
+    "model.metrics",
 )
 IGNORED_PREFIXES = ("model.loss", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 DATA_SETTINGS = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
@@ -38,7 +40,7 @@ def collect(folder: Path) -> Runs:
         InputError: if there are none.
     """
     if (folder / rows.ROWS).is_file():
-        found, missing = [_result(*kept) for kept in rows.read(folder)], list[tuple[Path, str]]()
+        found, missing = [Result.of(*kept) for kept in rows.read(folder)], list[tuple[Path, str]]()
     else:
         found, missing = _read_folders(folder)
     several = [result for result in found if result.record.task.multi_label]
@@ -109,17 +111,11 @@ def _read_folder(run: RunDir) -> Result:
             last = _last_validation(trained) if stages[0] == stages[1] else {}  # else of other predictions
     validation = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
     record = replace(record, metrics=validation | record.metrics)
-    return _result(run.path, record, config, {}, run.result.stat().st_mtime_ns)
+    return Result.of(run.path, record, config, {}, run.result.stat().st_mtime_ns)
 
 
 def _last_validation(run: RunDir) -> dict[str, str]:
-    validated = [row for row in run.read_metrics() if row.get("val/acc") or row.get("val/mAP")]
-    return validated[-1] if validated else {}
-
-
-def _result(path: Path, record: Record, config: dict[str, Any], row: dict[str, str], time: int = 0) -> Result:
-    callbacks = training_callbacks(config) if record.callbacks is None else record.callbacks
-    return Result(path, record, settings_of(config, callbacks), source_of(flatten(config)), row, time)
+    return [{}, *(row for row in run.read_metrics() if row.get("val/acc") or row.get("val/mAP"))][-1]
 
 
 def _download(name: str) -> Path:

@@ -10,8 +10,7 @@ from lt_cb.lab.report import rows
 from lt_cb.lab.report.collect import collect
 from lt_cb.lab.report.figures import figures
 from lt_cb.lab.report.finding import finding
-from lt_cb.lab.report.page import page
-from lt_cb.lab.report.paper import write
+from lt_cb.lab.report.page import page, write_figures
 from lt_cb.lab.report.posthoc import MEANS, class_means
 from lt_cb.lab.report.result import Runs
 from lt_cb.lab.report.sections import METRIC_TITLES, Section, sections
@@ -45,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     write_text(out / "report.csv", _csv(runs))
     write_text(out / "report.html", page("Report", summary, tables, pictures, runs.columns()))
     if options.figures:
-        write(pictures, runs.columns(), out / "figures", options.figures)
+        write_figures(pictures, runs.columns(), out / "figures", options.figures)
     print(f"{summary}\n\n{_markdown(tables[:1])}")
     print(f"{out / 'report.md'}, {out / 'report.csv'}, {out / 'report.html'}")
     return 0

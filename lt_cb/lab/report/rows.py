@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lt_cb.errors import InputError
-from lt_cb.lab.report.names import method_of, source_of
+from lt_cb.lab.report.result import method_of, source_of
 from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part, read_yaml, whole_file, write_text
 from lt_cb.runs.record import FACTS, PERCENT_COLUMNS, VERSIONS, Record, percent
 
