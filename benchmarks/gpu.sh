@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What there is to measure on an NVIDIA GPU, in under ten minutes on one H200: the losses, an epoch beside other programs,
-# ResNet-50 with 8,142 classes, and, given the root of CIFAR-10, three losses at imbalance factor 100 for the paper's 200 epochs.
+# All GPU benchmarks, in under ten minutes on one H200: the losses, an epoch compared with other programs, and ResNet-50
+# with 8,142 classes. Given the root of CIFAR-10, also three losses at imbalance factor 100, for 200 epochs.
 #     benchmarks/gpu.sh [root of CIFAR-10]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""Images to choose a recipe by, held out from the training part: the test part is not looked at.
+"""Held-out training images to choose a recipe by. The test images are not used.
 
 Digits: PYTHONPATH=benchmarks lt-cb fit --config configs/quickstart.yaml --data.source heldout.HeldOutDigits
 CIFAR-10: python benchmarks/heldout.py cifar10/train chosen_by makes a folder of links, and then
@@ -18,7 +18,7 @@ from lt_cb.data.sources.files import ImageFolder
 
 
 class HeldOutDigits(Digits):
-    """The training part of the digits, of which every fourth image of a class is the test part."""
+    """Training part of the digits. Every fourth image of a class becomes a test image."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -37,7 +37,7 @@ class HeldOutDigits(Digits):
 
 
 class HeldOutCIFAR10(ImageFolder):
-    """What `link` has made of CIFAR-10's training part: 4,500 training and 500 other images of each class."""
+    """Folder that `link` makes of CIFAR-10's training part: 4,500 training and 500 held-out images of each class."""
 
     default_size = 32
 

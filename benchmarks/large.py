@@ -1,4 +1,4 @@
-"""Large images and many classes: reading image files, and what the loss of 8,142 classes takes of a training step.
+"""Speed with large images and many classes: reading image files, and the loss of 8,142 classes in a training step.
 
 Our loader and torchvision's transforms in a DataLoader read the same JPEGs in turn. The images are noise with the
 spectrum of photographs, at about 0.7 bytes a pixel. Each loader has one worker with one thread, so a figure is that of
@@ -37,7 +37,7 @@ DISTINCT = 40  # images; the rest are copies, which take as long to decode
 
 
 def photograph(width: int, height: int, seed: int) -> Image.Image:
-    """Make an image whose amplitudes fall with the frequency, as those of photographs do."""
+    """Make an image whose amplitudes fall with the frequency, as in photographs."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)) + 1 / width
     planes = []
@@ -88,7 +88,7 @@ def images_a_second(loader: Iterable[Any], count: int) -> float:
 
 
 def seconds(work: Callable[[], object], device: torch.device, steps: int) -> float:
-    """Return the seconds that a piece of work takes, after two that do not count."""
+    """Return the seconds of a piece of work, after two warm-up runs."""
     for count in (2, steps):
         start = time.perf_counter()
         for _ in range(count):
@@ -99,7 +99,7 @@ def seconds(work: Callable[[], object], device: torch.device, steps: int) -> flo
 
 
 def training_step(loss: Loss, device: torch.device, batch: int, steps: int) -> tuple[float, float]:
-    """Return images a second of ResNet-50, and the part of the time that its loss takes."""
+    """Return images a second of ResNet-50, and the share of its loss in the time."""
     model = LongTailedClassifier(loss, "resnet50", decay_1d=False).to(device)
     optimizer = torch.optim.SGD(model.parameter_groups(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
     if device.type == "cuda":

@@ -1,6 +1,6 @@
-"""Forward and backward of each loss against torch's own function on the same logits and class indices.
+"""Time of each loss, forward and backward, relative to torch's own function on the same logits and class indices.
 
-The two run in turn, and the ratio is taken round by round, so that a noisy machine disturbs both alike. The binary
+The two alternate, with a ratio for each round, so that a noisy machine disturbs both alike. The binary
 losses are compared with ``binary_cross_entropy_with_logits`` of one-hot targets, which it has to be given; the rest
 with ``cross_entropy``. Compiled losses are compared with the compiled function.
 
@@ -58,7 +58,7 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, compiled: {options.compile}"
     )
-    print("\n| loss | of torch's | " + " | ".join(f"({b}, {c})" for b, c, _ in SHAPES) + " |\n|---|---|---|---|")
+    print("\n| loss | relative to | " + " | ".join(f"({b}, {c})" for b, c, _ in SHAPES) + " |\n|---|---|---|---|")
     for kind in kinds:
         reference = binary_cross_entropy if issubclass(kind, losses.SigmoidLoss) else cross_entropy
         cells = []

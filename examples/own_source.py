@@ -1,4 +1,4 @@
-r"""A source of data of one's own, with an argument: images drawn by a formula.
+r"""Custom data source with an option: images drawn by a formula.
 
 PYTHONPATH=examples uv run lt-cb fit --config configs/quickstart.yaml \
     --data.source own_source.Stripes --data.source.noise 40
@@ -11,10 +11,10 @@ from lt_cb.data import Source, Split
 
 
 class Stripes(Source):
-    """Grey images of stripes, whose direction is the class: 8 classes, 200 training and 50 test images each.
+    """Grey images of stripes. The class is their direction: 8 classes, 200 training and 50 test images each.
 
     Args:
-        root: is not used; it is `--data.root`, which every source is given.
+        root: `--data.root`, which every source gets; not used here.
         noise: standard deviation of the noise, in grey values.
     """
 
