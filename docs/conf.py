@@ -29,6 +29,7 @@ default_role = "any"
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|torchmetrics|lightning|numpy|np|collections|typing|pathlib|threading)\..*"),
     ("py:class", "Tensor|Trainer"),  # imported for type checkers alone
+    ("py:class", ".*Annotated.*"),  # the types of a record
 ]
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"

@@ -24,7 +24,7 @@ class Task(ABC):
     main_metric: str  #: metric that selects checkpoints and recipes, logged as ``val/NAME`` and ``test/NAME``
     measures: tuple[str, ...]  #: scores of each class, the main one first; ``per_class_NAME`` in ``result.json``
     means: Mapping[str, str]  #: name of the metric that averages a measure over the classes, by measure
-    group_metric: str  #: metric with shot groups: ``NAME/many``, ``NAME/medium`` and ``NAME/few``
+    group_metric: str  #: metric that is also logged by shot group, as ``NAME/many``, ``NAME/medium`` and ``NAME/few``
     unit: str  #: unit of a class count
     plain_loss: str  #: class path of the default loss of ``fit``, which has no class weights
 

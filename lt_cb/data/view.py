@@ -53,7 +53,7 @@ class View:
 
     @property
     def options(self) -> dict[str, Any]:
-        """How image files are decoded: the attributes that are options of ``--data`` by the same name."""
+        """The attributes that tell how image files are decoded, which ``--data`` has as options of the same names."""
         others = ("size", "mean", "std", "channels", "exact")
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in others}
 

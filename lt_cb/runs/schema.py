@@ -10,6 +10,10 @@ class Rule(NamedTuple):
     words: str  # allowed values
     holds: Callable[[Any, int], bool]  # of the value and the number of classes
 
+    def __repr__(self) -> str:
+        """Return the words, for the documentation."""
+        return f"'{self.words}'"
+
 
 T = TypeVar("T")
 Rate = Annotated[float, Rule("a number in [0, 1]", lambda value, _: 0 <= value <= 1)]

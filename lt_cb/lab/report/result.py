@@ -104,7 +104,7 @@ class Result:
     Attributes:
         folder: of the run; of a kept row, experiment and seeds.
         record: content of ``result.json``, with the metrics of the last validation.
-        settings: flattened configuration, from `settings_of`.
+        settings: flattened configuration, from ``settings_of``.
         source: name of the data set, or of the user's own images.
         row: columns of a kept row, else empty.
         time: of writing, in nanoseconds.
