@@ -43,7 +43,7 @@ class Loss(nn.Module, ABC):
     Attributes:
         class_weights: buffer of shape (C,) in torch's default dtype, or None without a weighting.
         weighted: whether the class weights are applied; False until a deferred weighting starts.
-        weight_of: the part of a loss that a class weight multiplies, see `SigmoidLossOptions`.
+        weight_of: the part of a loss that a class weight multiplies, see `SigmoidLoss`.
         prior_bias: initial bias of the last layer, which is then excluded from weight decay; None leaves the bias to
             the backbone.
         normalized_classifier: whether the logits must be cosines of normalised features and weights.

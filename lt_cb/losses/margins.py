@@ -25,9 +25,8 @@ class LogitAdjustedLoss(SoftmaxLoss):
     The shift is applied in training only. Predictions use the plain logits.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         tau: strength, at least 0; 0 gives `SoftmaxLoss`, 1 is consistent for the balanced error.
-        options: see `LossOptions`.
     """
 
     shift: Tensor
@@ -80,10 +79,9 @@ class VectorScalingLoss(LogitAdjustedLoss):
     The defaults are the paper's for CIFAR-10. Scale and shift are applied in training only.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         gamma: exponent of the scale, at least 0; 0 gives `LogitAdjustedLoss`.
         tau: strength of the shift, at least 0.
-        options: see `LossOptions`.
     """
 
     scale: Tensor
@@ -110,9 +108,8 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
     This is `VectorScalingLoss` without the shift.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         gamma: exponent of the temperature, at least 0; 0 gives `SoftmaxLoss`.
-        options: see `LossOptions`.
     """
 
     def __init__(self, class_counts: Sequence[int], gamma: float = 0.2, **options: Unpack[LossOptions]) -> None:
@@ -131,10 +128,9 @@ class LDAMLoss(SoftmaxLoss):
     labels, each with its own margin.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         max_margin: m, the margin of the rarest class, at least 0.
         scale: s, above 0.
-        options: see `LossOptions`.
     """
 
     margins: Tensor
@@ -185,11 +181,10 @@ class GCLLoss(SoftmaxLoss):
     classifier on resampled images: see `ClassifierRetraining`.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         noise: a, the largest shift of the cosine of the rarest class, at least 0. The authors' code uses 0.5 for CIFAR
             and 1 for larger data.
         scale: s, above 0.
-        options: see `LossOptions`.
 
     .. _Li et al. 2022: https://openaccess.thecvf.com/content/CVPR2022/html/Li_Long-Tailed_Visual_Recognition_via_Gaussian_Clouded_Logit_Adjustment_CVPR_2022_paper.html
     """
@@ -234,10 +229,9 @@ class LADELoss(BalancedSoftmaxLoss):
     weight of the batch.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         alpha: strength of the regulariser, at least 0; 0 gives `BalancedSoftmaxLoss`.
         penalty: lambda, at least 0. The authors' code uses 0.1; for iNaturalist 2018 it uses 0.5 and alpha 0.05.
-        options: see `LossOptions`.
     """
 
     prior: Tensor

@@ -30,7 +30,7 @@ class DistributionBalancedLoss(SigmoidLoss):
     Class weights multiply in addition to r. A mixed image keeps its targets, because r depends on them.
 
     Args:
-        class_counts: training images that have each label, shape (C,).
+        class_counts, options: see `SigmoidLoss`.
         num_images: N, the number of training images, at least the count of the most frequent class.
         alpha: smallest weight, at least 0.
         beta: slope of the weight, at least 0; 0 gives every term the weight alpha + 1/2.
@@ -39,7 +39,6 @@ class DistributionBalancedLoss(SigmoidLoss):
         negative_scale: lambda, above 0; 1 is neutral. With alpha 0.5, beta 0, kappa 0 and lambda 1, the loss is
             `FocalLoss`.
         gamma: focusing parameter, at least 0; 0 is cross-entropy.
-        options: see `SigmoidLossOptions`.
     """
 
     inverse_counts: Tensor
