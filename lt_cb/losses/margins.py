@@ -22,7 +22,7 @@ class LogitAdjustedLoss(SoftmaxLoss):
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy} + \tau \log \pi_y}}{\sum_c e^{z_{ic} + \tau \log \pi_c}},
         \quad \pi_c = n_c / \sum_k n_k
 
-    The shift is applied in training only. Predictions use the plain logits.
+    Predictions use the plain logits.
 
     Args:
         class_counts, options: see `Loss`.
@@ -76,7 +76,7 @@ class VectorScalingLoss(LogitAdjustedLoss):
 
     .. math:: z_c \to (n_c / n_{\max})^\gamma z_c + \tau \log \pi_c
 
-    The defaults are the paper's for CIFAR-10. Scale and shift are applied in training only.
+    Predictions use the plain logits. The defaults are the paper's for CIFAR-10.
 
     Args:
         class_counts, options: see `Loss`.
@@ -104,8 +104,6 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
     r"""Class-dependent temperatures of `Ye et al. 2020 <https://arxiv.org/abs/2001.01385>`_.
 
     .. math:: z_c \to z_c / (n_{\max} / n_c)^\gamma
-
-    This is `VectorScalingLoss` without the shift.
 
     Args:
         class_counts, options: see `Loss`.
@@ -222,11 +220,10 @@ class LADELoss(BalancedSoftmaxLoss):
         \bigl(S_c - \tfrac{1}{N_c} \sum_{i: y_i = c} z_{ic} + \lambda S_c^2\bigr) \\
         S_c &= \log \frac{1}{N} \sum_i \frac{1 / C}{\pi_{y_i}} e^{z_{ic}}
 
-    This is balanced softmax with a regulariser of the batch. S_c is the log-mean of e^z over the batch, re-weighted to
-    uniform classes. S_c and the mean logit of the class are the two terms of the Donsker-Varadhan bound. A class that
-    is missing from the batch only has the terms in S_c. The paper weights an image by its own class; the authors' code
-    weights it by class c. The regulariser is added to the loss of each sample, so a weighting scales it by the mean
-    weight of the batch.
+    S_c and the mean logit of class c are the two terms of the Donsker-Varadhan bound, over a batch re-weighted to
+    uniform classes. A class that is missing from the batch only has the terms in S_c. The paper weights an image by its
+    own class; the authors' code weights it by class c. A weighting scales the regulariser by the mean weight of the
+    batch.
 
     Args:
         class_counts, options: see `Loss`.
@@ -253,8 +250,7 @@ class LADELoss(BalancedSoftmaxLoss):
         if not len(logits):
             return losses
         prior = self.prior.to(logits.dtype)
-        if targets.ndim == 1:
-            targets = one_hot(targets, logits)
+        targets = one_hot(targets, logits) if targets.ndim == 1 else targets
         labels = targets.sum(0)  # (C,)
         any_labels = labels.sum() > 0
         ratio = torch.where(any_labels, (targets / (self.num_existing * prior)).sum(1), 1.0)  # (B,)

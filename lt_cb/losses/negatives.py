@@ -18,7 +18,7 @@ class EqualizationLoss(SoftmaxLoss):
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{\sum_c u_{ic} e^{z_{ic}}},
         \quad u_{ic} = 1 - b_{ic} [\pi_c < \lambda] [c \ne y_i], \quad b_{ic} \sim \text{Bernoulli}(\gamma)
 
-    In training mode, tail classes other than the true class are left out of the sum at random.
+    Nothing is left out of the sum outside training mode.
 
     Args:
         class_counts, options: see `Loss`.
