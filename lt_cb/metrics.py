@@ -188,11 +188,8 @@ def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> 
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the exact average precision of each label, float64 of shape (C,).
 
-    It is NaN for a label without positive images or with NaN scores.
-
-    Args:
-        scores: floating, shape (N, C).
-        targets: 1, 0, or -1 for unknown, shape (N, C); unknown labels are left out.
+    It is NaN for a label without positive images or with NaN scores. Scores and targets have shape (N, C). Targets are
+    1, 0, or -1 for unknown; unknown labels are left out.
     """
     return _by_label(binary_average_precision, scores, targets, (targets > 0).any(0))
 

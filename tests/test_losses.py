@@ -258,10 +258,12 @@ class TestInterface:
 @pytest.mark.parametrize(
     ("counts", "sentence"),
     [
-        ({0: 5, 1: 3}, "class_counts is a mapping, but must be a list"),
-        ([5.5, 3], "must be whole numbers"),
-        ([float("nan"), 3], "must be whole numbers"),
-        ([5, -1], "the smallest is -1"),
+        ({0: 5, 1: 3}, r"class_counts is {0: 5, 1: 3}, but must be a list of whole numbers"),
+        ([5.5, 3], "whole numbers of at least 0"),
+        ([float("nan"), 3], "whole numbers of at least 0"),
+        ([float("inf"), 3], "whole numbers of at least 0"),
+        ([5, -1], r"class_counts is \[5, -1\], but must be a list of whole numbers of at least 0"),
+        ([5], "class_counts has 1 classes, but a classifier needs at least 2"),
     ],
 )
 def test_impossible_counts_raise_an_error(counts, sentence: str) -> None:

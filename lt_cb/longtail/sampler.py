@@ -33,10 +33,8 @@ class Sampler(ABC):
     """Base class of samplers. A custom sampler defines ``class_shares``, the share of each class in an epoch.
 
     An epoch has as many samples as there are training images, N. Class c gets N times its share, rounded up or down at
-    random. Within a class, images come equally often, up to one. With shares n / N, an epoch shows each image once,
-    as without a sampler.
-
-    If an image has several labels, the rarest one is its class. Images without a label form a class.
+    random. Within a class, images come equally often, up to one. If an image has several labels, the rarest one is its
+    class. Images without a label form a class.
     """
 
     @abstractmethod
@@ -52,10 +50,9 @@ class Sampler(ABC):
         """Return the samples of an epoch, shuffled: indices into ``labels``, int64 of shape (N,).
 
         Args:
-            labels: class of each training image, integers of shape (N,), or labels of shape (N, C): 1, 0, or -1 for
-                unknown.
-            seed: one or more integers; the draw depends only on them, the labels and the progress.
-            progress: fraction of the training so far, in [0, 1).
+            labels: class indices, shape (N,), or labels of shape (N, C): 1, 0, or -1 for unknown.
+            seed: one or more integers.
+            progress: fraction of the training before the epoch, in [0, 1).
         """
         labels = rarest_labels(labels)
         rng = np.random.default_rng(seed)
@@ -125,8 +122,7 @@ class EpochSampler(DistributedSampler[int]):
     """A `Sampler` for a DataLoader in a custom loop or trainer: ``DataLoader(..., sampler=EpochSampler(...))``.
 
     The draw depends on seed and epoch only. Each process takes every num_replicas-th index of it, and indices of the
-    beginning fill up the last round. Call ``set_epoch`` before each epoch, as for torch's ``DistributedSampler``.
-    Lightning calls it itself, and does not replace this sampler.
+    beginning fill up the last round. Call ``set_epoch`` before each epoch; Lightning does.
 
     Args:
         targets: class indices, integers of shape (N,), or labels of shape (N, C): 1, 0, or -1 for unknown.

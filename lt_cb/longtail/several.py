@@ -78,15 +78,14 @@ class _Removal:
     """Removes images until no class has more positives than its cap."""
 
     def __init__(self, labels: Labels, seed: int) -> None:
+        positive = labels == 1
         size, num_classes = labels.shape
-        rows, columns = np.nonzero(labels == 1)
-        numbers = np.bincount(rows, minlength=size)
-        self._labels = [part.tolist() for part in np.split(columns, np.cumsum(numbers)[:-1])]
+        numbers = positive.sum(1)
+        self._labels = [np.flatnonzero(row).tolist() for row in positive]
         self._padded = np.full((size, max(1, numbers.max(initial=0))), num_classes)  # class C always costs 0
-        self._padded[rows, np.arange(len(rows)) - np.repeat(np.cumsum(numbers) - numbers, numbers)] = columns
-        self.counts: list[int] = np.bincount(columns, minlength=num_classes).tolist()
-        by_class = np.argsort(columns, kind="stable")
-        self._members = np.split(rows[by_class], np.cumsum(self.counts)[:-1])
+        self._padded[np.arange(self._padded.shape[1]) < numbers[:, None]] = np.nonzero(positive)[1]
+        self._members = [np.flatnonzero(column) for column in positive.T]
+        self.counts: list[int] = positive.sum(0).tolist()
         self._caps = list(self.counts)
         self._costs = np.zeros(num_classes + 1)  # cost for each class of losing an image
         self._excess = np.zeros(num_classes + 1)  # images of each class above its cap, relative to the cap

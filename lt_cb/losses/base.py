@@ -43,7 +43,7 @@ class Loss(nn.Module, ABC):
     Attributes:
         class_weights: buffer of shape (C,) in torch's default dtype, or None without a weighting.
         weighted: whether the class weights are applied; False until a deferred weighting starts.
-        weight_of: the part of a loss that a class weight multiplies, see `SigmoidLossOptions`.
+        weight_of: the part of a loss that a class weight multiplies, see `SigmoidLoss`.
         prior_bias: initial bias of the last layer, which is then excluded from weight decay; None leaves the bias to
             the backbone.
         normalized_classifier: whether the logits must be cosines of normalised features and weights.
@@ -102,9 +102,8 @@ class Loss(nn.Module, ABC):
             empty batch is NaN, as in torch.
 
         Raises:
-            InputError: if the shapes do not match, an index is outside [0, C), or a soft target is outside [0, 1].
-                Indices are checked only after torch has failed on them. Soft targets are checked only on the CPU:
-                elsewhere the check would wait for the device. Compiled code has neither check.
+            InputError: if the targets are wrong. Soft targets are checked only on the CPU, since elsewhere the check
+                would wait for the device.
         """
         logits, targets = _without_subclass(logits), _without_subclass(targets)
         self._check(logits, targets)
@@ -179,8 +178,8 @@ class Loss(nn.Module, ABC):
 
         The weight of a sample is the mean weight of its known labels, each as strong as its target, and 1 without any.
         The targets of a mixed label become t_c w_c / weight. Its weighted loss is then sum_c t_c w_c L_c, as in mixup
-        and ``torch.nn.CrossEntropyLoss``. A loss that is not linear in its targets gets them unchanged. A loss of
-        several labels gets rows unchanged whose sum differs from 1 by 1 % or more.
+        and ``torch.nn.CrossEntropyLoss``. Targets stay as they are for a loss that is not linear in them, and in rows
+        of several labels whose sum differs from 1 by 1 % or more.
         """
         if targets.ndim == 1:
             return class_weights.index_select(0, targets), targets
@@ -205,10 +204,7 @@ class Loss(nn.Module, ABC):
         return self.adjust(logits).softmax(1)
 
     def positive_counts(self) -> Tensor:
-        """Return the class counts, float64 of shape (C,), with 1 for a class without images.
-
-        A class without images is left out of sums, minima and maxima over the classes.
-        """
+        """Return the class counts, float64 of shape (C,), with 1 for a class without images."""
         return torch.tensor(self.class_counts, dtype=torch.float64).clamp(min=1.0)
 
     def bounded_counts(self) -> Tensor:
@@ -222,11 +218,7 @@ class Loss(nn.Module, ABC):
         self.register_buffer(name, values, persistent=False)
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that create this loss again.
-
-        Raises:
-            AttributeError: if a custom loss does not store an argument as an attribute of the same name.
-        """
+        """Return the arguments that create this loss again; each is the attribute of the same name."""
         names: dict[str, None] = {}
         for maker in (vars(cls)["__init__"] for cls in type(self).__mro__ if "__init__" in vars(cls)):
             _, *parameters = inspect.signature(maker).parameters.values()

@@ -22,12 +22,11 @@ class LogitAdjustedLoss(SoftmaxLoss):
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy} + \tau \log \pi_y}}{\sum_c e^{z_{ic} + \tau \log \pi_c}},
         \quad \pi_c = n_c / \sum_k n_k
 
-    The shift is applied in training only. Predictions use the plain logits.
+    Predictions use the plain logits.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         tau: strength, at least 0; 0 gives `SoftmaxLoss`, 1 is consistent for the balanced error.
-        options: see `LossOptions`.
     """
 
     shift: Tensor
@@ -77,13 +76,12 @@ class VectorScalingLoss(LogitAdjustedLoss):
 
     .. math:: z_c \to (n_c / n_{\max})^\gamma z_c + \tau \log \pi_c
 
-    The defaults are the paper's for CIFAR-10. Scale and shift are applied in training only.
+    Predictions use the plain logits. The defaults are the paper's for CIFAR-10.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         gamma: exponent of the scale, at least 0; 0 gives `LogitAdjustedLoss`.
         tau: strength of the shift, at least 0.
-        options: see `LossOptions`.
     """
 
     scale: Tensor
@@ -107,12 +105,9 @@ class ClassDependentTemperatureLoss(VectorScalingLoss):
 
     .. math:: z_c \to z_c / (n_{\max} / n_c)^\gamma
 
-    This is `VectorScalingLoss` without the shift.
-
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         gamma: exponent of the temperature, at least 0; 0 gives `SoftmaxLoss`.
-        options: see `LossOptions`.
     """
 
     def __init__(self, class_counts: Sequence[int], gamma: float = 0.2, **options: Unpack[LossOptions]) -> None:
@@ -131,10 +126,9 @@ class LDAMLoss(SoftmaxLoss):
     labels, each with its own margin.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         max_margin: m, the margin of the rarest class, at least 0.
         scale: s, above 0.
-        options: see `LossOptions`.
     """
 
     margins: Tensor
@@ -185,11 +179,10 @@ class GCLLoss(SoftmaxLoss):
     classifier on resampled images: see `ClassifierRetraining`.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         noise: a, the largest shift of the cosine of the rarest class, at least 0. The authors' code uses 0.5 for CIFAR
             and 1 for larger data.
         scale: s, above 0.
-        options: see `LossOptions`.
 
     .. _Li et al. 2022: https://openaccess.thecvf.com/content/CVPR2022/html/Li_Long-Tailed_Visual_Recognition_via_Gaussian_Clouded_Logit_Adjustment_CVPR_2022_paper.html
     """
@@ -227,17 +220,15 @@ class LADELoss(BalancedSoftmaxLoss):
         \bigl(S_c - \tfrac{1}{N_c} \sum_{i: y_i = c} z_{ic} + \lambda S_c^2\bigr) \\
         S_c &= \log \frac{1}{N} \sum_i \frac{1 / C}{\pi_{y_i}} e^{z_{ic}}
 
-    This is balanced softmax with a regulariser of the batch. S_c is the log-mean of e^z over the batch, re-weighted to
-    uniform classes. S_c and the mean logit of the class are the two terms of the Donsker-Varadhan bound. A class that
-    is missing from the batch only has the terms in S_c. The paper weights an image by its own class; the authors' code
-    weights it by class c. The regulariser is added to the loss of each sample, so a weighting scales it by the mean
-    weight of the batch.
+    S_c and the mean logit of class c are the two terms of the Donsker-Varadhan bound, over a batch re-weighted to
+    uniform classes. A class that is missing from the batch only has the terms in S_c. The paper weights an image by its
+    own class; the authors' code weights it by class c. A weighting scales the regulariser by the mean weight of the
+    batch.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         alpha: strength of the regulariser, at least 0; 0 gives `BalancedSoftmaxLoss`.
         penalty: lambda, at least 0. The authors' code uses 0.1; for iNaturalist 2018 it uses 0.5 and alpha 0.05.
-        options: see `LossOptions`.
     """
 
     prior: Tensor
@@ -259,8 +250,7 @@ class LADELoss(BalancedSoftmaxLoss):
         if not len(logits):
             return losses
         prior = self.prior.to(logits.dtype)
-        if targets.ndim == 1:
-            targets = one_hot(targets, logits)
+        targets = one_hot(targets, logits) if targets.ndim == 1 else targets
         labels = targets.sum(0)  # (C,)
         any_labels = labels.sum() > 0
         ratio = torch.where(any_labels, (targets / (self.num_existing * prior)).sum(1), 1.0)  # (B,)

@@ -19,27 +19,23 @@ class DistributionBalancedLoss(SigmoidLoss):
         r_{ic} &= \alpha + \sigma\Bigl(\beta \Bigl(\frac{1 / n_c}{\sum_k t_{ik} / n_k} - \mu\Bigr)\Bigr),
         \quad \nu_c = \frac{\kappa}{\lambda} \log \frac{N - n_c}{n_c}
 
-    - r re-balances the classes: an image is also drawn for its other labels. An image without known labels has
-      r = alpha + 1, the limit for ever rarer labels.
-    - lambda makes absent labels cost less.
-    - nu is a bias that is not learned. The bias of the last layer is left to the backbone.
+    r re-balances the classes: an image is also drawn for its other labels. It is alpha + 1 for an image without known
+    labels. nu is a bias that is not learned, so the bias of the last layer is left to the backbone. Class weights
+    multiply in addition to r. A mixed image keeps its targets, because r depends on them.
 
     Formulas and defaults follow the authors' code and its configuration for VOC-MLT; COCO-MLT uses mu 0.2 and lambda 2.
     With the focal term, their code takes twice the mean over the classes: 2 / C times this sum.
 
-    Class weights multiply in addition to r. A mixed image keeps its targets, because r depends on them.
-
     Args:
-        class_counts: training images that have each label, shape (C,).
+        class_counts, options: see `SigmoidLoss`.
         num_images: N, the number of training images, at least the count of the most frequent class.
         alpha: smallest weight, at least 0.
         beta: slope of the weight, at least 0; 0 gives every term the weight alpha + 1/2.
         mu: ratio at the middle of the rise, at least 0.
         kappa: strength of the shift nu, at least 0; 0 does not shift.
-        negative_scale: lambda, above 0; 1 is neutral. With alpha 0.5, beta 0, kappa 0 and lambda 1, the loss is
-            `FocalLoss`.
+        negative_scale: lambda, above 0: a larger one makes absent labels cost less. With alpha 0.5, beta 0, kappa 0 and
+            lambda 1, the loss is `FocalLoss`.
         gamma: focusing parameter, at least 0; 0 is cross-entropy.
-        options: see `SigmoidLossOptions`.
     """
 
     inverse_counts: Tensor

@@ -18,13 +18,12 @@ class EqualizationLoss(SoftmaxLoss):
     .. math:: L = \frac{1}{B} \sum_i -\log \frac{e^{z_{iy}}}{\sum_c u_{ic} e^{z_{ic}}},
         \quad u_{ic} = 1 - b_{ic} [\pi_c < \lambda] [c \ne y_i], \quad b_{ic} \sim \text{Bernoulli}(\gamma)
 
-    In training mode, tail classes other than the true class are left out of the sum at random.
+    Nothing is left out of the sum outside training mode.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         gamma: probability of leaving out a tail class, in [0, 1]; 0 gives `SoftmaxLoss`.
         threshold: lambda, in [0, 1]: classes with a smaller share of the training images are tail classes.
-        options: see `LossOptions`.
     """
 
     tail: Tensor
@@ -67,11 +66,10 @@ class SeesawLoss(SoftmaxLoss):
     true class of lower probability. The targets must be class indices, because the factors belong to one true class.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         p: exponent of the mitigation M, at least 0. M pushes a rare class down less when a frequent class is true.
         q: exponent of the compensation C, at least 0. C pushes a class with a higher score than the true class down
             more. p = q = 0 gives `SoftmaxLoss`.
-        options: see `LossOptions`.
     """
 
     log_counts: Tensor

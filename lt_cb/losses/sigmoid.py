@@ -20,7 +20,7 @@ class SigmoidLossOptions(LossOptions, total=False):
         weight_of: the part of the loss that a class weight multiplies. ``sample``: all terms of a sample, by the mean
             weight of its known labels, as in Cui et al. 2019. ``label``: both terms of the class, in every sample, as
             ``weight`` of ``torch.nn.BCEWithLogitsLoss``. ``positive``: the term of the class in samples that have the
-            label, as ``pos_weight`` of the same torch loss.
+            label, as ``pos_weight`` of the same torch loss. The last two do not allow ``weighted_mean``.
     """
 
     weight_of: WeightOf
@@ -40,10 +40,8 @@ class SigmoidLoss(Loss):
     that defines ``per_sample`` instead only supports ``weight_of='sample'``.
 
     Args:
-        class_counts: training images of each class, shape (C,).
-        weighting: computes class weights from the class counts; None weights all classes equally.
+        class_counts, weighting, reduction: see `Loss`.
         weight_of: ``sample``, ``label`` or ``positive``, see `SigmoidLossOptions`.
-        reduction: see `LossOptions`.
     """
 
     multi_label = True
@@ -113,11 +111,8 @@ class FocalLoss(SigmoidLoss):
     no other alpha. Value and gradient are finite for all logits and any gamma.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, weighting, weight_of, reduction: see `SigmoidLoss`.
         gamma: focusing parameter, at least 0; 0 gives `SigmoidLoss`.
-        weighting: computes class weights from the class counts; None weights all classes equally.
-        weight_of: see `SigmoidLossOptions`.
-        reduction: see `LossOptions`.
     """
 
     def __init__(
@@ -147,12 +142,11 @@ class AsymmetricLoss(SigmoidLoss):
     The loss is summed over classes. The defaults are the paper's. The gradient flows through all factors.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `SigmoidLoss`.
         gamma_positive: focusing parameter of present labels, at least 0.
         gamma_negative: focusing parameter of absent labels, at least 0. With margin 0 and equal gammas, the loss is
             `FocalLoss`.
         margin: m, in [0, 1): an absent label of probability below m costs nothing.
-        options: see `SigmoidLossOptions`.
     """
 
     def __init__(

@@ -18,10 +18,9 @@ class LabelSmoothingLoss(SoftmaxLoss):
     .. math:: L = \frac{1}{B} \sum_i -(1 - \epsilon) \log p_{iy} - \frac{\epsilon}{C} \sum_c \log p_{ic}
 
     Args:
-        class_counts: training images of each class, shape (C,).
-        smoothing: epsilon, in [0, 1); 0 gives `SoftmaxLoss`.
-        options: see `LossOptions`. The weight of the true class multiplies all terms, unlike in
+        class_counts, options: see `Loss`. The weight of the true class multiplies all terms, unlike in
             ``torch.nn.CrossEntropyLoss(label_smoothing=...)``, which weights each term by its own class.
+        smoothing: epsilon, in [0, 1); 0 gives `SoftmaxLoss`.
     """
 
     def __init__(self, class_counts: Sequence[int], smoothing: float = 0.1, **options: Unpack[LossOptions]) -> None:
@@ -49,11 +48,10 @@ class LabelAwareSmoothingLoss(SoftmaxLoss):
     reproduce it.
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         head: smoothing of the most frequent class, in [0, 1). The default is the paper's for CIFAR-100 at imbalance
             factor 100.
         tail: smoothing of the rarest class, in [0, 1).
-        options: see `LossOptions`.
     """
 
     smoothing: Tensor

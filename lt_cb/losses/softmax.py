@@ -51,10 +51,9 @@ class PolyLoss(SoftmaxLoss):
     .. math:: L = \frac{1}{B} \sum_i w_{y_i} \bigl(-\log p_{iy} + \epsilon (1 - p_{iy})\bigr)
 
     Args:
-        class_counts: training images of each class, shape (C,).
+        class_counts, options: see `Loss`.
         epsilon: added to the first coefficient of the expansion of -log p in (1 - p), at least -1; 0 gives
             `SoftmaxLoss`.
-        options: see `LossOptions`.
     """
 
     def __init__(self, class_counts: Sequence[int], epsilon: float = 1.0, **options: Unpack[LossOptions]) -> None:

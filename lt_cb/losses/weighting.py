@@ -74,9 +74,9 @@ def class_weights(class_counts: Sequence[int] | Tensor, beta: float) -> Tensor:
 def suggest_beta(class_counts: Sequence[int] | Tensor) -> float:
     """Return 1 - 1 / n for the largest class count n: a beta in [0, 1) to start a search from.
 
-    This beta depends on the largest class, not on the imbalance. Its weights are within a factor of 0.63 (1 - 1 / e) of
-    inverse frequency on any data. The paper searches over 0.9, 0.99, 0.999 and 0.9999, which is better. Its best values
-    are 0.9999 on long-tailed CIFAR-10 (suggested: 0.9998) and 0.9 to 0.999 on CIFAR-100 (suggested: 0.998).
+    Its weights are within a factor of 0.63 (1 - 1 / e) of inverse frequency on any data. The paper searches over 0.9,
+    0.99, 0.999 and 0.9999, which is better. Its best values are 0.9999 on long-tailed CIFAR-10 (suggested: 0.9998) and
+    0.9 to 0.999 on CIFAR-100 (suggested: 0.998).
 
     Args:
         class_counts: training images of each class, shape (C,), each at least 0, not all 0.
