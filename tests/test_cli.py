@@ -290,7 +290,7 @@ def test_the_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert {f.name for f in Path("runs/g/a/seed_0").iterdir()} >= {"config.yaml", "metrics.csv", "result.json"}
     assert list(Path("runs/g/a/seed_0").glob("events.out.tfevents.*"))  # beside the folder's own files
     sentence = refused(capsys, *FIT, *TINY, "--folder=runs/g/a/seed_0")
-    assert sentence.startswith("'runs/g/a/seed_0' has a run already: set --folder to another, or go on")
+    assert sentence.startswith("'runs/g/a/seed_0' has a run already: set --folder to another, or resume it")
     checkpoint = "runs/g/a/seed_0/checkpoints/last.ckpt"
     main(["fit", f"--ckpt_path={checkpoint}", "--folder=runs/g/a/seed_0", "--trainer.max_epochs=2"])
     with Path("runs/g/a/seed_0/metrics.csv").open() as stream:

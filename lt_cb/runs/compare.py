@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from lt_cb.errors import InputError
 from lt_cb.runs.callbacks import training_callbacks
 
+# options of a loss that a configuration may leave out, with their defaults
+UNSET: dict[str, Any] = {"init_args": {}, "weighting": None, "reduction": "mean", "weight_of": "sample"}
+
 
 def check_classes(content: Mapping[str, Any], class_names: Sequence[str], multi_label: bool) -> None:
     """Raise InputError if classes or task differ from the checkpoint's."""
@@ -62,9 +65,10 @@ def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
 def check_loss(before: Any, now: Any, key: str = "model.loss") -> None:  # noqa: ANN401 - YAML
     """Raise InputError if training would resume with another loss, naming the first option that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
-        for name in [name for name in before if name in now]:
+        for name in {**before, **now}:
             inner = key if name in ("class_path", "init_args") else f"{key}.{name}"
-            check_loss(before[name], now[name], inner)
+            if (name in before and name in now) or name in UNSET:
+                check_loss(before.get(name, UNSET.get(name)), now.get(name, UNSET.get(name)), inner)
     elif before != now:
         raise InputError(f"{_change(key, before, now)}: resume with the same loss, or set --change_loss true.")
 
