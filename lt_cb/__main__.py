@@ -17,11 +17,11 @@ COMMANDS = {  # a function of the words behind the command, which may return an 
         "lt_cb.commands.inspect_data:inspect",
         "class counts, effective numbers and class weights of a data set",
     ),
-    "recommend": ("lt_cb.heads.recommend:main", "choose loss and weighting for a frozen backbone, and solve its head"),
-    "heads": (
-        "lt_cb.heads.compare:main",
-        "test every loss, weighting and L2 strength on features of a frozen backbone",
+    "recommend": (
+        "lt_cb.heads.recommend:recommend",
+        "choose loss and weighting of a head on a frozen backbone",
     ),
+    "heads": ("lt_cb.heads.compare:heads", "test every loss, weighting and L2 strength on frozen features"),
     "grid": ("lt_cb.lab.grid:main", "train the runs of a grid file, each distinct one once"),
     "report": ("lt_cb.lab.report:main", "tables and pictures of a folder of runs"),
 }

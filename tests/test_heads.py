@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import Namespace
 from PIL import Image
 from scipy import stats
 from scipy.optimize import minimize
@@ -29,7 +30,7 @@ from lt_cb.heads.folds import (
     temperature_scaled,
 )
 from lt_cb.heads.recipes import SOFTMAX, Candidate, make_recipes
-from lt_cb.heads.setup import for_channels, preprocessing_of
+from lt_cb.heads.setup import for_channels, preprocessing
 from lt_cb.heads.solve import Basis, FeatureSet, solve_heads, solve_path
 from lt_cb.losses import (
     BalancedSoftmaxLoss,
@@ -45,7 +46,6 @@ from lt_cb.losses import (
 )
 from lt_cb.losses.prior import log_posterior
 from lt_cb.models import build_backbone
-from lt_cb.models.build import pretrained_cfg
 from lt_cb.runs.folder import RunDir
 
 COUNTS = [60, 25, 8]
@@ -417,24 +417,35 @@ def test_wrong_option_is_one_sentence(
 
 def test_preprocessing_belongs_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    common = {"image_size": 224, "interpolation": "bicubic"}
-    resnet = {**common, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    assert preprocessing_of(pretrained_cfg("resnet18")) == resnet
-    lite = preprocessing_of(pretrained_cfg("offline_backbone.efficientnet_lite0"))
-    assert lite == {**common, "mean": [0.498] * 3, "std": [0.502] * 3}
-    assert for_channels(resnet["mean"], 3) == resnet["mean"]
-    assert for_channels(resnet["mean"], 1) == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
+    common = {"data.image_size": 224, "data.interpolation": "bicubic"}
+
+    def model(backbone: str, **backbone_args: Any) -> Namespace:
+        return Namespace(model=Namespace(backbone=backbone, backbone_args=backbone_args or None))
+
+    resnet = {**common, "data.mean": [0.485, 0.456, 0.406], "data.std": [0.229, 0.224, 0.225]}
+    assert preprocessing(model("resnet18")) == resnet
+    lite = preprocessing(model("offline_backbone.efficientnet_lite0"))
+    assert lite == {**common, "data.mean": [0.498] * 3, "data.std": [0.502] * 3}
+    assert preprocessing(model("resnet18", pretrained=False)) == preprocessing(model("resnet32")) == {}
+    assert for_channels(resnet["data.mean"], 3) == resnet["data.mean"]
+    assert for_channels(resnet["data.mean"], 1) == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
 
 
-def test_flags_override_the_preprocessing_of_the_weights(
-    run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("given_by", ["flag", "file", "environment"])
+def test_settings_override_the_preprocessing_of_the_weights(
+    given_by: str, run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text("data: {image_size: 16, mean: [0.25]}\n")
-    backbone = "--model.backbone=offline_backbone.efficientnet_lite0"
-    words = ["--data.image_size", "32", "--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--folds=2"]
-    data = run_command("recommend", f"--config={overlay}", backbone, *words).read_config()["data"]
+    words = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--folds=2"]
+    if given_by == "flag":
+        words += ["--data.image_size", "32"]
+    elif given_by == "file":
+        (tmp_path / "overlay.yaml").write_text("data: {image_size: 32}\n")
+        words.append(f"--config={tmp_path / 'overlay.yaml'}")
+    else:
+        monkeypatch.setenv("LT_CB_DATA__IMAGE_SIZE", "32")
+    run = run_command("recommend", "--model.backbone=offline_backbone.efficientnet_lite0", *words)
+    data = run.read_config()["data"]
     assert (data["image_size"], data["interpolation"], data["mean"]) == (32, "bicubic", [0.498] * 3)
 
 

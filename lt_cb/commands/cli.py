@@ -4,7 +4,6 @@ import importlib
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ CLASS_OPTIONS = (
     *("model.loss", "model.optimizer", "model.lr_scheduler", "model.second_stage", "model.mix"),
     *("data.source", "data.sampler"),
 )
-AddArguments = Callable[[LightningArgumentParser], None]
 Options = Mapping[str, tuple[Any, Any, str]]  # type, default and help, by name
+Defaults = Callable[[Namespace], Mapping[str, Any]]
 COMMON: Options = {
     "name": (str | None, "run", "Runs go to trainer.default_root_dir/NAME/version_N."),
     "folder": (str | None, None, "Folder of this run instead; it must have no run yet."),
@@ -54,11 +53,13 @@ class CommandLine(LightningCLI):
     Args:
         command: name of the command.
         words: the command line behind it.
-        add_arguments: adds the command's own options to the parser.
+        options: options of the command alone.
         model_class: class of ``--model``, unless the words name another.
         data_class: class of ``--data``, unless the words name another.
         uses: groups whose classes the command makes; a checkpoint may name custom classes for the others. Without
             ``data``, the command has no options of data.
+        defaults: returns defaults that follow from other options, by key, given the parsed options. Unused with
+            ``--ckpt_path``.
 
     Attributes:
         config: the parsed options.
@@ -70,15 +71,15 @@ class CommandLine(LightningCLI):
         self,
         command: str,
         words: Sequence[str],
-        add_arguments: AddArguments | None = None,
+        options: Options | None = None,
         model_class: type[LongTailedClassifier] = LongTailedClassifier,
         data_class: type[LongTailedDataModule] = LongTailedDataModule,
         uses: Sequence[str] = ("model", "data"),
+        defaults: Defaults | None = None,
     ) -> None:
-        self.command = command
+        self.command, self._options, self._defaults = command, options or {}, defaults
         self._groups = ("trainer", "model", "data") if "data" in uses else ("trainer", "model")
         self._data: LongTailedDataModule | None = None
-        self._add_arguments_of_command = add_arguments
         words = class_options([*environment(), *words])
         self._first = first_look(words)
         self.checkpoint: dict[str, Any] | None = None
@@ -129,9 +130,8 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that all commands share, and link to the model the facts of its training data."""
         parser.add_argument("--help_all", action=HelpAll, help="Show the help of all options and exit.")
-        add_options(parser, COMMON)
-        if self._add_arguments_of_command is not None:
-            self._add_arguments_of_command(parser)
+        for name, (kind, default, text) in {**COMMON, **self._options}.items():
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         targets = {name: f"model.{name}" for name in checkpoints.DATA_FACTS}
         targets |= {name: f"model.loss.init_args.{name}" for name in ("class_counts", "num_images")}
         if "data" in self._groups:
@@ -156,6 +156,9 @@ class CommandLine(LightningCLI):
         if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
             self._set_default_loss(parser, args)
         config = parser.parse_args(args)
+        if self._defaults is not None and self.checkpoint is None:
+            parser.set_defaults(dict(self._defaults(config)))
+            config = parser.parse_args(args)
         for name in FIRST[:3]:
             if (config[name] or None) != (self._first[name] or None):
                 raise InputError(f"--{name} is '{self._first[name]}' and '{config[name]}': give it once.")
@@ -232,16 +235,10 @@ class CommandLine(LightningCLI):
         return str(self.parser.dump(self.config, skip_none=False))
 
 
-def add_options(parser: LightningArgumentParser, options: Options) -> None:
-    """Add options to a parser."""
-    for name, (kind, default, text) in options.items():
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-
-
 def command(
-    options: Options, uses: Sequence[str] = ("model", "data")
+    options: Options, uses: Sequence[str] = ("model", "data"), defaults: Defaults | None = None
 ) -> Callable[[Callable[[CommandLine], None]], Callable[..., None]]:
-    """Make a function of a `CommandLine` the command of its name, with options of its own; see `CommandLine` for uses.
+    """Make a function of a `CommandLine` the command of its name; see `CommandLine` for the arguments.
 
     The decorated function takes the words behind the command, and ``model_class`` and ``data_class`` of `CommandLine`.
     It shows wrong input as one sentence on stderr, and raises SystemExit with code 2.
@@ -249,8 +246,8 @@ def command(
 
     def decorate(function: Callable[[CommandLine], None]) -> Callable[..., None]:
         def run(words: Sequence[str], **classes: Any) -> None:  # noqa: ANN401 - of `CommandLine`
-            add = partial(add_options, options=options)
-            run_command(lambda: function(CommandLine(function.__name__, words, add, uses=uses, **classes)))
+            made = {"options": options, "uses": uses, "defaults": defaults, **classes}
+            run_command(lambda: function(CommandLine(function.__name__, words, **made)))
 
         return run
 

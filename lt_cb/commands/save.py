@@ -65,15 +65,21 @@ def run_folder(cli: CommandLine) -> RunFolder:
     return folder
 
 
+def run_loggers(cli: CommandLine, options: Namespace) -> tuple[RunFolder, list[Logger]]:
+    """Return the logger of the run's folder, and the further loggers of the Trainer's instantiated options."""
+    folder, further = run_folder(cli), as_list(options.logger)
+    for logger in further:
+        if isinstance(logger, WandB | TensorBoard):
+            logger.beside = folder
+    return folder, further
+
+
 def run_trainer(cli: CommandLine, options: Namespace, loaded: dict[str, Any] | None = None) -> Trainer:
     """Return the Trainer of a run: it logs to the run folder, and saves configuration, checkpoints and the result.
 
     ``options`` are the instantiated options of the Trainer, ``loaded`` checkpoints already read, by path.
     """
-    folder, further = run_folder(cli), as_list(options.logger)
-    for logger in further:
-        if isinstance(logger, WandB | TensorBoard):
-            logger.beside = folder
+    folder, further = run_loggers(cli, options)
     callbacks = [*as_list(options.callbacks), ResultFile(), LastCheckpoint()]
     if not options.fast_dev_run:
         callbacks.append(SaveConfig(cli.parser, cli.config, save_to_log_dir=False))

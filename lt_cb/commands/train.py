@@ -19,7 +19,6 @@ from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.messages import causes, input_error
 from lt_cb.commands.prior import PRIOR, set_prior
 from lt_cb.commands.save import LastCheckpoint, as_list, best_checkpoint, make_trainer, run_trainer, written_checkpoint
-from lt_cb.commands.save import run_folder as run_folder
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.features import feature_trainer, frozen_features

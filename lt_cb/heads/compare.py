@@ -5,17 +5,15 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.commands.cli import CommandLine
-from lt_cb.commands.messages import run_command
-from lt_cb.commands.train import run_folder
+from lt_cb.commands.cli import CommandLine, command
+from lt_cb.commands.save import run_loggers
 from lt_cb.errors import InputError
 from lt_cb.features import frozen_features
 from lt_cb.heads import page
 from lt_cb.heads.folds import measure_all
 from lt_cb.heads.recipes import Candidate
-from lt_cb.heads.setup import Setup, add_grid, loggers_beside, set_up
+from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
 from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
 from lt_cb.metrics import accuracies
@@ -23,21 +21,14 @@ from lt_cb.runs.folder import RunDir, whole_file, write_text
 from lt_cb.runs.record import METRICS
 
 
-def compare(cli: CommandLine, words: Sequence[str]) -> None:
-    """Solve every recipe on all training images of several subsets, and write the scores on the test images.
-
-    Args:
-        cli: the parsed command line.
-        words: its words, see `lt_cb.heads.setup.set_up`.
-
-    Raises:
-        InputError: if the seeds are empty or repeated, or `set_up` raises it.
-    """
+@command({**GRID, "seeds": (list[int], [0, 1, 2], "Subset seeds, one or more.")}, defaults=preprocessing)
+def heads(cli: CommandLine) -> None:
+    """Solve every recipe on all training images of several subsets, and write the scores on the test images."""
     seeds = cli.config.seeds
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds is {seeds}, but must be one or more different numbers, as --seeds [0,1,2].")
     cli.config.data.subset_seed = seeds[0]
-    setup = set_up(cli, words)
+    setup = set_up(cli)
     scores: dict[Candidate, list[float]] = {}
     for seed in seeds:
         if seed != setup.data.subset_seed:
@@ -67,7 +58,7 @@ def _test(setup: Setup, l2_strengths: Sequence[float]) -> dict[Candidate, float]
 def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]]) -> None:
     """Print the scores, and write them as CSV, as a page, and as a table of W&B."""
     seeds = cli.config.seeds
-    folder = run_folder(cli)
+    folder, loggers = run_loggers(cli, setup.options.trainer)
     _ = folder.experiment  # creates the folder
     run = RunDir(folder.log_dir)
     column = setup.data.task.main_metric
@@ -89,23 +80,6 @@ def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]])
     page.show(tables, finding)
     write_text(run.heads_page, page.html("Heads", finding, tables, scores, metric))
     sys.stdout.write(f"{run.heads}, {run.heads_page}\n")
-    for logger in loggers_beside(folder, setup.options):
+    for logger in loggers:
         if isinstance(logger, WandB):
             logger.log_table("heads", header, [[str(v) if isinstance(v, dict) else v for v in row] for row in rows])
-
-
-def _add_options(parser: LightningArgumentParser) -> None:
-    add_grid(parser)
-    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Subset seeds, one or more.")
-
-
-def main(args: Sequence[str]) -> None:
-    """Run ``lt-cb heads``.
-
-    Args:
-        args: the words behind ``heads``.
-
-    Raises:
-        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
-    """
-    run_command(lambda: compare(CommandLine("heads", args, _add_options), args))

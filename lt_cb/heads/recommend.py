@@ -5,15 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lt_cb.callbacks import ResultFile
-from lt_cb.commands.cli import CommandLine
-from lt_cb.commands.messages import run_command
+from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.restored import is_known
-from lt_cb.commands.save import LastCheckpoint, SaveConfig
-from lt_cb.commands.train import run_folder
+from lt_cb.commands.save import run_trainer
 from lt_cb.errors import enumerate_names
 from lt_cb.features import classifier_of, frozen_features
 from lt_cb.heads import page
@@ -27,7 +23,7 @@ from lt_cb.heads.folds import (
     stratified_folds,
     temperature_scaled,
 )
-from lt_cb.heads.setup import GRID, Setup, add_grid, as_list, loggers_beside, set_up
+from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
 from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.metrics import best_thresholds
 from lt_cb.runs import checkpoint as checkpoints
@@ -53,14 +49,10 @@ class Solved(NamedTuple):
     choice: Choice
 
 
-def recommend(cli: CommandLine, words: Sequence[str]) -> None:
-    """Compare recipes by cross-validation on frozen features, and write and test a checkpoint with the best one.
-
-    Args:
-        cli: the parsed command line.
-        words: its words, see `lt_cb.heads.setup.set_up`.
-    """
-    setup, config = set_up(cli, words), cli.config
+@command(GRID, defaults=preprocessing)
+def recommend(cli: CommandLine) -> None:
+    """Compare recipes by cross-validation on frozen features, and write and test a checkpoint with the best one."""
+    setup, config = set_up(cli), cli.config
     classifier = classifier_of(setup.model)
     features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer)
     solved = None
@@ -107,7 +99,8 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     options = config.model.loss.as_dict()
     model.hparams["loss"] = {**options, "init_args": {**options["init_args"], "class_counts": data.class_counts}}
     model.thresholds = solved.thresholds
-    trainer = _make_trainer(cli, setup)
+    trainer = run_trainer(cli, setup.options.trainer)
+    _ = trainer.logger.experiment  # type: ignore[union-attr]  # creates the folder
     trainer.strategy.connect(model)
     run = RunDir(str(trainer.log_dir))
     trainer.save_checkpoint(run.checkpoint)
@@ -115,21 +108,6 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     data.replace_images("test", torch.from_numpy(features))
     trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
     return run
-
-
-def _make_trainer(cli: CommandLine, setup: Setup) -> Trainer:
-    """Return the Trainer that ``fit`` would have, and create the run folder."""
-    folder, options = run_folder(cli), setup.options.trainer
-    saves = SaveConfig(cli.parser, cli.config, save_to_log_dir=False)
-    own = {
-        "logger": [folder, *loggers_beside(folder, setup.options)],
-        "callbacks": [*as_list(options.callbacks), ResultFile(), LastCheckpoint(), saves],
-        "plugins": options.plugins or [checkpoints.WholeFiles()],
-        "enable_model_summary": False,
-    }
-    trainer = Trainer(**{**options.as_dict(), **own})
-    _ = folder.experiment  # creates the folder
-    return trainer
 
 
 def _record(solved: Solved, metric: str) -> dict[str, Any]:
@@ -191,15 +169,3 @@ def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None
     sys.stdout.write(
         f"Page: {run.recommendation_page}\nNext: lt-cb test --ckpt_path {run.checkpoint}{trust}, or predict\n"
     )
-
-
-def main(args: Sequence[str]) -> None:
-    """Run ``lt-cb recommend``.
-
-    Args:
-        args: the words behind ``recommend``.
-
-    Raises:
-        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
-    """
-    run_command(lambda: recommend(CommandLine("recommend", args, add_grid), args))
