@@ -210,7 +210,7 @@ def test_a_broken_data_module_is_not_taken_for_single_labels(monkeypatch: pytest
 
 def test_the_data_are_made_once(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.syspath_prepend(home)
-    (home / "counted.py").write_text(
+    (home / "counted_source.py").write_text(
         "from lt_cb.data.sources import Digits\n"
         "class Counted(Digits):\n"
         "    def __init__(self, root):\n"
@@ -218,7 +218,7 @@ def test_the_data_are_made_once(monkeypatch: pytest.MonkeyPatch, home: Path) -> 
         "        open('made', 'a').write('x')\n"
     )
     short = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=1"]
-    main(["fit", "--data.source=counted.Counted", "--model.backbone=resnet20", "--trainer.accelerator=cpu", *short])
+    main(["fit", "--data.source=counted_source.Counted", "--model.backbone=resnet20", "--trainer.accelerator=cpu", *short])
     assert Path("made").read_text() == "x"
 
 
