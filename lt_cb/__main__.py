@@ -6,6 +6,7 @@ from pkgutil import resolve_name
 
 from lt_cb import __version__
 from lt_cb.errors import InputError, did_you_mean, file_error
+from lt_cb.text import printable
 
 COMMANDS = {  # a function of the words behind the command, which may return an exit code, and the purpose
     "fit": ("lt_cb.commands.train:fit", "train, or resume training, and test the last checkpoint"),
@@ -55,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
         wrong = str(error) if isinstance(error, InputError) else file_error(error)
         if wrong is None:
             raise
-        sys.stderr.write(f"lt-cb: error: {wrong}\n")
+        sys.stderr.write(f"lt-cb: error: {printable(wrong)}\n")
         raise SystemExit(2) from None
 
 

@@ -23,7 +23,6 @@ import lt_cb
 from lt_cb.__main__ import main
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.help import SHORT_HELP
-from lt_cb.commands.predict import spreadsheet_safe
 from lt_cb.commands.train import Session
 from lt_cb.loggers import RunFolder
 from lt_cb.module import LongTailedClassifier

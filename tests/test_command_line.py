@@ -218,7 +218,15 @@ def test_the_data_are_made_once(monkeypatch: pytest.MonkeyPatch, home: Path) -> 
         "        open('made', 'a').write('x')\n"
     )
     short = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=1"]
-    main(["fit", "--data.source=counted_source.Counted", "--model.backbone=resnet20", "--trainer.accelerator=cpu", *short])
+    main(
+        [
+            "fit",
+            "--data.source=counted_source.Counted",
+            "--model.backbone=resnet20",
+            "--trainer.accelerator=cpu",
+            *short,
+        ]
+    )
     assert Path("made").read_text() == "x"
 
 

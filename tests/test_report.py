@@ -4,11 +4,13 @@ import contextlib
 import csv
 import json
 import math
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -135,10 +137,10 @@ def test_means_differences_and_the_paper(tmp_path: Path) -> None:
     assert row["within the interval"] == "no"
 
     difference = table(page, "Differences")["Focal gamma 1, CB β 0.9999", "cifar10 IF 100"]
-    assert difference["lower by"] == "+4.90"
+    assert difference["difference"] == "-4.90"
     low, high = map(float, difference["interval"].split(" to "))
-    gains = [a - b for a, b in zip(errors["plain"], errors["cb"], strict=True)]
-    expected = scipy.stats.t.interval(0.95, 2, 4.9, statistics.stdev(gains) / math.sqrt(3))
+    changes = [b - a for a, b in zip(errors["plain"], errors["cb"], strict=True)]
+    expected = scipy.stats.t.interval(0.95, 2, -4.9, statistics.stdev(changes) / math.sqrt(3))
     assert (low, high) == pytest.approx(expected, abs=0.006)
     assert difference["verdict"] == "lower"
     assert table(page, "Missing runs")[str(tmp_path / "d"),]["state"] == "failed"
@@ -380,7 +382,7 @@ def test_one_of_several_settings_that_change_together_is_named(tmp_path: Path) -
     focal = "Focal gamma 1, CB β 0.999, max_epochs 40"
     names = ["Softmax, max_epochs 40", "Softmax, max_epochs 200", focal]
     assert [key[0] for key in table(page, "Error")] == names  # by number, not by letter
-    assert table(page, "Differences")[focal, "cifar10 IF 100"]["lower by"] == "-0.50"
+    assert table(page, "Differences")[focal, "cifar10 IF 100"]["difference"] == "+0.50"
 
 
 def test_the_baseline_is_the_plain_loss(tmp_path: Path) -> None:
@@ -389,9 +391,9 @@ def test_the_baseline_is_the_plain_loss(tmp_path: Path) -> None:
         write(tmp_path / f"sampled/{seed}", 28.0, seed=seed, data={"sampler": "ClassBalancedSampler"})
         write(tmp_path / f"weighted/{seed}", 35.0, seed=seed, weighting="InverseFrequency")
     page = report(tmp_path)
-    assert "than that of Softmax, in points" in page
-    lower = {key[0]: row["lower by"] for key, row in table(page, "Differences").items()}
-    assert lower == {"Softmax, sampler ClassBalancedSampler": "+2.00", "Softmax, InverseFrequency": "-5.00"}
+    assert "Error minus that of Softmax, in points" in page
+    changes = {key[0]: row["difference"] for key, row in table(page, "Differences").items()}
+    assert changes == {"Softmax, sampler ClassBalancedSampler": "-2.00", "Softmax, InverseFrequency": "+5.00"}
 
 
 def test_both_tables_of_the_paper(tmp_path: Path) -> None:
@@ -486,7 +488,7 @@ def test_accuracy_instead_of_error(tmp_path: Path) -> None:
     accuracy = table(page, "Balanced accuracy")
     assert accuracy["Softmax",]["cifar10 IF 100"] == "59.00 ± 1.41"
     assert accuracy["Softmax, CB β 0.999",]["cifar10 IF 100"] == "67.50 ± 3.54"
-    assert table(page, "Differences")["Softmax, CB β 0.999", "cifar10 IF 100"]["higher by"] == "+8.50"
+    assert table(page, "Differences")["Softmax, CB β 0.999", "cifar10 IF 100"]["difference"] == "+8.50"
     assert table(page, "Beside the paper")["Softmax", "cifar10 IF 100"]["ours"] == "41.00 ± 1.41"  # errors
 
 
@@ -504,9 +506,9 @@ def test_losses_are_compared_at_the_same_length(tmp_path: Path) -> None:
                 )
     report(tmp_path)
     differences = table((tmp_path / "report.md").read_text(), "Differences")
-    assert {key: row["lower by"] for key, row in differences.items()} == {
-        ("Softmax, CB β 0.999, decay_1d True", "Softmax, decay_1d True"): "+3.00",
-        ("Softmax, CB β 0.999, decay_1d False", "Softmax, decay_1d False"): "+1.00",
+    assert {key: row["difference"] for key, row in differences.items()} == {
+        ("Softmax, CB β 0.999, decay_1d True", "Softmax, decay_1d True"): "-3.00",
+        ("Softmax, CB β 0.999, decay_1d False", "Softmax, decay_1d False"): "-1.00",
     }
 
 
@@ -575,6 +577,63 @@ def test_tables_from_saved_logits(tmp_path: Path) -> None:
     assert float(row["overconfident by"]) == pytest.approx(over, abs=0.006)
 
 
+def save_logits(file: Path, classes: int = 3, **changed: np.ndarray) -> None:
+    """Write logits of four images of class 0."""
+    arrays = {"logits": np.eye(4, classes), "confidence": np.full(4, 0.5), "targets": np.zeros(4, int), **changed}
+    np.savez_compressed(file, **arrays)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_text("nothing"),
+        lambda file: file.mkdir(),
+        os.mkfifo,
+        lambda file: save_logits(file, classes=10),
+        lambda file: save_logits(file, targets=np.array([0, 1, 2, 77])),
+        lambda file: save_logits(file, targets=np.array([0, 1, 2, -1])),
+        lambda file: save_logits(file, targets=np.array(list("abcd"))),
+        lambda file: save_logits(file, targets=np.zeros(3, int)),
+        lambda file: save_logits(file, targets=np.array(0)),
+        lambda file: save_logits(file, logits=np.full((4, 3), np.nan)),
+        lambda file: save_logits(file, confidence=np.full(4, 2.0)),
+        lambda file: save_logits(file, logits=np.zeros((2_000_000, 3))),  # 48 MB in 47 kB
+    ],
+)
+def test_damaged_logits_are_named_and_the_run_is_reported(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    damage(tmp_path / "a/logits.npz")
+    write(tmp_path / "b", 40.0, seed=1)
+    save_logits(tmp_path / "b/logits.npz")
+    page = report(tmp_path)
+    assert table(page, "Error")["Softmax",]["cifar10 IF 100"] == "35.00 ± 7.07"
+    assert "a/logits.npz' is damaged (" in table(page, "Missing runs")[str(tmp_path / "a"),]["state"].replace("\\", "")
+    assert table(page, "Calibration")["Softmax", "cifar10 IF 100"]["seeds"] == "1"
+
+
+def test_names_from_data_are_only_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Class names and folders may hold markup, formulas, terminal escapes, line ends and bytes that are not UTF-8."""
+    names = ["<img src=x onerror=alert(1)>", "\x1b]0;title\x07a\nb", "=cmd|'calc'!A1 [x](y) \udcff"]
+    folder = tmp_path / "-1+cmd`$(touch hacked)`"
+    write(folder / "a", 30.0, source="ImageFolder", factor=None, data={"root": "/some/=cmd|'calc'!A1\x1b[31m<b>"})
+    result = json.loads((folder / "a/result.json").read_text())
+    (folder / "a/result.json").write_text(json.dumps(result | {"class_names": names, "test_counts": [5, 5, 0]}))
+    page = report(folder)
+    shown = capsys.readouterr().out + page
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\udc80-\udcff]", shown)
+    assert not re.search("<img|<b>", page)
+    assert r"&lt;img src=x onerror=alert(1)&gt;" in page
+    assert r"| \\x1b\]0;title\\x07a\\nb |" in page
+    assert r"=cmd\|'calc'!A1 \[x\](y) \\udcff" in page
+    with (folder / "report.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["data"].startswith("'=cmd|'calc'!A1")
+    assert not re.search(r"<img|<b>|\x1b", re.sub("<script.*?</script>", "", (folder / "report.html").read_text()))
+    report(folder, "--save", str(tmp_path / "kept $(touch hacked)"))
+    kept = report(tmp_path / "kept $(touch hacked)")
+    assert f"--config '{tmp_path}/kept $(touch hacked)/configs/" in kept
+
+
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=20))
 def test_means_over_classes(values: list[float]) -> None:
     means = class_means([*values, None])
@@ -589,7 +648,6 @@ def test_means_over_classes(values: list[float]) -> None:
     [
         ("a/result.json", "{", "a/result.json' is damaged"),
         ("a/result.json", "{}", "a/result.json' is damaged: it is not the result of a run"),
-        ("a/logits.npz", "nothing", "a/logits.npz' is damaged"),
         ("a/config.yaml", ": :", "a/config.yaml"),
         ("out", "", "out', which is a file: give a folder."),
     ],

@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lt_cb.errors import InputError, file_error
 from lt_cb.loggers import finish
 from lt_cb.runs.folder import TERMINATED
+from lt_cb.text import printable
 
 WARNINGS = (
     *(r"isinstance\(treespec, LeafSpec\)", "smaller than the logging interval"),  # metrics are logged by epoch
@@ -44,7 +46,7 @@ def run_command(command: Callable[[], None]) -> None:
         wrong, lost = input_error(error) or _restoring(error), _lost_process(error)
         if wrong is None and lost is None:
             raise
-        sys.stderr.write(f"lt-cb: error: {wrong or lost}\n")
+        sys.stderr.write(f"lt-cb: error: {printable(str(wrong or lost))}\n")
         raise SystemExit(1 if wrong is None else 2) from None
 
 
@@ -82,5 +84,13 @@ def quiet() -> None:
     """Silence messages that a user cannot act upon."""
     for message in WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
+    show = warnings.formatwarning
+
+    def formatted(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:  # noqa: ANN401
+        if filename.endswith("rank_zero.py"):  # `rank_zero_warn`: the place in the code tells a user nothing
+            return f"lt-cb: warning: {printable(str(message))}\n"
+        return show(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: not any(words in record.getMessage() for words in LOGGED))

@@ -1,7 +1,6 @@
 """``lt-cb predict``: writes the classes of a folder of images to ``predictions.csv``."""
 
 import csv
-import re
 import sys
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from lt_cb.features import MACHINE_OPTIONS
 from lt_cb.hardware import mixed_precision
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
+from lt_cb.text import printable, spreadsheet_safe
 
 IMAGES: Options = {
     "images": (str | None, None, "Folder of images, searched with its subfolders."),
@@ -87,9 +87,4 @@ def predict(cli: CommandLine) -> None:
         writer = csv.writer(stream)
         writer.writerow(["file", *map(spreadsheet_safe, header)])
         writer.writerows(map(spreadsheet_safe, [str(path), *row]) for path, row in zip(files, rows, strict=True))
-    sys.stdout.write(f"Predictions of {len(files)} images: {file}\n")
-
-
-def spreadsheet_safe(text: str) -> str:
-    """Return a text with a quote before it if a spreadsheet would take it for a formula."""
-    return f"'{text}" if re.match(r"[=@\t\r]|[+-](?!\d+(\.\d+)?$)", text) else text
+    sys.stdout.write(f"Predictions of {len(files)} images: {printable(str(file))}\n")

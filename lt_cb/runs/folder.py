@@ -203,7 +203,8 @@ def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open(mode) if "b" in mode else temporary.open(mode, newline="", encoding="utf-8") as stream:
+        text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}  # odd file names
+        with temporary.open(mode, **({} if "b" in mode else text)) as stream:
             yield stream
         temporary.replace(file)
     except BaseException as error:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lt_cb.lab.report.result import Runs
 from lt_cb.lab.report.sections import METRIC_TITLES, Section, sections
 from lt_cb.lab.report.tables import cells_of
 from lt_cb.runs.folder import write_text
+from lt_cb.text import markdown, printable, spreadsheet_safe
 
 
 def main(args: Sequence[str]) -> int:
@@ -40,25 +42,32 @@ def main(args: Sequence[str]) -> int:
         raise InputError(f"--out is '{out}', which is a file: give a folder.")
     summary, tables = finding(runs, metric), sections(runs, cells, metric)
     pictures = figures(runs, cells, metric, METRIC_TITLES[metric])
-    write_text(out / "report.md", f"{summary}\n\n{_markdown(tables)}")
+    write_text(out / "report.md", f"{markdown(summary)}\n\n{_markdown(tables)}")
     write_text(out / "report.csv", _csv(runs))
     write_text(out / "report.html", page("Report", summary, tables, pictures, runs.columns()))
     if options.figures:
         write_figures(pictures, runs.columns(), out / "figures", options.figures)
-    print(f"{summary}\n\n{_markdown(tables[:1])}")
-    print(f"{out / 'report.md'}, {out / 'report.csv'}, {out / 'report.html'}")
+    print(f"{printable(summary)}\n\n{_markdown(tables[:1])}")
+    print(printable(f"{out / 'report.md'}, {out / 'report.csv'}, {out / 'report.html'}"))
     return 0
 
 
 def _markdown(tables: list[Section]) -> str:
     parts = []
     for section in tables:
-        lines = [section.header, ["---"] * len(section.header), *section.rows]
-        # names may contain the ends of cells and rows
-        cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        parts.append(f"## {section.title}\n\n{section.words}\n\n{table}\n")
+        rows = [list(map(_cell, row, section.header)) for row in section.rows]
+        lines = [list(map(markdown, section.header)), ["---"] * len(section.header), *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"## {markdown(section.title)}\n\n{markdown(section.words)}\n\n{table}\n")
     return "\n".join(parts)
+
+
+def _cell(text: str, column: str) -> str:
+    """Return a cell in Markdown: a command as code, a number between asterisks in bold."""
+    if column == "command":
+        return f"`{printable(text.strip('`')).replace('|', chr(92) + '|')}`"
+    bold = re.fullmatch(r"(\*\*)(\d.*?)\*\*(.*)", text)
+    return f"**{bold[2]}**{markdown(bold[3])}" if bold else markdown(text)
 
 
 def _csv(runs: Runs) -> str:
@@ -69,6 +78,7 @@ def _csv(runs: Runs) -> str:
     writer.writerow(["folder", "method", "data", "seed", "subset_seed", "checkpoint", "error", *names, *MEANS])
     for r in runs.results:
         error = r.score("error")
-        row = [r.folder, r.method, r.data, *r.seed, r.record.tested, "" if error is None else round(error, 4)]
-        writer.writerow([*row, *[r.metrics.get(name, "") for name in names], *class_means(r.record.scores).values()])
+        row = [str(r.folder), r.method, r.data, *r.seed, r.record.tested, "" if error is None else round(error, 4)]
+        row += [*[r.metrics.get(name, "") for name in names], *class_means(r.record.scores).values()]
+        writer.writerow(map(spreadsheet_safe, row))
     return stream.getvalue()

@@ -126,8 +126,9 @@ def _look(
     return order, {"color": color, "shape": shape, "tooltip": tooltip(**shown)}
 
 
-def _with_interval(scores: list[float]) -> dict[str, Any]:
+def _with_interval(scores: list[float], least: float = 0.0) -> dict[str, Any]:
     mean, low, high = interval(scores)
+    low, high = max(low, least), min(high, 100.0)
     bounds = {"value": round(mean, 3), "low": round(low, 3), "high": round(high, 3)}
     return {**bounds, "text": f"{mean:.2f} ({low:.2f} to {high:.2f})"}
 
@@ -170,8 +171,9 @@ def _by_class(runs: Runs, styles: Styles) -> Picture | None:
         axis = alt.Axis(title=None, grid=True, ticks=False, tickBand="extent")
         y = alt.Y("counted:N", sort={"field": "rank"}, axis=axis)
         layers = _dots("x", score, **look, y=y, yOffset=alt.YOffset("method:N", sort=order))
-        bounds = "" if runs.task.multi_label else ", with Wilson's 95 % interval of one run"
-        words = f"Mean over seeds{bounds}. In brackets: training images."
+        words = "Mean over seeds with its 95 % interval (Student's t). In brackets: training images."
+        if not runs.task.multi_label:
+            words += " Of one seed: Wilson's interval, due to the number of test images."
         height = min(longest * (9 * len(order) + 10) + 50, 800)
     else:
         x = number(alt.X, "images", "training images of the class", scale=alt.Scale(type="log"))
@@ -197,10 +199,11 @@ def _class_values(runs: Runs, with_counts: bool) -> Values:
             row |= {"counted": f"{label} ({images})"} if with_counts else {}
             row |= {"value": round(rate, 3), "text": f"{rate:.1f}", "seeds": len(results)}
             tested = None if tests is None else sum(tests[c] for c in members)
-            if tested is not None and len(members) == 1 and not runs.task.multi_label:
+            if len(members) == 1 and len(rates) > 1:
+                row |= _with_interval([100 * rate for rate in rates])
+            elif len(members) == 1 and tested and not runs.task.multi_label:
                 low, high = (100 * bound for bound in wilson(round(rate / 100 * tested), tested))
-                row |= {"low": round(low, 3), "high": round(high, 3)}
-                row["text"] += f" ({low:.0f} to {high:.0f})"
+                row |= {"low": round(low, 3), "high": round(high, 3), "text": f"{rate:.1f} ({low:.0f} to {high:.0f})"}
             values.append({**row, "tested": "unknown" if tested is None else tested})
     return values
 
@@ -256,7 +259,8 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles:
     for key, r in drawn.items():
         cell, spread = cells[key], cells[key].deviation or 0.0
         row = {"dataset": r.data, "method": r.family, "beta": "none" if r.beta is None else f"{r.beta:g}"}
-        bounds = {"low": cell.mean - spread, "high": cell.mean + spread, "seeds": len(cell.values)}
+        low, high = max(cell.mean - spread, 0.0), min(cell.mean + spread, 100.0)
+        bounds = {"low": low, "high": high, "seeds": len(cell.values)}
         values.append({**row, **bounds, "value": round(cell.mean, 3), "text": str(cell)})
     x = alt.X("beta:O", sort=["none", *[f"{beta:g}" for beta in betas]], title="β", axis=alt.Axis(labelAngle=0))
     text = f"{title.lower()} in %"
@@ -275,7 +279,13 @@ def _gains(runs: Runs, styles: Styles) -> Picture | None:
     if not differences:
         return None
     values: Values = [
-        {"dataset": d.data, "method": d.method, "group": group, "seeds": len(d.gains), **_with_interval(d.gains)}
+        {
+            "dataset": d.data,
+            "method": d.method,
+            "group": group,
+            "seeds": len(d.changes),
+            **_with_interval(d.changes, -100.0),
+        }
         for group, d in differences
     ]
     shown = {"method": "method", "group": "classes", "text": "gain in points", "seeds": "seeds"}

@@ -55,10 +55,9 @@ def _compared(differences: list[Difference], data: str, metric: str) -> str:
     better_first = ("lower", "higher") if metric in ERRORS else ("higher", "lower")
     for verdict in (*better_first, NOT_SIGNIFICANT):
         listed = []
-        for d in (members := [d for d in differences if d.verdict(metric) == verdict])[:MAX_LISTED]:
-            mean, low, high = (-d.mean, -d.high, -d.low) if metric in ERRORS else (d.mean, d.low, d.high)
+        for d in (members := [d for d in differences if d.verdict == verdict])[:MAX_LISTED]:
             than = f", compared with {d.baseline}" if several else ""
-            listed.append(f"{d.method} ({mean:+.2f}, {low:+.2f} to {high:+.2f}{than})")
+            listed.append(f"{d.method} ({', '.join(d.texts)}{than})")
         more = [f"and {len(members) - MAX_LISTED} more"] if len(members) > MAX_LISTED else []
         if listed:
             parts.append(f"{verdict}: {'; '.join(listed + more)}.")

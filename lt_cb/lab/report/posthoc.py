@@ -1,7 +1,9 @@
 """Post-hoc analysis of saved test logits: adjustment, shifted priors, calibration. Imports no torch."""
 
 import zipfile
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ COLUMNS = {  # of a table, by its rows
     ("calibration",): ("all", *SHOTS, "overconfident by"),
 }
 BINS = 15
+MAX_UNPACKED = 50  # times the size of the file; float32 logits are hardly compressed
 MEANS = ("worst", "geometric", "harmonic")
 Array = NDArray[Any]
 
@@ -62,6 +65,33 @@ def class_means(per_class: Sequence[float | None]) -> dict[str, float]:
     return dict(zip(MEANS, map(float, means), strict=True))
 
 
+def _read_logits(file: Path, classes: int) -> tuple[Array, Array, Array]:
+    """Return the logits (N, C), confidences (N,) and targets (N,) of `SaveLogits`, after checking them."""
+    try:
+        if not file.is_file():
+            raise ValueError("it is no regular file")
+        with zipfile.ZipFile(file) as members:
+            if sum(member.file_size for member in members.infolist()) > MAX_UNPACKED * file.stat().st_size:
+                raise ValueError("it unpacks to far more than logits do")
+        with np.load(file) as saved:
+            logits, confidence, targets = (np.asarray(saved[name]) for name in ("logits", "confidence", "targets"))
+        if (
+            logits.ndim != 2
+            or logits.shape[1] != classes
+            or not {confidence.shape, targets.shape} == {logits.shape[:1]}
+        ):
+            raise ValueError(f"logits of {classes} classes have other shapes")
+        if logits.dtype.kind + confidence.dtype.kind != "ff" or targets.dtype.kind not in "iu" or not len(targets):
+            raise ValueError("values are missing, or are no numbers")
+        if not (not np.isnan(logits).any() and (confidence >= 0).all() and (confidence <= 1).all()):
+            raise ValueError("values are impossible")
+        if targets.min() < 0 or targets.max() >= classes:
+            raise ValueError(f"targets are not below {classes}")
+    except (ValueError, KeyError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"'{file}' is damaged ({error}). Remove the file, or test the run again.") from error
+    return logits, confidence, targets
+
+
 def analyse(result: Result) -> dict[str, dict[str, float]]:
     """Return the analysis of the saved logits of a run: values in [0, 1] by row and column of `COLUMNS`.
 
@@ -69,13 +99,8 @@ def analyse(result: Result) -> dict[str, dict[str, float]]:
     - ``as it is``: accuracy under shifted test priors. ``prior known``: with logits moved to the test prior.
     - ``calibration``: expected calibration errors of all images and by shot group, and confidence minus accuracy.
     """
-    file = RunDir(result.folder).logits
-    try:
-        with np.load(file) as saved:
-            logits, confidence, targets = saved["logits"], saved["confidence"], saved["targets"]
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"'{file}' is damaged ({error}). Remove the file, or test the run again.") from error
     counts = result.record.class_counts
+    logits, confidence, targets = _read_logits(RunDir(result.folder).logits, len(counts))
     total = np.bincount(targets, minlength=len(counts))
 
     def class_accuracy(change: Array) -> Array:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def read(folder: Path) -> list[tuple[Path, Record, dict[str, Any], Row]]:
 
 def command(row: Mapping[str, str], folder: Path) -> str:
     """Return the command that repeats a row, without the place of the data."""
-    config = folder / CONFIGS / f"{row['config']}.yaml"
+    config = shlex.quote(str(folder / CONFIGS / f"{row['config']}.yaml"))
     return f"lt-cb fit --config {config} --seed_everything {row['seed']} --data.subset_seed {row['subset_seed']}"
 
 

@@ -5,11 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
+from lt_cb.errors import InputError
 from lt_cb.lab.report.posthoc import COLUMNS, MEANS, analyse, class_means
-from lt_cb.lab.report.result import ERRORS, Result, Runs
+from lt_cb.lab.report.result import Result, Runs
 from lt_cb.lab.report.rows import command
-from lt_cb.lab.report.tables import Cell, Difference, cells_of, half_width, paired_differences, wilson
+from lt_cb.lab.report.tables import Cell, Difference, cells_of, half_width, paired_differences, signed, wilson
 from lt_cb.runs.folder import RunDir
 from lt_cb.runs.record import METRICS
 
@@ -50,7 +52,8 @@ def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
     """Return the tables that the runs have values for; the first one is of ``cells``, which are of ``metric``."""
     errors = {} if runs.task.multi_label else cells if metric == "error" else cells_of(runs)
     top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics]), "error_top5")
-    missing = [[str(folder), reason] for folder, reason in runs.missing]
+    analysed, unread = _from_logits(runs)
+    missing = [[str(folder), reason] for folder, reason in [*runs.missing, *unread]]
     made = [
         _main(runs, cells, metric),
         _chosen(runs, cells, metric),
@@ -59,9 +62,14 @@ def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
         _differences(paired_differences(runs, metric), metric),
         _groups(runs),
         *_by_class(runs),
-        *_from_logits(runs),
+        *analysed,
         _kept(runs),
-        Section("Missing runs", "Folders of runs that are not in the tables.", ["folder", "state"], missing),
+        Section(
+            "Missing runs",
+            "Folders of runs that are not in the tables, or without their logits.",
+            ["folder", "state"],
+            missing,
+        ),
     ]
     return [section for section in made if section.rows]
 
@@ -80,10 +88,9 @@ def _main(runs: Runs, cells: Cells, metric: str) -> Section:
     validation = metric.startswith("val/")
     images = "held-out images" if validation else "test images"
     choice = "Bold: best mean of a column." if validation else "Choose nothing by it: these are the test images."
+    seeds = f"mean ± standard deviation over {most} seeds (fewer where noted)" if most > 1 else "one seed"
     words = (
-        f"{meaning} on the {images} in percent: mean ± standard deviation over {most} "
-        f"{'seed' if most == 1 else 'seeds'} (fewer where noted), of the checkpoint: {checkpoints}. {choice} –: no "
-        "finished run."
+        f"{meaning} on the {images} in percent: {seeds}, of the checkpoint: {checkpoints}. {choice} –: no finished run."
     )
 
     def text(cell: Cell | None) -> str:
@@ -116,7 +123,7 @@ def _paper(cells: Cells, title: str, kind: str) -> Section:
         if cell.paper is not None:
             difference = cell.mean - cell.paper
             agrees = "yes" if abs(difference) <= half_width(cell.values) else "no"
-            figures = [str(cell), f"{cell.paper:.2f}", f"{difference:+.2f}"]
+            figures = [str(cell), f"{cell.paper:.2f}", signed(difference)]
             agrees = agrees if len(cell.values) > 1 else "one seed"
             rows.append([cell.method, cell.data, *figures, agrees, cell.unlike_paper or "–"])
     words = (
@@ -130,19 +137,18 @@ def _paper(cells: Cells, title: str, kind: str) -> Section:
 
 
 def _differences(differences: list[Difference], metric: str) -> Section:
-    better = "lower" if metric in ERRORS else "higher"
     baselines = sorted({d.baseline for d in differences})
     several = len(baselines) > 1
     rows = []
     for d in differences:
-        numbers = [f"{d.mean:+.2f}", f"{d.low:+.2f} to {d.high:+.2f}", str(len(d.gains))]
-        rows.append([d.method, *([d.baseline] if several else []), d.data, *numbers, d.verdict(metric)])
+        numbers = [*d.texts, str(len(d.changes))]
+        rows.append([d.method, *([d.baseline] if several else []), d.data, *numbers, d.verdict])
     words = (
-        f"How much {better} the {lower_case(METRIC_TITLES[metric])} is than that of "
-        f"{'the method beside it' if several else ''.join(baselines)}, in points, on the same seeds: mean and 95 % "
-        "interval (Student's t) of the paired differences. An interval that contains 0 is not significant."
+        f"{METRIC_TITLES[metric]} minus that of {'the method beside it' if several else ''.join(baselines)}, in "
+        "points, on the same seeds: mean and 95 % interval (Student's t) of the paired differences. An interval that "
+        "contains 0 is not significant."
     )
-    header = ["method", *(["than"] if several else []), "data", f"{better} by", "interval", "seeds", "verdict"]
+    header = ["method", *(["minus"] if several else []), "data", "difference", "interval", "seeds", "verdict"]
     return Section("Differences", words, header, rows)
 
 
@@ -171,12 +177,11 @@ def _groups(runs: Runs) -> Section:
 
 def _by_class(runs: Runs) -> list[Section]:
     """Return a table of classes for each data set whose test images are counted."""
-    words = (
-        "Accuracy in percent: mean over seeds, and in brackets Wilson's 95 % interval of one run, due to the number of "
-        "test images."
-    )
+    words = f"{runs.measure.capitalize()} in percent: mean ± standard deviation over seeds."
     if runs.task.multi_label:
-        words = "Average precision in percent: mean ± standard deviation over seeds. Images: those with the label."
+        words += " Images: those with the label."
+    else:
+        words += " Of one seed: in brackets Wilson's 95 % interval, due to the number of test images."
     tables = []
     by_cell = runs.cells()
     for data in runs.columns():
@@ -189,28 +194,36 @@ def _by_class(runs: Runs) -> list[Section]:
             zip(first.class_names, first.class_counts, first.test_counts, strict=True)
         ):
             scores = [[r.record.scores[c] for r in results] for results in columns.values()]
-            cells = [_spread(each) if runs.task.multi_label else _rate(each, tested) for each in scores]
+            cells = [_rate(each, None if runs.task.multi_label else tested) for each in scores]
             rows.append([name, str(images), str(tested), *cells])
         tables.append(Section(f"Classes of {data}", words, ["class", "training images", "test images", *columns], rows))
     return tables
 
 
-def _rate(rates: list[float | None], tested: int) -> str:
-    """Return the mean of rates over seeds with Wilson's interval of one run."""
-    if not tested:
+def _rate(rates: list[float | None], tested: int | None) -> str:
+    """Return mean ± standard deviation over seeds, or Wilson's interval of one seed; ``tested`` counts its images."""
+    known = [100 * rate for rate in rates if rate is not None]
+    if not known:
         return "–"
-    right = tested * statistics.mean(rate or 0.0 for rate in rates)
-    low, high = wilson(round(right), tested)
-    return f"{100 * right / tested:.1f} ({100 * low:.0f} to {100 * high:.0f})"
+    if len(known) > 1:
+        return f"{statistics.mean(known):.1f} ± {statistics.stdev(known):.1f}"
+    if not tested:
+        return f"{known[0]:.1f}"
+    low, high = wilson(round(known[0] / 100 * tested), tested)
+    return f"{known[0]:.1f} ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def _from_logits(runs: Runs) -> list[Section]:
-    """Return post-hoc adjustment, shifted priors and calibration, of runs with saved logits."""
-    saved = {
-        place: [analyse(r) for r in results if RunDir(r.folder).logits.is_file() and not runs.task.multi_label]
-        for place, results in _ordered(runs)
-    }
-    tables = []
+def _from_logits(runs: Runs) -> tuple[list[Section], list[tuple[Path, str]]]:
+    """Return post-hoc adjustment, shifted priors and calibration of runs with saved logits; and damaged files."""
+    saved: dict[tuple[str, str], list[dict[str, dict[str, float]]]] = defaultdict(list)
+    unread, tables = [], []
+    for place, results in _ordered(runs) if not runs.task.multi_label else ():
+        for result in results:
+            try:
+                if RunDir(result.folder).logits.exists():
+                    saved[place].append(analyse(result))
+            except InputError as error:
+                unread.append((result.folder, str(error)))
     for (title, words), (names, columns) in zip(FROM_LOGITS.items(), COLUMNS.items(), strict=True):
         several = len(names) > 1
         rows = []
@@ -224,7 +237,7 @@ def _from_logits(runs: Runs) -> list[Section]:
                 rows.append([*place, *([name] if several else []), *texts, str(len(seeds))])
         header = ["method", "data", *(["predictions"] if several else []), *columns, "seeds"]
         tables.append(Section(title, words, header, rows))
-    return tables
+    return tables, unread
 
 
 def _kept(runs: Runs) -> Section:
@@ -255,12 +268,6 @@ def _kept(runs: Runs) -> Section:
 def _ordered(runs: Runs) -> list[tuple[tuple[str, str], list[Result]]]:
     cells = runs.cells()
     return [((m, d), cells[m, d]) for d, m in product(runs.columns(), runs.methods()) if (m, d) in cells]
-
-
-def _spread(values: Iterable[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
-    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.1f}{spread}" if known else "–"
 
 
 def _percent(values: Iterable[float]) -> str:

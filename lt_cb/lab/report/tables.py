@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lt_cb.errors import InputError
 from lt_cb.lab.report.extra import stats
-from lt_cb.lab.report.result import ERRORS, Result, Runs
+from lt_cb.lab.report.result import Result, Runs
 
 NOT_SIGNIFICANT = "not significant"
 
@@ -76,22 +76,28 @@ def _published() -> dict[tuple[str, ...], dict[str, str]]:
 
 @dataclass
 class Difference:
-    """How much better a method is than its baseline on the same seeds, in percentage points."""
+    """A metric of a method minus that of its baseline on the same seeds, in percentage points."""
 
     method: str
     baseline: str
     data: str
-    gains: list[float]  # on each seed that both have
+    changes: list[float]  # on each seed that both have
 
     def __post_init__(self) -> None:
         """Compute the mean, and its 95 % interval (Student's t)."""
-        self.mean, self.low, self.high = interval(self.gains)
+        self.mean, self.low, self.high = interval(self.changes)
 
-    def verdict(self, metric: str) -> str:
-        """Return ``higher`` or ``lower`` for a significant difference of the metric, else ``not significant``."""
+    @property
+    def verdict(self) -> str:
+        """``higher`` or ``lower`` for a significant difference, else ``not significant``."""
         if self.low <= 0 <= self.high:
             return NOT_SIGNIFICANT
-        return "higher" if (self.mean > 0) != (metric in ERRORS) else "lower"
+        return "higher" if self.mean > 0 else "lower"
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """The mean, and the interval."""
+        return signed(self.mean), f"{signed(self.low)} to {signed(self.high)}"
 
 
 def paired_differences(runs: Runs, metric: str = "error", min_seeds: int = 2) -> list[Difference]:
@@ -100,7 +106,6 @@ def paired_differences(runs: Runs, metric: str = "error", min_seeds: int = 2) ->
     The baseline of a method is the first method that differs only in loss and weights, for example with the same number
     of epochs. Without such a method, it is the first of all.
     """
-    sign = -1 if metric in ERRORS else 1
     cells, methods = runs.cells(), runs.methods()
     others = {result.method: result.others for result in runs.results}
     differences = []
@@ -111,14 +116,19 @@ def paired_differences(runs: Runs, metric: str = "error", min_seeds: int = 2) ->
             reference, scores = (_by_seed(cells.get((name, data), []), metric) for name in (baseline, method))
             shared = sorted(reference.keys() & scores.keys())
             if method != baseline and len(shared) >= min_seeds:
-                gains = [sign * (scores[seed] - reference[seed]) for seed in shared]
-                differences.append(Difference(method, baseline, data, gains))
+                changes = [scores[seed] - reference[seed] for seed in shared]
+                differences.append(Difference(method, baseline, data, changes))
     return differences
 
 
 def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int], float]:
     scores = {result.seed: result.score(metric) for result in results}
     return {seed: score for seed, score in scores.items() if score is not None}
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign and two decimals; 0 is ``+0.00``."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
