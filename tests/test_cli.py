@@ -26,6 +26,7 @@ from lt_cb.commands.help import SHORT_HELP
 from lt_cb.commands.train import Session
 from lt_cb.loggers import RunFolder
 from lt_cb.module import LongTailedClassifier
+from lt_cb.text import spreadsheet_safe
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(

@@ -628,7 +628,7 @@ def test_names_from_data_are_only_shown(tmp_path: Path, capsys: pytest.CaptureFi
     with (folder / "report.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert row["data"].startswith("'=cmd|'calc'!A1")
-    assert not re.search(r"<img|<b>", re.sub("<script.*?</script>", "", (folder / "report.html").read_text()))
+    assert not re.search(r"<img|<b>", re.sub("(?s)<script.*?</script>", "", (folder / "report.html").read_text()))
     report(folder, "--save", str(tmp_path / "kept $(touch hacked)"))
     kept = report(tmp_path / "kept $(touch hacked)")
     assert f"--config '{tmp_path}/kept $(touch hacked)/configs/" in kept
