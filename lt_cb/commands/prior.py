@@ -52,7 +52,7 @@ def read_prior(given: str, class_names: Sequence[str], loss: Loss) -> Tensor:
     if given == "uniform":
         return torch.ones(len(class_names), dtype=torch.float64)
     if given == "train":
-        return torch.from_numpy(class_prior(loss.class_counts))
+        return torch.tensor(class_prior(loss.class_counts), dtype=torch.float64)
     near = did_you_mean(given, ("uniform", "train"))
     columns = read_csv(Path(given), f"set --prior to uniform, train or such a file.{near}")
     if not {"class", "share"} <= columns.keys():

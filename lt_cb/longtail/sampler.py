@@ -1,32 +1,39 @@
-"""Samplers: how often an epoch shows each class (re-sampling)."""
+"""Samplers: how often an epoch shows each class (re-sampling). They need PyTorch alone."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data import DistributedSampler
 
 from lt_cb.errors import InputError
-from lt_cb.longtail.subset import Labels
 from lt_cb.losses import effective_number
 
-Probabilities = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from lt_cb.longtail.subset import Labels
 
 
-def rarest_labels(labels: Labels) -> Labels:
-    """Return the rarest label of each image, shape (N,), for labels of shape (N, C): 1, 0, or -1 for unknown.
+ALLOWED = (
+    "must be class indices of shape (N,), N at least 1, each at least 0, or labels of shape (N, C), each 1, 0, or -1 "
+    "for unknown."
+)
+
+
+def rarest_labels(labels: "Tensor | Labels") -> Tensor:
+    """Return the rarest label of each image, int64 of shape (N,), for labels of shape (N, C): 1, 0, or -1 for unknown.
 
     The first of equally rare labels is taken, and C for an image without labels. Class indices stay as they are.
     """
+    labels = torch.as_tensor(labels).long()
     if labels.ndim == 1:
         return labels
     positive = labels == 1
-    by_rarity = np.argsort(positive.sum(0), kind="stable")
-    rarest: Labels = np.where(positive.any(1), by_rarity[positive[:, by_rarity].argmax(1)], labels.shape[1])
-    return rarest
+    by_rarity = positive.sum(0).argsort(stable=True)
+    first = positive[:, by_rarity].long().argmax(1)
+    return torch.where(positive.any(1), by_rarity[first], labels.shape[1])
 
 
 class Sampler(ABC):
@@ -38,7 +45,7 @@ class Sampler(ABC):
     """
 
     @abstractmethod
-    def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
+    def class_shares(self, counts: Tensor, progress: float) -> Tensor:
         """Return the share of each class, up to a common factor.
 
         Args:
@@ -46,49 +53,53 @@ class Sampler(ABC):
             progress: fraction of the training before the epoch, in [0, 1).
         """
 
-    def draw(self, labels: Labels, seed: Sequence[int], progress: float = 0.0) -> npt.NDArray[np.int64]:
-        """Return the samples of an epoch, shuffled: indices into ``labels``, int64 of shape (N,).
+    def draw(self, labels: "Tensor | Labels", seed: Sequence[int], progress: float = 0.0) -> Any:  # noqa: ANN401
+        """Return the samples of an epoch, shuffled: indices into ``labels``, int64 of shape (N,), a tensor or an array.
 
         Args:
             labels: class indices, shape (N,), or labels of shape (N, C): 1, 0, or -1 for unknown.
             seed: one or more integers.
             progress: fraction of the training before the epoch, in [0, 1).
         """
-        labels = rarest_labels(labels)
-        rng = np.random.default_rng(seed)
-        order = np.argsort(labels, kind="stable")
-        counts = np.unique(labels, return_counts=True)[1]
-        shares = self.class_shares(counts.astype(np.float64), progress)
-        if shares.shape != counts.shape or not (shares >= 0).all() or not 0 < shares.sum() < np.inf:
+        classes = rarest_labels(labels)
+        digest = hashlib.sha256(repr([int(number) for number in seed]).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        counts = torch.unique(classes, return_counts=True)[1]
+        shares = torch.as_tensor(self.class_shares(counts.double(), progress), dtype=torch.float64)
+        if shares.shape != counts.shape or not (shares >= 0).all() or not 0 < shares.sum() < torch.inf:
             raise InputError(
-                f"{type(self).__name__}.class_shares returned {shares}, but must return {len(counts)} shares of at "
-                "least 0, not all 0."
+                f"{type(self).__name__}.class_shares returned {shares.tolist()}, but must return {len(counts)} shares "
+                "of at least 0, not all 0."
             )
         # systematic sampling: class c gets the points k + u in its part of [0, N)
-        edges = np.round(np.cumsum(shares) / shares.sum() * len(labels), 6)
-        draws = np.diff(np.ceil(edges - rng.random()).astype(np.int64), prepend=0)
-        draws[-1] += len(labels) - draws.sum()
+        edges = (shares.cumsum(0) / shares.sum() * len(classes)).round(decimals=6)
+        offset = torch.rand((), dtype=torch.float64, generator=generator)
+        draws = (edges - offset).ceil().long().diff(prepend=torch.zeros(1, dtype=torch.int64))
+        draws[-1] += len(classes) - draws.sum()
         chosen = []
-        for members, number in zip(np.split(order, np.cumsum(counts)[:-1]), draws, strict=True):
-            whole, rest = divmod(int(number), len(members))
-            chosen += [np.tile(members, whole), rng.permutation(members)[:rest]]
-        return rng.permutation(np.concatenate(chosen))
+        for members, number in zip(
+            torch.split(classes.argsort(stable=True), counts.tolist()), draws.tolist(), strict=True
+        ):
+            whole, rest = divmod(number, len(members))
+            chosen += [members.repeat(whole), members[torch.randperm(len(members), generator=generator)[:rest]]]
+        drawn = torch.cat(chosen)[torch.randperm(len(classes), generator=generator)]
+        return drawn if isinstance(labels, Tensor) else drawn.numpy()
 
 
 class ClassBalancedSampler(Sampler):
     """Show each class equally often (Kang et al. 2020, q = 0)."""
 
-    def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
+    def class_shares(self, counts: Tensor, progress: float) -> Tensor:
         """Return 1."""
-        return np.ones_like(counts)
+        return torch.ones_like(counts)
 
 
 class SquareRootSampler(Sampler):
     """Show classes by the square root of their images (Kang et al. 2020, q = 1/2; Mahajan et al. 2018)."""
 
-    def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
+    def class_shares(self, counts: Tensor, progress: float) -> Tensor:
         """Return sqrt(n)."""
-        return np.sqrt(counts)
+        return counts.sqrt()
 
 
 class ProgressivelyBalancedSampler(Sampler):
@@ -97,9 +108,9 @@ class ProgressivelyBalancedSampler(Sampler):
     The last of T epochs has t = (T - 1) / T: the paper's t / T with epochs from 0. The authors' code reaches 1.
     """
 
-    def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
+    def class_shares(self, counts: Tensor, progress: float) -> Tensor:
         """Return (1 - t) n / N + t / C."""
-        return np.asarray((1.0 - progress) * counts / counts.sum() + progress / len(counts))
+        return (1.0 - progress) * counts / counts.sum() + progress / len(counts)
 
 
 class EffectiveNumberSampler(Sampler):
@@ -113,9 +124,9 @@ class EffectiveNumberSampler(Sampler):
         effective_number([1], beta)  # checks beta
         self.beta = beta
 
-    def class_shares(self, counts: Probabilities, progress: float) -> Probabilities:
+    def class_shares(self, counts: Tensor, progress: float) -> Tensor:
         """Return n / E_n."""
-        return np.asarray(counts / effective_number(torch.from_numpy(counts), self.beta).numpy())
+        return counts / effective_number(counts, self.beta)
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -135,29 +146,30 @@ class EpochSampler(DistributedSampler[int]):
 
     def __init__(
         self,
-        targets: Sequence[int] | Sequence[Sequence[int]] | Labels | torch.Tensor,
+        targets: "Sequence[int] | Sequence[Sequence[int]] | Labels | Tensor",
         sampler: Sampler,
         seed: int = 0,
         epochs: int = 1,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        labels = np.asarray(targets)
-        least, most = {1: (0, np.inf), 2: (-1, 1)}.get(labels.ndim, (1, 0))  # class indices or labels
-        whole = labels.size and np.issubdtype(labels.dtype, np.integer)
+        try:
+            labels = torch.as_tensor(targets)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"targets are no tensor of integers ({error}), but {ALLOWED}") from error
+        least, most = {1: (0, torch.inf), 2: (-1, 1)}.get(labels.ndim, (1, 0))  # class indices or labels
+        whole = labels.numel() and not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
         if not whole or labels.min() < least or labels.max() > most:
-            raise InputError(
-                f"targets are {labels.dtype} of shape {labels.shape}, but must be class indices of shape (N,), N at "
-                "least 1, each at least 0, or labels of shape (N, C), each 1, 0, or -1 for unknown."
-            )
+            raise InputError(f"targets are {labels.dtype} of shape {tuple(labels.shape)}, but {ALLOWED}")
         if not isinstance(sampler, Sampler):
             raise InputError(f"sampler is {sampler!r}, but must be a Sampler, such as ClassBalancedSampler().")
         if not (distributed.is_available() and distributed.is_initialized()):
             num_replicas, rank = num_replicas or 1, rank or 0
         super().__init__(labels, num_replicas, rank, seed=seed)  # type: ignore[arg-type]  # only its length is used
-        self.labels, self.sampler, self.epochs = rarest_labels(labels.astype(np.int64)), sampler, epochs
+        self.labels, self.sampler, self.epochs = rarest_labels(labels.cpu()), sampler, epochs
 
     def __iter__(self) -> Iterator[int]:
         """Return the indices of this process in the current epoch."""
         drawn = self.sampler.draw(self.labels, [self.seed, self.epoch], min(self.epoch / self.epochs, 1.0))
-        return iter(np.resize(drawn, self.total_size)[self.rank :: self.num_replicas].tolist())
+        filled = drawn.repeat(-(-self.total_size // len(drawn)))[: self.total_size]
+        return iter(filled[self.rank :: self.num_replicas].tolist())

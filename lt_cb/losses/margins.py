@@ -35,7 +35,7 @@ class LogitAdjustedLoss(SoftmaxLoss):
         super().__init__(class_counts, **options)
         check_at_least("tau", tau, 0, "0 shifts nothing.")
         self.tau = tau
-        self.register_constant("shift", tau * torch.from_numpy(class_prior(self.class_counts)).log())
+        self.register_constant("shift", tau * torch.tensor(class_prior(self.class_counts), dtype=torch.float64).log())
 
     def training_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return z + tau log pi."""
@@ -241,7 +241,7 @@ class LADELoss(BalancedSoftmaxLoss):
         check_at_least("alpha", alpha, 0, "0 gives the balanced softmax loss.")
         check_at_least("penalty", penalty, 0, "0 leaves the bound alone.")
         self.alpha, self.penalty = alpha, penalty
-        self.register_constant("prior", torch.from_numpy(class_prior(self.class_counts)))
+        self.register_constant("prior", torch.tensor(class_prior(self.class_counts), dtype=torch.float64))
         self.num_existing = sum(n > 0 for n in self.class_counts) or len(self.class_counts)
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -28,7 +28,9 @@ def weighted_prior(loss: Loss) -> Tensor:
 
 def adjusted_prior(loss: LogitAdjustedLoss) -> Tensor:
     r"""Return the prior :math:`p_c \propto w_c n_c / \pi_c^\tau` of a logit-adjusted loss, float64 of shape (C,)."""
-    return _normalized(loss, weighted_prior(loss) / torch.from_numpy(class_prior(loss.class_counts)) ** loss.tau)
+    return _normalized(
+        loss, weighted_prior(loss) / torch.tensor(class_prior(loss.class_counts), dtype=torch.float64) ** loss.tau
+    )
 
 
 def _normalized(loss: Loss, mass: Tensor) -> Tensor:
