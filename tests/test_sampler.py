@@ -170,8 +170,15 @@ class TestEpochSampler:
         assert drawn == [8, 8]
         assert sampler.epoch == 1
 
-    def test_it_needs_no_lightning(self) -> None:
-        code = "import sys; from lt_cb.data import EpochSampler; assert 'lightning' not in sys.modules"
+    def test_it_needs_pytorch_alone(self) -> None:
+        code = (
+            "import sys; sys.modules |= dict.fromkeys(('numpy', 'lightning', 'yaml', 'scipy'))\n"
+            "from lt_cb.data import ClassBalancedSampler, EffectiveNumberSampler, EpochSampler\n"
+            "for targets in ([0] * 90 + [1] * 10, [[1, 0]] * 90 + [[0, 1]] * 10):\n"
+            "    for sampler in (ClassBalancedSampler(), EffectiveNumberSampler(0.999)):\n"
+            "        drawn = list(EpochSampler(targets, sampler))\n"
+            "        assert len(drawn) == 100 and 45 <= sum(i >= 90 for i in drawn) <= 55, drawn"
+        )
         subprocess.run([sys.executable, "-c", code], check=True)
 
     @pytest.mark.parametrize("targets", [[], [[2, 0]], [[1.0, 0.0]], [[[1]]], [0.5, 1.0], [-1, 0]])
