@@ -8,6 +8,7 @@ from lt_cb import __version__
 from lt_cb.errors import InputError, did_you_mean, file_error
 from lt_cb.text import printable
 
+INTERRUPTED = 128 + 2  # the exit code after Ctrl-C, as of shells
 COMMANDS = {  # a function of the words behind the command, which may return an exit code, and the purpose
     "fit": ("lt_cb.commands.train:fit", "train, or resume training, and test the last checkpoint"),
     "validate": ("lt_cb.commands.train:validate", "evaluate a checkpoint on the validation images"),
@@ -52,6 +53,9 @@ def main(args: Sequence[str] | None = None) -> None:
             raise InputError(f"there is no command '{command}': choose {', '.join(COMMANDS)}.{near}")
         if (code := resolve_name(COMMANDS[command][0])(rest)) is not None:
             raise SystemExit(code)
+    except KeyboardInterrupt:
+        sys.stderr.write("lt-cb: interrupted.\n")
+        raise SystemExit(INTERRUPTED) from None
     except (InputError, OSError) as error:
         wrong = str(error) if isinstance(error, InputError) else file_error(error)
         if wrong is None:

@@ -37,10 +37,13 @@ def run_command(command: Callable[[], None]) -> None:
     try:
         command()
         finish(succeeded=True)
-    except SIGTERMException:  # Lightning's own exit code would be 0
+    except SIGTERMException as error:  # Lightning's own exit code would be 0
         finish(succeeded=False)
-        sys.stderr.write("lt-cb: terminated: to resume, set --ckpt_path to the run's checkpoints/last.ckpt.\n")
+        sys.stderr.write(f"lt-cb: terminated: {printable(str(error)) or 'start again'}.\n")
         raise SystemExit(TERMINATED) from None
+    except KeyboardInterrupt:
+        finish(succeeded=False)
+        raise
     except Exception as error:
         finish(succeeded=False)
         wrong, lost = input_error(error) or _restoring(error), _lost_process(error)

@@ -20,7 +20,7 @@ from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss, Weighting
 from lt_cb.models import SecondStage
-from lt_cb.models.build import OURS
+from lt_cb.models.build import OURS, is_timm
 from lt_cb.module import LongTailedClassifier
 
 
@@ -47,7 +47,7 @@ KINDS = {
 }
 NOT_RESTORED = ("callbacks", "logger", "plugins", "profiler", "default_root_dir", "fast_dev_run", "model_registry")
 FILES = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # timm's; the weights are at hand
-WORD = re.compile(r"[\w+-]*")  # a text that names no file and nothing to import
+WORD = re.compile(r"[\w+-]*")  # a text that names nothing to import
 CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
@@ -65,11 +65,11 @@ def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, 
     refused: dict[str, Any] = {}
     if isinstance(seed := config.get("seed_everything"), int):
         settings["seed_everything"] = seed
-    for name, value in config.get("trainer", {}).items():
+    for name, value in _named(config.get("trainer", {})):
         if name not in NOT_RESTORED and _is_plain(value):
             settings["trainer"][name] = value
     for group in ("model", "data"):
-        for name, value in config.get(group, {}).items():
+        for name, value in _named(config.get(group, {})):
             try:
                 settings[group][name] = value if trusted else _plain(f"{group}.{name}", value)
             except _RefusedError as error:
@@ -77,6 +77,11 @@ def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, 
         if path := config.get(f"{group}_class"):
             (settings if trusted else refused)[f"{group}_class"] = path
     return settings, refused
+
+
+def _named(options: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the options with plain names: jsonargparse obeys others, such as ``loss.class_path`` and ``metrics+``."""
+    return ((name, value) for name, value in options.items() if isinstance(name, str) and name.isidentifier())
 
 
 def check_named(refused: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -107,9 +112,7 @@ def is_known(key: str, path: str) -> bool:
     """Return whether a checkpoint may name this class, or this network, for an option."""
     module, _, name = path.rpartition(".")
     if key == "model.backbone":
-        import timm
-
-        return path in OURS or module == "lt_cb.models" or timm.is_model(path.partition(".")[0])
+        return path in OURS or module == "lt_cb.models" or is_timm(path)
     kind = KINDS.get(key)
     if kind is None or name.startswith("_") or not f"{module}.".startswith(tuple(f"{m}." for m in kind.modules)):
         return False
@@ -144,10 +147,8 @@ def _plain(key: str, value: Any, is_text: bool = True) -> Any:  # noqa: ANN401 -
     if key in KINDS:
         return _plain_class(key, value)
     if isinstance(value, Mapping) and key == "model.backbone_args":
-        return {str(k): _plain(f"{key}.{k}", v, False) for k, v in value.items() if k not in FILES}
-    if isinstance(value, str) and (
-        is_known(key, value) if key == "model.backbone" else is_text or WORD.fullmatch(value)
-    ):
+        return {k: _plain(f"{key}.{k}", v, False) for k, v in _named(value) if k not in FILES}
+    if isinstance(value, str) and (is_known(key, value) if key == "model.backbone" else is_text or _is_plain(value)):
         return value
     raise _RefusedError(value)
 
@@ -158,9 +159,10 @@ def _plain_class(key: str, value: Any) -> dict[str, Any]:  # noqa: ANN401 - YAML
     path = value.get("class_path") if isinstance(value, Mapping) else None
     if not isinstance(path, str) or {*value} - {"class_path", "init_args"} or not is_known(key, path):
         raise _RefusedError(path if isinstance(path, str) else value)
-    options = value.get("init_args") or {}
-    is_text = path.startswith("lt_cb.")
-    return {"class_path": path, "init_args": {k: _plain(f"{key}.{k}", v, is_text) for k, v in options.items()}}
+    options, is_text = value.get("init_args") or {}, path.startswith("lt_cb.")
+    if not isinstance(options, Mapping):
+        raise _RefusedError(options)
+    return {"class_path": path, "init_args": {k: _plain(f"{key}.{k}", v, is_text) for k, v in _named(options)}}
 
 
 def _is_plain(value: Any) -> bool:  # noqa: ANN401 - YAML

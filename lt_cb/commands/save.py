@@ -47,6 +47,10 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Drop names of files outside the checkpoint's folder from the states of all callbacks, which follow."""
+        checkpoints.keep_own_files(checkpoint, Path(str(trainer.ckpt_path)).absolute().parent)
+
 
 def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - one object, several, or a switch
     """Return the objects of a Trainer's option."""

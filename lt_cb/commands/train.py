@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb.callbacks import ClassesToWandB, ResultFile, SaveLogits
 from lt_cb.callbacks.result import print_ending, trained_epochs
@@ -27,6 +28,7 @@ from lt_cb.loggers import WandB, check_loggers
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
+from lt_cb.runs.folder import RunDir
 from lt_cb.schedule import StepwiseSchedule, training_progress
 
 FIT: Options = {
@@ -53,7 +55,9 @@ class Session:
         for logger in as_list(objects.trainer.logger):
             if self.resumes and isinstance(logger, WandB):
                 logger.resume((cli.checkpoint or {}).get(checkpoints.WANDB))
-        loaded = {} if cli.checkpoint is None else {cli.config.ckpt_path: cli.checkpoint}
+        # absolute, as Lightning takes the names last, best and hpc for other files
+        self.ckpt_path = None if cli.checkpoint is None else str(Path(cli.config.ckpt_path).absolute())
+        loaded = {} if self.ckpt_path is None or cli.checkpoint is None else {self.ckpt_path: cli.checkpoint}
         self.trainer = run_trainer(cli, objects.trainer, loaded)
         self._check_objects()
 
@@ -133,9 +137,14 @@ def fit(cli: CommandLine) -> None:
     tested_as_features = feed_features(session)
     if cli.config.trainer.enable_model_summary is None:
         rank_zero_info(summary(model, data, str(cli.config.model.backbone)))
-    resumed = cli.config.ckpt_path if session.resumes else None
+    resumed = session.ckpt_path if session.resumes else None
     begins_at = (cli.checkpoint or {}).get("global_step", 0) if session.resumes else 0
-    trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except SIGTERMException:
+        kept = RunDir(str(trainer.loggers[0].log_dir)).checkpoint
+        advice = f"to resume, set --ckpt_path {kept}" if kept.is_file() else "no epoch is complete, start again"
+        raise SIGTERMException(advice) from None
     tested = None if resumed is None else Path(resumed)
     if trainer.global_step > begins_at:  # else nothing was left to train
         tested = written_checkpoint(trainer, session.test_best)
@@ -159,15 +168,15 @@ def fit(cli: CommandLine) -> None:
 @command({"verbose": (bool, True, "Print the metrics.")})
 def validate(cli: CommandLine) -> None:
     """Evaluate a checkpoint on the validation images."""
-    session, path, verbose = Session(cli), cli.config.ckpt_path, cli.config.verbose
-    session.trainer.validate(session.model, datamodule=session.data, ckpt_path=path, verbose=verbose, weights_only=True)
+    session, options = Session(cli), {"verbose": cli.config.verbose, "weights_only": True}
+    session.trainer.validate(session.model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
 
 
 @command(PRIOR)
 def test(cli: CommandLine) -> None:
     """Evaluate a checkpoint on the test images; `ResultFile` prints a fuller table than Lightning."""
-    session, path = Session(cli), cli.config.ckpt_path
-    session.trainer.test(session.model, datamodule=session.data, ckpt_path=path, verbose=False, weights_only=True)
+    session, options = Session(cli), {"verbose": False, "weights_only": True}
+    session.trainer.test(session.model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
 
 
 def main(

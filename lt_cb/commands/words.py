@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -91,11 +92,7 @@ def environment() -> Iterator[str]:
 
 def class_options(words: Sequence[str]) -> list[str]:
     """Return the words with ``--model PATH`` and ``--data PATH`` written as ``--model_class`` and ``--data_class``."""
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for which in ("model", "data"):
-        reader.add_argument(f"--{which}", dest=f"{which}_class", default=argparse.SUPPRESS)
-    found, rest = reader.parse_known_args(words)
-    return [*rest, *(f"--{name}={path}" for name, path in vars(found).items())]
+    return [re.sub(r"^--(model|data)(=|$)", r"--\1_class\2", word) for word in words]
 
 
 class _Note(argparse.Action):

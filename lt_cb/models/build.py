@@ -43,7 +43,7 @@ def build_backbone(
         return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
     import timm
 
-    if not timm.is_model(name.partition(".")[0]):
+    if not is_timm(name):
         raise InputError(
             f"there is no model '{name}': choose {', '.join(OURS)}, any name of timm.list_models(), or the path of a "
             "custom function." + did_you_mean(name, [*OURS, *timm.list_models()])
@@ -75,9 +75,16 @@ def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
         return getattr(custom, "pretrained_cfg", None)
     import timm
 
-    pretrained = timm.is_model(name.partition(".")[0]) and timm.is_model_pretrained(name)
+    pretrained = is_timm(name) and timm.is_model_pretrained(name)
     config = timm.get_pretrained_cfg(name) if pretrained else None
     return None if config is None else dataclasses.asdict(config)
+
+
+def is_timm(name: str) -> bool:
+    """Return whether a name is a model of timm, or such a model with a tag of pretrained weights."""
+    import timm
+
+    return timm.is_model(name) and ("." not in name or timm.is_model_pretrained(name))
 
 
 def _find(name: str) -> Callable[..., nn.Module] | None:
@@ -85,15 +92,11 @@ def _find(name: str) -> Callable[..., nn.Module] | None:
     if name in OURS:
         return getattr(resnet, name)  # type: ignore[no-any-return]
     module, _, attribute = name.rpartition(".")
-    if not module or module.strip("./\\") != module:  # importlib would raise other errors for a file path
+    if not module or module.strip("./\\") != module or is_timm(name):  # importlib raises other errors for a file path
         return None
     try:
         found = importlib.import_module(module)
     except ImportError as error:
-        import timm
-
-        if timm.is_model(name.partition(".")[0]):
-            return None
         raise InputError(
             f"--model.backbone is '{name}', but '{module}' cannot be imported ({error}): set PYTHONPATH to the folder "
             "of its file."
