@@ -86,13 +86,8 @@ class EvaluatedModule(LightningModule):
     def set_prior(self, prior: Tensor) -> None:
         """Evaluate and predict for another class prior than the loss assumes, see `lt_cb.losses.prior`.
 
-        ``loss`` and saved logits do not change.
-
-        Args:
-            prior: share of each class, floating of shape (C,), at least 0, not all 0; a class of 0 is never predicted.
-
-        Raises:
-            InputError: if the loss assumes no prior, or an image may have several labels.
+        ``prior`` has the share of each class, floating of shape (C,), at least 0, not all 0; a class of 0 is never
+        predicted. Saved logits do not change. Raise InputError with several labels an image.
         """
         self.task.check_prior()
         prior = prior.double() / prior.double().sum()
@@ -116,7 +111,8 @@ class EvaluatedModule(LightningModule):
         probabilities: list[float] = torch.tensor(self.thresholds, dtype=torch.float64).sigmoid().tolist()
         return probabilities
 
-    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
         images, targets = batch
         self.check_images(images)
         self.task.check_targets(targets)
@@ -126,6 +122,8 @@ class EvaluatedModule(LightningModule):
         if self.eval_metrics:
             self.eval_metrics.update(self.probabilities(logits), targets)
         return {"logits": logits, "targets": targets}
+
+    test_step = validation_step
 
     def _log_results(self, stage: str) -> None:
         trains = stage == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
@@ -144,17 +142,9 @@ class EvaluatedModule(LightningModule):
         for metric in (self.evaluator, self.eval_loss, self.eval_metrics):
             metric.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
-        return self._evaluate(batch)
-
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...``; choose the thresholds of several labels, if the images are held out from training."""
         self._log_results("val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
-        return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/...``; raise InputError if the loss is NaN."""

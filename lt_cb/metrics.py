@@ -36,35 +36,27 @@ class Mean(Metric):
 class Evaluation(NamedTuple):
     """Results of one validation or test.
 
-    Attributes:
-        metrics: scalars by name, to be logged.
-        per_class: lists of length C: ``total`` (images of a class), ``correct`` or ``known`` (counts of images), and
-            the measures of the task, NaN where undefined; and ``images``, the number of images.
-        confusion: images by true, then predicted class; None for many classes, or several labels an image.
-        thresholds: C scores from which on a label is predicted; None with one label an image.
+    ``per_class`` has lists of length C: ``total`` (images of a class), ``correct`` or ``known`` (counts of images), and
+    the measures of the task, NaN where undefined; and ``images``, the number of images.
     """
 
-    metrics: dict[str, Tensor]
-    per_class: dict[str, Any]
-    confusion: list[list[int]] | None = None
-    thresholds: list[float] | None = None
+    metrics: dict[str, Tensor]  #: scalars by name, to be logged
+    per_class: dict[str, Any]  #: values of each class
+    confusion: list[list[int]] | None = None  #: by true, then predicted class; None for many classes, or several labels
+    thresholds: list[float] | None = None  #: C scores from which on a label is predicted; None with one label an image
 
 
 class Evaluator(Metric):
     """Metrics of one validation or test, over all processes: ``update(scores, targets)``, ``compute() -> Evaluation``.
 
-    Args:
-        num_classes: C, the number of classes.
-        groups: class indices by shot group, from `shot_groups`.
-
-    Attributes:
-        thresholds: C scores from which on a label is predicted; None chooses the best on these images.
+    ``groups`` has the class indices by shot group, from `shot_groups`.
     """
+
+    thresholds: Sequence[float] | None = None  #: C scores from which on a label is predicted; None chooses the best
 
     def __init__(self, num_classes: int, groups: dict[str, list[int]]) -> None:
         super().__init__()
         self.num_classes, self.groups = num_classes, groups
-        self.thresholds: Sequence[float] | None = None
 
 
 class OneLabelEvaluator(Evaluator):
@@ -113,13 +105,9 @@ class OneLabelEvaluator(Evaluator):
 class SeveralLabelsEvaluator(Evaluator):
     """Average precision, AUROC and F1 with several labels an image.
 
-    The metrics are means over the classes and over shot groups, named by ``means``, and ``f1_micro``. The means skip
-    undefined values; a mean over none is NaN. The scores of all images are stored, since exact average precision needs
-    them: 10,000 images of 100 classes take 5 MB.
-
-    Args:
-        num_classes, groups: see `Evaluator`.
-        means: name of the mean by measure, from `lt_cb.task.Task`.
+    The metrics are means over the classes and over shot groups, named by ``means`` of `lt_cb.task.Task`, and
+    ``f1_micro``. The means skip undefined values; a mean over none is NaN. The scores of all images are stored, since
+    exact average precision needs them: 10,000 images of 100 classes take 5 MB.
     """
 
     scores: list[Tensor]
@@ -172,12 +160,8 @@ def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> 
 def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> dict[str, Tensor]:
     """Return the scalars ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over a group).
 
-    The means skip classes without samples; a mean over no class is NaN.
-
-    Args:
-        correct: correctly predicted samples of each class, int64 of shape (C,).
-        total: samples of each class, int64 of shape (C,).
-        groups: class indices by name, from `shot_groups`.
+    ``correct`` and ``total`` are numbers of samples by class, int64 of shape (C,). The means skip classes without
+    samples; a mean over no class is NaN.
     """
     per_class = correct.double() / total  # NaN for a class without samples
     results = {"acc": correct.sum() / total.sum(), "balanced_acc": per_class.nanmean()}

@@ -232,7 +232,10 @@ class LongTailedClassifier(EvaluatedModule):
         self._losses.append((self.global_step, rate, loss.detach()))
         if batch_idx % self._trainer.accumulate_grad_batches == 0:
             self._window = {}
-        self._window[batch_idx] = self._mean_size(len(images))
+        size = float(len(images))
+        if self._trainer.world_size > 1 and self._trainer.is_last_batch:  # the only batch whose size can differ
+            size = float(self._trainer.strategy.reduce(torch.tensor(size, device=self.device), reduce_op="mean"))
+        self._window[batch_idx] = size
         return loss * (len(images) / next(iter(self._window.values())))
 
     def _mixed(self, mix: nn.Module, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
@@ -248,12 +251,6 @@ class LongTailedClassifier(EvaluatedModule):
                     f"--model.mix does not take images and one-hot targets ({error}): choose MixUp or CutMix."
                 ) from error
         return images, targets
-
-    def _mean_size(self, images: int) -> float:
-        """Return the images of a batch, averaged over processes; only the last batch of an epoch may differ."""
-        if self.trainer.world_size == 1 or not self.trainer.is_last_batch:
-            return images
-        return float(self.trainer.strategy.reduce(torch.tensor(float(images), device=self.device), reduce_op="mean"))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Rescale the gradient of a step with fewer images, so that it is the mean over these images.

@@ -24,15 +24,7 @@ from lt_cb.runs.record import METRICS
 
 
 def compare(cli: CommandLine, words: Sequence[str]) -> None:
-    """Solve every recipe on all training images of several subsets, and write the scores on the test images.
-
-    Args:
-        cli: the parsed command line.
-        words: its words, see `lt_cb.heads.setup.set_up`.
-
-    Raises:
-        InputError: if the seeds are empty or repeated, or `set_up` raises it.
-    """
+    """Solve every recipe on all training images of several subsets, and write the scores on the test images."""
     seeds = cli.config.seeds
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds is {seeds}, but must be one or more different numbers, as --seeds [0,1,2].")
@@ -68,16 +60,17 @@ def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]])
     """Print the scores, and write them as CSV, as a page, and as a table of W&B."""
     seeds = cli.config.seeds
     folder = run_folder(cli)
-    _ = folder.experiment  # creates the folder
-    run = RunDir(folder.log_dir)
+    run = RunDir(folder.experiment.log_dir)  # creates the folder
     column = setup.data.task.main_metric
     metric = METRICS[column].title.lower()
     header = ["loss", "options", "beta", "lambda", "subset_seed", column]
-    rows = [
-        [recipe.loss, dict(recipe.options) or None, recipe.beta, l2_strength, seed, round(score, 6)]
-        for (recipe, l2_strength), values in scores.items()
-        for seed, score in zip(seeds, values, strict=True)
-    ]
+    rows: list[list[object]] = []
+    for (recipe, l2_strength), values in scores.items():
+        options = str(dict(recipe.options)) if recipe.options else None
+        rows += [
+            [recipe.loss, options, recipe.beta, l2_strength, seed, round(score, 6)]
+            for seed, score in zip(seeds, values, strict=True)
+        ]
     with whole_file(run.heads) as stream:
         csv.writer(stream).writerows([header, *rows])
     note = f"Test images, means over {len(seeds)} subset seeds, in percent. The best is bold; do not choose by it."
@@ -91,7 +84,7 @@ def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]])
     sys.stdout.write(f"{run.heads}, {run.heads_page}\n")
     for logger in loggers_beside(folder, setup.options):
         if isinstance(logger, WandB):
-            logger.log_table("heads", header, [[str(v) if isinstance(v, dict) else v for v in row] for row in rows])
+            logger.log_table("heads", header, rows)
 
 
 def _add_options(parser: LightningArgumentParser) -> None:
@@ -100,12 +93,5 @@ def _add_options(parser: LightningArgumentParser) -> None:
 
 
 def main(args: Sequence[str]) -> None:
-    """Run ``lt-cb heads``.
-
-    Args:
-        args: the words behind ``heads``.
-
-    Raises:
-        SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
-    """
+    """Run ``lt-cb heads`` with these words; wrong input prints one sentence and exits with 2."""
     run_command(lambda: compare(CommandLine("heads", args, _add_options), args))
