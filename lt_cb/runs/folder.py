@@ -54,10 +54,15 @@ class RunDir:
             own = self.read_result().grid
         except InputError:
             return False
+        return own is None or self.planned in (None, own)  # a grid writes a damaged plan again
+
+    @property
+    def planned(self) -> str | None:
+        """Digest of the run that a grid has planned here; None without one, or if the file is damaged."""
         try:
-            return own is None or not self.grid.exists() or self.read_grid()["digest"] == own
-        except InputError:  # the grid will write it again
-            return True
+            return str(self.read_grid()["digest"])
+        except InputError:
+            return None
 
     @property
     def is_training(self) -> bool:
@@ -195,11 +200,7 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file for writing, ``w`` (UTF-8) or ``wb``, that appears only when complete; missing folders are created.
-
-    Raises:
-        OSError: with the name of the file, if it cannot be written; the old file is kept.
-    """
+    """Open a file for writing, ``w`` (UTF-8) or ``wb``, that appears only when complete; an OSError names the file."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
