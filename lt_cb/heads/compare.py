@@ -18,7 +18,6 @@ from lt_cb.heads.recipes import Candidate
 from lt_cb.heads.setup import Setup, add_grid, loggers_beside, set_up
 from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
-from lt_cb.metrics import accuracies
 from lt_cb.runs.folder import RunDir, whole_file, write_text
 from lt_cb.runs.record import METRICS
 
@@ -53,7 +52,7 @@ def _test(setup: Setup, l2_strengths: Sequence[float]) -> dict[Candidate, float]
     if data.multi_label:
         return {candidate: precisions.nanmean().item() for candidate, precisions in measured.items()}
     total = test[1].bincount(minlength=model.num_classes)
-    return {candidate: accuracies(correct, total, {})["balanced_acc"].item() for candidate, correct in measured.items()}
+    return {candidate: (correct.double() / total).nanmean().float().item() for candidate, correct in measured.items()}
 
 
 def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]]) -> None:

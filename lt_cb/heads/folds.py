@@ -61,18 +61,14 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
                 # a random first fold for each class, so that the larger folds differ between classes
                 places = (np.arange(len(members)) + rng.integers(folds)) % folds
                 assigned[torch.from_numpy(rng.permutation(members))] = torch.from_numpy(places)
-    num_held_out = int((held_out_counts(targets, num_classes, assigned) > 0).all(0).sum())
+    counts = [count_labels(targets[assigned == k].numpy(), num_classes) for k in range(folds)]
+    num_held_out = int((torch.tensor(counts) > 0).all(0).sum())
     if num_held_out < 2:
         raise InputError(
             f"{num_held_out} of {num_classes} classes have {folds} training images or more, but at least 2 are needed "
             "to choose by: lower --folds, or add images."
         )
     return assigned
-
-
-def held_out_counts(targets: Tensor, num_classes: int, folds: Tensor) -> Tensor:
-    """Return how many images of each class each fold holds out, int64 of shape (K, C)."""
-    return torch.tensor([count_labels(targets[folds == k].numpy(), num_classes) for k in range(int(folds.max()) + 1)])
 
 
 @dataclass
@@ -126,13 +122,12 @@ def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l
     The `Basis` of the training images uses no targets, and may have seen the held-out images.
     """
     number = int(folds.max()) + 1
-    results: dict[Candidate, list[Tensor]] = {}
+    counts, results = [], []
     for k in progress(range(number), "Heads of folds", number):
-        parts = data.select(folds != k), data.select(folds == k)
-        for candidate, values in measure_all(*parts, recipes, l2_strengths).items():
-            results.setdefault(candidate, []).append(values)
-    counts = held_out_counts(data.targets, data.num_classes, folds)
-    return Trial(counts, {candidate: torch.stack(rows) for candidate, rows in results.items()})
+        held_out = data.select(folds == k)
+        counts.append(held_out.class_counts)
+        results.append(measure_all(data.select(folds != k), held_out, recipes, l2_strengths))
+    return Trial(torch.tensor(counts), {c: torch.stack([result[c] for result in results]) for c in results[0]})
 
 
 def held_out_logits(
