@@ -100,9 +100,7 @@ class FeatureExtractor(LightningModule):
     def missing(self) -> Tensor:
         """Return the positions in the split, int64 of shape (M,), of images without features."""
         rows, kept = self.data.rows[self.split], self._read()
-        if kept is None:
-            return torch.arange(len(rows))
-        return torch.from_numpy(np.isnan(kept[rows].sum(1)).nonzero()[0])
+        return torch.arange(len(rows)) if kept is None else torch.from_numpy(np.isnan(kept[rows].sum(1)).nonzero()[0])
 
     def _read(self) -> Features | None:
         """Return the kept features, None if the file is missing or damaged."""

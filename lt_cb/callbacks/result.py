@@ -1,11 +1,11 @@
 """End of a run: ``result.json``, and a table of the classes on the screen."""
 
 import math
-import platform
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import lightning
@@ -32,10 +32,7 @@ MAX_LINES = 100  # classes of the largest printed table
 
 
 class ResultFile(Callback):
-    """Writes ``result.json`` after a test and prints the scores of each class.
-
-    The Trainer of ``fit`` and a new one that tests may share it: it remembers the epochs and seconds of the training.
-    """
+    """Writes ``result.json`` after a test, with epochs and seconds of the training, and prints the class scores."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}  # by stage, over all parts of a resumed training
@@ -97,7 +94,7 @@ class ResultFile(Callback):
             known_counts=of_classes.get("known"),
             thresholds=module.threshold_probabilities,
             confusion=module.confusion if len(counts) <= MAX_CONFUSION else None,
-            test_images=of_classes["images"] if module.multi_label else sum(of_classes["total"]),
+            test_images=of_classes["images"],
             skipped_images={str(split): number for split, number in data.skipped.items()} if data else {},
             prior=module.prior,
             epochs=trainer.current_epoch if self._epochs is None else self._epochs,
@@ -114,12 +111,7 @@ class ResultFile(Callback):
             grid=run.planned,
             commit=commit(),
             **(data.facts() if data else {}),
-            versions={
-                "lt_cb": lt_cb.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "lightning": lightning.__version__,
-            },
+            versions={m.__name__: m.__version__ for m in (lt_cb, torch, lightning)} | {"python": python_version()},
         )
 
 

@@ -19,11 +19,9 @@ class ClassesToWandB(Callback):
     """Sends class counts and class scores to the `WandB` logger, if there is one.
 
     - After each validation: one chart of the scores by epoch. It has a line for each class, or for each of 20 groups of
-      classes, from the most to the least frequent.
+      classes, from the most to the least frequent. No class has a scalar, so thousands of classes cost no time.
     - After training and test: one table of all classes.
     - After a test of up to 100 classes: bars and a confusion matrix.
-
-    No class has a scalar of its own, so thousands of classes cost no time.
     """
 
     def __init__(self) -> None:

@@ -82,10 +82,9 @@ class RunDir:
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration; raise InputError if the file is missing or damaged."""
-        config = read_yaml(self.config)
-        if not isinstance(config, dict):
-            raise InputError(f"'{self.config}' is not the configuration of a run. Remove the file.")
-        return config
+        if isinstance(config := read_yaml(self.config), dict):
+            return config
+        raise InputError(f"'{self.config}' is not the configuration of a run. Remove the file.")
 
     def read_result(self) -> Record:
         """Return the result; raise InputError if the file is missing or damaged."""
@@ -216,10 +215,7 @@ def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def commit() -> str | None:
     """Return the commit of the code, with a + if lt_cb was changed since; None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
+    git = ["git", "-C", str(Path(__file__).resolve().parents[2]), "--git-dir=.git"]  # no repository around it
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "lt_cb"], check=False).returncode == 1
