@@ -58,10 +58,7 @@ def frozen_features(
 
     Returns:
         Features, float32 of shape (N, D) (float16 would change some predictions), and targets, int64 of shape (N,), or
-        int8 of shape (N, C) with several labels an image.
-
-    Raises:
-        InputError: if the last layer of the network is not linear, or there is no disk space for the features.
+        int8 of shape (N, C) with several labels an image. InputError without a linear last layer, or disk space.
     """
     extractor = FeatureExtractor(model, data, split, trainer.precision)
     if len(extractor.missing()) or trainer.world_size > 1:  # all processes must join a distributed prediction

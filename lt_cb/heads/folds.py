@@ -28,20 +28,16 @@ COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact
 def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -> Tensor:
     """Assign training images to folds.
 
-    The images of a class are spread evenly over all folds: with one label an image, their numbers differ by at most
-    one. The images of a class with fewer images than folds are always trained on and never held out.
+    The images of a class are spread evenly over all folds. A class with fewer images than folds is never held out.
 
     Args:
         targets: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C).
-        num_classes: number of classes C.
+        num_classes: number of classes C; InputError if fewer than two of them can be held out.
         folds: number of folds K, at least 2.
         seed: seed of the assignment.
 
     Returns:
         Fold of each image in [0, K), -1 for images that are always trained on, int64 of shape (N,).
-
-    Raises:
-        InputError: if fewer than two classes can be held out.
     """
     assigned = torch.full((len(targets),), -1)
     if targets.ndim == 2:
@@ -94,11 +90,8 @@ def measure_all(
 ) -> dict[Candidate, Tensor]:
     """Solve every recipe at every L2 strength on training images, and measure the heads on held-out images.
 
-    Post-hoc logit adjustment needs plain softmax among the recipes.
-
-    Returns:
-        Correctly predicted images of each class, int64 of shape (C,), or with several labels an image the average
-        precision of each class, float64 of shape (C,).
+    Return correctly predicted images by class, int64 of shape (C,), or with several labels an image the average
+    precision, float64. Post-hoc logit adjustment needs plain softmax among the recipes.
     """
     losses = {recipe: recipe.make(train.class_counts) for recipe in recipes}
     solved = [recipe for recipe in recipes if recipe.loss != POST_HOC]  # post-hoc adjustment needs no solve
@@ -133,10 +126,9 @@ def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l
 def held_out_logits(
     data: FeatureSet, folds: Tensor, candidate: Candidate, l2_strengths: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Solve a candidate on all folds again, with warm starts at the larger of the L2 strengths.
+    """Solve a candidate on all folds again; return held-out logits, (M, C), and targets, (M,) or (M, C).
 
-    Returns:
-        Logits of the held-out images, (M, C), and their targets, (M,) or (M, C).
+    The larger of the L2 strengths are warm starts.
     """
     path = [value for value in l2_strengths if value >= candidate.l2_strength]
     logits, targets = [], []

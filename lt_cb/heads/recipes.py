@@ -69,22 +69,13 @@ class Candidate(NamedTuple):
 def make_recipes(
     betas: Sequence[float], gammas: Sequence[float], taus: Sequence[float], multi_label: bool = False
 ) -> list[Recipe]:
-    """Return the recipes to compare.
+    """Return the recipes to compare; raise InputError for a value out of range.
 
     - One label an image: softmax and focal loss, each also class-balanced, and post-hoc logit adjustment.
     - Several labels: sigmoid and focal loss, each also with class weights by sample and by label.
 
     Balanced softmax and the logit-adjusted loss are left out. The bias of a head is not penalised, so that they have
     the weights of plain softmax, with a bias shifted by the prior: the same head as post-hoc adjustment.
-
-    Args:
-        betas: betas of the effective number, each in [0, 1).
-        gammas: gammas of the focal loss, each at least 0.
-        taus: strengths of the prior that is subtracted from the logits of a softmax head, each at least 0.
-        multi_label: whether an image has any number of labels.
-
-    Raises:
-        InputError: if a value is out of range.
     """
     for beta in betas:
         EffectiveNumber(beta)

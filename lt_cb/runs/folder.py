@@ -60,9 +60,10 @@ class RunDir:
     def planned(self) -> str | None:
         """Digest of the run that a grid has planned here; None without one, or if the file is damaged."""
         try:
-            return str(self.read_grid()["digest"])
-        except InputError:
+            digest: str = json.loads(self.grid.read_text(encoding="utf-8"))["digest"]
+        except (OSError, ValueError, LookupError, TypeError):
             return None
+        return digest
 
     @property
     def is_training(self) -> bool:
@@ -109,16 +110,6 @@ class RunDir:
             return []
         except (OSError, ValueError, csv.Error) as error:
             raise InputError(f"'{self.metrics}' is damaged ({error}). Remove the file.") from error
-
-    def read_grid(self) -> dict[str, Any]:
-        """Return name, aliases, digest and arguments of a grid's run; raise InputError without, or if damaged."""
-        try:
-            raw: dict[str, Any] = json.loads(self.grid.read_text(encoding="utf-8"))
-            if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
-                raise ValueError("it does not describe a run of a grid")
-        except (OSError, ValueError) as error:
-            raise InputError(f"'{self.grid}' is damaged ({error}). Remove the file.") from error
-        return raw
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
