@@ -27,32 +27,25 @@ class EvaluatedModule(LightningModule):
     num_classes: int  #: C, the number of classes
     groups: dict[str, list[int]]  #: class indices by shot group
     task: Task  #: one label or several labels an image
+    multi_label: bool  #: whether an image may have several labels, or none
     mean: Tensor  #: mean pixel of each channel, from 0 to 255
     std: Tensor  #: standard deviation of the pixels of each channel
+    prior: list[float] | None = None  #: share of each class to predict for; None is the share that the loss assumes
     prior_shift: Tensor | None
+    #: C scores from which on a label is predicted, with several labels an image; None is 0
+    thresholds: list[float] | None = None
+    #: whether the validation images are the test images, so that they must not choose thresholds;
+    #: `lt_cb.data.LongTailedDataModule` sets it, set it yourself if you pass loaders to a Trainer
+    validates_on_test = False
+    top: int | None = None  #: number of classes that ``predict_step`` returns, with one label an image
+    per_class: dict[str, Any]  #: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`
+    #: images by true, then predicted class, for at most 100 classes and one label an image
+    confusion: list[list[int]] | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        #: share of each class to predict for; None is the share that the loss assumes
-        self.prior: list[float] | None = None
-        #: C scores from which on a label is predicted, with several labels an image; None is 0
-        self.thresholds: list[float] | None = None
-        #: whether the validation images are the test images, so that they must not choose thresholds;
-        #: `lt_cb.data.LongTailedDataModule` sets it, set it yourself if you pass loaders to a Trainer
-        self.validates_on_test = False
-        #: number of classes that ``predict_step`` returns, with one label an image
-        self.top: int | None = None
-        #: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`
-        self.per_class: dict[str, Any] = {}
-        #: images by true, then predicted class, for at most 100 classes and one label an image
-        self.confusion: list[list[int]] | None = None
         self.register_buffer("prior_shift", None, persistent=False)
-        self._checked_images = False
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether an image may have several labels, or none."""
-        return self.task.multi_label
+        self.per_class, self._checked_images = {}, False
 
     def setup(self, stage: str) -> None:
         """Check the images of each stage anew."""

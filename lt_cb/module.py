@@ -113,7 +113,8 @@ class LongTailedClassifier(EvaluatedModule):
             self.hparams["loss"]["init_args"].pop("num_images", None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
-        self.second_stage, self.mix, self.task = second_stage, mix, Task.of(multi_label)
+        self.second_stage, self.mix = second_stage, mix
+        self.multi_label, self.task = multi_label, Task.of(multi_label)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.num_classes = len(loss.class_counts)
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
