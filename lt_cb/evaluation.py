@@ -27,32 +27,25 @@ class EvaluatedModule(LightningModule):
     num_classes: int  #: C, the number of classes
     groups: dict[str, list[int]]  #: class indices by shot group
     task: Task  #: one label or several labels an image
+    multi_label: bool  #: whether an image may have several labels, or none
     mean: Tensor  #: mean pixel of each channel, from 0 to 255
     std: Tensor  #: standard deviation of the pixels of each channel
+    prior: list[float] | None = None  #: share of each class to predict for; None is the share that the loss assumes
     prior_shift: Tensor | None
+    #: C scores from which on a label is predicted, with several labels an image; None is 0
+    thresholds: list[float] | None = None
+    #: whether the validation images are the test images, so that they must not choose thresholds;
+    #: `lt_cb.data.LongTailedDataModule` sets it, set it yourself if you pass loaders to a Trainer
+    validates_on_test = False
+    top: int | None = None  #: number of classes that ``predict_step`` returns, with one label an image
+    per_class: dict[str, Any]  #: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`
+    #: images by true, then predicted class, for at most 100 classes and one label an image
+    confusion: list[list[int]] | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        #: share of each class to predict for; None is the share that the loss assumes
-        self.prior: list[float] | None = None
-        #: C scores from which on a label is predicted, with several labels an image; None is 0
-        self.thresholds: list[float] | None = None
-        #: whether the validation images are the test images, so that they must not choose thresholds;
-        #: `lt_cb.data.LongTailedDataModule` sets it, set it yourself if you pass loaders to a Trainer
-        self.validates_on_test = False
-        #: number of classes that ``predict_step`` returns, with one label an image
-        self.top: int | None = None
-        #: values of each class in the last validation or test, see `lt_cb.metrics.Evaluation`
-        self.per_class: dict[str, Any] = {}
-        #: images by true, then predicted class, for at most 100 classes and one label an image
-        self.confusion: list[list[int]] | None = None
         self.register_buffer("prior_shift", None, persistent=False)
-        self._checked_images = False
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether an image may have several labels, or none."""
-        return self.task.multi_label
+        self.per_class, self._checked_images = {}, False
 
     def setup(self, stage: str) -> None:
         """Check the images of each stage anew."""
@@ -86,13 +79,8 @@ class EvaluatedModule(LightningModule):
     def set_prior(self, prior: Tensor) -> None:
         """Evaluate and predict for another class prior than the loss assumes, see `lt_cb.losses.prior`.
 
-        ``loss`` and saved logits do not change.
-
-        Args:
-            prior: share of each class, floating of shape (C,), at least 0, not all 0; a class of 0 is never predicted.
-
-        Raises:
-            InputError: if the loss assumes no prior, or an image may have several labels.
+        ``prior`` has the share of each class, floating of shape (C,), at least 0, not all 0; a class of 0 is never
+        predicted. Saved logits do not change. Raise InputError with several labels an image.
         """
         self.task.check_prior()
         prior = prior.double() / prior.double().sum()
@@ -116,7 +104,8 @@ class EvaluatedModule(LightningModule):
         probabilities: list[float] = torch.tensor(self.thresholds, dtype=torch.float64).sigmoid().tolist()
         return probabilities
 
-    def _evaluate(self, batch: Batch) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
         images, targets = batch
         self.check_images(images)
         self.task.check_targets(targets)
@@ -126,6 +115,8 @@ class EvaluatedModule(LightningModule):
         if self.eval_metrics:
             self.eval_metrics.update(self.probabilities(logits), targets)
         return {"logits": logits, "targets": targets}
+
+    test_step = validation_step
 
     def _log_results(self, stage: str) -> None:
         trains = stage == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
@@ -144,17 +135,9 @@ class EvaluatedModule(LightningModule):
         for metric in (self.evaluator, self.eval_loss, self.eval_metrics):
             metric.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
-        return self._evaluate(batch)
-
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...``; choose the thresholds of several labels, if the images are held out from training."""
         self._log_results("val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Evaluate a batch; return ``logits``, shape (B, C), and ``targets`` for callbacks."""
-        return self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/...``; raise InputError if the loss is NaN."""

@@ -54,22 +54,11 @@ def frozen_features(
 
     Features are the inputs of the network's last layer, in evaluation mode, for images that are scaled, cropped and
     normalised as in a test. The cache folder keeps them, so that no image is computed twice, not even for another
-    subset. An interrupted computation resumes.
-
-    Features are float32: float16 would need half of the disk space, but change some predictions.
-
-    Args:
-        model: its backbone, pixel mean and pixel standard deviation are used.
-        data: source of the images.
-        split: train, val or test.
-        trainer: runs the prediction; several devices share the images.
+    subset. An interrupted computation resumes. The trainer runs the prediction; several devices share the images.
 
     Returns:
-        Features, float32 of shape (N, D), and targets, int64 of shape (N,), or int8 of shape (N, C) with several labels
-        an image.
-
-    Raises:
-        InputError: if the last layer of the network is not linear, or there is no disk space for the features.
+        Features, float32 of shape (N, D) (float16 would change some predictions), and targets, int64 of shape (N,), or
+        int8 of shape (N, C) with several labels an image. InputError without a linear last layer, or disk space.
     """
     extractor = FeatureExtractor(model, data, split, trainer.precision)
     if len(extractor.missing()) or trainer.world_size > 1:  # all processes must join a distributed prediction
@@ -84,8 +73,8 @@ def frozen_features(
 class FeatureExtractor(LightningModule):
     """Predicts the features of a split, and writes each batch of them to ``<digest>.npy``.
 
-    The file has the features of all images of the split of the source, float32 of shape (M, D). Rows that are not
-    computed yet are NaN. The digest covers the network (without its classifier), the preprocessing and the images.
+    The file has a row for each image of the source's split, float32 of shape (M, D), NaN until computed. The digest
+    covers the network (without its classifier), the preprocessing and the images.
     """
 
     def __init__(
@@ -108,9 +97,7 @@ class FeatureExtractor(LightningModule):
     def missing(self) -> Tensor:
         """Return the positions in the split, int64 of shape (M,), of images without features."""
         rows, kept = self.data.rows[self.split], self._read()
-        if kept is None:
-            return torch.arange(len(rows))
-        return torch.from_numpy(np.isnan(kept[rows].sum(1)).nonzero()[0])
+        return torch.arange(len(rows)) if kept is None else torch.from_numpy(np.isnan(kept[rows].sum(1)).nonzero()[0])
 
     def _read(self) -> Features | None:
         """Return the kept features, None if the file is missing or damaged."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
@@ -22,12 +22,9 @@ MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
 
 class RunFolder(CSVLogger):
-    """Logs to CSV files in the folder of a run: ``save_dir/name/version``.
+    """Logs to CSV files in the folder of a run, ``save_dir/name/version``.
 
-    Args:
-        save_dir: root of the runs.
-        name: folder of similar runs.
-        version: folder of the run; None takes the next free ``version_N``, also if several processes start at once.
+    Without a version, it takes the next free ``version_N``, also if several processes start at once.
     """
 
     def __init__(self, save_dir: str, name: str = "run", version: str | None = None) -> None:
@@ -44,11 +41,7 @@ class RunFolder(CSVLogger):
         return cls(str(path.parent.parent), path.parent.name, path.name)
 
     def claim(self, resumed: dict[str, Any] | None = None) -> None:
-        """Use this folder for a run; raise InputError if it holds another run.
-
-        Args:
-            resumed: checkpoint of the run in this folder that training resumes from; the metrics up to it are kept.
-        """
+        """Use this folder for a run, after the metrics of a resumed checkpoint; raise InputError if it has another."""
         run = RunDir(self.log_dir)
         if resumed is None and (run.is_done or run.checkpoint.is_file()):
             raise InputError(
@@ -67,8 +60,7 @@ class RunFolder(CSVLogger):
                 break
             except FileExistsError:
                 self._version = int(self.version) + 1
-        if self._experiment is None:
-            self._experiment = _Metrics(self.log_dir, self._resumed)
+        self._experiment = self._experiment or _Metrics(self.log_dir, self._resumed)
         return self._experiment
 
 
@@ -90,11 +82,7 @@ class _Metrics(ExperimentWriter):
             run.metrics.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Append new rows, or write all rows again if there are new columns.
-
-        Raises:
-            OSError: with the name of the file, if it cannot be written; the earlier rows are kept.
-        """
+        """Append new rows, or write all rows again if there are new columns; an OSError names the file."""
         run = RunDir(self.log_dir)
         self._record_new_keys()
         if not self.metrics:
@@ -130,9 +118,8 @@ def _rows_until(run: RunDir, checkpoint: dict[str, Any]) -> list[dict[str, Any]]
         rank_zero_warn(f"'{run.metrics}' is damaged: it was renamed to '{aside}', and its rows are left out.")
         rows = []
     end, last = checkpoint.get("epoch", -1), checkpoint.get(METRICS) or {}
-    epochs = [float(row.get("epoch") or -1) for row in rows]
-    kept = [row for row, epoch in zip(rows, epochs, strict=True) if epoch <= end]
-    written = {name for row, epoch in zip(rows, epochs, strict=True) if epoch == end for name in row if row[name]}
+    kept = [row for row in rows if float(row.get("epoch") or -1) <= end]
+    written = {name for row in kept if float(row.get("epoch") or -1) == end for name in row if row[name]}
     if len(last) > 2 and not set(last) <= written:  # the process was killed between the checkpoint and the row
         kept.append(last)
     return kept
@@ -155,7 +142,7 @@ class WandB(WandbLogger):
         offline: keep the run on disk, for ``wandb sync``.
     """
 
-    beside: Logger | None = None  # logger of the run folder; set by the command line
+    beside: RunFolder | None = None  # set by the command line
 
     def __init__(
         self,
@@ -180,26 +167,23 @@ class WandB(WandbLogger):
     def experiment(self) -> Any:  # noqa: ANN401 - a run of wandb, which is imported late
         """The W&B run; the first access starts it."""
         if self._experiment is None:
-            folder = _folder(self.beside)
-            if folder is not None and self._wandb_init["name"] is None:
-                self._wandb_init["name"] = "/".join(Path(folder).parts[-2:])
+            if self.beside is not None and self._wandb_init["name"] is None:
+                self._wandb_init["name"] = "/".join(Path(self.beside.log_dir).parts[-2:])
             if self._wandb_init["mode"] in (None, "online"):
                 self._log_in()
         return super().experiment
 
     def _log_in(self) -> None:
-        """Log in without a prompt, or switch to offline."""
         import wandb
 
-        reason = "there is no API key"
         try:
-            if wandb.login(prompt=False):
-                return
+            reason = None if wandb.login(prompt=False) else "there is no API key"
         except wandb.errors.Error as error:  # the key is wrong, or the server does not answer
             reason = str(error).rstrip(".")
-        self._wandb_init["mode"] = "offline"
-        upload = "To upload it: wandb login, then wandb sync with its folder."
-        wandb.termwarn(f"{reason}, so the run stays on disk. {upload}")
+        if reason is not None:
+            self._wandb_init["mode"] = "offline"
+            upload = "To upload it: wandb login, then wandb sync with its folder."
+            wandb.termwarn(f"{reason}, so the run stays on disk. {upload}")
 
     def resume(self, run_id: str | None) -> None:
         """Continue the W&B run with this id; None starts a new run."""
@@ -209,10 +193,9 @@ class WandB(WandbLogger):
     def finalize(self, status: str) -> None:
         """Add the files of the run, and its checkpoints with ``log_model``."""
         super().finalize(status)
-        folder = _folder(self.beside)
-        if self._experiment is None or folder is None or self._experiment.disabled:
+        if self._experiment is None or self.beside is None or self._experiment.disabled:
             return
-        files, run = Path(self._experiment.dir, "run"), RunDir(folder)  # W&B writes another config.yaml above it
+        files, run = Path(self._experiment.dir, "run"), RunDir(self.beside.log_dir)  # W&B's config.yaml is above it
         for file in (run.config, run.result):
             if file.is_file():
                 files.mkdir(exist_ok=True)
@@ -244,7 +227,7 @@ def finish(succeeded: bool) -> None:
 class TensorBoard(TensorBoardLogger):
     """Logs to TensorBoard, in the folder of the run."""
 
-    beside: Logger | None = None  # logger of the run folder; set by the command line
+    beside: RunFolder | None = None  # set by the command line
 
     def __init__(self) -> None:
         super().__init__(save_dir="runs", version="", default_hp_metric=False)
@@ -252,8 +235,4 @@ class TensorBoard(TensorBoardLogger):
     @property
     def root_dir(self) -> str:
         """Folder of the run."""
-        return _folder(self.beside) or str(self.save_dir)
-
-
-def _folder(logger: Logger | None) -> str | None:
-    return None if logger is None else logger.log_dir
+        return str(self.save_dir) if self.beside is None else self.beside.log_dir

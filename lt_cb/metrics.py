@@ -36,42 +36,35 @@ class Mean(Metric):
 class Evaluation(NamedTuple):
     """Results of one validation or test.
 
-    Attributes:
-        metrics: scalars by name, to be logged.
-        per_class: lists of length C: ``total`` (images of a class), ``correct`` or ``known`` (counts of images), and
-            the measures of the task, NaN where undefined; and ``images``, the number of images.
-        confusion: images by true, then predicted class; None for many classes, or several labels an image.
-        thresholds: C scores from which on a label is predicted; None with one label an image.
+    ``per_class`` has lists of length C: ``total`` (images of a class), ``correct`` or ``known`` (counts of images), and
+    the measures of the task, NaN where undefined; and ``images``, the number of images.
     """
 
-    metrics: dict[str, Tensor]
-    per_class: dict[str, Any]
-    confusion: list[list[int]] | None = None
-    thresholds: list[float] | None = None
+    metrics: dict[str, Tensor]  #: scalars by name, to be logged
+    per_class: dict[str, Any]  #: values of each class
+    confusion: list[list[int]] | None = None  #: by true, then predicted class; None for many classes, or several labels
+    thresholds: list[float] | None = None  #: C scores from which on a label is predicted; None with one label an image
 
 
 class Evaluator(Metric):
     """Metrics of one validation or test, over all processes: ``update(scores, targets)``, ``compute() -> Evaluation``.
 
-    Args:
-        num_classes: C, the number of classes.
-        groups: class indices by shot group, from `shot_groups`.
-
-    Attributes:
-        thresholds: C scores from which on a label is predicted; None chooses the best on these images.
+    ``groups`` has the class indices by shot group, from `shot_groups`.
     """
+
+    thresholds: Sequence[float] | None = None  #: C scores from which on a label is predicted; None chooses the best
 
     def __init__(self, num_classes: int, groups: dict[str, list[int]]) -> None:
         super().__init__()
         self.num_classes, self.groups = num_classes, groups
-        self.thresholds: Sequence[float] | None = None
 
 
 class OneLabelEvaluator(Evaluator):
     """Accuracies with one label an image, and a confusion matrix of at most 100 classes.
 
-    The metrics are ``acc``, ``balanced_acc``, ``acc/NAME`` by shot group, and ``acc_top5`` for more than ten classes.
-    ``update`` does not wait for the device, and many classes need no C x C matrix.
+    The metrics are ``acc``, ``balanced_acc`` (mean over classes), ``acc/NAME`` (mean over a shot group), and
+    ``acc_top5`` for more than ten classes. Means skip classes without images; a mean over no class is NaN. ``update``
+    does not wait for the device.
     """
 
     correct: Tensor
@@ -101,25 +94,22 @@ class OneLabelEvaluator(Evaluator):
 
     def compute(self) -> Evaluation:
         """Return the results."""
-        metrics = accuracies(self.correct, self.total, self.groups)
+        images, accuracy = self.total.sum(), self.correct.double() / self.total  # NaN for a class without images
+        metrics = {"acc": self.correct.sum() / images, "balanced_acc": accuracy.nanmean().float()}
+        metrics |= {f"acc/{name}": accuracy[members].nanmean().float() for name, members in self.groups.items()}
         if self.has_top5:
-            metrics["acc_top5"] = self.top5 / self.total.sum()
-        values = {"correct": self.correct, "total": self.total, "accuracy": self.correct.double() / self.total}
-        per_class = {name: value.tolist() for name, value in values.items()} | {"images": int(self.total.sum())}
+            metrics["acc_top5"] = self.top5 / images
+        values = {"correct": self.correct, "total": self.total, "accuracy": accuracy, "images": images}
         confusion = self.pairs.view(self.num_classes, -1).tolist() if self.has_confusion else None
-        return Evaluation(metrics, per_class, confusion)
+        return Evaluation(metrics, {name: value.tolist() for name, value in values.items()}, confusion)
 
 
 class SeveralLabelsEvaluator(Evaluator):
     """Average precision, AUROC and F1 with several labels an image.
 
-    The metrics are means over the classes and over shot groups, named by ``means``, and ``f1_micro``. The means skip
-    undefined values; a mean over none is NaN. The scores of all images are stored, since exact average precision needs
-    them: 10,000 images of 100 classes take 5 MB.
-
-    Args:
-        num_classes, groups: see `Evaluator`.
-        means: name of the mean by measure, from `lt_cb.task.Task`.
+    The metrics are means over the classes and over shot groups, named by ``means`` of `lt_cb.task.Task`, and
+    ``f1_micro``. The means skip undefined values; a mean over none is NaN. The scores of all images are stored, since
+    exact average precision needs them: 10,000 images of 100 classes take 5 MB.
     """
 
     scores: list[Tensor]
@@ -152,8 +142,8 @@ class SeveralLabelsEvaluator(Evaluator):
         metrics["f1_micro"] = 2 * hits.sum() / total.sum()
         for group, members in self.groups.items():
             metrics |= {f"{name}/{group}": values[m][members].nanmean() for m, name in self.means.items()}
-        per_class: dict[str, Any] = {measure: value.tolist() for measure, value in values.items()}
-        per_class |= {"total": positive.sum(0).tolist(), "known": known.sum(0).tolist(), "images": len(targets)}
+        values |= {"total": positive.sum(0), "known": known.sum(0), "images": torch.tensor(len(targets))}
+        per_class = {name: value.tolist() for name, value in values.items()}
         on_device = {name: value.float().to(self.device) for name, value in metrics.items()}
         return Evaluation(on_device, per_class, thresholds=thresholds.tolist())
 
@@ -169,36 +159,17 @@ def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> 
     return {name: members for name, members in groups.items() if members}
 
 
-def accuracies(correct: Tensor, total: Tensor, groups: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Return the scalars ``acc`` (top-1), ``balanced_acc`` (mean over classes) and ``acc/NAME`` (mean over a group).
-
-    The means skip classes without samples; a mean over no class is NaN.
-
-    Args:
-        correct: correctly predicted samples of each class, int64 of shape (C,).
-        total: samples of each class, int64 of shape (C,).
-        groups: class indices by name, from `shot_groups`.
-    """
-    per_class = correct.double() / total  # NaN for a class without samples
-    results = {"acc": correct.sum() / total.sum(), "balanced_acc": per_class.nanmean()}
-    results |= {f"acc/{name}": per_class[members].nanmean() for name, members in groups.items()}
-    return {name: value.float() for name, value in results.items()}
-
-
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the exact average precision of each label, float64 of shape (C,).
+    """Return the exact average precision of each label, float64 of shape (C,); NaN without positive images.
 
-    It is NaN for a label without positive images or with NaN scores. Scores and targets have shape (N, C). Targets are
-    1, 0, or -1 for unknown; unknown labels are left out.
+    Scores and targets have shape (N, C). Targets are 1, 0, or -1 for unknown labels, which are left out. A label with
+    NaN scores has the value NaN.
     """
     return _by_label(binary_average_precision, scores, targets, (targets > 0).any(0))
 
 
 def auroc(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the exact area under the ROC curve of each label; arguments and result as in `average_precision`.
-
-    It is NaN for a label without positive images, without negative images, or with NaN scores.
-    """
+    """Return the exact area under the ROC curve, like `average_precision`; NaN also without negative images."""
     return _by_label(binary_auroc, scores, targets, (targets > 0).any(0) & (targets == 0).any(0))
 
 

@@ -51,15 +51,12 @@ class LongTailedClassifier(EvaluatedModule):
             weight decay 2e-4, as in Cui et al. 2019.
         lr_scheduler: factory, called with the optimiser. Schedules of `lt_cb.schedule` step every batch, others every
             epoch.
-        metrics: further metrics for ``val`` and ``test``, as factories of the number of classes C, for example
-            ``torchmetrics.classification.MulticlassF1Score``. They see class probabilities, (B, C), and the targets of
-            the loss. The name of the class is the name of the metric.
+        metrics: further metrics for ``val`` and ``test``, named by their class, as factories of the number of classes,
+            for example ``torchmetrics.classification.MulticlassF1Score``. They see probabilities, (B, C), and targets.
         drw_start: fraction of the training, in [0, 1], before the class weights of the loss count (deferred
             re-weighting, Cao et al. 2019, who use 0.8). It is rounded up to whole epochs.
-        decay_1d: apply weight decay to scales and shifts of norms and to biases too. Cui et al. do so on CIFAR, but not
-            for larger images.
-        head_init_std: standard deviation of the initial weights of the last layer, from a normal distribution; None
-            keeps the backbone's initial weights.
+        decay_1d: apply weight decay also to norms and biases, as Cui et al. do on CIFAR, but not for larger images.
+        head_init_std: standard deviation of the last layer's initial normal weights; None keeps the backbone's own.
         second_stage: change to the classifier of a trained network; ``fit`` then starts from a checkpoint.
         mix: mixes a batch of images and one-hot targets, like torchvision's ``MixUp`` and ``CutMix``.
         fast: ``auto`` records `ResNetCifar` as CUDA graphs on a single NVIDIA GPU, and compiles other backbones there
@@ -116,7 +113,8 @@ class LongTailedClassifier(EvaluatedModule):
             self.hparams["loss"]["init_args"].pop("num_images", None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
-        self.second_stage, self.mix, self.task = second_stage, mix, Task.of(multi_label)
+        self.second_stage, self.mix = second_stage, mix
+        self.multi_label, self.task = multi_label, Task.of(multi_label)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.num_classes = len(loss.class_counts)
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
@@ -159,11 +157,9 @@ class LongTailedClassifier(EvaluatedModule):
         return backbone.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, shape (B, C).
+        """Return logits, shape (B, C), of images, shape (B, in_channels, H, W), or of features, shape (B, D).
 
-        Args:
-            images: shape (B, in_channels, H, W): uint8 pixels, or floating and already normalised. Or features, shape
-                (B, D), for the classifier alone.
+        Images are uint8 pixels, or floating and already normalised. Features are for the classifier alone.
         """
         classifier = last_linear(self.backbone, self.num_classes) if images.ndim == 2 else None
         logits: Tensor = self.backbone(self._normalized(images)) if classifier is None else classifier(images)
@@ -232,40 +228,33 @@ class LongTailedClassifier(EvaluatedModule):
         self._losses.append((self.global_step, rate, loss.detach()))
         if batch_idx % self._trainer.accumulate_grad_batches == 0:
             self._window = {}
-        self._window[batch_idx] = self._mean_size(len(images))
+        size = float(len(images))
+        if self._trainer.world_size > 1 and self._trainer.is_last_batch:  # the only batch whose size can differ
+            size = float(self._trainer.strategy.reduce(torch.tensor(size, device=self.device), reduce_op="mean"))
+        self._window[batch_idx] = size
         return loss * (len(images) / next(iter(self._window.values())))
 
     def _mixed(self, mix: nn.Module, images: Tensor, targets: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Return mixed images and targets; each batch has its own seed, so that a resumed training mixes alike."""
         one_hot = self.task.one_hot(targets, self.num_classes)
-        with torch.random.fork_rng(devices=[]):
-            seed = seed_of(self.mix_seed, self.current_epoch, batch_idx, self.global_rank)
-            torch.default_generator.manual_seed(seed)
-            try:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                seed = seed_of(self.mix_seed, self.current_epoch, batch_idx, self.global_rank)
+                torch.default_generator.manual_seed(seed)
                 images, targets = mix(self._normalized(images), one_hot)
-            except TypeError as error:
-                raise InputError(
-                    f"--model.mix does not take images and one-hot targets ({error}): choose MixUp or CutMix."
-                ) from error
+        except TypeError as error:
+            remedy = "choose MixUp or CutMix"
+            raise InputError(f"--model.mix does not take images and one-hot targets ({error}): {remedy}.") from error
         return images, targets
 
-    def _mean_size(self, images: int) -> float:
-        """Return the images of a batch, averaged over processes; only the last batch of an epoch may differ."""
-        if self.trainer.world_size == 1 or not self.trainer.is_last_batch:
-            return images
-        return float(self.trainer.strategy.reduce(torch.tensor(float(images), device=self.device), reduce_op="mean"))
-
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Rescale the gradient of a step with fewer images, so that it is the mean over these images.
-
-        Lightning divides each loss by ``accumulate_grad_batches``, even if the last step of an epoch has fewer batches.
-        """
+        """Rescale the gradient of a step with fewer images, so that it is the mean over these images."""
         sizes = list(self._window.values())
+        # Lightning divides each loss by accumulate_grad_batches, even if the last step of an epoch has fewer batches
         expected = self.trainer.accumulate_grad_batches * sizes[0] if sizes else 0
         if expected != sum(sizes):
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad *= expected / sum(sizes)
+            for gradient in (p.grad for p in self.parameters() if p.grad is not None):
+                gradient *= expected / sum(sizes)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch; raise InputError if it is not finite."""

@@ -1,10 +1,11 @@
 """End of a run: ``result.json``, and a table of the classes on the screen."""
 
 import math
-import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import lightning
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import lt_cb
@@ -31,10 +32,7 @@ MAX_LINES = 100  # classes of the largest printed table
 
 
 class ResultFile(Callback):
-    """Writes ``result.json`` after a test and prints the scores of each class.
-
-    The Trainer of ``fit`` and a new one that tests may share it: it remembers the epochs and seconds of the training.
-    """
+    """Writes ``result.json`` after a test, with epochs and seconds of the training, and prints the class scores."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}  # by stage, over all parts of a resumed training
@@ -69,10 +67,11 @@ class ResultFile(Callback):
         folder = trainer.log_dir  # a broadcast, which every process must join
         if not trainer.is_global_zero:
             return
-        record = self._record(trainer, pl_module, RunDir(folder or "."))
+        run = RunDir(folder or ".")
+        record = self._record(trainer, pl_module, run)
         written = folder is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if written:
-            write_json(RunDir(str(folder)).result, record.to_json())
+            write_json(run.result, record.to_json())
         if trainer.progress_bar_callback is not None:  # a live bar and the table would overwrite each other
             trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
         _print_table(record)
@@ -95,7 +94,7 @@ class ResultFile(Callback):
             known_counts=of_classes.get("known"),
             thresholds=module.threshold_probabilities,
             confusion=module.confusion if len(counts) <= MAX_CONFUSION else None,
-            test_images=of_classes["images"] if module.multi_label else sum(of_classes["total"]),
+            test_images=of_classes["images"],
             skipped_images={str(split): number for split, number in data.skipped.items()} if data else {},
             prior=module.prior,
             epochs=trainer.current_epoch if self._epochs is None else self._epochs,
@@ -109,15 +108,10 @@ class ResultFile(Callback):
             threads=torch.get_num_threads(),
             processes=trainer.world_size,
             wandb_run=None if wandb is None else wandb.version,
-            grid=_grid(run),
+            grid=run.planned,
             commit=commit(),
             **(data.facts() if data else {}),
-            versions={
-                "lt_cb": lt_cb.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "lightning": lightning.__version__,
-            },
+            versions={m.__name__: m.__version__ for m in (lt_cb, torch, lightning)} | {"python": python_version()},
         )
 
 
@@ -125,19 +119,10 @@ def _training_callbacks(trainer: Trainer, run: RunDir) -> list[dict[str, Any]]:
     """Return the callbacks that trained the tested checkpoint, by the configuration of its run or of this one."""
     trained = [RunDir(Path(trainer.ckpt_path).parent.parent)] if trainer.ckpt_path else []
     for folder in (*trained, run):
-        try:
+        with suppress(InputError):  # no configuration
             return training_callbacks(folder.read_config())
-        except InputError:  # no configuration
-            continue
     paths = [f"{type(c).__module__}.{type(c).__qualname__}" for c in trainer.callbacks]  # type: ignore[attr-defined]
     return [{"class_path": path} for path in paths if changes_training(path)]
-
-
-def _grid(run: RunDir) -> str | None:
-    try:
-        return str(run.read_grid()["digest"])
-    except InputError:  # not a run of a grid
-        return None
 
 
 def trained_epochs(checkpoint: Mapping[str, Any]) -> int:
@@ -185,9 +170,6 @@ def _why_it_ended(trainer: Trainer) -> str:
 
 def class_values(module: LongTailedClassifier, measure: str) -> list[float | None]:
     """Return C scores in [0, 1] of the last validation or test, None for a class without samples."""
-    if measure == "accuracy":
-        pairs = zip(module.per_class["correct"], module.per_class["total"], strict=True)
-        return [correct / total if total else None for correct, total in pairs]
     return [None if math.isnan(value) else value for value in module.per_class[measure]]
 
 
@@ -204,16 +186,13 @@ def plain_text(name: str) -> Text:
 def _print_table(record: Record) -> None:
     measures = record.task.measures
     titles = [measure_title(name) for name in measures]
-    table = Table("class", title=f"Test {titles[0]} by class")
-    for title in ("training images", *titles):
-        table.add_column(title, justify="right")
-    table.add_column("")
+    numbers = [Column(title, justify="right") for title in ("training images", *titles)]
+    table = Table("class", *numbers, "", title=f"Test {titles[0]} by class")
     bar_width = 20 if len(measures) == 1 else 10
     scores = [record.per_class[name] for name in measures]
     rows: list[list[str | Text]] = []
     for name, count, *values in zip(map(plain_text, record.class_names), record.class_counts, *scores, strict=True):
-        bar = "" if values[0] is None else "█" * round(values[0] * bar_width)
-        rows.append([name, str(count), *map(_percent, values), bar])
+        rows.append([name, str(count), *map(_percent, values), "█" * round((values[0] or 0.0) * bar_width)])
     if len(rows) > MAX_LINES:
         rows[MAX_LINES // 2 : -MAX_LINES // 2] = [[f"{len(rows) - MAX_LINES} more, see result.json"]]
     for row in rows:

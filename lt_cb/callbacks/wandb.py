@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lt_cb.callbacks.result import class_values, measure_title
@@ -18,11 +19,9 @@ class ClassesToWandB(Callback):
     """Sends class counts and class scores to the `WandB` logger, if there is one.
 
     - After each validation: one chart of the scores by epoch. It has a line for each class, or for each of 20 groups of
-      classes, from the most to the least frequent.
+      classes, from the most to the least frequent. No class has a scalar, so thousands of classes cost no time.
     - After training and test: one table of all classes.
     - After a test of up to 100 classes: bars and a confusion matrix.
-
-    No class has a scalar of its own, so thousands of classes cost no time.
     """
 
     def __init__(self) -> None:
@@ -44,13 +43,13 @@ class ClassesToWandB(Callback):
             return
         labels, members = _bands(pl_module)
         measure = pl_module.task.measures[0]
-        values = np.array(class_values(pl_module, measure), dtype=float)
+        values = torch.tensor(pl_module.per_class[measure], dtype=torch.float64)
         self._epochs.append(trainer.current_epoch)
-        self._lines.append([_mean(values[band]) for band in members])
+        self._lines.append([values[band].nanmean().item() for band in members])
         if trainer.is_global_zero:
             import wandb
 
-            series = [list(line) for line in zip(*self._lines, strict=True)]
+            series = np.transpose(self._lines).tolist()
             title = f"Validation {measure_title(measure)} by class"
             chart: Any = wandb.plot.line_series(self._epochs, series, labels, title, "epoch")
             logger.log_metrics({"val/classes_by_epoch": chart}, trainer.global_step)
@@ -84,11 +83,6 @@ class ClassesToWandB(Callback):
             table = wandb.Table(list(fields), pairs)
             charts["test/confusion"] = wandb.plot_table("wandb/confusion_matrix/v1", table, fields)
         logger.log_metrics(charts, trainer.global_step)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def _bands(module: LongTailedClassifier) -> tuple[list[str], list[np.ndarray]]:

@@ -16,7 +16,6 @@ from lt_cb.heads.recipes import Candidate
 from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
 from lt_cb.heads.solve import Basis
 from lt_cb.loggers import WandB
-from lt_cb.metrics import accuracies
 from lt_cb.runs.folder import RunDir, whole_file, write_text
 from lt_cb.runs.record import METRICS
 
@@ -52,23 +51,24 @@ def _test(setup: Setup, l2_strengths: Sequence[float]) -> dict[Candidate, float]
     if data.multi_label:
         return {candidate: precisions.nanmean().item() for candidate, precisions in measured.items()}
     total = test[1].bincount(minlength=model.num_classes)
-    return {candidate: accuracies(correct, total, {})["balanced_acc"].item() for candidate, correct in measured.items()}
+    return {candidate: (correct.double() / total).nanmean().float().item() for candidate, correct in measured.items()}
 
 
 def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]]) -> None:
     """Print the scores, and write them as CSV, as a page, and as a table of W&B."""
     seeds = cli.config.seeds
     folder, loggers = run_loggers(cli, setup.options.trainer)
-    _ = folder.experiment  # creates the folder
-    run = RunDir(folder.log_dir)
+    run = RunDir(folder.experiment.log_dir)  # creates the folder
     column = setup.data.task.main_metric
     metric = METRICS[column].title.lower()
     header = ["loss", "options", "beta", "lambda", "subset_seed", column]
-    rows = [
-        [recipe.loss, dict(recipe.options) or None, recipe.beta, l2_strength, seed, round(score, 6)]
-        for (recipe, l2_strength), values in scores.items()
-        for seed, score in zip(seeds, values, strict=True)
-    ]
+    rows: list[list[object]] = []
+    for (recipe, l2_strength), values in scores.items():
+        options = str(dict(recipe.options)) if recipe.options else None
+        rows += [
+            [recipe.loss, options, recipe.beta, l2_strength, seed, round(score, 6)]
+            for seed, score in zip(seeds, values, strict=True)
+        ]
     with whole_file(run.heads) as stream:
         csv.writer(stream).writerows([header, *rows])
     note = f"Test images, means over {len(seeds)} subset seeds, in percent. The best is bold; do not choose by it."
@@ -82,4 +82,4 @@ def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]])
     sys.stdout.write(f"{run.heads}, {run.heads_page}\n")
     for logger in loggers:
         if isinstance(logger, WandB):
-            logger.log_table("heads", header, [[str(v) if isinstance(v, dict) else v for v in row] for row in rows])
+            logger.log_table("heads", header, rows)

@@ -28,25 +28,28 @@ COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact
 def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -> Tensor:
     """Assign training images to folds.
 
-    The images of a class are spread evenly over all folds: with one label an image, their numbers differ by at most
-    one. The images of a class with fewer images than folds are always trained on and never held out.
+    The images of a class are spread evenly over all folds. A class with fewer images than folds is never held out.
 
     Args:
         targets: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C).
-        num_classes: number of classes C.
+        num_classes: number of classes C; InputError if fewer than two of them can be held out.
         folds: number of folds K, at least 2.
         seed: seed of the assignment.
 
     Returns:
         Fold of each image in [0, K), -1 for images that are always trained on, int64 of shape (N,).
-
-    Raises:
-        InputError: if fewer than two classes can be held out.
     """
+    assigned = torch.full((len(targets),), -1)
     if targets.ndim == 2:
-        assigned = _multilabel_folds(targets.numpy(), folds, seed)
+        labels = targets.numpy()
+        frequent = (labels == 1).sum(0) >= folds
+        left = np.flatnonzero(~(labels[:, ~frequent] == 1).any(1))
+        for k in range(folds - 1):
+            others, held_out = stratify(labels[left], 1 / (folds - k), seed)
+            assigned[left[held_out]] = k
+            left = left[others]
+        assigned[left] = folds - 1
     else:
-        assigned = torch.full_like(targets, -1)
         for label in range(num_classes):
             members = (targets == label).nonzero()[:, 0].numpy()
             if len(members) >= folds:
@@ -54,7 +57,8 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
                 # a random first fold for each class, so that the larger folds differ between classes
                 places = (np.arange(len(members)) + rng.integers(folds)) % folds
                 assigned[torch.from_numpy(rng.permutation(members))] = torch.from_numpy(places)
-    num_held_out = int((held_out_counts(targets, num_classes, assigned) > 0).all(0).sum())
+    counts = [count_labels(targets[assigned == k].numpy(), num_classes) for k in range(folds)]
+    num_held_out = int((torch.tensor(counts) > 0).all(0).sum())
     if num_held_out < 2:
         raise InputError(
             f"{num_held_out} of {num_classes} classes have {folds} training images or more, but at least 2 are needed "
@@ -63,36 +67,12 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
     return assigned
 
 
-def _multilabel_folds(labels: np.ndarray, folds: int, seed: int) -> Tensor:
-    frequent = (labels == 1).sum(0) >= folds
-    assigned = torch.full((len(labels),), -1)
-    left = np.flatnonzero(~(labels[:, ~frequent] == 1).any(1))
-    for k in range(folds - 1):
-        others, held_out = stratify(labels[left], 1 / (folds - k), seed)
-        assigned[left[held_out]] = k
-        left = left[others]
-    assigned[left] = folds - 1
-    return assigned
-
-
-def held_out_counts(targets: Tensor, num_classes: int, folds: Tensor) -> Tensor:
-    """Return how many images of each class each fold holds out, int64 of shape (K, C)."""
-    number = int(folds.max()) + 1
-    return torch.tensor([count_labels(targets[folds == k].numpy(), num_classes) for k in range(number)])
-
-
 @dataclass
 class Trial:
-    """Results of all candidates on held-out images.
+    """Results of all candidates on held-out images, by fold and class."""
 
-    Attributes:
-        counts: held-out images of each class by fold, int64 of shape (K, C).
-        measured: for each candidate, by fold and class, shape (K, C): correctly predicted images, int64, or with
-            several labels an image the average precision, float64.
-    """
-
-    counts: Tensor
-    measured: dict[Candidate, Tensor]
+    counts: Tensor  #: held-out images, int64 of shape (K, C)
+    measured: dict[Candidate, Tensor]  #: correct images, int64, or average precision, float64, of shape (K, C)
 
     def rates(self, candidate: Candidate) -> Tensor:
         """Return accuracy, or average precision, by fold and class, float64 of shape (K, C)."""
@@ -108,17 +88,10 @@ class Trial:
 def measure_all(
     train: FeatureSet, held_out: FeatureSet, recipes: Sequence[Recipe], l2_strengths: Sequence[float]
 ) -> dict[Candidate, Tensor]:
-    """Solve every recipe at every L2 strength, and measure the heads on held-out images.
+    """Solve every recipe at every L2 strength on training images, and measure the heads on held-out images.
 
-    Args:
-        train: training images.
-        held_out: other images, to predict.
-        recipes: recipes, including plain softmax if any is post-hoc logit adjustment.
-        l2_strengths: values of lambda, each at least 0.
-
-    Returns:
-        Correctly predicted images of each class, int64 of shape (C,), or with several labels an image the average
-        precision of each class, float64 of shape (C,).
+    Return correctly predicted images by class, int64 of shape (C,), or with several labels an image the average
+    precision, float64. Post-hoc logit adjustment needs plain softmax among the recipes.
     """
     losses = {recipe: recipe.make(train.class_counts) for recipe in recipes}
     solved = [recipe for recipe in recipes if recipe.loss != POST_HOC]  # post-hoc adjustment needs no solve
@@ -137,37 +110,25 @@ def measure_all(
 
 
 def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]) -> Trial:
-    """Hold out each fold once, solve all heads on the other images, and measure them on the fold.
+    """Hold out each fold of `stratified_folds` once, solve all heads on the other images, and measure them on the fold.
 
-    Args:
-        data: all training images. Their `Basis` uses no targets and may have seen the held-out images.
-        folds: fold of each image, as `stratified_folds` returns them.
-        recipes: recipes; see `measure_all`.
-        l2_strengths: values of lambda, each at least 0.
+    The `Basis` of the training images uses no targets, and may have seen the held-out images.
     """
     number = int(folds.max()) + 1
-    results: dict[Candidate, list[Tensor]] = {}
+    counts, results = [], []
     for k in progress(range(number), "Heads of folds", number):
-        parts = data.select(folds != k), data.select(folds == k)
-        for candidate, values in measure_all(*parts, recipes, l2_strengths).items():
-            results.setdefault(candidate, []).append(values)
-    counts = held_out_counts(data.targets, data.num_classes, folds)
-    return Trial(counts, {candidate: torch.stack(rows) for candidate, rows in results.items()})
+        held_out = data.select(folds == k)
+        counts.append(held_out.class_counts)
+        results.append(measure_all(data.select(folds != k), held_out, recipes, l2_strengths))
+    return Trial(torch.tensor(counts), {c: torch.stack([result[c] for result in results]) for c in results[0]})
 
 
 def held_out_logits(
     data: FeatureSet, folds: Tensor, candidate: Candidate, l2_strengths: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Solve a candidate on all folds again.
+    """Solve a candidate on all folds again; return held-out logits, (M, C), and targets, (M,) or (M, C).
 
-    Args:
-        data: all training images.
-        folds: fold of each image, as `stratified_folds` returns them.
-        candidate: the recipe and its L2 strength.
-        l2_strengths: strengths of the path; solutions at the larger ones are warm starts.
-
-    Returns:
-        Logits of the held-out images, (M, C), and their targets, (M,) or (M, C).
+    The larger of the L2 strengths are warm starts.
     """
     path = [value for value in l2_strengths if value >= candidate.l2_strength]
     logits, targets = [], []
@@ -183,12 +144,7 @@ def held_out_logits(
 def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:
     """Return the temperature in [0.05, 20] that minimises the cross-entropy of held-out images (Guo et al. 2017).
 
-    Each class counts by its share of the prior that the loss assumes.
-
-    Args:
-        loss: loss of the head.
-        logits: logits of held-out images, shape (M, C).
-        targets: class indices, int64 of shape (M,).
+    Each class counts by its share of the prior that the loss assumes. Logits have shape (M, C), targets (M,).
     """
     weights = (assumed_prior(loss) / targets.bincount(minlength=logits.shape[1]).clamp(min=1)).float()[targets]
 
@@ -211,21 +167,13 @@ def temperature_scaled(loss: Loss, logits: Tensor, temperature: float) -> Tensor
 
 
 class Choice(NamedTuple):
-    """The chosen candidate, and its gain over plain softmax or sigmoid.
-
-    Attributes:
-        chosen: candidate to train the final head with.
-        plain: plain softmax, or sigmoid, at its best L2 strength.
-        gain: score of ``chosen`` minus score of ``plain``, in [-1, 1].
-        low: lower end of the 95 % interval of the gain (Student's t, paired by fold).
-        high: upper end of the interval.
-    """
+    """The chosen candidate, and its gain over plain softmax or sigmoid."""
 
     chosen: Candidate
-    plain: Candidate
-    gain: float
-    low: float
-    high: float
+    plain: Candidate  #: plain softmax, or sigmoid, at its best L2 strength
+    gain: float  #: score of ``chosen`` minus score of ``plain``, in [-1, 1]
+    low: float  #: lower end of the 95 % interval of the gain (Student's t, paired by fold)
+    high: float  #: upper end of the interval
 
     @property
     def is_plain(self) -> bool:
@@ -234,13 +182,10 @@ class Choice(NamedTuple):
 
 
 def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
-    """Choose by the one-standard-error rule.
+    """Choose the simplest recipe, at its best setting, among candidates within one standard error of the best.
 
-    Among candidates within one standard error of the best, the simplest recipe is chosen, at its best setting. The
-    standard error is that of the difference, paired by fold. All values of tau are equally simple.
-
-    The rule does not ask for a significant gain over plain softmax: a few folds of few images are a weak test. See
-    the interval of the gain for that.
+    The standard error is that of the difference, paired by fold. All values of tau are equally simple. The rule does
+    not ask for a significant gain over plain softmax: a few folds of few images are a weak test.
 
     Args:
         scores: scores of each candidate by fold, in [0, 1], shape (K,). Plain softmax or sigmoid must be among them.

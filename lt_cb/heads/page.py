@@ -19,22 +19,13 @@ Scores = Mapping[Candidate, Sequence[float]]
 
 
 def score_table(scores: Scores, metric: str, note: str) -> Section:
-    """Return mean scores in percent, a row for each recipe and a column for each L2 strength.
-
-    Args:
-        scores: scores of each candidate by fold or seed, in [0, 1].
-        metric: name of the score.
-        note: text below the title.
-    """
+    """Return mean scores in percent of each candidate, by fold or seed: a row a recipe, a column an L2 strength."""
     l2_strengths = sorted({candidate.l2_strength for candidate in scores}, reverse=True)
     best = max(scores, key=lambda c: statistics.mean(scores[c]))
-    rows = []
-    for recipe in dict.fromkeys(candidate.recipe for candidate in scores):
-        row = [str(recipe)]
-        for candidate in (Candidate(recipe, l2_strength) for l2_strength in l2_strengths):
-            cell = f"{100 * statistics.mean(scores[candidate]):.1f}"
-            row.append(f"**{cell}**" if candidate == best else cell)
-        rows.append(row)
+    cells = {candidate: f"{100 * statistics.mean(values):.1f}" for candidate, values in scores.items()}
+    cells[best] = f"**{cells[best]}**"
+    recipes = dict.fromkeys(candidate.recipe for candidate in scores)
+    rows = [[str(recipe), *(cells[Candidate(recipe, strength)] for strength in l2_strengths)] for recipe in recipes]
     header = ["method", *(f"λ {l2_strength:g}" for l2_strength in l2_strengths)]
     return Section(f"{metric.capitalize()} by loss and L2 strength", note, header, rows)
 
@@ -42,32 +33,23 @@ def score_table(scores: Scores, metric: str, note: str) -> Section:
 def accuracy_table(names: Sequence[str], correct: Mapping[str, Tensor], counts: Sequence[int], note: str) -> Section:
     """Return held-out accuracies of the classes, with Wilson's 95 % interval of the last method.
 
-    Args:
-        names: class names.
-        correct: correctly predicted images of each method, int64 of shape (C,).
-        counts: held-out images by class.
-        note: text below the title.
+    ``correct`` has the correctly predicted images of each method, int64 of shape (C,).
     """
     rows = []
-    for i, (name, total) in enumerate(zip(names, counts, strict=True)):
-        hits = [int(values[i]) for values in correct.values()]
-        low, high = wilson(hits[-1], total)
-        cells = (
-            [*(f"{100 * right / total:.1f}" for right in hits), f"{100 * low:.1f} to {100 * high:.1f}"] if total else []
-        )
-        rows.append([name, str(total), *(cells or ["–"] * (len(hits) + 1))])
+    for name, total, *hits in zip(names, counts, *(values.tolist() for values in correct.values()), strict=True):
+        cells = ["–"] * (len(hits) + 1)
+        if total:
+            low, high = (100 * end for end in wilson(hits[-1], total))
+            cells = [*(f"{100 * right / total:.1f}" for right in hits), f"{low:.1f} to {high:.1f}"]
+        rows.append([name, str(total), *cells])
     header = ["class", "held-out images", *(f"{method}, percent" for method in correct), "95 % interval"]
     return Section("Accuracy of the classes", note, header, rows)
 
 
 def precision_table(names: Sequence[str], rates: Tensor, counts: Sequence[int], note: str) -> Section:
-    """Return average precisions of the classes in percent, as mean and standard deviation over folds.
+    """Return average precisions of the classes, mean and standard deviation over folds.
 
-    Args:
-        names: class names.
-        rates: average precision by fold and class, shape (K, C), NaN where unknown.
-        counts: held-out images that have the label, by class.
-        note: text below the title.
+    ``rates`` has shape (K, C), by fold and class, NaN where unknown.
     """
     rows = []
     for name, by_fold, total in zip(names, rates.T, counts, strict=True):
@@ -79,15 +61,7 @@ def precision_table(names: Sequence[str], rates: Tensor, counts: Sequence[int], 
 
 
 def html(title: str, finding: str, tables: list[Section], scores: Scores, metric: str) -> str:
-    """Return a page that loads nothing: the finding, the tables, and a chart of mean scores by L2 strength.
-
-    Args:
-        title: title of the page.
-        finding: first paragraph.
-        tables: one or more tables.
-        scores: scores of each candidate by fold or seed, in [0, 1].
-        metric: name of the score.
-    """
+    """Return a page that loads nothing: the finding, the tables, and a chart of mean scores by L2 strength."""
     values = []
     for (recipe, l2_strength), each in scores.items():
         mean, half = 100 * statistics.mean(each), 100 * half_width(each) if len(each) > 1 else 0.0

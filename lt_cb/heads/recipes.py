@@ -1,6 +1,7 @@
 """Recipes: the losses, class weights and L2 strengths that are compared for a linear head."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from lt_cb import losses
@@ -13,17 +14,11 @@ SYMBOLS = {"gamma": "γ", "tau": "τ"}
 
 
 class Recipe(NamedTuple):
-    """A loss with its options and class weights.
+    """A loss with its options and class weights."""
 
-    Attributes:
-        loss: name of a class in `lt_cb.losses`.
-        options: its arguments besides class counts and weighting, as pairs of name and value.
-        beta: beta of `EffectiveNumber`; None without class weights.
-    """
-
-    loss: str
-    options: tuple[tuple[str, float | str], ...] = ()
-    beta: float | None = None
+    loss: str  #: name of a class in `lt_cb.losses`
+    options: tuple[tuple[str, float | str], ...] = ()  #: arguments besides class counts and weighting, name and value
+    beta: float | None = None  #: beta of `EffectiveNumber`; None without class weights
 
     @property
     def complexity(self) -> int:
@@ -31,7 +26,7 @@ class Recipe(NamedTuple):
         if self.loss == POST_HOC:
             return 1
         additions = (self.loss == "FocalLoss") + (self.beta is not None)
-        return additions + 1 if additions else 0
+        return additions + (additions > 0)
 
     def make(self, class_counts: Sequence[int]) -> Loss:
         """Return the loss for class counts of shape (C,)."""
@@ -74,22 +69,13 @@ class Candidate(NamedTuple):
 def make_recipes(
     betas: Sequence[float], gammas: Sequence[float], taus: Sequence[float], multi_label: bool = False
 ) -> list[Recipe]:
-    """Return the recipes to compare.
+    """Return the recipes to compare; raise InputError for a value out of range.
 
     - One label an image: softmax and focal loss, each also class-balanced, and post-hoc logit adjustment.
     - Several labels: sigmoid and focal loss, each also with class weights by sample and by label.
 
     Balanced softmax and the logit-adjusted loss are left out. The bias of a head is not penalised, so that they have
     the weights of plain softmax, with a bias shifted by the prior: the same head as post-hoc adjustment.
-
-    Args:
-        betas: betas of the effective number, each in [0, 1).
-        gammas: gammas of the focal loss, each at least 0.
-        taus: strengths of the prior that is subtracted from the logits of a softmax head, each at least 0.
-        multi_label: whether an image has any number of labels.
-
-    Raises:
-        InputError: if a value is out of range.
     """
     for beta in betas:
         EffectiveNumber(beta)
@@ -101,9 +87,7 @@ def make_recipes(
         plain = [SIGMOID, *focal]
         weighted = [
             Recipe(recipe.loss, (*recipe.options, ("weight_of", weight_of)), beta)
-            for recipe in plain
-            for beta in betas
-            for weight_of in ("sample", "label")
+            for recipe, beta, weight_of in product(plain, betas, ("sample", "label"))
         ]
         return [*plain, *weighted]
     adjusted = [Recipe(POST_HOC, (("tau", tau),)) for tau in taus if tau]

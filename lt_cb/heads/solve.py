@@ -21,31 +21,20 @@ MAX_ROUNDS = 1000
 
 @dataclass
 class Basis:
-    """Principal axes of standardised training features.
+    """Principal axes of standardised training features, without axes of no variance, whose weights would be zero.
 
     A rotation does not change the L2 penalty. Along these axes the curvature of the loss is nearly diagonal, so that
-    heads converge in tens of steps. Axes without variance are left out: the weights along them are zero in any
-    solution.
-
-    Attributes:
-        mean: mean of the features, shape (D,).
-        scale: standard deviation of the features, 1 for a constant one, shape (D,).
-        axes: orthonormal columns, shape (D, R).
-        variances: variances of the standardised features along the axes, shape (R,).
+    heads converge in tens of steps.
     """
 
-    mean: Tensor
-    scale: Tensor
-    axes: Tensor
-    variances: Tensor
+    mean: Tensor  #: of the features, shape (D,)
+    scale: Tensor  #: standard deviation of the features, 1 for a constant one, shape (D,)
+    axes: Tensor  #: orthonormal columns, shape (D, R)
+    variances: Tensor  #: of the standardised features along the axes, shape (R,)
 
     @classmethod
     def fit(cls, features: Tensor) -> "Basis":
-        """Return the basis of training features, floating of shape (N, D).
-
-        Raises:
-            InputError: if a feature is not finite.
-        """
+        """Return the basis of training features, floating of shape (N, D); raise InputError if one is not finite."""
         width = features.shape[1]
         total, products = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
         for block in torch.split(features, BLOCK_ROWS):
@@ -64,13 +53,7 @@ class Basis:
         return cls(mean.float(), scale.float(), axes[:, kept].float(), variances[kept].float())
 
     def project(self, features: Tensor, targets: Tensor, num_classes: int) -> "FeatureSet":
-        """Standardise and rotate features.
-
-        Args:
-            features: floating, shape (N, D).
-            targets: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C), -1 where unknown.
-            num_classes: number of classes C.
-        """
+        """Standardise and rotate features, floating of shape (N, D). See `FeatureSet` for ``targets``."""
         projected = torch.empty(len(features), self.axes.shape[1])
         for rows, block in zip(torch.split(projected, BLOCK_ROWS), torch.split(features, BLOCK_ROWS), strict=True):
             torch.mm((block.float() - self.mean) / self.scale, self.axes, out=rows)
@@ -84,19 +67,12 @@ class Basis:
 
 @dataclass
 class FeatureSet:
-    """Features of N images in a `Basis`, with their targets.
+    """Features of N images in a `Basis`, with their targets."""
 
-    Attributes:
-        features: float32, shape (N, R).
-        targets: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C), -1 where unknown.
-        num_classes: number of classes C.
-        variances: variances of the training features by column, shape (R,), which scale the first step of the solver.
-    """
-
-    features: Tensor
-    targets: Tensor
-    num_classes: int
-    variances: Tensor
+    features: Tensor  #: float32, shape (N, R)
+    targets: Tensor  #: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C), -1 where unknown
+    num_classes: int  #: C
+    variances: Tensor  #: of the training features by column, shape (R,); they scale the first step of the solver
 
     @property
     def class_counts(self) -> list[int]:
@@ -109,19 +85,12 @@ class FeatureSet:
 
 
 class Heads(NamedTuple):
-    """Solved linear heads, H of them.
+    """Solved linear heads, H of them."""
 
-    Attributes:
-        weight: shape (H, C, R).
-        bias: shape (H, C).
-        objective: minimised values, float64 of shape (H,).
-        rounds: evaluations of the objective, each over all heads.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    objective: Tensor
-    rounds: int
+    weight: Tensor  #: shape (H, C, R)
+    bias: Tensor  #: shape (H, C)
+    objective: Tensor  #: minimised values, float64 of shape (H,)
+    rounds: int  #: evaluations of the objective, each over all heads
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits of shape (H, N, C) for features of shape (N, R)."""
@@ -132,18 +101,13 @@ class Heads(NamedTuple):
 def solve_path(
     data: FeatureSet, losses: Sequence[Loss], l2_strengths: Sequence[float], tolerance: float = 1e-5
 ) -> dict[float, Heads]:
-    """Solve one head for each loss and L2 strength, from the largest strength to the smallest.
-
-    Each solution is the warm start of the next one.
+    """Solve H heads, one for each loss, at each L2 strength, from the largest to the smallest, with warm starts.
 
     Args:
         data: training features.
         losses: H losses.
         l2_strengths: values of lambda, each at least 0, in any order.
         tolerance: see `solve_heads`.
-
-    Returns:
-        H heads for each strength.
     """
     path: dict[float, list[Heads]] = {strength: [] for strength in sorted(set(l2_strengths), reverse=True)}
     group_size = max(MAX_COLUMNS // data.num_classes, 1)
@@ -161,11 +125,7 @@ def _joined(groups: list[Heads]) -> Heads:
 
 
 def solve_heads(
-    data: FeatureSet,
-    losses: Sequence[Loss],
-    l2_strength: float,
-    start: Heads | None = None,
-    tolerance: float = 1e-5,
+    data: FeatureSet, losses: Sequence[Loss], l2_strength: float, start: Heads | None = None, tolerance: float = 1e-5
 ) -> Heads:
     r"""Minimise the objectives of H linear heads, each with its own loss.
 
@@ -177,14 +137,11 @@ def solve_heads(
 
     Args:
         data: training features.
-        losses: H losses of C classes, with reduction ``mean``.
+        losses: H losses of C classes on plain logits, with reduction ``mean``; others raise InputError.
         l2_strength: lambda, at least 0.
         start: heads to start from, for example the solution at a larger lambda; None starts from zero weights.
         tolerance: estimated relative gap to the optimum, above 0. The true gap can be larger: up to 60 times, or 0.06 %
             at the default, in our measurements.
-
-    Raises:
-        InputError: if a loss needs cosines as logits, or its reduction is not ``mean``.
     """
     for loss in losses:
         if loss.normalized_classifier or loss.reduction != "mean":
@@ -195,14 +152,12 @@ def solve_heads(
     width = data.features.shape[1]
     point = torch.zeros(len(losses), data.num_classes, width + 1)  # weights and, in the last column, biases
     if start is None:
-        for head, loss in enumerate(losses):
-            point[head, :, -1] = loss.prior_bias or 0.0
+        point[:, :, -1] = torch.tensor([loss.prior_bias or 0.0 for loss in losses])[:, None]
     else:
         point[:, :, :-1], point[:, :, -1] = start.weight, start.bias
     decay = torch.full((width + 1,), float(l2_strength))
     decay[-1] = 0.0
-    variances = torch.cat([data.variances, torch.ones(1)])
-    inverse_curvature = 1.0 / (variances / data.num_classes + decay + 1e-6)
+    inverse_curvature = 1.0 / (torch.cat([data.variances, torch.ones(1)]) / data.num_classes + decay + 1e-6)
     objective, rounds = _minimise(data, list(losses), decay, inverse_curvature, point, tolerance)
     return Heads(point[:, :, :-1].contiguous(), point[:, :, -1].contiguous(), objective, rounds)
 
@@ -211,11 +166,7 @@ def solve_heads(
 def _minimise(
     data: FeatureSet, losses: list[Loss], decay: Tensor, scale: Tensor, result: Tensor, tolerance: float
 ) -> tuple[Tensor, int]:
-    """Minimise from ``result``, in place; return objectives, float64 of shape (H,), and the number of rounds.
-
-    A round evaluates all heads once. A head whose step does not decrease its objective enough tries a shorter step in
-    the next round, while the other heads proceed.
-    """
+    """Minimise from ``result``, in place; return objectives, float64 of shape (H,), and the number of rounds."""
     active = torch.arange(len(losses))
     objectives = torch.zeros(len(losses), dtype=torch.float64)
     point = result.clone()
@@ -244,7 +195,7 @@ def _minimise(
         new_direction = _direction(gradient, history, factor[:, None, None] * scale)
         decrement = -0.5 * _dot(gradient, new_direction)
         direction = torch.where(keep, new_direction, direction)
-        length = torch.where(accepted, 1.0, shorter)
+        length = torch.where(accepted, 1.0, shorter)  # such a head tries again, while the others proceed
         done = (accepted & (decrement <= tolerance * value)) | (length < 1e-6)
         if done.any():
             result[active[done]], objectives[active[done]] = point[done], value[done]
@@ -260,11 +211,9 @@ def _minimise(
 def _evaluate(data: FeatureSet, losses: Sequence[Loss], decay: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """Return objectives, float64 of shape (H,), and gradients, shape (H, C, R + 1)."""
     weight, bias = point[:, :, :-1].flatten(0, 1), point[:, :, -1].flatten()
-    gradient = torch.zeros_like(weight)
-    gradient_bias = torch.zeros_like(bias)
+    gradient, gradient_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     objective = (0.5 * decay * point**2).sum((1, 2), dtype=torch.float64)
-    blocks = zip(torch.split(data.features, BLOCK_ROWS), torch.split(data.targets, BLOCK_ROWS), strict=True)
-    for rows, labels in blocks:
+    for rows, labels in zip(torch.split(data.features, BLOCK_ROWS), torch.split(data.targets, BLOCK_ROWS), strict=True):
         share = len(rows) / len(data.features)
         flat = torch.addmm(bias, rows, weight.T)  # (B, H C)
         logits = flat.view(len(rows), *point.shape[:2]).transpose(0, 1).contiguous().requires_grad_()  # (H, B, C)

@@ -37,10 +37,8 @@ class Run:
     def state(self) -> str:
         """``done``, ``to do``, or ``changed`` if the folder holds a run of another configuration."""
         done = self.dir.is_done
-        if done or self.dir.checkpoint.is_file():
-            with suppress(InputError):  # grid.json is missing or damaged, and is written again
-                if self.dir.read_grid()["digest"] != self.digest:
-                    return "changed"
+        if (done or self.dir.checkpoint.is_file()) and self.dir.planned not in (None, self.digest):
+            return "changed"
         return "done" if done else "to do"
 
 

@@ -3,7 +3,6 @@
 import inspect
 import io
 import os
-import re
 import zipfile
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from torch import Tensor
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.runs.folder import MAX_ALIASED, is_larger, parse_yaml
+from lt_cb.runs.schema import PerClass, mismatch
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
@@ -78,7 +78,7 @@ def _is_whole(content: dict[str, Any]) -> bool:
     state, version = content.get("state_dict"), content.get("pytorch-lightning_version")
     return (
         isinstance(version, str)
-        and re.match(r"\d+(\.\d+)*", version) is not None
+        and version[:1].isdecimal()
         and isinstance(state, dict)
         and all(isinstance(value, Tensor) for value in state.values())
         and all(isinstance(content[key], kind) for key, kind in PARTS.items() if key in content)
@@ -91,13 +91,10 @@ class WholeFiles(TorchCheckpointIO):
 
     Lightning writes to the system's temporary folder, and copies the file if the target is on another file system. This
     class writes next to the target and renames. The previous checkpoint stays, as named by `before`.
-
-    Args:
-        loaded: checkpoints already read, by path, each for the first load.
     """
 
     def __init__(self, loaded: dict[str, Any] | None = None) -> None:
-        self._loaded = loaded or {}
+        self._loaded = loaded or {}  # checkpoints already read, by path, each for the first load
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:  # noqa: ANN401 - torch.load's options
         """Return a checkpoint, on the CPU; raise InputError if there is no such file, or it is damaged."""
@@ -120,23 +117,17 @@ class WholeFiles(TorchCheckpointIO):
                 stream.flush()
                 os.fsync(stream.fileno())  # else the rename can reach the disk before the content
             if file.exists():
-                _keep(file)
+                link = file.with_name(f".{file.name}.before.tmp")
+                with suppress(OSError):  # a file system without links
+                    link.unlink(missing_ok=True)
+                    os.link(file, link)
+                    link.replace(before(file))
             temporary.replace(file)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            remedy = "make room"
-            if file.exists():
-                remedy = f"the one before is kept: make room, and resume with --ckpt_path {file}"
+            remedy = f"the one before is kept: make room, and resume with --ckpt_path {file}"
+            remedy = remedy if file.exists() else "make room"
             raise InputError(f"the checkpoint '{file}' cannot be written ({error.strerror}); {remedy}.") from error
-
-
-def _keep(file: Path) -> None:
-    """Hard-link a checkpoint to its `before` name, so that a complete file always exists."""
-    link = file.with_name(f".{file.name}.before.tmp")
-    with suppress(OSError):  # a file system without links
-        link.unlink(missing_ok=True)
-        os.link(file, link)
-        link.replace(before(file))
 
 
 def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -160,10 +151,12 @@ def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _is_config(run: Any) -> bool:  # noqa: ANN401 - YAML
     """Return whether YAML has the parts of a configuration that are read before a parser checks it."""
-    if not isinstance(run, dict) or not all(isinstance(run.get(key), dict) for key in ("model", "data", "trainer")):
-        return False
-    nested = [run["model"].get(key) for key in ("second_stage", "backbone_args")]
-    return "loss" in run["model"] and all(value is None or isinstance(value, dict) for value in nested)
+    return (
+        isinstance(run, dict)
+        and all(isinstance(run.get(key), dict) for key in ("model", "data", "trainer"))
+        and all(isinstance(run["model"].get(key), dict | None) for key in ("second_stage", "backbone_args"))
+        and "loss" in run["model"]
+    )
 
 
 def without_pretrained(model: dict[str, Any]) -> dict[str, Any]:
@@ -187,10 +180,8 @@ def class_facts(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def thresholds(content: Mapping[str, Any], num_classes: int) -> list[float] | None:
     """Return the logits from which on each label is predicted, C numbers; None if not chosen, or with one label."""
-    kept = content.get(THRESHOLDS)
-    if kept is None:
-        return None
-    if not isinstance(kept, list) or len(kept) != num_classes or not all(isinstance(v, float) for v in kept):
+    kept: list[float] | None = content.get(THRESHOLDS)
+    if kept is not None and mismatch(kept, PerClass[float], num_classes):
         raise InputError(f"the checkpoint's thresholds are not {num_classes} numbers: the checkpoint is damaged.")
     return kept
 
@@ -202,20 +193,17 @@ def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def describe(hparams: MutableMapping[str, Any]) -> None:
-    """Replace objects among the hyper-parameters by class paths and options, as LightningCLI writes them.
+    """Replace objects among the hyper-parameters by class paths and options, for ``load_from_checkpoint``.
 
-    ``load_from_checkpoint`` then rebuilds the loss. It cannot rebuild a loss that does not keep its arguments as
-    attributes: pass such a loss to ``load_from_checkpoint``.
+    A loss that does not keep its arguments as attributes is left out: pass it to ``load_from_checkpoint``.
     """
     loss = hparams.pop("loss")
     for name in ("optimizer", "lr_scheduler", "mix", "metrics"):
         hparams.pop(name, None)
-    try:
+    with suppress(AttributeError):
         hparams["second_stage"] = _plain(hparams.get("second_stage"))
         hparams["loss"] = _plain(loss)
-    except AttributeError:
-        return
-    hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+        hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any argument of a loss

@@ -22,10 +22,8 @@ def check_classes(content: Mapping[str, Any], class_names: Sequence[str], multi_
             f"the checkpoint was trained on {kinds[not multi_label]} an image, but these data have "
             f"{kinds[multi_label]}: use the data it was trained on, or train anew."
         )
-    loss = hparams.get("loss")
-    counts = loss["init_args"]["class_counts"] if isinstance(loss, dict) else None
-    names = hparams.get("class_names") or class_names
-    trained = len(names) if counts is None else len(counts)
+    loss, names = hparams.get("loss"), hparams.get("class_names") or class_names
+    trained = len(loss["init_args"]["class_counts"] if isinstance(loss, dict) else names)
     if trained != len(class_names):
         raise InputError(
             f"the checkpoint has {trained} classes, but the data have {len(class_names)}: use the data it was trained "
@@ -54,9 +52,9 @@ def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
         raise InputError(
             f"the checkpoint has weights, but no {missing[0]}, so that training cannot resume: test it, or train anew."
         )
-    states = content["optimizer_states"]
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    if states and sizes != [len(group["params"]) for group in states[0]["param_groups"]]:
+    groups = [optimizer.param_groups, *(state["param_groups"] for state in content["optimizer_states"][:1])]
+    sizes = [[len(group["params"]) for group in each] for each in groups]
+    if sizes[0] != sizes[-1]:
         raise InputError(
             "the checkpoint was trained with another loss, second stage or weight decay: use the same, or train anew."
         )

@@ -54,10 +54,16 @@ class RunDir:
             own = self.read_result().grid
         except InputError:
             return False
+        return own is None or self.planned in (None, own)  # a grid writes a damaged plan again
+
+    @property
+    def planned(self) -> str | None:
+        """Digest of the run that a grid has planned here; None without one, or if the file is damaged."""
         try:
-            return own is None or not self.grid.exists() or self.read_grid()["digest"] == own
-        except InputError:  # the grid will write it again
-            return True
+            digest: str = json.loads(self.grid.read_text(encoding="utf-8"))["digest"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return digest
 
     @property
     def is_training(self) -> bool:
@@ -77,10 +83,9 @@ class RunDir:
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration; raise InputError if the file is missing or damaged."""
-        config = read_yaml(self.config)
-        if not isinstance(config, dict):
-            raise InputError(f"'{self.config}' is not the configuration of a run. Remove the file.")
-        return config
+        if isinstance(config := read_yaml(self.config), dict):
+            return config
+        raise InputError(f"'{self.config}' is not the configuration of a run. Remove the file.")
 
     def read_result(self) -> Record:
         """Return the result; raise InputError if the file is missing or damaged."""
@@ -105,16 +110,6 @@ class RunDir:
             return []
         except (OSError, ValueError, csv.Error) as error:
             raise InputError(f"'{self.metrics}' is damaged ({error}). Remove the file.") from error
-
-    def read_grid(self) -> dict[str, Any]:
-        """Return name, aliases, digest and arguments of a grid's run; raise InputError without, or if damaged."""
-        try:
-            raw: dict[str, Any] = json.loads(self.grid.read_text(encoding="utf-8"))
-            if not isinstance(raw, dict) or not isinstance(raw.get("digest"), str):
-                raise ValueError("it does not describe a run of a grid")
-        except (OSError, ValueError) as error:
-            raise InputError(f"'{self.grid}' is damaged ({error}). Remove the file.") from error
-        return raw
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -195,11 +190,7 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file for writing, ``w`` (UTF-8) or ``wb``, that appears only when complete; missing folders are created.
-
-    Raises:
-        OSError: with the name of the file, if it cannot be written; the old file is kept.
-    """
+    """Open a file for writing, ``w`` (UTF-8) or ``wb``, that appears only when complete; an OSError names the file."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -216,10 +207,7 @@ def whole_file(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def commit() -> str | None:
     """Return the commit of the code, with a + if lt_cb was changed since; None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
+    git = ["git", "-C", str(Path(__file__).resolve().parents[2]), "--git-dir=.git"]  # no repository around it
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "lt_cb"], check=False).returncode == 1
