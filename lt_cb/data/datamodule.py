@@ -14,8 +14,8 @@ from lt_cb.data.decode import resize
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import make_loader, must_stream
 from lt_cb.data.loaders.resident import ResidentLoader
-from lt_cb.data.sources.base import FileSource, SourceFactory, Split, check_labels
-from lt_cb.data.sources.listing import Paths
+from lt_cb.data.sources.base import FileSource, SourceFactory, check_labels
+from lt_cb.data.sources.listing import Paths, Split
 from lt_cb.data.sources.make import make_source
 from lt_cb.data.view import CENTRE, Crop, Interpolation, View
 from lt_cb.errors import InputError
@@ -130,10 +130,11 @@ class LongTailedDataModule(LightningDataModule):
             self.source.channels,
             exact=image_size is None and isinstance(self.source, FileSource) and self.source.default_size is None,
         )
+        self.skipped: dict[Split, int] = {}  # number of unreadable images skipped in each split
         if isinstance(self.source, FileSource):
             self.source.view = self.view
             if on_unreadable == "skip":
-                self.source.skip_unreadable()
+                self.skipped = self.source.skip_unreadable()
         elif crop == "resized" or on_unreadable == "skip":
             option = "crop is resized" if crop == "resized" else "on_unreadable is skip"
             raise InputError(f"{option}, but {type(self.source).__name__} has no image files: leave the option out.")
@@ -178,12 +179,6 @@ class LongTailedDataModule(LightningDataModule):
         """Return the labels of the training images, int8 of shape (N, C), if an image has several labels."""
         assert self._chosen is not None
         return self.source.labels("train")[self._chosen[0]]
-
-    @property
-    def skipped(self) -> dict[Split, int]:
-        """Number of unreadable images skipped in each split; empty if ``on_unreadable`` is ``refuse``."""
-        unreadable = self.source.unreadable if isinstance(self.source, FileSource) else {}
-        return {split: len(rows) for split, rows in unreadable.items()}
 
     def accumulation(self, devices: int) -> int | None:
         """Return the number of batches that make a ``global_batch_size``, or None without one.

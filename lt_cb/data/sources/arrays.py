@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from lt_cb.data.decode import Images
-from lt_cb.data.sources.base import Source, Split
+from lt_cb.data.sources.base import Source
 from lt_cb.data.sources.files import ImageFolder
+from lt_cb.data.sources.listing import Split
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.longtail.subset import Indices, Labels

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from lt_cb.data.decode import Images, resize
 from lt_cb.data.sources.arrays import Digits, FashionMNIST
-from lt_cb.data.sources.base import Source, Split
+from lt_cb.data.sources.base import Source
+from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, did_you_mean

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.listing import Listing, check_is_file, encode, read_csv
+from lt_cb.data.sources.listing import SPLITS, Listing, Split, check_is_file, encode, read_csv
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels
 
@@ -19,11 +19,8 @@ CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan
 
 def list_table(
     file: Path, separator: str | None = None, label_columns: Sequence[str] | None = None
-) -> dict[str, Listing]:
-    """Return the images of each split of a table with columns path and split, in its order.
-
-    See `Manifest` for the separator and the label columns.
-    """
+) -> dict[Split, Listing]:
+    """Return the images of each split of a table, in its order. See `Manifest` for the arguments."""
     check_is_file(file)
     columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
     named = "label" if "label" in columns else "labels"
@@ -46,27 +43,27 @@ def list_table(
         labels, names = _by_name(columns[named], separator)
     else:
         labels, names = _by_column(file, columns, label_columns or others)
-    paths = encode(list(map(str, columns["path"])))
+    paths = encode(map(str, columns["path"]))
     splits = np.array([_text(split).lower() for split in columns["split"]], str)
-    return {
-        str(split): Listing(paths[splits == split], labels[splits == split], names)
-        for split in dict.fromkeys(splits.tolist())
-    }
+    if unknown := set(splits.tolist()) - set(SPLITS):
+        raise InputError(f"'{file}' has split '{min(unknown)}', but allowed are train, val and test.")
+    return {split: Listing(paths[rows], labels[rows], names) for split in SPLITS if (rows := splits == split).any()}
 
 
 def _text(value: object) -> str:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
 
 
+def _names_in(cell: object, separator: str) -> list[str]:
+    if not separator:
+        return [_text(cell)]
+    parts = cell if isinstance(cell, list) else _text(cell).split(separator)  # Parquet has lists
+    return [name for name in map(_text, parts) if name]
+
+
 def _by_name(cells: list[Any], separator: str) -> tuple[Labels, list[str]]:
     """Return labels and class names of a column of names."""
-    if not separator:
-        given = [[_text(cell)] for cell in cells]
-    else:
-        parts = [
-            cell if isinstance(cell, list) else _text(cell).split(separator) for cell in cells
-        ]  # Parquet has lists
-        given = [[name for name in map(_text, part) if name] for part in parts]
+    given = [_names_in(cell, separator) for cell in cells]
     whole = all(name.isdecimal() for names in given for name in names)
     names = sorted({name for names in given for name in names}, key=(lambda name: int(name)) if whole else None)
     index = {name: label for label, name in enumerate(names)}
@@ -113,13 +110,13 @@ def warn_of_several(file: Path, names: Sequence[str]) -> None:
                 return
 
 
-def _read_parquet(file: Path) -> dict[str, list[Any]]:
+def _read_parquet(file: Path) -> Columns:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise InputError(f"'{file}' needs a reader of Parquet: uv pip install pyarrow, or make it CSV.") from error
     try:
-        columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
+        columns: Columns = parquet.read_table(file).to_pydict()
     except (OSError, ArrowException) as error:
         raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
     return columns
