@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lt_cb.data.sources.listing import Paths
 
 
 class Draws(NamedTuple):
@@ -18,6 +21,7 @@ class Draws(NamedTuple):
     flips: Tensor  # shape (N,)
 
 
+@dataclass(eq=False, repr=False)
 class EpochLoader(ABC):
     """Iterate over (images, targets) batches, in training shuffled, cropped and flipped at random.
 
@@ -27,6 +31,7 @@ class EpochLoader(ABC):
     ``len(loader)`` is the number of batches of this process, and ``num_samples`` the number of images in them.
 
     Args:
+        images: N images, features or paths.
         targets: int64, shape (N,), or int8 labels of shape (N, C).
         batch_size: images a batch of this process; the last batch may be smaller.
         train: shuffle and augment. All processes then get the same number of batches; the last batch may have one
@@ -43,33 +48,26 @@ class EpochLoader(ABC):
             depend on (seed, epoch) and the image's position in the epoch.
     """
 
+    images: Tensor | Paths
+    targets: Tensor
+    batch_size: int
+    _: KW_ONLY
+    train: bool = False
+    crop_padding: int = 0
+    horizontal_flip: bool = False
+    seed: int = 0
+    order: Callable[[int], Tensor | None] | None = None
+    rank: int = 0
+    world_size: int = 1
+    augment: Callable[[Tensor], Tensor] | None = None
+
+    epoch = 0
     batch_sampler = None  # Lightning reads it from loaders that have a ``sampler``
 
-    def __init__(
-        self,
-        targets: Tensor,
-        batch_size: int,
-        *,
-        train: bool = False,
-        crop_padding: int = 0,
-        horizontal_flip: bool = False,
-        seed: int = 0,
-        order: Callable[[int], Tensor | None] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        augment: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.targets = targets
-        self.batch_size = batch_size
-        self.train = train
-        self.crop_padding = crop_padding if train else 0
-        self.horizontal_flip = horizontal_flip and train
-        self.augment = augment if train else None
-        self.seed = seed
-        self.order = order
-        self.epoch = 0
-        self.rank = rank
-        self.world_size = world_size
+    def __post_init__(self) -> None:
+        """Augment in training only."""
+        if not self.train:
+            self.crop_padding, self.horizontal_flip, self.augment = 0, False, None
 
     @property
     def sampler(self) -> "EpochLoader":

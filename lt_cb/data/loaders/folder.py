@@ -1,16 +1,14 @@
 """Load a folder of images without classes, for predictions."""
 
-import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import fits_in_memory, make_loader
-from lt_cb.data.sources.listing import Paths
+from lt_cb.data.sources.listing import Paths, encode
 from lt_cb.data.sources.tree import find_images
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
@@ -31,16 +29,14 @@ def folder_loader(
     if not files:
         raise InputError(f"there are no images in '{folder}': set --images to a folder of images.")
     if skip_unreadable:
-        unreadable = set(find_unreadable(files, view, "Checking images").tolist())
-        warn_of_skipped([files[row] for row in sorted(unreadable)])
-        files = [file for row, file in enumerate(files) if row not in unreadable]
+        unreadable = [files[row] for row in find_unreadable(files, view, "Checking images")]
+        warn_of_skipped(unreadable)
+        files = sorted(set(files) - set(unreadable))
         if not files:
             raise InputError(f"no image in '{folder}' can be read: set --images to another folder.")
-    images: Tensor | Paths
+    images: Tensor | Paths = encode(files)
     if view.crop == "padded" and fits_in_memory(len(files), view):
         images = torch.from_numpy(load_images(files, view, "Decoding images"))
-    else:
-        images = np.array([os.fsencode(file) for file in files], bytes)
     targets = torch.zeros(len(files), dtype=torch.int64)
     device = torch.device(device)
     return files, make_loader(images, targets, batch_size, view=view, device=device, num_workers=num_workers)
