@@ -144,8 +144,7 @@ class LongTailedDataModule(LightningDataModule):
         self.sampler, self.drs_start = sampler, drs_start
         self.batch_size, self.global_batch_size = batch_size, global_batch_size
         self.num_workers = num_workers
-        self.crop_padding = crop_padding
-        self.horizontal_flip = horizontal_flip
+        self.crop_padding, self.horizontal_flip = crop_padding, horizontal_flip
         self.augment = nn.Sequential(*augment) if augment else None
         self.seed, self.subset_seed = seed, subset_seed
         self.val_fraction = 0.0 if self.source.has_val else val_fraction
@@ -181,11 +180,7 @@ class LongTailedDataModule(LightningDataModule):
         return self.source.labels("train")[self._chosen[0]]
 
     def accumulation(self, devices: int) -> int | None:
-        """Return the number of batches that make a ``global_batch_size``, or None without one.
-
-        Raises:
-            InputError: if it is not a whole number of at least 1.
-        """
+        """Return the number of batches that make a ``global_batch_size``, or None without one."""
         if self.global_batch_size is None:
             return None
         together = devices * self.batch_size
@@ -200,12 +195,11 @@ class LongTailedDataModule(LightningDataModule):
 
     def facts(self) -> dict[str, Any]:
         """Return the facts that identify this training set, for the record of a run."""
-        subset_hash = hashlib.sha256(self.rows["train"].tobytes()).hexdigest() if "train" in self.rows else None
         return {
             "seed_everything": self.seed,
             "subset_seed": self.subset_seed,
-            "subset_sha256": subset_hash,
-            "validated_on": "held_out" if self.val_fraction else "val" if self.source.has_val else "test",
+            "subset_sha256": hashlib.sha256(self.rows["train"].tobytes()).hexdigest() if "train" in self.rows else None,
+            "validated_on": "held_out" if self.val_fraction else self.validation_split,
         }
 
     def prepare_data(self) -> None:
@@ -240,26 +234,24 @@ class LongTailedDataModule(LightningDataModule):
             images, labels = self.source.files(split)
         else:
             images, labels = self.source.load(split)
-        if not self._streams and images.dtype != np.uint8:
-            raise InputError(
-                f"the {split} images are {images.dtype}, but must be uint8 pixels of 0 to 255, (N, H, W, channels): "
-                "convert them in the source's load()."
-            )
+            if images.dtype != np.uint8:
+                raise InputError(
+                    f"the {split} images are {images.dtype}, but must be uint8 pixels of 0 to 255, (N, H, W, channels)"
+                    ": convert them in the source's load()."
+                )
         check_labels(self.source, split, labels)
-        rows = np.arange(len(labels))
+        parts = {split: np.arange(len(labels))}
         if split == "train":
             if self._chosen is None:
                 by_class = long_tailed_subset(labels, self.subset_counts, self.subset_seed)
                 self._chosen = hold_out(by_class, self.val_fraction)
-            rows, held_out = self._chosen
+            parts["train"], held_out = self._chosen
             if self.val_fraction:
-                self._keep("val", images, labels, held_out)
-        self._keep(split, images, labels, rows)
-
-    def _keep(self, split: Split, images: npt.NDArray[Any], labels: Labels, rows: Indices) -> None:
-        images = images if len(rows) == len(images) else images[rows]  # rows are sorted: no copy of all images
-        kept = images if self._streams else torch.from_numpy(resize(images, self.view))
-        self._splits[split], self.rows[split] = (kept, torch.from_numpy(labels[rows])), rows
+                parts["val"] = held_out
+        for part, rows in parts.items():
+            own = images if len(rows) == len(images) else images[rows]  # rows are sorted: no copy of all images
+            kept = own if self._streams else torch.from_numpy(resize(own, self.view))
+            self._splits[part], self.rows[part] = (kept, torch.from_numpy(labels[rows])), rows
 
     def targets(self, split: Split) -> Tensor:
         """Return the targets of a split in the order of ``rows``: int64 of shape (N,), or int8 labels (N, C)."""
@@ -293,21 +285,18 @@ class LongTailedDataModule(LightningDataModule):
             positions: int64, shape (M,), of the images in the split, in the order to be shown.
             batch_size: None is the batch size of the training.
         """
-        loader = self._loader(split, positions)
-        loader.batch_size = batch_size or self.batch_size
-        return loader
+        return self._loader(split, positions, batch_size)
 
-    def _loader(self, split: Split, positions: Tensor | None = None) -> EpochLoader:
+    def _loader(self, split: Split, positions: Tensor | None = None, batch_size: int | None = None) -> EpochLoader:
         self._load(split)
         trainer, train = self.trainer, split == "train" and positions is None
         images, targets = self._splits[split]
         if positions is not None:
-            chosen = positions if isinstance(images, Tensor) else positions.numpy()
-            images, targets = images[chosen], positions
+            images, targets = images[positions if isinstance(images, Tensor) else positions.numpy()], positions
         loader = make_loader(
             images,
             targets,
-            self.batch_size,
+            batch_size or self.batch_size,
             view=self.view,
             device=trainer.strategy.root_device if trainer else torch.device("cpu"),
             num_workers=self.num_workers,

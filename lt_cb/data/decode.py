@@ -62,13 +62,12 @@ def decode(file: Path, view: View) -> Images:
     side = view.size
     with _opened(file) as opened:
         image = _converted(ImageOps.exif_transpose(opened), view.channels, file)
-    if image.size != (side, side):
-        if view.exact:
-            raise InputError(
-                f"'{file}' is {image.width}x{image.height} pixels where others are {side}x{side}: "
-                "set --data.image_size to scale and crop all images to one size."
-            )
-        image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
+    if view.exact and image.size != (side, side):
+        raise InputError(
+            f"'{file}' is {image.width}x{image.height} pixels where others are {side}x{side}: "
+            "set --data.image_size to scale and crop all images to one size."
+        )
+    image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
     return np.asarray(image).reshape(side, side, view.channels)
 
 

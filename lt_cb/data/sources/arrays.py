@@ -126,15 +126,10 @@ def _download(source: Source, name: str, split: Split) -> Any:  # noqa: ANN401 -
     try:
         return getattr(datasets, name)(str(source.root), train=split == "train", download=source.may_download)
     except (OSError, RuntimeError) as error:
-        if not source.may_download:
-            raise InputError(
-                f"{name} is not in '{source.root}', and a checkpoint does not download: set --data.root to where the "
-                "data are."
-            ) from error
-        raise InputError(
-            f"{name} is not in '{source.root}' and could not be downloaded ({error}): set --data.root to where the "
-            "data are."
-        ) from error
+        why = (
+            f" and could not be downloaded ({error})" if source.may_download else ", and a checkpoint does not download"
+        )
+        raise InputError(f"{name} is not in '{source.root}'{why}: set --data.root to where the data are.") from error
 
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
