@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from lt_cb.data import LongTailedDataModule, SquareRootSampler
 from lt_cb.data.loaders.epoch import EpochLoader
-from lt_cb.data.loaders.folder import folder_loader
+from lt_cb.data.loaders.placement import folder_loader
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.sources import Digits
 from lt_cb.data.view import View

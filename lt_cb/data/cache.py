@@ -1,4 +1,7 @@
-"""Cache arrays on disk between runs."""
+"""Cache arrays on disk between runs.
+
+The name of a cache is a hash of all that its content depends on. A damaged cache is made again.
+"""
 
 import hashlib
 import os

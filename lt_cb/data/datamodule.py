@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
@@ -50,29 +49,25 @@ class LongTailedDataModule(LightningDataModule):
         subset_counts: training images to keep of each class, instead of an imbalance factor.
         subset_seed: seed of the choice of images, apart from the training's seed. With the same seed, the subset of a
             larger imbalance factor is contained in the subset of a smaller one.
-        val_fraction: share of the subset held out for validation, in [0, 1), class by class. Each class of at least two
-            images has one there; with several labels an image, wherever the labels allow it. Unused if the data set has
-            a validation split.
-        sampler: how often an epoch shows each class; None shows each image once (instance-balanced). It depends on
-            seed and epoch only: processes share it, and a resumed training repeats it.
+        val_fraction: share of the subset held out for validation, in [0, 1), at least one image of each class of two.
+            Unused if the data set has a validation split.
+        sampler: how often an epoch shows each class; None shows each image once (instance-balanced).
         drs_start: fraction of the training, in [0, 1], before the sampler is used: deferred re-sampling (DRS, Cao et
             al. 2019). Sampling changes at the start of an epoch.
         batch_size: images a batch on each device.
-        global_batch_size: images an optimiser step over all devices; ``lt-cb fit`` accumulates as many batches as that
-            takes. None leaves accumulation to the Trainer.
+        global_batch_size: images an optimiser step over all devices, by gradient accumulation in ``lt-cb fit``. None
+            leaves accumulation to the Trainer.
         image_size: height and width in pixels that images are scaled to; None keeps the default of the data set.
         interpolation: filter for images that are scaled.
-        crop: crop of training images: ``padded``, or ``resized`` for a random region of the image file, of 8 to 100 %
-            of its area, scaled to image_size. Use ``resized`` for images larger than image_size; tests then show the
-            centre, such as 224 of 256 pixels.
+        crop: crop of training images: ``padded``, or ``resized`` for a random region of 8 to 100 % of the image file,
+            scaled to image_size, for images larger than that. Tests then show the centre, such as 224 of 256 pixels.
         crop_padding: zeros around a training image before a ``padded`` random crop, in pixels.
         horizontal_flip: flip half of the training images left to right.
-        augment: transforms of ``torchvision.transforms.v2``, such as RandAugment or RandomErasing (Cutout), applied
-            to each training image, uint8 of shape (C, H, W), one after the other, after crop and flip.
+        augment: transforms of ``torchvision.transforms.v2``, such as RandAugment or RandomErasing (Cutout), applied to
+            each training image, uint8 of shape (C, H, W), after crop and flip.
         mean: mean of pixel values in [0, 1], one for each channel or one for all; None maps bytes x to x / 128 - 1.
         std: standard deviation of pixel values, in the same form as ``mean``.
-        on_unreadable: ``refuse`` image files that cannot be read, or ``skip`` them with a warning: they are looked for
-            before anything else, and count for no class.
+        on_unreadable: ``refuse`` image files that cannot be read, or ``skip`` them: they count for no class.
         num_workers: processes that decode images that are not in memory, for each device; None is one for each core.
         seed: seed of shuffling, crops, augmentation and sampler; the command line sets it to ``seed_everything``.
 
@@ -157,17 +152,17 @@ class LongTailedDataModule(LightningDataModule):
 
     def _count_classes(self) -> None:
         """Set class counts. With several labels an image, they are known only after the images are chosen."""
-        source, names = self.source, self.class_names
-        self.subset_counts = self.subset.class_counts(source.counts, names)
+        names = self.class_names
+        self.subset_counts = self.subset.class_counts(self.source.counts, names)
         self.class_counts = training_counts(self.subset_counts, self.val_fraction)
         self.num_images = sum(self.class_counts)
         if self.multi_label:
-            labels = source.labels("train")
-            check_labels(source, "train", labels)
-            self._chosen = choose(labels, self.subset, self.subset_counts, names, self.val_fraction)
-            self.subset_counts = count_labels(labels[np.concatenate(self._chosen)], len(names))
-            self.class_counts = count_labels(labels[self._chosen[0]], len(names))
-            self.num_images = len(self._chosen[0])
+            labels = self.source.labels("train")
+            check_labels(self.source, "train", labels)
+            rows, held_out = self._chosen = choose(labels, self.subset, self.subset_counts, names, self.val_fraction)
+            self.class_counts = count_labels(labels[rows], len(names))
+            self.subset_counts = count_labels(labels[np.append(rows, held_out)], len(names))
+            self.num_images = len(rows)
 
     @property
     def multi_label(self) -> bool:
@@ -183,8 +178,7 @@ class LongTailedDataModule(LightningDataModule):
         """Return the number of batches that make a ``global_batch_size``, or None without one."""
         if self.global_batch_size is None:
             return None
-        together = devices * self.batch_size
-        batches, rest = divmod(self.global_batch_size, together)
+        batches, rest = divmod(self.global_batch_size, together := devices * self.batch_size)
         if rest or batches < 1:
             raise InputError(
                 f"global_batch_size is {self.global_batch_size}, but must be a multiple of the {together} images that "
@@ -229,16 +223,16 @@ class LongTailedDataModule(LightningDataModule):
         if split in self._splits:
             return
         split = self.origin(split)
-        images: npt.NDArray[Any]
+        images: Any
         if self._streams and isinstance(self.source, FileSource):
             images, labels = self.source.files(split)
         else:
             images, labels = self.source.load(split)
-            if images.dtype != np.uint8:
-                raise InputError(
-                    f"the {split} images are {images.dtype}, but must be uint8 pixels of 0 to 255, (N, H, W, channels)"
-                    ": convert them in the source's load()."
-                )
+        if not self._streams and images.dtype != np.uint8:
+            raise InputError(
+                f"the {split} images are {images.dtype}, but must be uint8 pixels of 0 to 255, (N, H, W, channels): "
+                "convert them in the source's load()."
+            )
         check_labels(self.source, split, labels)
         parts = {split: np.arange(len(labels))}
         if split == "train":
@@ -278,13 +272,7 @@ class LongTailedDataModule(LightningDataModule):
         del self._splits[split]
 
     def ordered_dataloader(self, split: Split, positions: Tensor, batch_size: int | None = None) -> EpochLoader:
-        """Return a loader of some images of a split, as in tests, with their positions instead of classes.
-
-        Args:
-            split: split of the images.
-            positions: int64, shape (M,), of the images in the split, in the order to be shown.
-            batch_size: None is the batch size of the training.
-        """
+        """Return a loader of the images at some positions of a split, without augmentation; targets are positions."""
         return self._loader(split, positions, batch_size)
 
     def _loader(self, split: Split, positions: Tensor | None = None, batch_size: int | None = None) -> EpochLoader:

@@ -26,12 +26,7 @@ def progress(items: Iterable[Item], label: str, count: int) -> Iterable[Item]:
 
 
 def load_images(files: Sequence[Path], view: View, label: str) -> Images:
-    """Decode image files to shape (N, size, size, channels), or read them from the cache of an earlier call.
-
-    The cache is one file in ``$LT_CB_CACHE``, or in the user's cache directory. Its name is a hash of the view and of
-    every file's path, size and times of change: if a file changes, the images are decoded again. The checksums of a
-    cache are verified, and a damaged cache is made again.
-    """
+    """Decode image files to shape (N, size, size, channels), or read them from the cache of an earlier call."""
     cache = cache_file(f"1 {view.cache_key()}", *map(stamp, files))
     cached = read_cache(cache)
     if cached is not None and "images" in cached:

@@ -28,15 +28,12 @@ class EpochLoader(ABC):
     An epoch is drawn as a whole from (seed, epoch). It is the same on every device, after a resume, and for any number
     of processes, which take every world_size-th sample of it.
 
-    ``len(loader)`` is the number of batches of this process, and ``num_samples`` the number of images in them.
-
     Args:
         images: N images, features or paths.
         targets: int64, shape (N,), or int8 labels of shape (N, C).
         batch_size: images a batch of this process; the last batch may be smaller.
-        train: shuffle and augment. All processes then get the same number of batches; the last batch may have one
-            sample less on some of them. If it has fewer samples than processes, the first samples of the epoch are
-            repeated. Without ``train``, each sample is shown once.
+        train: shuffle and augment. All processes then get the same number of batches. If the last one has fewer samples
+            than processes, the first samples of the epoch are repeated. Without ``train``, each sample is shown once.
         crop_padding: zeros around an image before cropping, in pixels.
         horizontal_flip: flip half of the images.
         seed: seed of shuffling and augmentation.
@@ -98,19 +95,16 @@ class EpochLoader(ABC):
     def _draw(self) -> Draws:
         """Return this process's share of the epoch, on the CPU."""
         total = len(self.targets)
+        positions = (torch.arange(self.num_samples) * self.world_size + self.rank) % total
         if not self.train:
-            own = torch.arange(self.rank, total, self.world_size)
-            return Draws(own, own, torch.zeros(len(own), 2, dtype=torch.int64), torch.zeros(len(own), dtype=torch.bool))
+            return Draws(positions, positions, torch.zeros(len(positions), 2, dtype=torch.int64), positions < 0)
         draw = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(total, generator=draw)
         if self.order is not None and (resampled := self.order(self.epoch)) is not None:
             order = resampled
         offsets = torch.randint(2 * self.crop_padding + 1, (total, 2), generator=draw) - self.crop_padding
-        flips = torch.rand(total, generator=draw) < 0.5
-        positions = torch.arange(self.num_samples) * self.world_size + self.rank
-        positions %= total
-        flips = flips[positions] & self.horizontal_flip
-        return Draws(positions, order[positions], offsets[positions], flips)
+        flips = (torch.rand(total, generator=draw) < 0.5) & self.horizontal_flip
+        return Draws(positions, order[positions], offsets[positions], flips[positions])
 
 
 def seed_of(*entropy: int) -> int:

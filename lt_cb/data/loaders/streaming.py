@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,32 +26,20 @@ TEST_MARGIN = 32  # pixels: a test crop of 224 is cut from 256
 
 @dataclass(eq=False, repr=False)
 class StreamingLoader(EpochLoader):
-    """Loader of image files, decoded on demand.
-
-    With a ``padded`` crop, its batches equal those of a `ResidentLoader` of the decoded images, bit for bit.
-
-    Args:
-        view: how images are shown.
-        num_workers: worker processes; 0 decodes in this process.
-        pin_memory: whether batches are copied to a GPU.
-    """
+    """Loader of image files, decoded on demand, with the same batches as a `ResidentLoader` if the crop is padded."""
 
     images: Paths
     view: View
-    num_workers: int = 0
+    num_workers: int = 0  # 0 decodes in this process
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
         """Prepare a decoder, which worker processes get a copy of."""
         super().__post_init__()
-        self._decoder = _Decoder(self.images, self.view, self.train, self.seed, self.augment)
-        self._batches: list[Tensor] = []  # draws of the epoch, as the decoder takes them
-
-    @cached_property
-    def _decoded(self) -> DataLoader[Tensor | InputError]:
         workers = min(self.num_workers, len(self))
-        return DataLoader(
-            self._decoder,
+        self._batches: list[Tensor] = []  # draws of the epoch, as the decoder takes them
+        self._decoded: DataLoader[Tensor | InputError] = DataLoader(
+            _Decoder(self.images, self.view, self.train, self.seed, self.augment),
             batch_size=None,
             sampler=self._batches,
             num_workers=workers,

@@ -121,11 +121,7 @@ class FileSource(Source):
         return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
 
     def skip_unreadable(self) -> dict[Split, int]:
-        """Remove unreadable files from the listings, warn of them, and return their number in each split.
-
-        Raises:
-            InputError: if no image of a split or of a training class remains.
-        """
+        """Remove unreadable files from the listings, warn of them, and return their number in each split."""
         skipped: dict[Split, list[Path]] = {}
         for split in self.splits:
             listing, files = self.listing(split), as_paths(self.files(split)[0])
@@ -137,10 +133,8 @@ class FileSource(Source):
             skipped[split] = [files[row] for row in rows]
         before, self.counts = self.counts, count_labels(self.labels("train"), len(self.class_names))
         triples = zip(self.class_names, before, self.counts, strict=True)
-        if lost := [name for name, old, new in triples if old and not new]:
-            raise InputError(
-                f"no train image of {enumerate_names(lost)} can be read: replace the files, or remove the class."
-            )
+        if lost := enumerate_names([name for name, old, new in triples if old and not new]):
+            raise InputError(f"no train image of {lost} can be read: replace the files, or remove the class.")
         warn_of_skipped([file for files in skipped.values() for file in files])
         return {split: len(files) for split, files in skipped.items()}
 

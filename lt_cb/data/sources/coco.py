@@ -25,9 +25,6 @@ class COCO(FileSource):
 
     Args:
         root: folder of annotations and images.
-
-    Raises:
-        InputError: if annotations are missing or damaged, or a class has no training image.
     """
 
     default_size = 224
@@ -47,13 +44,10 @@ class COCO(FileSource):
 def _find(root: Path, split: Split) -> Path | None:
     """Return the annotation file of a split, or None."""
     for name in FOLDERS[split]:
-        years = [
-            file
-            for file in sorted((root / "annotations").glob(f"instances_{name}*.json"))
-            if re.fullmatch(rf"instances_{name}\d*\.json", file.name)
-        ]
+        listed = sorted((root / "annotations").glob(f"instances_{name}*.json"))
+        years = [file for file in listed if re.fullmatch(rf"instances_{name}\d*", file.stem)]
         others = (root / f"{name}.json", root / f"annotations/{name}.json", root / name / "_annotations.coco.json")
-        if found := [*years[-1:], *(file for file in others if file.is_file())]:
+        if found := [*years[-1:], *filter(Path.is_file, others)]:
             return found[0]
     return None
 

@@ -20,9 +20,6 @@ class ImageFolder(FileSource):
 
     Args:
         root: folder that has ``train`` and ``test``.
-
-    Raises:
-        InputError: if a folder is missing, an image lies outside the class folders, or a class has no training image.
     """
 
     test_folders: tuple[str, ...] = ("test", "val")
@@ -170,9 +167,6 @@ class Manifest(FileSource):
         root: path of the table.
         separator: separator of several labels in ``label`` or ``labels``; None is a semicolon in ``labels`` only.
         label_columns: names of the label columns; None takes all further columns.
-
-    Raises:
-        InputError: if the table is missing or wrong, or a class has no training image.
     """
 
     def __init__(self, root: str, separator: str | None = None, label_columns: list[str] | None = None) -> None:
