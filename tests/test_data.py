@@ -276,6 +276,14 @@ class TestLoader:
         assert all(torch.equal(image, erased[target]) for target, image in draw(0, 3, augment=erase).items())
         assert any(not torch.equal(image, erased[target]) for target, image in draw(1, augment=erase).items())
 
+    def test_the_memory_layout_of_images_makes_no_difference(self) -> None:
+        """The images of torchvision's CIFAR are a transposed array."""
+        options = {"train": True, "crop_padding": 2, "horizontal_flip": True}
+        transposed = self.images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        loader = ResidentLoader(transposed, self.targets, 4, **options)
+        for (images, _), (same, _) in zip(loader, self.loader(**options), strict=True):
+            assert torch.equal(images, same)
+
     def test_padding_takes_at_most_a_fifth_more_memory(self) -> None:
         images = torch.zeros(1000, 32, 32, 3, dtype=torch.uint8)
         loader = ResidentLoader(images, torch.zeros(1000, dtype=torch.int64), 128, train=True, crop_padding=4)

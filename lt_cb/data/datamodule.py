@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lt_cb.data.decode import resize
 from lt_cb.data.loaders.epoch import EpochLoader
-from lt_cb.data.loaders.placement import make_loader, must_stream
+from lt_cb.data.loaders.placement import fits_in_memory, make_loader
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.sources.base import FileSource, SourceFactory, check_labels
 from lt_cb.data.sources.listing import Paths, Split
@@ -115,7 +115,8 @@ class LongTailedDataModule(LightningDataModule):
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
         check_fraction("drs_start", drs_start)
         self.source = make_source(source, root)
-        self.task = Task.of(self.source.multi_label)
+        self.multi_label = self.source.multi_label  # targets are then int8 of shape (B, C), -1 for unknown
+        self.task = Task.of(self.multi_label)
         self.view = View(
             self.source.image_size if image_size is None else image_size,
             interpolation,
@@ -164,11 +165,6 @@ class LongTailedDataModule(LightningDataModule):
             self.subset_counts = count_labels(labels[np.append(rows, held_out)], len(names))
             self.num_images = len(rows)
 
-    @property
-    def multi_label(self) -> bool:
-        """Whether an image has any number of labels. Targets are then int8 of shape (B, C), -1 for unknown."""
-        return self.task.multi_label
-
     def training_labels(self) -> Labels:
         """Return the labels of the training images, int8 of shape (N, C), if an image has several labels."""
         assert self._chosen is not None
@@ -213,7 +209,12 @@ class LongTailedDataModule(LightningDataModule):
 
     @cached_property
     def _streams(self) -> bool:
-        return must_stream(self.source, self.view, self.trainer.num_devices if self.trainer else 1)
+        """Whether images are decoded on demand, instead of held in memory by each process of this machine."""
+        if not isinstance(self.source, FileSource):
+            return False
+        count = sum(len(self.source.labels(split)) for split in self.source.splits)
+        copies = self.trainer.num_devices if self.trainer else 1
+        return self.view.crop == "resized" or not fits_in_memory(count, self.view, copies)
 
     def origin(self, split: Split) -> Split:
         """Return the split of the source that the images of a split come from."""

@@ -11,22 +11,11 @@ from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.loaders.streaming import StreamingLoader
-from lt_cb.data.sources.base import FileSource, Source
 from lt_cb.data.sources.listing import Paths, encode
 from lt_cb.data.sources.tree import find_images
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.hardware import available_cores, available_memory
-
-
-def must_stream(source: Source, view: View, copies: int) -> bool:
-    """Return whether images are decoded on demand, instead of held in memory by each of ``copies`` processes."""
-    if not isinstance(source, FileSource):
-        return False
-    if view.crop == "resized":  # crops come from the files
-        return True
-    count = sum(len(source.listing(split).paths) for split in source.splits)
-    return not fits_in_memory(count, view, copies)
 
 
 def fits_in_memory(count: int, view: View, copies: int = 1) -> bool:

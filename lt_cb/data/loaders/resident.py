@@ -22,7 +22,8 @@ class ResidentLoader(EpochLoader):
     def __post_init__(self) -> None:
         """Move images and targets to the device."""
         super().__post_init__()
-        self.images, self.targets = self.images.to(self.device), self.targets.to(self.device)
+        self.images = self.images.to(self.device).contiguous()
+        self.targets = self.targets.to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images, uint8 of shape (B, C, H, W) in channels-last memory, or features, and targets."""

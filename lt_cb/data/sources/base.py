@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,8 +16,6 @@ from lt_cb.data.sources.listing import Listing, Paths, Split, as_paths, check_fi
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels, count_labels
-
-Found = TypeVar("Found")
 
 
 class Source(ABC):
@@ -144,7 +142,7 @@ class FileSource(Source):
         return load_images(as_paths(paths), self.view, f"Decoding {split} images"), labels
 
 
-def with_test(splits: dict[Split, Found]) -> dict[Split, Found]:
+def with_test(splits: dict[Split, Any]) -> dict[Split, Any]:
     """Return the splits, in which validation becomes the test split if there is no other."""
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")

@@ -1,7 +1,4 @@
-"""Lists of image files and their classes, read from annotation files and text files.
-
-A missing file or a wrong format raises an `InputError`.
-"""
+"""Lists of image files and their classes, read from annotation files and text files."""
 
 import csv
 import json
@@ -33,14 +30,6 @@ class Listing(NamedTuple):
     class_names: list[str]  # C names; some classes may have no file here
 
 
-class Annotations(NamedTuple):
-    """Content of an annotation file in COCO's format."""
-
-    images: list[str]  # file names
-    pairs: Indices  # shape (M, 2): for each annotation, its position in images and in categories
-    categories: list[tuple[int, str]]  # id and name, sorted by id
-
-
 def encode(paths: Iterable[str | Path]) -> Paths:
     """Return paths as one array."""
     return np.array([os.fsencode(path) for path in paths], bytes)
@@ -66,8 +55,13 @@ def _read(file: Path) -> bytes:
     return content
 
 
-def read_annotations(file: Path) -> Annotations:
-    """Read an annotation file in COCO's format."""
+def read_annotations(file: Path) -> tuple[list[str], Indices, list[tuple[int, str]]]:
+    """Read an annotation file in COCO's format.
+
+    Returns:
+        Names of the image files; for each annotation, its position in images and in categories, shape (M, 2); ids and
+        names of the categories, sorted by id.
+    """
     text = _read(file)
     try:
         content = json.loads(text)
@@ -84,7 +78,7 @@ def read_annotations(file: Path) -> Annotations:
         raise InputError(f"'{file}' has no annotated image: set --data.root to another file.")
     if len(row) < len(names) or len(column) < len(categories):
         raise InputError(f"'{file}' gives the same id to several images or categories: number them anew.")
-    return Annotations(names, np.array(pairs, np.int64), categories)
+    return names, np.array(pairs, np.int64), categories
 
 
 def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:

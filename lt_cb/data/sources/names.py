@@ -14,11 +14,7 @@ _BY_PLAIN_NAME = {name.lower(): name for name in MODULES} | {f"inat{y}": f"INatu
 
 
 def canonical_source(name: str) -> str:
-    """Return the class name of a data set of lt_cb.
-
-    Case, underscores and hyphens make no difference: ``cifar10``, ``CIFAR-10`` and ``lt_cb.data.sources.CIFAR10`` are
-    all ``CIFAR10``. Any other name, such as the class path of a custom source, is returned unchanged.
-    """
+    """Return the class name of a data set, such as ``CIFAR10`` for ``cifar-10``; any other name is unchanged."""
     package, _, last = name.rpartition(".")
     if package and not f"{package}.".startswith(f"{PACKAGE}."):
         return name
