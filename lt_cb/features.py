@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.cache import cache_file, reserve, stamp
 from lt_cb.data.loaders.epoch import EpochLoader
-from lt_cb.data.sources.base import FileSource, Source, Split
+from lt_cb.data.sources.base import FileSource, Source
+from lt_cb.data.sources.listing import Split
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch
 from lt_cb.models import last_linear

@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import RandomErasing
 from torchvision.transforms.v2 import functional as tv
 
 from lt_cb.data import LongTailedDataModule, SquareRootSampler
-from lt_cb.data.loaders import folder_loader
 from lt_cb.data.loaders.epoch import EpochLoader
+from lt_cb.data.loaders.placement import folder_loader
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.sources import Digits
 from lt_cb.data.view import View
@@ -275,6 +275,14 @@ class TestLoader:
             assert (image == 0).all(0).sum() >= 9  # a quarter of 8 x 6 pixels, rounded down to whole ones
         assert all(torch.equal(image, erased[target]) for target, image in draw(0, 3, augment=erase).items())
         assert any(not torch.equal(image, erased[target]) for target, image in draw(1, augment=erase).items())
+
+    def test_the_memory_layout_of_images_makes_no_difference(self) -> None:
+        """The images of torchvision's CIFAR are a transposed array."""
+        options = {"train": True, "crop_padding": 2, "horizontal_flip": True}
+        transposed = self.images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        loader = ResidentLoader(transposed, self.targets, 4, **options)
+        for (images, _), (same, _) in zip(loader, self.loader(**options), strict=True):
+            assert torch.equal(images, same)
 
     def test_padding_takes_at_most_a_fifth_more_memory(self) -> None:
         images = torch.zeros(1000, 32, 32, 3, dtype=torch.uint8)

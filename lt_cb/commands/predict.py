@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.prior import PRIOR, set_prior
 from lt_cb.commands.save import run_folder
-from lt_cb.data.loaders import folder_loader
+from lt_cb.data.loaders.placement import folder_loader
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.features import MACHINE_OPTIONS

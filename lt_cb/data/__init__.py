@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lt_cb.data.datamodule import LongTailedDataModule
-    from lt_cb.data.sources.base import FileSource, Source, SourceFactory, Split
+    from lt_cb.data.sources.base import FileSource, Source, SourceFactory
+    from lt_cb.data.sources.listing import Split
     from lt_cb.longtail.profile import class_counts_exponential, class_counts_step
     from lt_cb.longtail.sampler import (
         ClassBalancedSampler,
@@ -35,6 +36,7 @@ __all__ = [
     "class_counts_step",
 ]
 _MODULES = {
+    "Split": "lt_cb.data.sources.listing",
     "LongTailedDataModule": "lt_cb.data.datamodule",
     "class_counts_exponential": "lt_cb.longtail.profile",
     "class_counts_step": "lt_cb.longtail.profile",

@@ -1,4 +1,7 @@
-"""Cache arrays on disk between runs."""
+"""Cache arrays on disk between runs.
+
+The name of a cache is a hash of all that its content depends on. A damaged cache is made again.
+"""
 
 import hashlib
 import os
@@ -15,7 +18,10 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 def stamp(file: Path) -> str:
     """Return a text that changes when a file changes: its path, size, and times of change."""
-    stat = file.stat()
+    try:
+        stat = file.stat()
+    except OSError:  # a broken link
+        return f"{file}\0\n"
     return f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n"
 
 
@@ -30,21 +36,15 @@ def cache_folder() -> Path:
 
 
 def reserve(stream: IO[bytes], size: int) -> None:
-    """Pre-allocate disk space for a memory-mapped file: a full disk would kill the process later.
-
-    Raises:
-        OSError: if there is not enough space.
-    """
+    """Pre-allocate disk space for a memory-mapped file, or raise OSError: a full disk would kill the process later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def cache_file(*keys: str | bytes) -> Path:
     """Return the path of the cache whose content depends on the keys."""
-    digest = hashlib.sha256()
-    for key in keys:
-        digest.update(os.fsencode(key))
-    return cache_folder() / f"{digest.hexdigest()[:32]}.npz"
+    digest = hashlib.sha256(b"".join(map(os.fsencode, keys))).hexdigest()
+    return cache_folder() / f"{digest[:32]}.npz"
 
 
 def read_cache(cache: Path) -> Arrays | None:

@@ -5,17 +5,16 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from lt_cb.data.decode import resize
 from lt_cb.data.loaders.epoch import EpochLoader
-from lt_cb.data.loaders.placement import make_loader, must_stream
+from lt_cb.data.loaders.placement import fits_in_memory, make_loader
 from lt_cb.data.loaders.resident import ResidentLoader
-from lt_cb.data.sources.base import FileSource, SourceFactory, Split, check_labels
-from lt_cb.data.sources.listing import Paths
+from lt_cb.data.sources.base import FileSource, SourceFactory, check_labels
+from lt_cb.data.sources.listing import Paths, Split
 from lt_cb.data.sources.make import make_source
 from lt_cb.data.view import CENTRE, Crop, Interpolation, View
 from lt_cb.errors import InputError
@@ -50,29 +49,25 @@ class LongTailedDataModule(LightningDataModule):
         subset_counts: training images to keep of each class, instead of an imbalance factor.
         subset_seed: seed of the choice of images, apart from the training's seed. With the same seed, the subset of a
             larger imbalance factor is contained in the subset of a smaller one.
-        val_fraction: share of the subset held out for validation, in [0, 1), class by class. Each class of at least two
-            images has one there; with several labels an image, wherever the labels allow it. Unused if the data set has
-            a validation split.
-        sampler: how often an epoch shows each class; None shows each image once (instance-balanced). It depends on
-            seed and epoch only: processes share it, and a resumed training repeats it.
+        val_fraction: share of the subset held out for validation, in [0, 1), at least one image of each class of two.
+            Unused if the data set has a validation split.
+        sampler: how often an epoch shows each class; None shows each image once (instance-balanced).
         drs_start: fraction of the training, in [0, 1], before the sampler is used: deferred re-sampling (DRS, Cao et
             al. 2019). Sampling changes at the start of an epoch.
         batch_size: images a batch on each device.
-        global_batch_size: images an optimiser step over all devices; ``lt-cb fit`` accumulates as many batches as that
-            takes. None leaves accumulation to the Trainer.
+        global_batch_size: images an optimiser step over all devices, by gradient accumulation in ``lt-cb fit``. None
+            leaves accumulation to the Trainer.
         image_size: height and width in pixels that images are scaled to; None keeps the default of the data set.
         interpolation: filter for images that are scaled.
-        crop: crop of training images: ``padded``, or ``resized`` for a random region of the image file, of 8 to 100 %
-            of its area, scaled to image_size. Use ``resized`` for images larger than image_size; tests then show the
-            centre, such as 224 of 256 pixels.
+        crop: crop of training images: ``padded``, or ``resized`` for a random region of 8 to 100 % of the image file,
+            scaled to image_size, for images larger than that. Tests then show the centre, such as 224 of 256 pixels.
         crop_padding: zeros around a training image before a ``padded`` random crop, in pixels.
         horizontal_flip: flip half of the training images left to right.
-        augment: transforms of ``torchvision.transforms.v2``, such as RandAugment or RandomErasing (Cutout), applied
-            to each training image, uint8 of shape (C, H, W), one after the other, after crop and flip.
+        augment: transforms of ``torchvision.transforms.v2``, such as RandAugment or RandomErasing (Cutout), applied to
+            each training image, uint8 of shape (C, H, W), after crop and flip.
         mean: mean of pixel values in [0, 1], one for each channel or one for all; None maps bytes x to x / 128 - 1.
         std: standard deviation of pixel values, in the same form as ``mean``.
-        on_unreadable: ``refuse`` image files that cannot be read, or ``skip`` them with a warning: they are looked for
-            before anything else, and count for no class.
+        on_unreadable: ``refuse`` image files that cannot be read, or ``skip`` them: they count for no class.
         num_workers: processes that decode images that are not in memory, for each device; None is one for each core.
         seed: seed of shuffling, crops, augmentation and sampler; the command line sets it to ``seed_everything``.
 
@@ -120,7 +115,8 @@ class LongTailedDataModule(LightningDataModule):
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
         check_fraction("drs_start", drs_start)
         self.source = make_source(source, root)
-        self.task = Task.of(self.source.multi_label)
+        self.multi_label = self.source.multi_label  # targets are then int8 of shape (B, C), -1 for unknown
+        self.task = Task.of(self.multi_label)
         self.view = View(
             self.source.image_size if image_size is None else image_size,
             interpolation,
@@ -130,10 +126,11 @@ class LongTailedDataModule(LightningDataModule):
             self.source.channels,
             exact=image_size is None and isinstance(self.source, FileSource) and self.source.default_size is None,
         )
+        self.skipped: dict[Split, int] = {}  # number of unreadable images skipped in each split
         if isinstance(self.source, FileSource):
             self.source.view = self.view
             if on_unreadable == "skip":
-                self.source.skip_unreadable()
+                self.skipped = self.source.skip_unreadable()
         elif crop == "resized" or on_unreadable == "skip":
             option = "crop is resized" if crop == "resized" else "on_unreadable is skip"
             raise InputError(f"{option}, but {type(self.source).__name__} has no image files: leave the option out.")
@@ -143,8 +140,7 @@ class LongTailedDataModule(LightningDataModule):
         self.sampler, self.drs_start = sampler, drs_start
         self.batch_size, self.global_batch_size = batch_size, global_batch_size
         self.num_workers = num_workers
-        self.crop_padding = crop_padding
-        self.horizontal_flip = horizontal_flip
+        self.crop_padding, self.horizontal_flip = crop_padding, horizontal_flip
         self.augment = nn.Sequential(*augment) if augment else None
         self.seed, self.subset_seed = seed, subset_seed
         self.val_fraction = 0.0 if self.source.has_val else val_fraction
@@ -157,44 +153,28 @@ class LongTailedDataModule(LightningDataModule):
 
     def _count_classes(self) -> None:
         """Set class counts. With several labels an image, they are known only after the images are chosen."""
-        source, names = self.source, self.class_names
-        self.subset_counts = self.subset.class_counts(source.counts, names)
+        names = self.class_names
+        self.subset_counts = self.subset.class_counts(self.source.counts, names)
         self.class_counts = training_counts(self.subset_counts, self.val_fraction)
         self.num_images = sum(self.class_counts)
         if self.multi_label:
-            labels = source.labels("train")
-            check_labels(source, "train", labels)
-            self._chosen = choose(labels, self.subset, self.subset_counts, names, self.val_fraction)
-            self.subset_counts = count_labels(labels[np.concatenate(self._chosen)], len(names))
-            self.class_counts = count_labels(labels[self._chosen[0]], len(names))
-            self.num_images = len(self._chosen[0])
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether an image has any number of labels. Targets are then int8 of shape (B, C), -1 for unknown."""
-        return self.task.multi_label
+            labels = self.source.labels("train")
+            check_labels(self.source, "train", labels)
+            rows, held_out = self._chosen = choose(labels, self.subset, self.subset_counts, names, self.val_fraction)
+            self.class_counts = count_labels(labels[rows], len(names))
+            self.subset_counts = count_labels(labels[np.append(rows, held_out)], len(names))
+            self.num_images = len(rows)
 
     def training_labels(self) -> Labels:
         """Return the labels of the training images, int8 of shape (N, C), if an image has several labels."""
         assert self._chosen is not None
         return self.source.labels("train")[self._chosen[0]]
 
-    @property
-    def skipped(self) -> dict[Split, int]:
-        """Number of unreadable images skipped in each split; empty if ``on_unreadable`` is ``refuse``."""
-        unreadable = self.source.unreadable if isinstance(self.source, FileSource) else {}
-        return {split: len(rows) for split, rows in unreadable.items()}
-
     def accumulation(self, devices: int) -> int | None:
-        """Return the number of batches that make a ``global_batch_size``, or None without one.
-
-        Raises:
-            InputError: if it is not a whole number of at least 1.
-        """
+        """Return the number of batches that make a ``global_batch_size``, or None without one."""
         if self.global_batch_size is None:
             return None
-        together = devices * self.batch_size
-        batches, rest = divmod(self.global_batch_size, together)
+        batches, rest = divmod(self.global_batch_size, together := devices * self.batch_size)
         if rest or batches < 1:
             raise InputError(
                 f"global_batch_size is {self.global_batch_size}, but must be a multiple of the {together} images that "
@@ -205,12 +185,11 @@ class LongTailedDataModule(LightningDataModule):
 
     def facts(self) -> dict[str, Any]:
         """Return the facts that identify this training set, for the record of a run."""
-        subset_hash = hashlib.sha256(self.rows["train"].tobytes()).hexdigest() if "train" in self.rows else None
         return {
             "seed_everything": self.seed,
             "subset_seed": self.subset_seed,
-            "subset_sha256": subset_hash,
-            "validated_on": "held_out" if self.val_fraction else "val" if self.source.has_val else "test",
+            "subset_sha256": hashlib.sha256(self.rows["train"].tobytes()).hexdigest() if "train" in self.rows else None,
+            "validated_on": "held_out" if self.val_fraction else self.validation_split,
         }
 
     def prepare_data(self) -> None:
@@ -230,7 +209,12 @@ class LongTailedDataModule(LightningDataModule):
 
     @cached_property
     def _streams(self) -> bool:
-        return must_stream(self.source, self.view, self.trainer.num_devices if self.trainer else 1)
+        """Whether images are decoded on demand, instead of held in memory by each process of this machine."""
+        if not isinstance(self.source, FileSource):
+            return False
+        count = sum(len(self.source.labels(split)) for split in self.source.splits)
+        copies = self.trainer.num_devices if self.trainer else 1
+        return self.view.crop == "resized" or not fits_in_memory(count, self.view, copies)
 
     def origin(self, split: Split) -> Split:
         """Return the split of the source that the images of a split come from."""
@@ -240,7 +224,7 @@ class LongTailedDataModule(LightningDataModule):
         if split in self._splits:
             return
         split = self.origin(split)
-        images: npt.NDArray[Any]
+        images: Any
         if self._streams and isinstance(self.source, FileSource):
             images, labels = self.source.files(split)
         else:
@@ -251,20 +235,18 @@ class LongTailedDataModule(LightningDataModule):
                 "convert them in the source's load()."
             )
         check_labels(self.source, split, labels)
-        rows = np.arange(len(labels))
+        parts = {split: np.arange(len(labels))}
         if split == "train":
             if self._chosen is None:
                 by_class = long_tailed_subset(labels, self.subset_counts, self.subset_seed)
                 self._chosen = hold_out(by_class, self.val_fraction)
-            rows, held_out = self._chosen
+            parts["train"], held_out = self._chosen
             if self.val_fraction:
-                self._keep("val", images, labels, held_out)
-        self._keep(split, images, labels, rows)
-
-    def _keep(self, split: Split, images: npt.NDArray[Any], labels: Labels, rows: Indices) -> None:
-        images = images if len(rows) == len(images) else images[rows]  # rows are sorted: no copy of all images
-        kept = images if self._streams else torch.from_numpy(resize(images, self.view))
-        self._splits[split], self.rows[split] = (kept, torch.from_numpy(labels[rows])), rows
+                parts["val"] = held_out
+        for part, rows in parts.items():
+            own = images if len(rows) == len(images) else images[rows]  # rows are sorted: no copy of all images
+            kept = own if self._streams else torch.from_numpy(resize(own, self.view))
+            self._splits[part], self.rows[part] = (kept, torch.from_numpy(labels[rows])), rows
 
     def targets(self, split: Split) -> Tensor:
         """Return the targets of a split in the order of ``rows``: int64 of shape (N,), or int8 labels (N, C)."""
@@ -291,28 +273,19 @@ class LongTailedDataModule(LightningDataModule):
         del self._splits[split]
 
     def ordered_dataloader(self, split: Split, positions: Tensor, batch_size: int | None = None) -> EpochLoader:
-        """Return a loader of some images of a split, as in tests, with their positions instead of classes.
+        """Return a loader of the images at some positions of a split, without augmentation; targets are positions."""
+        return self._loader(split, positions, batch_size)
 
-        Args:
-            split: split of the images.
-            positions: int64, shape (M,), of the images in the split, in the order to be shown.
-            batch_size: None is the batch size of the training.
-        """
-        loader = self._loader(split, positions)
-        loader.batch_size = batch_size or self.batch_size
-        return loader
-
-    def _loader(self, split: Split, positions: Tensor | None = None) -> EpochLoader:
+    def _loader(self, split: Split, positions: Tensor | None = None, batch_size: int | None = None) -> EpochLoader:
         self._load(split)
         trainer, train = self.trainer, split == "train" and positions is None
         images, targets = self._splits[split]
         if positions is not None:
-            chosen = positions if isinstance(images, Tensor) else positions.numpy()
-            images, targets = images[chosen], positions
+            images, targets = images[positions if isinstance(images, Tensor) else positions.numpy()], positions
         loader = make_loader(
             images,
             targets,
-            self.batch_size,
+            batch_size or self.batch_size,
             view=self.view,
             device=trainer.strategy.root_device if trainer else torch.device("cpu"),
             num_workers=self.num_workers,

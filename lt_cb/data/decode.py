@@ -37,21 +37,21 @@ def is_image(name: str) -> bool:
 
 def square_size(files: Iterable[Path]) -> int:
     """Return the side of the first readable image, from its header."""
-    first_error: UnreadableError | None = None
+    errors: list[UnreadableError] = []
     for file in files:
         try:
             with _opened(file) as image:
                 width, height = image.size
+            break
         except UnreadableError as error:
-            first_error = first_error or error
-            continue
-        if width != height:
-            raise InputError(
-                f"'{file}' is {width}x{height} pixels, not square: set --data.image_size to scale and crop all images."
-            )
-        return width
-    assert first_error is not None
-    raise first_error
+            errors.append(error)
+    else:
+        raise errors[0]
+    if width != height:
+        raise InputError(
+            f"'{file}' is {width}x{height} pixels, not square: set --data.image_size to scale and crop all images."
+        )
+    return width
 
 
 def decode(file: Path, view: View) -> Images:
@@ -62,21 +62,19 @@ def decode(file: Path, view: View) -> Images:
     side = view.size
     with _opened(file) as opened:
         image = _converted(ImageOps.exif_transpose(opened), view.channels, file)
-    if image.size != (side, side):
-        if view.exact:
-            raise InputError(
-                f"'{file}' is {image.width}x{image.height} pixels where others are {side}x{side}: "
-                "set --data.image_size to scale and crop all images to one size."
-            )
-        image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
+    if view.exact and image.size != (side, side):
+        raise InputError(
+            f"'{file}' is {image.width}x{image.height} pixels where others are {side}x{side}: "
+            "set --data.image_size to scale and crop all images to one size."
+        )
+    image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
     return np.asarray(image).reshape(side, side, view.channels)
 
 
 def decode_region(file: Path, region: Callable[[int, int], Box], view: View) -> Images:
-    """Decode a region of an image file to shape (size, size, channels), scaled with antialiasing.
+    """Decode a region, which depends on width and height, to shape (size, size, channels), scaled with antialiasing.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the region then still has ``size`` pixels, which is faster.
-    ``region`` maps width and height in pixels to the region.
     """
     side = view.size
     with _opened(file) as opened:
@@ -96,25 +94,17 @@ def decode_region(file: Path, region: Callable[[int, int], Box], view: View) -> 
 def _converted(image: Image.Image, channels: int, file: Path) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL's own conversion clips these to white
         values = np.asarray(image)
-        if 0 < values.max() <= MAX_12_BIT:
-            _warn_of_dark_16_bit(file, int(values.max()))
+        worker = get_worker_info()  # only one process warns, and once
+        if 0 < values.max() <= MAX_12_BIT and not (worker and worker.id) and _warned_16_bit.acquire(blocking=False):
+            rank_zero_warn(
+                f"'{file}' has 16 bits a pixel, but no value above {values.max()}: taken as 0 to 65535, it is almost "
+                "black. If it holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535."
+            )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"its pixels are of mode {image.mode}, of 32 bits, which have no white")
     mode = "RGB" if channels == 3 else "L"
     return image if image.mode == mode else image.convert(mode)
-
-
-def _warn_of_dark_16_bit(file: Path, largest: int) -> None:
-    """Warn once in a process; of several workers only the first one warns."""
-    worker = get_worker_info()
-    if (worker is not None and worker.id > 0) or not _warned_16_bit.acquire(blocking=False):
-        return
-    rank_zero_warn(
-        f"'{file}' has 16 bits a pixel, but no value above {largest}: taken as 0 to 65535, it is almost black. If it "
-        "holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535.",
-        stacklevel=1,
-    )
 
 
 @contextmanager
@@ -135,9 +125,6 @@ def resize(images: Images, view: View) -> Images:
     """Scale square images of shape (N, H, W, C) to (N, size, size, C), with antialiasing."""
     if images.shape[1] == view.size:
         return images
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    scaled = [
-        F.interpolate(chunk, (view.size, view.size), mode=view.interpolation, antialias=True)
-        for chunk in torch.split(batch, 1024)
-    ]
+    size, chunks = (view.size, view.size), torch.split(torch.from_numpy(images).permute(0, 3, 1, 2), 1024)
+    scaled = [F.interpolate(chunk, size, mode=view.interpolation, antialias=True) for chunk in chunks]
     return torch.cat(scaled).permute(0, 2, 3, 1).contiguous().numpy()

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import track
 
 from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
-from lt_cb.data.decode import Images, UnreadableError, decode, decode_region
+from lt_cb.data.decode import Images, decode, decode_region
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Indices
@@ -26,16 +26,8 @@ def progress(items: Iterable[Item], label: str, count: int) -> Iterable[Item]:
 
 
 def load_images(files: Sequence[Path], view: View, label: str) -> Images:
-    """Decode image files to shape (N, size, size, channels), or read them from the cache of an earlier call.
-
-    The cache is one file in ``$LT_CB_CACHE``, or in the user's cache directory. Its name is a hash of the view and of
-    every file's path, size and times of change: if a file changes, the images are decoded again. The checksums of a
-    cache are verified, and a damaged cache is made again.
-    """
-    try:
-        cache = cache_file(f"1 {view.cache_key()}", *map(stamp, files))
-    except OSError as error:  # a broken link
-        raise UnreadableError(f"'{error.filename}' cannot be read ({error.strerror}): replace or remove it.") from error
+    """Decode image files to shape (N, size, size, channels), or read them from the cache of an earlier call."""
+    cache = cache_file(f"1 {view.cache_key()}", *map(stamp, files))
     cached = read_cache(cache)
     if cached is not None and "images" in cached:
         return cached["images"]
@@ -53,18 +45,16 @@ def load_images(files: Sequence[Path], view: View, label: str) -> Images:
 
 
 def find_unreadable(files: Sequence[Path], view: View, label: str) -> Indices:
-    """Return the positions of files that cannot be read as images, int64 of shape (M,), sorted.
-
-    All files are decoded once. The result is cached until one of them changes.
-    """
-    cache = cache_file("unreadable 1", *map(_stamp_or_path, files))
+    """Return the sorted positions of files that cannot be read as images; cached until a file changes."""
+    cache = cache_file("unreadable 1", *map(stamp, files))
     cached = read_cache(cache)
     if cached is not None and "rows" in cached:
         return cached["rows"]
-    errors = _errors(
-        len(files), label, lambda i: decode_region(files[i], lambda width, height: (0, 0, width, height), view)
-    )
-    rows = np.array(sorted(errors), np.int64)
+
+    def decode_all(i: int) -> None:
+        decode_region(files[i], lambda width, height: (0, 0, width, height), view)
+
+    rows = np.array(sorted(_errors(len(files), label, decode_all)), np.int64)
     write_cache(cache, "looks for unreadable images", {"rows": rows})
     return rows
 
@@ -74,13 +64,6 @@ def warn_of_skipped(files: Sequence[Path]) -> None:
     if files:
         names = enumerate_names([str(file) for file in files])
         rank_zero_warn(f"{len(files)} images cannot be read and are skipped: {names}.", stacklevel=1)
-
-
-def _stamp_or_path(file: Path) -> str:
-    try:
-        return stamp(file)
-    except OSError:  # a broken link
-        return f"{file}\0\n"
 
 
 def _errors(count: int, label: str, function: Callable[[int], object]) -> dict[int, InputError]:

@@ -1,6 +1,6 @@
 """View: how images are shown to a network."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lt_cb.errors import InputError
@@ -54,11 +54,9 @@ class View:
     @property
     def options(self) -> dict[str, Any]:
         """The attributes that tell how image files are decoded, which ``--data`` has as options of the same names."""
-        others = ("size", "mean", "std", "channels", "exact")
-        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in others}
+        return {"interpolation": self.interpolation, "crop": self.crop}
 
     def cache_key(self, *more: str) -> str:
-        """Return the part of a cache's name that depends on the view; a default option adds nothing to it."""
-        defaults = {entry.name: entry.default for entry in fields(self)} | {"crop": self.crop}
-        changed = [f"{name}={value}" for name, value in self.options.items() if value != defaults[name]]
+        """Return the part of a cache's name that depends on the view; the default interpolation adds nothing to it."""
+        changed = [] if self.interpolation == "bilinear" else [f"interpolation={self.interpolation}"]
         return " ".join([str(None if self.exact else self.size), str(self.channels), *more, *changed])

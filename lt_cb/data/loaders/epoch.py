@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lt_cb.data.sources.listing import Paths
 
 
 class Draws(NamedTuple):
@@ -18,20 +21,19 @@ class Draws(NamedTuple):
     flips: Tensor  # shape (N,)
 
 
+@dataclass(eq=False, repr=False)
 class EpochLoader(ABC):
     """Iterate over (images, targets) batches, in training shuffled, cropped and flipped at random.
 
     An epoch is drawn as a whole from (seed, epoch). It is the same on every device, after a resume, and for any number
     of processes, which take every world_size-th sample of it.
 
-    ``len(loader)`` is the number of batches of this process, and ``num_samples`` the number of images in them.
-
     Args:
+        images: N images, features or paths.
         targets: int64, shape (N,), or int8 labels of shape (N, C).
         batch_size: images a batch of this process; the last batch may be smaller.
-        train: shuffle and augment. All processes then get the same number of batches; the last batch may have one
-            sample less on some of them. If it has fewer samples than processes, the first samples of the epoch are
-            repeated. Without ``train``, each sample is shown once.
+        train: shuffle and augment. All processes then get the same number of batches. If the last one has fewer samples
+            than processes, the first samples of the epoch are repeated. Without ``train``, each sample is shown once.
         crop_padding: zeros around an image before cropping, in pixels.
         horizontal_flip: flip half of the images.
         seed: seed of shuffling and augmentation.
@@ -43,33 +45,26 @@ class EpochLoader(ABC):
             depend on (seed, epoch) and the image's position in the epoch.
     """
 
+    images: Tensor | Paths
+    targets: Tensor
+    batch_size: int
+    _: KW_ONLY
+    train: bool = False
+    crop_padding: int = 0
+    horizontal_flip: bool = False
+    seed: int = 0
+    order: Callable[[int], Tensor | None] | None = None
+    rank: int = 0
+    world_size: int = 1
+    augment: Callable[[Tensor], Tensor] | None = None
+
+    epoch = 0
     batch_sampler = None  # Lightning reads it from loaders that have a ``sampler``
 
-    def __init__(
-        self,
-        targets: Tensor,
-        batch_size: int,
-        *,
-        train: bool = False,
-        crop_padding: int = 0,
-        horizontal_flip: bool = False,
-        seed: int = 0,
-        order: Callable[[int], Tensor | None] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        augment: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.targets = targets
-        self.batch_size = batch_size
-        self.train = train
-        self.crop_padding = crop_padding if train else 0
-        self.horizontal_flip = horizontal_flip and train
-        self.augment = augment if train else None
-        self.seed = seed
-        self.order = order
-        self.epoch = 0
-        self.rank = rank
-        self.world_size = world_size
+    def __post_init__(self) -> None:
+        """Augment in training only."""
+        if not self.train:
+            self.crop_padding, self.horizontal_flip, self.augment = 0, False, None
 
     @property
     def sampler(self) -> "EpochLoader":
@@ -100,19 +95,16 @@ class EpochLoader(ABC):
     def _draw(self) -> Draws:
         """Return this process's share of the epoch, on the CPU."""
         total = len(self.targets)
+        positions = (torch.arange(self.num_samples) * self.world_size + self.rank) % total
         if not self.train:
-            own = torch.arange(self.rank, total, self.world_size)
-            return Draws(own, own, torch.zeros(len(own), 2, dtype=torch.int64), torch.zeros(len(own), dtype=torch.bool))
+            return Draws(positions, positions, torch.zeros(len(positions), 2, dtype=torch.int64), positions < 0)
         draw = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(total, generator=draw)
         if self.order is not None and (resampled := self.order(self.epoch)) is not None:
             order = resampled
         offsets = torch.randint(2 * self.crop_padding + 1, (total, 2), generator=draw) - self.crop_padding
-        flips = torch.rand(total, generator=draw) < 0.5
-        positions = torch.arange(self.num_samples) * self.world_size + self.rank
-        positions %= total
-        flips = flips[positions] & self.horizontal_flip
-        return Draws(positions, order[positions], offsets[positions], flips)
+        flips = (torch.rand(total, generator=draw) < 0.5) & self.horizontal_flip
+        return Draws(positions, order[positions], offsets[positions], flips[positions])
 
 
 def seed_of(*entropy: int) -> int:

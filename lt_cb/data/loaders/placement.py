@@ -1,44 +1,32 @@
 """Placement of images: on the device or in main memory if they fit, otherwise in their files."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.loaders.epoch import EpochLoader
-from lt_cb.data.loaders.resident import FeatureLoader, ResidentLoader
+from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.loaders.streaming import StreamingLoader
-from lt_cb.data.sources.base import FileSource, Source
-from lt_cb.data.sources.listing import Paths
+from lt_cb.data.sources.listing import Paths, encode
+from lt_cb.data.sources.tree import find_images
 from lt_cb.data.view import View
+from lt_cb.errors import InputError
 from lt_cb.hardware import available_cores, available_memory
-
-
-def must_stream(source: Source, view: View, copies: int) -> bool:
-    """Return whether images are decoded on demand, instead of held in memory by each of ``copies`` processes."""
-    if not isinstance(source, FileSource):
-        return False
-    if view.crop == "resized":  # crops come from the files
-        return True
-    count = sum(len(source.listing(split).paths) for split in source.splits)
-    return not fits_in_memory(count, view, copies)
 
 
 def fits_in_memory(count: int, view: View, copies: int = 1) -> bool:
     """Return whether uint8 images take at most half of the free main memory; report it if not."""
-    needed, free = copies * count * view.size**2 * view.channels, available_memory()
-    if needed > free / 2:
-        rank_zero_info(
-            f"{count} images take {needed / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB of free "
-            "memory: they are decoded on demand."
-        )
-    return needed <= free / 2
+    needed = copies * count * view.size**2 * view.channels
+    return _fits(count, needed, available_memory(), "memory: they are decoded on demand")
 
 
 def fits_on_device(images: Tensor, device: torch.device) -> bool:
     """Return whether images are on a device or take at most half of its free memory; report it if not."""
-    if images.device == device:
+    if images.device == device or device.type == "cpu":
         return True
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -46,12 +34,17 @@ def fits_on_device(images: Tensor, device: torch.device) -> bool:
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     else:
         return False
-    if images.nbytes > free / 2:
+    otherwise = f"memory on {device}: they stay in main memory, and each batch is copied"
+    return _fits(len(images), images.nbytes, free, otherwise)
+
+
+def _fits(count: int, needed: int, free: int, otherwise: str) -> bool:
+    if needed > free / 2:
         rank_zero_info(
-            f"{len(images)} images take {images.nbytes / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB "
-            f"of free memory on {device}: they stay in main memory, and each batch is copied."
+            f"{count} images take {needed / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB of free "
+            f"{otherwise}."
         )
-    return images.nbytes <= free / 2
+    return needed <= free / 2
 
 
 def make_loader(
@@ -65,20 +58,41 @@ def make_loader(
     copies: int = 1,
     **options: Any,  # noqa: ANN401
 ) -> EpochLoader:
-    """Return a `ResidentLoader` of images, a `FeatureLoader` of features, or a `StreamingLoader` of paths.
+    """Return a `ResidentLoader` of images or features, or a `StreamingLoader` of paths.
 
     Without ``num_workers``, the cores are shared among the training processes of this machine (``copies``).
     """
     if isinstance(images, Tensor):
-        kept = device if fits_on_device(images, device) else torch.device("cpu")
-        made = FeatureLoader if images.ndim == 2 else ResidentLoader
-        return made(images, targets, batch_size, device=kept, **options)
-    return StreamingLoader(
-        images,
-        targets,
-        batch_size,
-        view=view,
-        num_workers=max(1, available_cores() // copies) if num_workers is None else num_workers,
-        pin_memory=device.type == "cuda",
-        **options,
-    )
+        place = device if fits_on_device(images, device) else torch.device("cpu")
+        return ResidentLoader(images, targets, batch_size, device=place, **options)
+    workers = max(1, available_cores() // copies) if num_workers is None else num_workers
+    options |= {"view": view, "num_workers": workers, "pin_memory": device.type == "cuda"}
+    return StreamingLoader(images, targets, batch_size, **options)
+
+
+def folder_loader(
+    folder: str,
+    view: View,
+    batch_size: int = 128,
+    num_workers: int | None = None,
+    device: torch.device | str = "cpu",
+    skip_unreadable: bool = False,
+) -> tuple[list[Path], EpochLoader]:
+    """Return the N image files under a folder, sorted, and a loader that shows them in this order; targets are 0."""
+    if not folder:
+        raise InputError("predict needs images: set --images to a folder of images.")
+    files = find_images(Path(folder)) if Path(folder).is_dir() else []
+    if not files:
+        raise InputError(f"there are no images in '{folder}': set --images to a folder of images.")
+    if skip_unreadable:
+        unreadable = [files[row] for row in find_unreadable(files, view, "Checking images")]
+        warn_of_skipped(unreadable)
+        files = sorted(set(files) - set(unreadable))
+        if not files:
+            raise InputError(f"no image in '{folder}' can be read: set --images to another folder.")
+    images: Tensor | Paths = encode(files)
+    if view.crop == "padded" and fits_in_memory(len(files), view):
+        images = torch.from_numpy(load_images(files, view, "Decoding images"))
+    targets = torch.zeros(len(files), dtype=torch.int64)
+    device = torch.device(device)
+    return files, make_loader(images, targets, batch_size, view=view, device=device, num_workers=num_workers)

@@ -5,9 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,43 +24,22 @@ MAX_RATIO = 4 / 3
 TEST_MARGIN = 32  # pixels: a test crop of 224 is cut from 256
 
 
+@dataclass(eq=False, repr=False)
 class StreamingLoader(EpochLoader):
-    """Loader of image files, decoded on demand.
+    """Loader of image files, decoded on demand, with the same batches as a `ResidentLoader` if the crop is padded."""
 
-    With a ``padded`` crop, its batches equal those of a `ResidentLoader` of the decoded images, bit for bit.
+    images: Paths
+    view: View
+    num_workers: int = 0  # 0 decodes in this process
+    pin_memory: bool = False
 
-    Args:
-        paths: paths of N files.
-        targets: int64, shape (N,), or int8 labels of shape (N, C).
-        batch_size: images a batch of this process; the last may be smaller.
-        view: how images are shown.
-        num_workers: worker processes; 0 decodes in this process.
-        pin_memory: whether batches are copied to a GPU.
-        options: further arguments of `EpochLoader`.
-    """
-
-    def __init__(
-        self,
-        paths: Paths,
-        targets: Tensor,
-        batch_size: int,
-        *,
-        view: View,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        **options: Any,  # noqa: ANN401
-    ) -> None:
-        super().__init__(targets, batch_size, **options)
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self._decoder = _Decoder(paths, view, self.train, self.seed, self.augment)
-        self._batches: list[Tensor] = []  # draws of the epoch, as the decoder takes them
-
-    @cached_property
-    def _decoded(self) -> DataLoader[Tensor | InputError]:
+    def __post_init__(self) -> None:
+        """Prepare a decoder, which worker processes get a copy of."""
+        super().__post_init__()
         workers = min(self.num_workers, len(self))
-        return DataLoader(
-            self._decoder,
+        self._batches: list[Tensor] = []  # draws of the epoch, as the decoder takes them
+        self._decoded: DataLoader[Tensor | InputError] = DataLoader(
+            _Decoder(self.images, self.view, self.train, self.seed, self.augment),
             batch_size=None,
             sampler=self._batches,
             num_workers=workers,

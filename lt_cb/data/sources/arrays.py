@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from lt_cb.data.decode import Images
-from lt_cb.data.sources.base import Source, Split
+from lt_cb.data.sources.base import Source
 from lt_cb.data.sources.files import ImageFolder
+from lt_cb.data.sources.listing import Split
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.longtail.subset import Indices, Labels
@@ -41,21 +42,20 @@ class _CIFAR(Source):
 
     name: str
     image_size = 32
+    image_folder: ImageFolder | None = None
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
+        num_classes = len(self.class_names)
+        self.counts = [50_000 // num_classes] * num_classes
         folders = [folder for folder in (self.root, self.root / self.name.lower()) if (folder / "train").is_dir()]
-        self.image_folder = ImageFolder(str(folders[0])) if folders else None
-        num_classes = int(self.name.removeprefix("CIFAR"))
-        if self.image_folder is None:
-            self.counts = [50_000 // num_classes] * num_classes
-            self.class_names = CIFAR10_CLASSES if num_classes == 10 else [str(c) for c in range(num_classes)]
-        else:
+        if folders:
+            self.image_folder = ImageFolder(str(folders[0]))
             self.image_folder.view = View(self.image_size)
             self.counts, self.class_names = self.image_folder.counts, self.image_folder.class_names
             if len(self.counts) != num_classes:
                 raise InputError(
-                    f"'{self.image_folder.root}' has {len(self.counts)} classes, but {self.name} has {num_classes}: "
+                    f"'{folders[0]}' has {len(self.counts)} classes, but {self.name} has {num_classes}: "
                     "set --data.source ImageFolder, or another --data.root."
                 )
 
@@ -71,12 +71,14 @@ class CIFAR10(_CIFAR):
     """CIFAR-10: 10 classes, 5,000 training and 1,000 test images each, 32 x 32 RGB."""
 
     name = "CIFAR10"
+    class_names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 class CIFAR100(_CIFAR):
     """CIFAR-100: 100 classes, 500 training and 100 test images each, 32 x 32 RGB."""
 
     name = "CIFAR100"
+    class_names = [str(label) for label in range(100)]
 
 
 class FashionMNIST(Source):
@@ -125,15 +127,7 @@ def _download(source: Source, name: str, split: Split) -> Any:  # noqa: ANN401 -
     try:
         return getattr(datasets, name)(str(source.root), train=split == "train", download=source.may_download)
     except (OSError, RuntimeError) as error:
-        if not source.may_download:
-            raise InputError(
-                f"{name} is not in '{source.root}', and a checkpoint does not download: set --data.root to where the "
-                "data are."
-            ) from error
-        raise InputError(
-            f"{name} is not in '{source.root}' and could not be downloaded ({error}): set --data.root to where the "
-            "data are."
-        ) from error
-
-
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+        why = (
+            f" and could not be downloaded ({error})" if source.may_download else ", and a checkpoint does not download"
+        )
+        raise InputError(f"{name} is not in '{source.root}'{why}: set --data.root to where the data are.") from error

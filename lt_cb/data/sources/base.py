@@ -2,22 +2,20 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.decode import Images, square_size
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
-from lt_cb.data.sources.listing import Listing, Paths, check_files
+from lt_cb.data.sources.listing import Listing, Paths, Split, as_paths, check_files
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
-from lt_cb.longtail.subset import Indices, Labels, count_labels
-
-Split = Literal["train", "val", "test"]
+from lt_cb.longtail.subset import Labels, count_labels
 
 
 class Source(ABC):
@@ -70,21 +68,22 @@ class FileSource(Source):
     """A data set of image files, which need not fit in memory.
 
     Args:
-        root: folder of the data, or a file in it.
+        root: folder of the data, or a file in it; the paths of the listings are relative to this folder.
+        listings: image files and labels of ``train``, ``test``, and ``val`` if there is one.
 
     Attributes:
         default_size: height and width that images are scaled to; None expects square images of one size.
-        folder: folder that the paths of the listings start from.
-        unreadable: positions in the listing of each split of files that are skipped, int64 of shape (M,).
     """
 
     default_size: int | None = None
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, listings: Mapping[Split, Listing]) -> None:
         super().__init__(root)
         self.folder = self.root.parent if self.root.is_file() else self.root
-        self.unreadable: dict[Split, Indices] = {}
-        train = self.listing("train")
+        self.listings = dict(listings)
+        self.has_val = self.has_val or "val" in listings
+        train = listings["train"]
+        self.multi_label = train.labels.ndim == 2
         self.class_names = train.class_names
         self.counts = count_labels(train.labels, len(self.class_names))
 
@@ -104,51 +103,50 @@ class FileSource(Source):
         """The existing splits."""
         return ("train", "val", "test") if self.has_val else ("train", "test")
 
-    @abstractmethod
     def listing(self, split: Split) -> Listing:
-        """Return the paths, relative to the folder, and labels of a split, without reading the images."""
+        """Return the files of a split. Override it to read them only when they are needed."""
+        return self.listings[split]
 
     def labels(self, split: Split) -> Labels:
         """Return the labels of `load`, without reading the images."""
-        return np.delete(self.listing(split).labels, self.unreadable.get(split, []), axis=0)
+        return self.listing(split).labels
 
     def files(self, split: Split) -> tuple[Paths, Labels]:
         """Return full paths, shape (N,), and their labels, after checking that all files exist."""
-        listing = self.listing(split)
-        check_files(self.folder, listing.paths)
-        paths = [os.path.join(os.fsencode(self.folder), path) for path in listing.paths.tolist()]  # keeps absolute ones
-        return np.delete(np.array(paths, bytes), self.unreadable.get(split, [])), self.labels(split)
+        paths, labels, _ = self.listing(split)
+        check_files(self.folder, paths)
+        folder = os.fsencode(self.folder)
+        return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
 
-    def skip_unreadable(self) -> None:
-        """Find files that cannot be read as images, warn of them, and leave them out of everything.
-
-        Raises:
-            InputError: if no image of a split or of a training class remains.
-        """
-        skipped = list[Path]()
+    def skip_unreadable(self) -> dict[Split, int]:
+        """Remove unreadable files from the listings, warn of them, and return their number in each split."""
+        skipped: dict[Split, list[Path]] = {}
         for split in self.splits:
-            files = _as_paths(self.files(split)[0])
+            listing, files = self.listing(split), as_paths(self.files(split)[0])
             rows = find_unreadable(files, self.view, f"Checking {split} images")
             if len(rows) == len(files):
                 raise InputError(f"no {split} image can be read: replace the files, or remove the split.")
-            self.unreadable[split] = rows
-            skipped += [files[row] for row in rows]
+            paths, labels = np.delete(listing.paths, rows), np.delete(listing.labels, rows, axis=0)
+            self.listings[split] = Listing(paths, labels, self.class_names)
+            skipped[split] = [files[row] for row in rows]
         before, self.counts = self.counts, count_labels(self.labels("train"), len(self.class_names))
         triples = zip(self.class_names, before, self.counts, strict=True)
-        if lost := [name for name, old, new in triples if old and not new]:
-            raise InputError(
-                f"no train image of {enumerate_names(lost)} can be read: replace the files, or remove the class."
-            )
-        warn_of_skipped(skipped)
+        if lost := enumerate_names([name for name, old, new in triples if old and not new]):
+            raise InputError(f"no train image of {lost} can be read: replace the files, or remove the class.")
+        warn_of_skipped([file for files in skipped.values() for file in files])
+        return {split: len(files) for split, files in skipped.items()}
 
     def load(self, split: Split) -> tuple[Images, Labels]:
         """Return one split, decoded or from the cache."""
         paths, labels = self.files(split)
-        return load_images(_as_paths(paths), self.view, f"Decoding {split} images"), labels
+        return load_images(as_paths(paths), self.view, f"Decoding {split} images"), labels
 
 
-def _as_paths(paths: Paths) -> list[Path]:
-    return [Path(os.fsdecode(path)) for path in paths.tolist()]
+def with_test(splits: dict[Split, Any]) -> dict[Split, Any]:
+    """Return the splits, in which validation becomes the test split if there is no other."""
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    return splits
 
 
 def check_classes(source: FileSource, remedy: str) -> None:
@@ -158,15 +156,12 @@ def check_classes(source: FileSource, remedy: str) -> None:
     for split in source.splits:
         counts = count_labels(source.labels(split), len(source.class_names))
         missing = enumerate_names([name for name, n in zip(source.class_names, counts, strict=True) if not n])
-        if not missing:
-            continue
-        if split == "train":
+        if missing and split == "train":
             raise InputError(
                 f"'{source.root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
             )
-        rank_zero_warn(
-            f"'{source.root}' has no {split} images of {missing}: metrics of this split leave them out.", stacklevel=1
-        )
+        if missing:
+            rank_zero_warn(f"'{source.root}' has no {split} images of {missing}: metrics of this split leave them out.")
 
 
 def check_labels(source: Source, split: Split, labels: Labels) -> None:

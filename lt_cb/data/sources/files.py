@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_cb.data.sources.base import FileSource, Split, check_classes
-from lt_cb.data.sources.listing import Listing, category_names, list_annotations, list_lines
+from lt_cb.data.sources.base import FileSource, check_classes, with_test
+from lt_cb.data.sources.listing import Listing, Split, category_names, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import list_tree
 from lt_cb.errors import InputError, enumerate_names
@@ -20,48 +20,39 @@ class ImageFolder(FileSource):
 
     Args:
         root: folder that has ``train`` and ``test``.
-
-    Raises:
-        InputError: if a folder is missing, an image lies outside the class folders, or a class has no training image.
     """
 
     test_folders: tuple[str, ...] = ("test", "val")
 
     def __init__(self, root: str) -> None:
-        existing = [name for name in self.test_folders if Path(os.path.expanduser(root)).joinpath(name).is_dir()]
-        self._folders: dict[Split, str] = {"train": "train", "test": [*existing, self.test_folders[0]][0]}
-        self.has_val = len(existing) > 1
-        if self.has_val:
-            self._folders["val"] = existing[1]
-        self._listings: dict[Split, Listing] = {}
-        super().__init__(root)
+        base = Path(os.path.expanduser(root))
+        train = _list_folder(base / "train")
+        existing = [name for name in self.test_folders if (base / name).is_dir()] or self.test_folders[:1]
+        others = [_by_classes_of(train, base / name) for name in existing]
+        names: tuple[Split, ...] = ("train", "test", "val")
+        super().__init__(root, dict(zip(names, [train, *others], strict=False)))
         check_classes(self, "add images, or remove the class folder")
 
-    def listing(self, split: Split) -> Listing:
-        """Return the images in the folder of a split."""
-        if split not in self._listings:
-            folder = self.root / self._folders[split]
-            listing = list_tree(folder, least=2 if split == "train" else 1)
-            if not len(listing.labels):
-                raise InputError(f"there are no images in the class folders of '{folder}': add some.")
-            if split != "train":
-                listing = self._by_classes_of_train(folder, listing)
-            paths = np.char.add(f"{folder.name}/".encode(), listing.paths)
-            self._listings[split] = listing._replace(paths=paths)
-        return self._listings[split]
 
-    def _by_classes_of_train(self, folder: Path, listing: Listing) -> Listing:
-        """Replace labels by indices of the training classes."""
-        index = {name: label for label, name in enumerate(self.listing("train").class_names)}
-        counts = np.bincount(listing.labels, minlength=len(listing.class_names))
-        given = [name for name, count in zip(listing.class_names, counts, strict=True) if count]
-        if unknown := [name for name in given if name not in index]:
-            raise InputError(
-                f"'{folder}' has images of {enumerate_names(unknown)}, but '{self.root / 'train'}' has none: add some "
-                f"there, or remove the class folders from '{folder.name}'."
-            )
-        labels = np.array([index.get(name, -1) for name in listing.class_names])[listing.labels]
-        return Listing(listing.paths, labels, list(index))
+def _list_folder(folder: Path, least: int = 2) -> Listing:
+    """Return the images in the class folders of a split, with paths that start from the folder above."""
+    listing = list_tree(folder, least)
+    if not len(listing.labels):
+        raise InputError(f"there are no images in the class folders of '{folder}': add some.")
+    return listing._replace(paths=np.char.add(f"{folder.name}/".encode(), listing.paths))
+
+
+def _by_classes_of(train: Listing, folder: Path) -> Listing:
+    """Return the images of another split, labelled with the classes of the training images."""
+    paths, labels, names = _list_folder(folder, least=1)
+    given = [names[label] for label in np.unique(labels)]
+    if unknown := [name for name in given if name not in train.class_names]:
+        raise InputError(
+            f"'{folder}' has images of {enumerate_names(unknown)}, but '{folder.with_name('train')}' has none: add "
+            f"some there, or remove the class folders from '{folder.name}'."
+        )
+    index = {name: label for label, name in enumerate(train.class_names)}
+    return Listing(paths, np.array([index.get(name, -1) for name in names])[labels], train.class_names)
 
 
 class ILSVRC2012(ImageFolder):
@@ -75,27 +66,49 @@ class ILSVRC2012(ImageFolder):
 
 
 class _Listed(FileSource):
-    """Image files named by list files, in ``root`` or in a folder there."""
+    """Image files named by list files, in ``root`` or in a folder there, each read when it is needed."""
 
     default_size = 224
-    lists: dict[Split, str] = {}
+    list_file: str
 
     def __init__(self, root: str) -> None:
-        self._listings: dict[Split, Listing] = {}
-        super().__init__(root)
+        self.root = Path(os.path.expanduser(root))
+        super().__init__(root, {"train": self._read("train")})
 
     def listing(self, split: Split) -> Listing:
         """Return the images of a split."""
-        if split not in self._listings:
-            self._listings[split] = self._read(split)
-        return self._listings[split]
+        if split not in self.listings:
+            self.listings[split] = self._read(split)
+        return self.listings[split]
 
     def _read(self, split: Split) -> Listing:
-        return list_lines(self._find(self.lists[split]))
+        return list_lines(self._find(self.list_file.format(split)))
 
     def _find(self, name: str) -> Path:
         places = (self.root / name, *sorted(self.root.glob(f"*/{name}")))
         return next((file for file in places if file.is_file()), self.root / name)
+
+
+class ImageNetLT(_Listed):
+    """ImageNet-LT (Liu et al. 2019): 1,000 classes, 115,846 training images, imbalance factor 256.
+
+    List files: ``ImageNet_LT_{train,val,test}.txt`` of the authors, in root or a folder there. Images: ILSVRC 2012, as
+    the lists say.
+    """
+
+    list_file = "ImageNet_LT_{}.txt"
+    has_val = True
+
+
+class PlacesLT(_Listed):
+    """Places-LT (Liu et al. 2019): 365 classes, 62,500 training images, imbalance factor 996.
+
+    List files: ``Places_LT_{train,val,test}.txt`` of the authors, in root or a folder there. Images: Places365, as the
+    lists say.
+    """
+
+    list_file = "Places_LT_{}.txt"
+    has_val = True
 
 
 class INaturalist2018(_Listed):
@@ -107,21 +120,24 @@ class INaturalist2018(_Listed):
     """
 
     year = 2018
-    lists = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
 
     def _read(self, split: Split) -> Listing:
-        annotations = self._find(f"{'train' if split == 'train' else 'val'}{self.year}.json")
-        by_list = not annotations.is_file() and split in self.lists and self._find(self.lists[split]).is_file()
-        listing = super()._read(split) if by_list else list_annotations(annotations)
-        names = self._find("categories.json")  # published later than the annotations of 2018
-        if not by_list and names.is_file():
-            listing = listing._replace(class_names=category_names(names, listing.class_names))
-        if split != "train" and not by_list and listing.class_names != self.class_names:
-            raise InputError(
-                f"the categories of '{annotations}' differ from the training images': both must have all classes."
-            )
+        name = "train" if split == "train" else "val"
+        annotations = self._find(f"{name}{self.year}.json")
+        lines = self._find(f"iNaturalist{self.year - 2000}_{name}.txt")
+        if lines.is_file() and not annotations.is_file():
+            listing = list_lines(lines)
+        else:
+            listing = list_annotations(annotations)
+            names = self._find("categories.json")  # published later than the annotations of 2018
+            if names.is_file():
+                listing = listing._replace(class_names=category_names(names, listing.class_names))
+            if split != "train" and listing.class_names != self.class_names:
+                raise InputError(
+                    f"the categories of '{annotations}' differ from the training images': both must have all classes."
+                )
         top = listing.paths[0].partition(b"/")[0]
-        if not self.root.joinpath(top.decode()).is_dir() and self.root.joinpath(str(self.year)).is_dir():
+        if not (self.root / os.fsdecode(top)).is_dir() and (self.root / str(self.year)).is_dir():
             renamed = [str(self.year).encode() + path.removeprefix(top) for path in listing.paths.tolist()]
             listing = listing._replace(paths=np.array(renamed, bytes))
         return listing
@@ -135,29 +151,6 @@ class INaturalist2017(INaturalist2018):
     """
 
     year = 2017
-    lists = {}
-
-
-class ImageNetLT(_Listed):
-    """ImageNet-LT (Liu et al. 2019): 1,000 classes, 115,846 training images, imbalance factor 256.
-
-    List files: ``ImageNet_LT_{train,val,test}.txt`` of the authors, in root or a folder there. Images: ILSVRC 2012, as
-    the lists say.
-    """
-
-    lists = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
-    has_val = True
-
-
-class PlacesLT(_Listed):
-    """Places-LT (Liu et al. 2019): 365 classes, 62,500 training images, imbalance factor 996.
-
-    List files: ``Places_LT_{train,val,test}.txt`` of the authors, in root or a folder there. Images: Places365, as the
-    lists say.
-    """
-
-    lists = {split: f"Places_LT_{split}.txt" for split in ("train", "val", "test")}
-    has_val = True
 
 
 class Manifest(FileSource):
@@ -174,9 +167,6 @@ class Manifest(FileSource):
         root: path of the table.
         separator: separator of several labels in ``label`` or ``labels``; None is a semicolon in ``labels`` only.
         label_columns: names of the label columns; None takes all further columns.
-
-    Raises:
-        InputError: if the table is missing or wrong, or a class has no training image.
     """
 
     def __init__(self, root: str, separator: str | None = None, label_columns: list[str] | None = None) -> None:
@@ -186,21 +176,10 @@ class Manifest(FileSource):
                 "empty: labels are names in one column, or have a column each."
             )
         table = Path(os.path.expanduser(root))
-        self._splits = list_table(table, separator, label_columns)
-        if unknown := self._splits.keys() - {"train", "val", "test"}:
-            raise InputError(f"'{root}' has split '{min(unknown)}', but allowed are train, val and test.")
-        if missing := {"train", "test"} - self._splits.keys():
-            if missing == {"test"} and "val" in self._splits:
-                self._splits["test"] = self._splits.pop("val")
-            else:
-                raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
-        self.has_val = "val" in self._splits
-        self.multi_label = self._splits["train"].labels.ndim == 2
-        super().__init__(root)
+        listings = with_test(list_table(table, separator, label_columns))
+        if missing := {"train", "test"} - listings.keys():
+            raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
+        super().__init__(root, listings)
         if label_columns is None:
             warn_of_several(table, self.class_names)
         check_classes(self, "add some, or leave the label out")
-
-    def listing(self, split: Split) -> Listing:
-        """Return the rows of a split."""
-        return self._splits[split]

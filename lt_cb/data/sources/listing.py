@@ -1,14 +1,12 @@
-"""Lists of image files and their classes, read from annotation files and text files.
-
-A missing file or a wrong format raises an `InputError`.
-"""
+"""Lists of image files and their classes, read from annotation files and text files."""
 
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +18,10 @@ from lt_cb.longtail.subset import Indices, Labels
 Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which processes share
 
 
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
 class Listing(NamedTuple):
     """Image files of one split of a data set."""
 
@@ -28,12 +30,14 @@ class Listing(NamedTuple):
     class_names: list[str]  # C names; some classes may have no file here
 
 
-class Annotations(NamedTuple):
-    """Content of an annotation file in COCO's format."""
+def encode(paths: Iterable[str | Path]) -> Paths:
+    """Return paths as one array."""
+    return np.array([os.fsencode(path) for path in paths], bytes)
 
-    images: list[str]  # file names
-    pairs: Indices  # shape (M, 2): for each annotation, its position in images and in categories
-    categories: list[tuple[int, str]]  # id and name, sorted by id
+
+def as_paths(paths: Paths) -> list[Path]:
+    """Return the paths of an array."""
+    return [Path(os.fsdecode(path)) for path in paths.tolist()]
 
 
 def check_is_file(file: Path) -> None:
@@ -51,10 +55,16 @@ def _read(file: Path) -> bytes:
     return content
 
 
-def read_annotations(file: Path) -> Annotations:
-    """Read an annotation file in COCO's format."""
+def read_annotations(file: Path) -> tuple[list[str], Indices, list[tuple[int, str]]]:
+    """Read an annotation file in COCO's format.
+
+    Returns:
+        Names of the image files; for each annotation, its position in images and in categories, shape (M, 2); ids and
+        names of the categories, sorted by id.
+    """
+    text = _read(file)
     try:
-        content = json.loads(_read(file))
+        content = json.loads(text)
         categories = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
         column = {category: label for label, (category, _) in enumerate(categories)}
         row = {image["id"]: position for position, image in enumerate(content["images"])}
@@ -68,28 +78,23 @@ def read_annotations(file: Path) -> Annotations:
         raise InputError(f"'{file}' has no annotated image: set --data.root to another file.")
     if len(row) < len(names) or len(column) < len(categories):
         raise InputError(f"'{file}' gives the same id to several images or categories: number them anew.")
-    return Annotations(names, np.array(pairs, np.int64).reshape(-1, 2), categories)
+    return names, np.array(pairs, np.int64), categories
+
+
+def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:
+    """Return the names of categories, with their ids if names repeat."""
+    names = [name for _, name in categories]
+    return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in categories]
 
 
 def list_annotations(file: Path) -> Listing:
-    """Return one image for each annotation of a file in COCO's format, as in iNaturalist's competitions.
-
-    Classes are the categories in the order of their ids.
-    """
+    """Return one image for each annotation in COCO's format, as in iNaturalist's competitions; classes sorted by id."""
     images, pairs, categories = read_annotations(file)
-    names = [name for _, name in categories]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({number})" for number, name in categories]
-    return Listing(encode([images[row] for row in pairs[:, 0]]), pairs[:, 1], names)
+    return Listing(encode(images[row] for row in pairs[:, 0]), pairs[:, 1], distinct_names(categories))
 
 
 def category_names(file: Path, default: list[str]) -> list[str]:
-    """Return the C names in a file of iNaturalist's categories, in the order of their ids.
-
-    Args:
-        file: JSON list of categories with id and name.
-        default: C names, returned unless the file has C distinct ones.
-    """
+    """Return the names in a JSON list of categories, by id, or the default unless they are distinct and as many."""
     try:
         names = [name for _, name in sorted((entry["id"], entry["name"]) for entry in json.loads(file.read_bytes()))]
     except (ValueError, KeyError, TypeError):
@@ -113,83 +118,60 @@ def list_lines(file: Path) -> Listing:
             )
         paths.append(path.strip())
         labels.append(int(label))
-    return _named_by_folder(np.array(paths, bytes), np.array(labels, np.int64))
-
-
-def _named_by_folder(paths: Paths, labels: Indices) -> Listing:
-    num_classes = int(labels.max(initial=-1)) + 1
+    num_classes = max(labels) + 1
     if num_classes > max(10 * len(labels), 100_000):
         raise InputError(
             f"a list of {len(labels)} images has class index {num_classes - 1}, but indices go from 0 to C - 1: number "
             "the classes anew, or use a table, where a label is a name."
         )
-    folders: dict[int, str] = {}
-    shared = False
-    for path, label in zip(paths.tolist(), labels.tolist(), strict=True):
-        folder = os.fsdecode(path.rpartition(b"/")[0])
-        shared = shared or folders.setdefault(label, folder) != folder
-    if shared or len(set(folders.values())) != num_classes or num_classes < 2:
-        return Listing(paths, labels, [str(label) for label in range(num_classes)])
-    common = os.path.commonpath(list(folders.values()))
-    return Listing(paths, labels, [os.path.relpath(folders[label], common or ".") for label in range(num_classes)])
+    return Listing(np.array(paths, bytes), np.array(labels, np.int64), _folder_names(paths, labels, num_classes))
+
+
+def _folder_names(paths: list[bytes], labels: list[int], num_classes: int) -> list[str]:
+    """Return the folder of each class, below their common folder; numbers unless each class has one of its own."""
+    used = sorted({(label, os.path.dirname(path)) for path, label in zip(paths, labels, strict=True)})
+    folders = [os.fsdecode(folder) for _, folder in used]
+    if [label for label, _ in used] != list(range(num_classes)) or len(set(folders)) < num_classes or num_classes < 2:
+        return [str(label) for label in range(num_classes)]
+    common = os.path.commonpath(folders) or "."
+    return [os.path.relpath(folder, common) for folder in folders]
 
 
 def read_csv(file: Path, remedy: str) -> dict[str, list[Any]]:
-    """Return the columns of a CSV file by their names in the header.
-
-    Args:
-        file: CSV file with a header.
-        remedy: advice at the end of the message if the file cannot be read.
-
-    Raises:
-        InputError: if the file cannot be read, or a row has too few or too many fields.
-    """
-    rows: list[list[str]] = []
+    """Return the columns of a CSV file by their names in the header; ``remedy`` ends the message if that fails."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            for row in (reader := csv.reader(stream)):
-                if row and len(row) != len(rows[0] if rows else row):
-                    raise InputError(
-                        f"line {reader.line_num} of '{file}' has {len(row)} fields, but the header has {len(rows[0])}."
-                    )
-                rows += [row] if row else []
+            reader = csv.reader(stream)
+            rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {remedy}") from error
-    header = rows[0] if rows else []
-    return {name.strip(): [row[i] for row in rows[1:]] for i, name in enumerate(header)}
+    header = rows[0][1] if rows else []
+    for line, row in rows:
+        if len(row) != len(header):
+            raise InputError(f"line {line} of '{file}' has {len(row)} fields, but the header has {len(header)}.")
+    return {name.strip(): [row[i] for _, row in rows[1:]] for i, name in enumerate(header)}
 
 
 def check_files(folder: Path, paths: Paths) -> None:
-    """Check that all files of a list exist.
-
-    Raises:
-        InputError: if files are missing, or relative paths lead out of the folder.
-    """
+    """Check that all files of a list exist, and that no relative path leads out of the folder."""
     names = [os.fsdecode(path) for path in paths.tolist() if b".." in path]
     if leaving := [name for name in names if not os.path.isabs(name) and os.path.normpath(name).startswith("..")]:
         raise InputError(
             f"{len(leaving)} of {len(paths)} paths lead out of '{folder}': {enumerate_names(leaving)}. Write absolute "
             "paths if that is intended."
         )
-    existing: dict[bytes, set[bytes]] = {}  # file names by folder
-    missing = []
-    base = os.fsencode(folder)
-    for path in progress(paths.tolist(), f"Looking for the images in {folder}", len(paths)):
-        place, _, name = path.rpartition(b"/")
-        if place not in existing:
-            try:
-                existing[place] = set(os.listdir(os.path.join(base, place)))
-            except OSError:
-                existing[place] = set()
-        if name not in existing[place]:
-            missing.append(os.fsdecode(path))
+
+    @cache
+    def files_in(place: bytes) -> set[bytes]:
+        try:
+            return set(os.listdir(os.path.join(os.fsencode(folder), place)))
+        except OSError:
+            return set()
+
+    listed = progress(paths.tolist(), f"Looking for the images in {folder}", len(paths))
+    missing = [os.fsdecode(path) for path in listed if os.path.basename(path) not in files_in(os.path.dirname(path))]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set --data.root "
             "to where they are."
         )
-
-
-def encode(paths: Sequence[str]) -> Paths:
-    """Return paths as one array."""
-    return np.array([os.fsencode(path) for path in paths], bytes)

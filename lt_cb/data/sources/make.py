@@ -12,11 +12,7 @@ for _module in sorted(set(MODULES.values())):  # jsonargparse knows a class by i
 
 
 def make_source(source: str | SourceFactory, root: str) -> Source:
-    """Make a data set from its name, the class path of a custom one, or a factory.
-
-    Raises:
-        InputError: if there is no such data set.
-    """
+    """Make a data set from its name, the class path of a custom one, or a factory."""
     if not isinstance(source, str):
         return source(root)
     name = canonical_source(source)

@@ -1,35 +1,20 @@
 """Names of the data sets of lt_cb. Imports no torch."""
 
 MODULES = {
-    "Digits": "arrays",
-    "SideBySide": "side_by_side",
-    "CIFAR10": "arrays",
-    "CIFAR100": "arrays",
-    "FashionMNIST": "arrays",
-    "ImageFolder": "files",
-    "INaturalist2017": "files",
-    "INaturalist2018": "files",
-    "ILSVRC2012": "files",
-    "ImageNetLT": "files",
-    "PlacesLT": "files",
+    **dict.fromkeys(("Digits", "CIFAR10", "CIFAR100", "FashionMNIST"), "arrays"),
+    **dict.fromkeys(("ImageFolder", "ILSVRC2012", "INaturalist2017", "INaturalist2018"), "files"),
+    **dict.fromkeys(("ImageNetLT", "PlacesLT", "Manifest"), "files"),
     "COCO": "coco",
-    "Manifest": "files",
+    "SideBySide": "side_by_side",
 }
 """Module in ``lt_cb.data.sources`` of each data set, by class name."""
 
 PACKAGE = "lt_cb.data.sources"
-_BY_PLAIN_NAME = {name.lower(): name for name in MODULES} | {
-    "inat2017": "INaturalist2017",
-    "inat2018": "INaturalist2018",
-}
+_BY_PLAIN_NAME = {name.lower(): name for name in MODULES} | {f"inat{y}": f"INaturalist{y}" for y in (2017, 2018)}
 
 
 def canonical_source(name: str) -> str:
-    """Return the class name of a data set of lt_cb.
-
-    Case, underscores and hyphens make no difference: ``cifar10``, ``CIFAR-10`` and ``lt_cb.data.sources.CIFAR10`` are
-    all ``CIFAR10``. Any other name, such as the class path of a custom source, is returned unchanged.
-    """
+    """Return the class name of a data set, such as ``CIFAR10`` for ``cifar-10``; any other name is unchanged."""
     package, _, last = name.rpartition(".")
     if package and not f"{package}.".startswith(f"{PACKAGE}."):
         return name

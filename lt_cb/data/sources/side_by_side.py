@@ -1,13 +1,12 @@
 """Side-by-side scans: a data set with several labels an image, made of data sets with one label."""
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
 from lt_cb.data.decode import Images, resize
 from lt_cb.data.sources.arrays import Digits, FashionMNIST
-from lt_cb.data.sources.base import Source, Split
+from lt_cb.data.sources.base import Source
+from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, did_you_mean
@@ -21,8 +20,7 @@ SEED = 17  # fixed, so that every run has the same images
 class SideBySide(Source):
     """Grey images of two or three scans side by side. The labels of an image are the classes of its scans.
 
-    Each scan is scaled to a cell, placed at a random height, and taken from the same split as the image. With digits
-    only, nothing is downloaded.
+    Each scan is scaled to a cell, placed at a random height, and taken from the same split as the image.
 
     Args:
         root: folder of the scans that are not in the package.
@@ -30,9 +28,6 @@ class SideBySide(Source):
         train_images: number of training images.
         test_images: number of test images.
         cell: height and width of a scan in pixels; an image is three times as high and wide.
-
-    Raises:
-        InputError: if a value is out of range, or a data set is unknown.
     """
 
     channels = 1
@@ -65,51 +60,43 @@ class SideBySide(Source):
 
     def labels(self, split: Split) -> Labels:
         """Return the labels of one split, int8 of shape (N, C)."""
-        plan = self._plan(split)
-        labels = np.zeros((len(plan.classes), len(self.class_names) + 1), np.int8)
-        np.put_along_axis(labels, plan.classes, 1, axis=1)
+        classes, _, _ = self._plan(split)
+        labels = np.zeros((len(classes), len(self.class_names) + 1), np.int8)
+        np.put_along_axis(labels, classes, 1, axis=1)
         return labels[:, :-1]  # without the column of empty places
 
     def load(self, split: Split) -> tuple[Images, Labels]:
         """Return one split."""
-        plan = self._plan(split)
-        scans, by_class = self._cells(split)
-        images = np.zeros((len(plan.classes), self.image_size, self.image_size), np.uint8)
-        for place in range(PLACES):
-            rows = np.flatnonzero(plan.classes[:, place] < len(by_class))
-            chosen = np.zeros(len(rows), np.int64)
-            for label, members in enumerate(by_class):
-                own = plan.classes[rows, place] == label
-                chosen[own] = members[(plan.draws[rows[own], place] * len(members)).astype(np.int64)]
-            down = plan.heights[rows, place, None, None] + np.arange(self.cell)[:, None]
-            right = place * self.cell + np.arange(self.cell)
-            images[rows[:, None, None], down, right] = scans[chosen]
+        classes, heights, draws = self._plan(split)
+        scans, scan_labels = self._load_scans(split)
+        counts = np.bincount(scan_labels)
+        rows, places = np.nonzero(classes < len(self.class_names))
+        labels = classes[rows, places]
+        within = (draws[rows, places] * counts[labels]).astype(np.int64)  # position among the scans of the class
+        chosen = np.argsort(scan_labels, kind="stable")[(np.cumsum(counts) - counts)[labels] + within]
+        down = heights[rows, places, None, None] + np.arange(self.cell)[:, None]
+        right = places[:, None, None] * self.cell + np.arange(self.cell)
+        images = np.zeros((len(classes), self.image_size, self.image_size), np.uint8)
+        images[rows[:, None, None], down, right] = scans[chosen]
         return images[..., None], self.labels(split)
 
-    def _plan(self, split: Split) -> "_Plan":
+    def _plan(self, split: Split) -> tuple[Indices, Indices, npt.NDArray[np.float64]]:
+        """Return class (C if empty), upper edge in pixels and a draw in [0, 1) of three places, each (N, 3)."""
         rng = np.random.default_rng([SEED, int(split == "test")])
         shape = self._sizes["train" if split == "train" else "test"], PLACES
         classes = rng.integers(len(self.class_names), size=shape)
         empty = np.where(rng.random(shape[0]) < 0.5, rng.integers(PLACES, size=shape[0]), PLACES)
         classes[empty[:, None] == np.arange(PLACES)] = len(self.class_names)
         heights = rng.integers(self.image_size - self.cell + 1, size=shape)
-        return _Plan(classes, heights, rng.random(shape))
+        return classes, heights, rng.random(shape)
 
-    def _cells(self, split: Split) -> tuple[Images, list[Indices]]:
-        """Return all scans, uint8 of shape (M, cell, cell), and the positions of each class."""
-        scans, by_class = list[Images](), list[Indices]()
+    def _load_scans(self, split: Split) -> tuple[Images, Labels]:
+        """Return all scans, uint8 of shape (M, cell, cell), and their classes."""
+        scans, labels, num_classes = list[Images](), list[Labels](), 0
         for source in self._scans:
             source.may_download = self.may_download
-            images, labels = source.load(split)
-            first = sum(map(len, scans))
-            by_class += [first + np.flatnonzero(labels == label) for label in range(len(source.class_names))]
+            images, classes = source.load(split)
             scans.append(resize(images, View(self.cell, channels=1))[..., 0])
-        return np.concatenate(scans), by_class
-
-
-class _Plan(NamedTuple):
-    """Scans in the three places of N images."""
-
-    classes: Indices  # shape (N, 3); C is an empty place
-    heights: Indices  # shape (N, 3), upper edge in pixels
-    draws: npt.NDArray[np.float64]  # shape (N, 3), in [0, 1): position among the scans of the class
+            labels.append(classes + num_classes)
+            num_classes += len(source.class_names)
+        return np.concatenate(scans), np.concatenate(labels)

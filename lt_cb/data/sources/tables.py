@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.listing import Listing, check_is_file, encode, read_csv
+from lt_cb.data.sources.listing import SPLITS, Listing, Split, check_is_file, encode, read_csv
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels
 
@@ -19,11 +20,8 @@ CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan
 
 def list_table(
     file: Path, separator: str | None = None, label_columns: Sequence[str] | None = None
-) -> dict[str, Listing]:
-    """Return the images of each split of a table with columns path and split, in its order.
-
-    See `Manifest` for the separator and the label columns.
-    """
+) -> dict[Split, Listing]:
+    """Return the images of each split of a table, in its order. See `Manifest` for the arguments."""
     check_is_file(file)
     columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
     named = "label" if "label" in columns else "labels"
@@ -35,38 +33,38 @@ def list_table(
             f"'{file}' has columns {given}, but must have path, split, and label, or for several an image labels or a "
             "column for each label."
         )
-    single = by_name and named == "label" and not separator
-    for name in ("path", *(["label"] if single else []), "split"):
+    if by_name and named == "labels":
+        separator = separator or SEPARATOR
+    for name in ("path", "split", "label") if by_name and not separator else ("path", "split"):
         for number, value in enumerate(columns[name], 1):
-            if _text(value) == "":
+            if not _text(value):
                 several = "; for several labels an image, or none, call the column labels" if name == "label" else ""
                 raise InputError(f"row {number} of '{file}' has no {name}: give it one, or leave the row out{several}.")
     if by_name:
-        separator = separator or (SEPARATOR if named == "labels" else "")
         labels, names = _by_name(columns[named], separator)
     else:
         labels, names = _by_column(file, columns, label_columns or others)
-    paths = encode(list(map(str, columns["path"])))
+    paths = encode(map(str, columns["path"]))
     splits = np.array([_text(split).lower() for split in columns["split"]], str)
-    return {
-        str(split): Listing(paths[splits == split], labels[splits == split], names)
-        for split in dict.fromkeys(splits.tolist())
-    }
+    if unknown := set(splits.tolist()) - set(SPLITS):
+        raise InputError(f"'{file}' has split '{min(unknown)}', but allowed are train, val and test.")
+    return {split: Listing(paths[rows], labels[rows], names) for split in SPLITS if (rows := splits == split).any()}
 
 
 def _text(value: object) -> str:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
 
 
-def _by_name(cells: list[Any], separator: str) -> tuple[Labels, list[str]]:
-    """Return labels and class names of a column of names."""
+def _names_in(cell: object, separator: str | None) -> list[str]:
     if not separator:
-        given = [[_text(cell)] for cell in cells]
-    else:
-        parts = [
-            cell if isinstance(cell, list) else _text(cell).split(separator) for cell in cells
-        ]  # Parquet has lists
-        given = [[name for name in map(_text, part) if name] for part in parts]
+        return [_text(cell)]
+    parts = cell if isinstance(cell, list) else _text(cell).split(separator)  # Parquet has lists
+    return [name for name in map(_text, parts) if name]
+
+
+def _by_name(cells: list[Any], separator: str | None) -> tuple[Labels, list[str]]:
+    """Return labels and class names of a column of names."""
+    given = [_names_in(cell, separator) for cell in cells]
     whole = all(name.isdecimal() for names in given for name in names)
     names = sorted({name for names in given for name in names}, key=(lambda name: int(name)) if whole else None)
     index = {name: label for label, name in enumerate(names)}
@@ -86,8 +84,7 @@ def _by_column(file: Path, columns: Columns, names: Sequence[str]) -> tuple[Labe
     labels = np.zeros((len(columns["path"]), len(names)), np.int8)
     for c, name in enumerate(names):
         for row, cell in enumerate(columns[name]):
-            value = CELLS.get(_text(cell).lower())
-            if value is None:
+            if (value := CELLS.get(_text(cell).lower())) is None:
                 raise InputError(
                     f"column '{name}' of '{file}' has '{cell}' in row {row + 1}, but without a column label or labels, "
                     "every column is a label: 1, 0, or empty for unknown. Remove it, or name the label columns by "
@@ -100,26 +97,21 @@ def _by_column(file: Path, columns: Columns, names: Sequence[str]) -> tuple[Labe
 def warn_of_several(file: Path, names: Sequence[str]) -> None:
     """Warn if a class name consists of other class names, so that it may be several labels."""
     known = set(names)
-    for name in names:
-        for separator in ";|,":
-            if separator in name and {part.strip() for part in name.split(separator)} <= known:
-                remedy = f"set --data.source Manifest --data.source.separator '{separator}'"
-                if separator == SEPARATOR:
-                    remedy = "call the column labels instead of label"
-                rank_zero_warn(
-                    f"a label of '{file}' is '{name}', taken for one name: if it is several labels, {remedy}.",
-                    stacklevel=1,
-                )
-                return
+    remedies = {sign: f"set --data.source Manifest --data.source.separator '{sign}'" for sign in "|,"}
+    remedies = {SEPARATOR: "call the column labels instead of label", **remedies}
+    for name, (sign, remedy) in product(names, remedies.items()):
+        if sign in name and {part.strip() for part in name.split(sign)} <= known:
+            rank_zero_warn(f"a label of '{file}' is '{name}', taken for one name: if it is several labels, {remedy}.")
+            return
 
 
-def _read_parquet(file: Path) -> dict[str, list[Any]]:
+def _read_parquet(file: Path) -> Columns:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise InputError(f"'{file}' needs a reader of Parquet: uv pip install pyarrow, or make it CSV.") from error
     try:
-        columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
+        columns: Columns = parquet.read_table(file).to_pydict()
     except (OSError, ArrowException) as error:
         raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
     return columns

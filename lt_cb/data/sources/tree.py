@@ -39,26 +39,19 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def list_tree(folder: Path, least: int = 2) -> Listing:
-    """Return the images in the class folders of a folder, by class in alphabetical order, then by path.
-
-    Raises:
-        InputError: if there are fewer than ``least`` class folders, or an image lies outside of them.
-    """
+    """Return the images in at least ``least`` class folders, by class in alphabetical order, then by path."""
     if not folder.is_dir():
         raise InputError(
             f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
         )
     names = _class_folders(folder, least)
     paths: list[str] = []
-    counts = []
-    for name in progress(names, f"Finding images in {folder}", len(names)):
-        images: list[str] = []
-        for place, files in walk(folder / name, folder):
-            below = os.path.relpath(place, folder)
-            images += [f"{below}/{file}" for file in files if is_image(file)]
-        paths += sorted(images)
-        counts.append(len(images))
-    return Listing(encode(paths), np.repeat(np.arange(len(names)), counts), names)
+    labels: list[int] = []
+    for label, name in enumerate(progress(names, f"Finding images in {folder}", len(names))):
+        places = [(os.path.relpath(place, folder), files) for place, files in walk(folder / name, folder)]
+        paths += sorted(f"{place}/{file}" for place, files in places for file in files if is_image(file))
+        labels += [label] * (len(paths) - len(labels))
+    return Listing(encode(paths), np.array(labels, np.int64), names)
 
 
 def _class_folders(folder: Path, least: int) -> list[str]:
