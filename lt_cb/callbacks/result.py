@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -19,13 +18,14 @@ from rich.text import Text
 
 import lt_cb
 from lt_cb.data import LongTailedDataModule
-from lt_cb.errors import InputError
 from lt_cb.hardware import processor
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
+from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.callbacks import changes_training, training_callbacks
 from lt_cb.runs.folder import RunDir, commit, write_json
 from lt_cb.runs.record import SHOTS, Record
+from lt_cb.text import printable
 
 MAX_CONFUSION = 20  # classes of the largest confusion matrix in result.json
 MAX_LINES = 100  # classes of the largest printed table
@@ -38,6 +38,8 @@ class ResultFile(Callback):
         self._seconds: dict[str, float] = {}  # by stage, over all parts of a resumed training
         self._started = time.perf_counter()
         self._epochs: int | None = None  # of the training: of its checkpoint, until it ends in this process
+        self._trained: dict[str, Any] | None = None  # configuration in the tested checkpoint
+        self._history: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seconds of training so far."""
@@ -48,8 +50,9 @@ class ResultFile(Callback):
         self._seconds["fit"] = float(state_dict["fit"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the epochs of the checkpoint."""
+        """Take over the epochs, the configuration and the history of the checkpoint."""
         self._epochs = trained_epochs(checkpoint) if self._epochs is None else self._epochs
+        self._trained, self._history = checkpoints.config(checkpoint), checkpoints.history(checkpoint)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of a stage."""
@@ -99,7 +102,8 @@ class ResultFile(Callback):
             prior=module.prior,
             epochs=trainer.current_epoch if self._epochs is None else self._epochs,
             checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            callbacks=_training_callbacks(trainer, run),
+            callbacks=_training_callbacks(trainer, self._trained),
+            history=self._history,
             parameters=sum(p.numel() for p in module.backbone.parameters()),
             wall_time_s={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             precision=str(trainer.precision),
@@ -110,17 +114,22 @@ class ResultFile(Callback):
             wandb_run=None if wandb is None else wandb.version,
             grid=run.planned,
             commit=commit(),
-            **(data.facts() if data else {}),
+            **{**(data.facts() if data else {}), **_seeds(self._trained)},
             versions={m.__name__: m.__version__ for m in (lt_cb, torch, lightning)} | {"python": python_version()},
         )
 
 
-def _training_callbacks(trainer: Trainer, run: RunDir) -> list[dict[str, Any]]:
-    """Return the callbacks that trained the tested checkpoint, by the configuration of its run or of this one."""
-    trained = [RunDir(Path(trainer.ckpt_path).parent.parent)] if trainer.ckpt_path else []
-    for folder in (*trained, run):
-        with suppress(InputError):  # no configuration
-            return training_callbacks(folder.read_config())
+def _seeds(trained: Mapping[str, Any] | None) -> dict[str, int]:
+    """Return the seeds of the training in its configuration; a test may have others."""
+    given = {"seed_everything": (trained or {}).get("seed_everything")}
+    given["subset_seed"] = ((trained or {}).get("data") or {}).get("subset_seed")
+    return {name: seed for name, seed in given.items() if type(seed) is int}
+
+
+def _training_callbacks(trainer: Trainer, trained: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the callbacks that trained the checkpoint: in its configuration or, without one, of this Trainer."""
+    if trained is not None:
+        return training_callbacks(trained)
     paths = [f"{type(c).__module__}.{type(c).__qualname__}" for c in trainer.callbacks]  # type: ignore[attr-defined]
     return [{"class_path": path} for path in paths if changes_training(path)]
 
@@ -178,11 +187,6 @@ def measure_title(measure: str) -> str:
     return {"auroc": "AUROC", "f1": "F1"}.get(measure, measure.replace("_", " "))
 
 
-def plain_text(name: str) -> Text:
-    """Return a class name as text without markup, its control characters and newlines escaped."""
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name))
-
-
 def _print_table(record: Record) -> None:
     measures = record.task.measures
     titles = [measure_title(name) for name in measures]
@@ -191,7 +195,9 @@ def _print_table(record: Record) -> None:
     bar_width = 20 if len(measures) == 1 else 10
     scores = [record.per_class[name] for name in measures]
     rows: list[list[str | Text]] = []
-    for name, count, *values in zip(map(plain_text, record.class_names), record.class_counts, *scores, strict=True):
+    for name, count, *values in zip(
+        map(Text, map(printable, record.class_names)), record.class_counts, *scores, strict=True
+    ):
         rows.append([name, str(count), *map(_percent, values), "█" * round((values[0] or 0.0) * bar_width)])
     if len(rows) > MAX_LINES:
         rows[MAX_LINES // 2 : -MAX_LINES // 2] = [[f"{len(rows) - MAX_LINES} more, see result.json"]]

@@ -65,6 +65,7 @@ class CommandLine(LightningCLI):
         config: the parsed options.
         checkpoint: content of ``--ckpt_path``, None without.
         trained: configuration of the checkpoint's run.
+        history: settings of earlier parts of the training, which its checkpoints will have.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class CommandLine(LightningCLI):
         self._first = first_look(words)
         self.checkpoint: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}
+        self.history: dict[str, Any] = {}
         self._unknown: dict[str, Any] = {}  # values of the checkpoint that the user must name
         if self._first["ckpt_path"] is not None:
             words = [*self._settings_of(self._first["ckpt_path"], uses), *words]

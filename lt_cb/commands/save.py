@@ -1,6 +1,6 @@
 """Trainer of a run: its folder, its loggers, and the callbacks that save configuration and checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ from lt_cb.runs.folder import RunDir, write_text
 class SaveConfig(SaveConfigCallback):
     """Saves the resolved configuration in the run folder and in every checkpoint."""
 
+    history: Mapping[str, Any] = {}  # settings of earlier parts of the training
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add to a checkpoint its configuration, its run at W&B, and the metrics of its epoch."""
         checkpoint[checkpoints.CONFIG] = self.parser.dump(self.config, skip_none=False)
+        checkpoint[checkpoints.HISTORY] = dict(self.history)
         if (logger := wandb_logger(trainer)) is not None:
             checkpoint[checkpoints.WANDB] = logger.version
         trained = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
@@ -86,7 +89,9 @@ def run_trainer(cli: CommandLine, options: Namespace, loaded: dict[str, Any] | N
     folder, further = run_loggers(cli, options)
     callbacks = [*as_list(options.callbacks), ResultFile(), LastCheckpoint()]
     if not options.fast_dev_run:
-        callbacks.append(SaveConfig(cli.parser, cli.config, save_to_log_dir=False))
+        saves = SaveConfig(cli.parser, cli.config, save_to_log_dir=False)
+        saves.history = cli.history
+        callbacks.append(saves)
     return make_trainer(options, [folder, *further], callbacks, loaded)
 
 

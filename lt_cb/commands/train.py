@@ -94,8 +94,11 @@ class Session:
             raise InputError("a second stage starts from a trained network: set --ckpt_path to its checkpoint.")
         if cli.checkpoint is not None:
             checkpoints.without_pretrained(config.model)
-        if self.resumes and cli.trained:
-            now = yaml.safe_load(cli.config_yaml())
+        if not self.fits or cli.checkpoint is None or not cli.trained:
+            return
+        now, kept = yaml.safe_load(cli.config_yaml()), checkpoints.history(cli.checkpoint)
+        cli.history = kept | compare.history(cli.trained, now, "resumed from" if self.resumes else "first stage")
+        if self.resumes:
             if not self.change_loss:
                 compare.check_loss(cli.trained["model"]["loss"], now["model"]["loss"])
             compare.check_steps(cli.trained["model"], now["model"])
@@ -142,8 +145,8 @@ def fit(cli: CommandLine) -> None:
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
     except SIGTERMException:
-        kept = RunDir(str(trainer.loggers[0].log_dir)).checkpoint
-        advice = f"to resume, set --ckpt_path {kept}" if kept.is_file() else "no epoch is complete, start again"
+        last = RunDir(str(trainer.loggers[0].log_dir)).checkpoint
+        advice = f"to resume, set --ckpt_path {last}" if last.is_file() else "no epoch is complete, start again"
         raise SIGTERMException(advice) from None
     tested = None if resumed is None else Path(resumed)
     if trainer.global_step > begins_at:  # else nothing was left to train

@@ -20,6 +20,7 @@ from lt_cb.runs.schema import PerClass, mismatch
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
+HISTORY = "lt_cb_history"  # settings of earlier parts of the training, see `lt_cb.runs.compare.history`
 THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which each label is predicted
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict
@@ -47,13 +48,17 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).{other}") from error
     if not isinstance(content, dict) or not _is_whole(content):
         raise InputError(f"'{path}' is not a checkpoint of a run: set --ckpt_path to a run's checkpoints/last.ckpt.")
-    folder = Path(path).absolute().parent.resolve()
-    content["callbacks"] = {name: _own_files(state, folder) for name, state in content.get("callbacks", {}).items()}
     return content
 
 
+def keep_own_files(content: Content, folder: Path) -> None:
+    """Drop names of files outside a folder from the states of the callbacks, which may delete these files."""
+    states = content.get("callbacks", {})
+    content["callbacks"] = {name: _own_files(state, folder.resolve()) for name, state in states.items()}
+
+
 def _own_files(state: Any, folder: Path) -> Any:  # noqa: ANN401 - state of a callback
-    """Return a callback's state without the names of files outside a folder: the callback may delete those files."""
+    """Return a callback's state without the names of files outside a folder."""
     if isinstance(state, Mapping):
         return {name: _own_files(value, folder) for name, value in state.items() if not _is_foreign(name, folder)}
     if isinstance(state, list | tuple):
@@ -64,8 +69,8 @@ def _own_files(state: Any, folder: Path) -> Any:  # noqa: ANN401 - state of a ca
 def _is_foreign(text: Any, folder: Path) -> bool:  # noqa: ANN401 - any value
     if not isinstance(text, str) or not text or "\0" in text:
         return False
-    names_file = "://" in text or text.startswith(("/", ".", "~", os.sep)) or os.path.exists(text)
-    return names_file and ("://" in text or folder not in Path(text).resolve().parents)
+    names_file = "::" in text or "://" in text or text.startswith(("/", ".", "~", os.sep)) or os.path.exists(text)
+    return names_file and ("::" in text or "://" in text or folder not in Path(text).resolve().parents)
 
 
 def before(path: str | Path) -> Path:
@@ -184,6 +189,13 @@ def thresholds(content: Mapping[str, Any], num_classes: int) -> list[float] | No
     if kept is not None and mismatch(kept, PerClass[float], num_classes):
         raise InputError(f"the checkpoint's thresholds are not {num_classes} numbers: the checkpoint is damaged.")
     return kept
+
+
+def history(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of earlier parts of the training that differ from its last part."""
+    kept = content.get(HISTORY)
+    kept = kept if isinstance(kept, dict) else {}
+    return {str(key): value for key, value in kept.items() if isinstance(value, bool | int | float | str)}
 
 
 def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Comparison of a checkpoint with the data, network, optimiser and loss that are to use it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,42 @@ from torch import Tensor, nn
 
 from lt_cb.errors import InputError
 from lt_cb.runs.callbacks import training_callbacks
+from lt_cb.runs.folder import flatten
 
 # options of a loss that a configuration may leave out, with their defaults
 UNSET: dict[str, Any] = {"init_args": {}, "weighting": None, "reduction": "mean", "weight_of": "sample"}
+
+
+# settings outside model and data that change the weights, and settings inside that do not
+TRAINING = ("accumulate_grad_batches", "gradient_clip_val", "limit_train_batches", "overfit_batches", "precision")
+LENGTHS = ("max_epochs", "max_steps", "max_time")
+NEUTRAL = ("data.root", "data.num_workers", "data.on_unreadable", "model.metrics", "model.fast")
+
+
+def history(before: Mapping[str, Any], now: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Return the settings of an earlier part of a training that now differ: ``{"first stage loss": "FocalLoss"}``.
+
+    Args:
+        before: configuration of the earlier part.
+        now: configuration of the part that follows.
+        part: ``first stage``, or ``resumed from``, for which the length does not matter.
+    """
+    of_trainer = (*TRAINING, *LENGTHS) if part == "first stage" else TRAINING
+    theirs, ours = (_training_settings(config, of_trainer) for config in (before, now))
+    changed = {key: theirs[key] for key in sorted(theirs.keys() & ours.keys()) if theirs[key] != ours[key]}
+    names = {key: f"{part} {re.sub('^(model|data|trainer)[.]', '', key)}" for key in changed}
+    return {names[key]: v if isinstance(v, bool | int | float | str) else str(v) for key, v in changed.items()}
+
+
+def _training_settings(config: Mapping[str, Any], of_trainer: Sequence[str]) -> dict[str, Any]:
+    keys = ("seed_everything", *(f"trainer.{name}" for name in of_trainer))
+    settings = {
+        key: value
+        for key, value in flatten(config).items()
+        if key in keys or (key.startswith(("model.", "data.")) and not key.startswith(NEUTRAL))
+    }
+    callbacks = [str(callback.get("class_path")).rpartition(".")[2] for callback in training_callbacks(config)]
+    return {**settings, "trainer.callbacks": " + ".join(callbacks)}
 
 
 def check_classes(content: Mapping[str, Any], class_names: Sequence[str], multi_label: bool) -> None:

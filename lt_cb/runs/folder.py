@@ -68,7 +68,7 @@ class RunDir:
     @property
     def is_training(self) -> bool:
         """Whether ``fit`` made the run."""
-        return "verbose" not in self.read_config()  # an option of ``validate`` and ``test``
+        return not {"verbose", "prior"} & self.read_config().keys()  # options of ``validate`` and ``test``
 
     @property
     def state(self) -> str | None:
@@ -112,15 +112,15 @@ class RunDir:
             raise InputError(f"'{self.metrics}' is damaged ({error}). Remove the file.") from error
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration by dotted keys, as on the command line; a class is its name without the module."""
+def flatten(config: Mapping[str, Any], prefix: str = "", full_paths: bool = False) -> dict[str, Any]:
+    """Return a configuration by dotted keys, as on the command line; a class is its name, or its full path."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = prefix + ("" if key == "init_args" else f"{key}.")
         if isinstance(value, dict):
-            flat |= flatten(value, name)
+            flat |= flatten(value, name, full_paths)
         elif key == "class_path":
-            flat[prefix.rstrip(".")] = str(value).rpartition(".")[2]
+            flat[prefix.rstrip(".")] = str(value) if full_paths else str(value).rpartition(".")[2]
         else:
             flat[f"{prefix}{key}"] = value
     return flat

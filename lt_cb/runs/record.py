@@ -62,6 +62,7 @@ class Record:
     epochs: int | None = None  #: completed epochs of training
     checkpoint: str | None = None  #: tested file; None for the weights as they were
     callbacks: list[Callback] | None = None  #: callbacks that change the training; None if unknown
+    history: dict[str, Any] = field(default_factory=dict)  #: settings of earlier parts of the training
     seed_everything: int | None = None  #: seed of the training
     subset_seed: int | None = None  #: seed of the subset
     subset_sha256: str | None = None  #: digest of the training subset
@@ -175,6 +176,7 @@ class Record:
             "correct": _words(correct or []),
             "counted": _words(self.test_counts or []),
             "confusion": ";".join(map(_words, self.confusion or [])),
+            "history": json.dumps(self.history, sort_keys=True) if self.history else None,
             "average_precision": _words("nan" if rate is None else percent(rate) for rate in precisions),
         }
         return {name: "" if value is None else str(value) for name, value in row.items()}
@@ -225,6 +227,7 @@ def _json_of_row(row: Mapping[str, str]) -> dict[str, Any]:
         "test_counts": counted or None,
         "correct": correct or None,
         "confusion": [[int(n) for n in line.split()] for line in row.get("confusion", "").split(";") if line] or None,
+        "history": json.loads(row.get("history") or "{}"),
         "checkpoint": None if row["checkpoint"] == "none" else row["checkpoint"],
         "seeds": {"seed_everything": int(row["seed"]), "subset_seed": int(row["subset_seed"])},
         "wall_time_s": {"fit and test": float(row["seconds"])},

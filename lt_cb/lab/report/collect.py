@@ -48,12 +48,14 @@ def collect(folder: Path) -> Runs:
         why = "several labels an image: report them from a folder of their own"
         missing = [(result.folder, why) for result in several] + missing
         found = [result for result in found if not result.record.task.multi_label]
+    found, tests = _without_tests(found)
     _spell_sources_alike(found)
     unnamed = _name_methods(found)
+    _tell_apart(found)
     latest = {(r.method, r.data, r.seed): r for r in sorted(found, key=lambda r: r.time)}
     is_latest = [latest[r.method, r.data, r.seed] is r for r in found]
     repeated = [(r.folder, "repeated later") for r, latest in zip(found, is_latest, strict=True) if not latest]
-    return Runs(list(compress(found, is_latest)), [*repeated, *missing], unnamed)
+    return Runs(list(compress(found, is_latest)), [*tests, *repeated, *missing], unnamed)
 
 
 def read_run(where: str | Path) -> Result:
@@ -125,6 +127,44 @@ def _download(name: str) -> Path:
     for file in (run.config, run.result):
         wandb.Api().run(name).file(f"run/{file.name}").download(root=str(run.path.parent))
     return run.path
+
+
+def _without_tests(found: list[Result]) -> tuple[list[Result], list[tuple[Path, str]]]:
+    """Return the runs without tests that repeat the test of a training or another test, and these tests."""
+
+    def tested(result: Result) -> tuple[Any, ...]:
+        file = Path(result.record.checkpoint or "none")
+        file = file if result.is_test else result.folder / file.parent.name / file.name
+        prior, stage = result.record.prior, result.settings.get(STAGE)
+        return file.parts[-4:], result.source, prior and tuple(prior), stage, result.seed
+
+    seen = {tested(result) for result in found if not result.is_test}
+    repeated: list[Result] = []
+    for result in sorted(found, key=lambda result: -result.time):
+        if result.is_test:
+            (repeated if tested(result) in seen else []).append(result)
+            seen.add(tested(result))
+    left = [result for result in found if result not in repeated]
+    return left, [(result.folder, "tests a checkpoint again") for result in repeated]
+
+
+def _tell_apart(found: list[Result]) -> None:
+    """Add to the names of runs with the same method and data the details in which they differ."""
+    cells: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in found:
+        cells[result.method, result.data].append(result)
+    for results in cells.values():
+        differing = sorted(
+            {
+                key
+                for result in results
+                for key in result.details
+                if len({other.details.get(key) for other in results}) > 1
+            }
+        )
+        for result in results:
+            for key in differing:
+                result.add_detail(key)
 
 
 def _spell_sources_alike(found: list[Result]) -> None:

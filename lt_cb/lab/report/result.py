@@ -1,5 +1,7 @@
 """Finished runs with the names of their methods (rows of a table) and data sets (columns)."""
 
+import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -37,12 +39,17 @@ class Method(NamedTuple):
     family: str | None  # the name without beta; None for weights other than the effective number
 
 
+def short(value: float) -> str:
+    """Return a number with as many digits as it needs, at least as ``%g``."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
 def method_of(settings: Mapping[str, Any]) -> Method:
     """Return loss and weights of a flattened configuration."""
     loss, weighting = str(settings.get("model.loss", "?")), settings.get("model.loss.weighting")
     options = {key.removeprefix("model.loss."): v for key, v in settings.items() if key.startswith("model.loss.")}
     named = [
-        f"{key} {v:g}"
+        f"{key} {short(v)}"
         for key, v in options.items()
         if isinstance(v, float | int) and not isinstance(v, bool) and not key.startswith("weighting")
     ]
@@ -52,7 +59,7 @@ def method_of(settings: Mapping[str, Any]) -> Method:
     if isinstance(weighting, str):
         beta, normalization = options.get("weighting.beta"), options.get("weighting.normalization")
         by = "" if (of := options.get("weight_of", "sample")) == "sample" else f" by {of}"
-        text = f"CB β {beta:g}" if weighting == "EffectiveNumber" and beta is not None else weighting
+        text = f"CB β {short(beta)}" if weighting == "EffectiveNumber" and beta is not None else weighting
         weights = [text + by + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
     name = " ".join([loss.removesuffix("Loss"), *named])
     family = name + by if weighting in (None, "EffectiveNumber") else None
@@ -97,6 +104,23 @@ def settings_of(config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> d
     return settings | ({CALLBACKS: " + ".join(names)} if names else {})
 
 
+def details_of(record: Record, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return facts that must be the same for all seeds of a method on a data set, by name.
+
+    ``settings`` is a flattened configuration in which classes have their full paths.
+    """
+    classes = hashlib.sha256(json.dumps([record.class_names, record.class_counts]).encode()).hexdigest()[:6]
+    if record.task.multi_label:  # the counts of a subset depend on its seed
+        classes = hashlib.sha256(json.dumps(record.class_names).encode()).hexdigest()[:6]
+    details = {"data.classes": classes}
+    for key, value in settings.items():
+        of_loss = key.startswith("model.loss.") and key.rpartition(".")[2] != "num_images"
+        custom = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.\w+)+", value) is not None
+        if of_loss or (custom and key.startswith(("model.", "data.")) and value.partition(".")[0] not in LIBRARIES):
+            details[key] = str(value)
+    return details
+
+
 @dataclass
 class Result:
     """One finished run with its names.
@@ -108,6 +132,8 @@ class Result:
         source: name of the data set, or of the user's own images.
         row: columns of a kept row, else empty.
         time: of writing, in nanoseconds.
+        is_test: whether the run only tested a checkpoint.
+        details: see `details_of`.
         data: name of the data set with the subset, a column of a table.
         method: name of the method, a row of a table.
         family: the method without its beta; None for weights other than the effective number.
@@ -124,12 +150,18 @@ class Result:
     source: str
     row: dict[str, str]
     time: int
+    is_test: bool = field(default=False, init=False)
+    details: dict[str, str] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, folder: Path, record: Record, config: dict[str, Any], row: dict[str, str], time: int = 0) -> Self:
         """Make the result of a run from the content of its ``config.yaml``."""
         callbacks = training_callbacks(config) if record.callbacks is None else record.callbacks
-        return cls(folder, record, settings_of(config, callbacks), source_of(flatten(config)), row, time)
+        settings = settings_of(config, callbacks) | {f"model.{key}": value for key, value in record.history.items()}
+        made = cls(folder, record, settings, source_of(flatten(config)), row, time)
+        made.is_test = bool({"verbose", "prior"} & config.keys())
+        made.details = details_of(record, flatten(config, full_paths=True))
+        return made
 
     def __post_init__(self) -> None:
         """Read the settings, so that values that no configuration has raise here."""
@@ -143,7 +175,7 @@ class Result:
         self._subset = subset_of(self.settings, self.imbalance_factor)
         network = str(get("model.backbone", ALWAYS_NAMED["model.backbone"])), str(get("data.image_size") or 32)
         gamma = f"{self.gamma or 0:g}" if self.loss == "FocalLoss" else ""
-        beta = "" if self.beta is None or self.imbalance_factor == 1 else f"{self.beta:g}"
+        beta = "" if self.beta is None or self.imbalance_factor == 1 else short(self.beta)
         loss = self.loss if self._family else ""  # the paper has no other weights
         self.paper_key = (self.source_class, self._subset, *network, loss, gamma, beta)
         self.name_by([])
@@ -159,6 +191,15 @@ class Result:
         self.family = None if self._family is None else ", ".join([self._family, *self.others])
         whole = self._subset == WHOLE
         self.data = f"{self.source}, IF {self.imbalance_factor:g}" if whole else f"{self.source} {self._subset}"
+
+    def add_detail(self, key: str) -> None:
+        """Add a detail to the name of the data, or of the method."""
+        text = f"{key.partition('.')[2]} {self.details.get(key, '–')}"
+        if key.startswith("data."):
+            self.data = f"{self.data}, {text}"
+            return
+        self.others.append(text)
+        self.method, self.family = f"{self.method}, {text}", self.family and f"{self.family}, {text}"
 
     @property
     def seed(self) -> tuple[int, int]:

@@ -28,6 +28,7 @@ FIRST_COLUMNS = (
     *("error", "balanced_acc", "many", "medium", "few", "loss", "val_acc", "val_balanced_acc"),
     *("best_epoch", "best_error", "best_balanced_acc"),
     *("class_names", "class_counts", "correct", "counted", "average_precision", "confusion"),
+    "history",
 )
 COLUMNS = (*FIRST_COLUMNS, *(name for name in PERCENT_COLUMNS if name not in FIRST_COLUMNS))
 Row = dict[str, str]
@@ -89,7 +90,8 @@ def _row(run: RunDir) -> tuple[Row, dict[str, Any]]:
         place.pop(key, None)
     if source_of(flatten(config)) != source:  # these data are named by their root
         config["data"]["root"] = source
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    training = [config, record.history] if record.history else config
+    digest = hashlib.sha256(json.dumps(training, sort_keys=True, default=str).encode()).hexdigest()[:12]
     main = "val/mAP" if record.task.multi_label else "val/acc"
     validated = [row for row in run.read_metrics() if row.get(main)]
     best = max(validated, key=lambda row: float(row[main]), default={})
