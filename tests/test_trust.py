@@ -68,11 +68,33 @@ REFUSED: dict[str, dict[str, Any]] = {  # changes of the configuration that a co
         }
     },
     "an optimizer in a file": {"model": {"optimizer": "hub.yaml"}},
+    "a network named as one of timm": {"model": {"backbone": "resnet18.m"}},
+    "a list of schedulers in a file": {
+        "model": {"lr_scheduler": {"class_path": "SequentialLR", "init_args": {"schedulers": "ddp", "milestones": [1]}}}
+    },
+    "options of a loss as a list": {"model": {"loss": {"class_path": "lt_cb.losses.SoftmaxLoss", "init_args": [1]}}},
 }
 IGNORED: dict[str, dict[str, Any]] = {  # changes that have no effect
     "callable argument": {"trainer": {"callbacks": [LAMBDA]}},
     "callback": {"trainer": {"callbacks": [{"class_path": "subprocess.Popen", "init_args": {"args": "touch PWNED"}}]}},
     "appended callback": {"trainer": {"callbacks+": "hubconf.m"}},
+    "appended metric": {"model": {"metrics+": ["hubconf.m"]}},
+    "dotted keys": {
+        "trainer": {
+            "logger.class_path": "lightning.pytorch.loggers.CSVLogger",
+            "logger.init_args.save_dir": "mine",
+            "profiler.class_path": "SimpleProfiler",
+            "profiler.init_args.dirpath": "mine",
+            "profiler.init_args.filename": "last",
+            "plugins.class_path": "hubconf.m",
+        },
+        "model": {
+            "loss.class_path": "hubconf.m",
+            "optimizer.class_path": "hubconf.m",
+            "metrics.class_path": "hubconf.m",
+        },
+        "data": {"source.class_path": "hubconf.m"},
+    },
     "callbacks by a file of home": {"trainer": {"callbacks": "~/callbacks.yaml"}},
     "callbacks by a URL": {"trainer": {"callbacks": "file:///proc/self/cwd/callbacks.yaml"}},
     "plugins and strategy by URLs": {
@@ -99,6 +121,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     Path("hubconf.py").write_text("open('PWNED', 'w')\ndef m(*args, **kwargs): ...\n")
+    Path("resnet18.py").write_text(Path("hubconf.py").read_text())
     Path("hub.yaml").write_text("class_path: hubconf.m\n")
     Path("ddp").write_text("class_path: hubconf.m\n")
     Path("callbacks.yaml").write_text(yaml.safe_dump([LAMBDA]))
@@ -164,8 +187,8 @@ def test_every_command_refuses_an_unknown_class(
         ["test", f"--ckpt_path={path}"],
         ["validate", "--config=~/more.yaml"],
         ["fit", f"--ckpt_path={path}", "--trainer.max_epochs=2"],
-        #        ["recommend", f"--ckpt_path={path}"],
-        #        ["heads", f"--ckpt_path={path}"],
+        ["recommend", f"--ckpt_path={path}"],
+        ["heads", f"--ckpt_path={path}"],
     ]
     commands += [["inspect", "--ckpt_path", path]] if of_data else []
     commands += [["predict", f"--ckpt_path={path}", "--images=images"]] if of_model else []
@@ -201,8 +224,9 @@ def test_the_state_of_a_callback_deletes_no_foreign_file(checkpoint: dict[str, A
         content["callbacks"][key] |= dict.fromkeys(paths, foreign) | {"best_k_models": {foreign: torch.tensor(1.0)}}
         torch.save(content, "evil.ckpt")
         before = files()
-        main(["fit", "--ckpt_path=evil.ckpt", "--trainer.max_epochs=3", *SHORT])
-        assert files() == before
+        for plugins in ("null", "lightning.pytorch.plugins.io.TorchCheckpointIO"):
+            main(["fit", "--ckpt_path=evil.ckpt", "--trainer.max_epochs=3", f"--trainer.plugins={plugins}", *SHORT])
+            assert files() == before
 
 
 @pytest.mark.parametrize(

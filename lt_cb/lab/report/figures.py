@@ -93,6 +93,8 @@ def specification(values: Values, height: int, *layers: Any, legend: bool = True
         chart = chart.add_params(alt.param(name=column, value=value, bind=choice))
         chart = chart.transform_filter(f"datum.{column} === {column}")
     spec = {key: value for key, value in chart.to_dict().items() if key not in ("$schema", "config")}
+    for layer in spec["layer"]:
+        layer.pop("data", None)  # altair's placeholder, which would hide the values
     return {**spec, "data": {"values": values}}  # added here, as altair would check each value
 
 
