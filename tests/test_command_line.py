@@ -243,3 +243,51 @@ def test_fit_tests_what_its_checkpoint_gives_a_new_process(home: Path) -> None:
     state = torch.load("runs/ema/version_0/checkpoints/last.ckpt", weights_only=True)
     weights, latest = state["state_dict"], state["current_model_state"]
     assert any(not torch.equal(weights[name], latest[name]) for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["last", "best", "hpc"])
+def test_a_file_may_have_a_name_that_lightning_takes_for_another(
+    word: str, checkpoint: dict[str, Any], home: Path
+) -> None:
+    torch.save(checkpoint, word)
+    main(["test", f"--ckpt_path={word}", "--trainer.enable_progress_bar=false", "--folder=a/b"])
+    tested = json.loads(Path("a/b/result.json").read_text())["metrics"]["test/loss"]
+    torch.save(checkpoint, "x.ckpt")
+    main(["test", "--ckpt_path=x.ckpt", "--trainer.enable_progress_bar=false", "--folder=a/c"])
+    assert tested == json.loads(Path("a/c/result.json").read_text())["metrics"]["test/loss"]
+
+
+@pytest.mark.slow
+def test_a_report_counts_a_training_once_and_knows_its_earlier_parts(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    last = "checkpoints/last.ckpt"
+    for name, loss in (("plain", "SoftmaxLoss"), ("focal", "FocalLoss")):
+        main([*FIT, *quiet, "--trainer.max_epochs=1", f"--model.loss={loss}", f"--folder=runs/{name}"])
+        retrain = ["--config", str(ROOT / "configs/second_stage/crt.yaml"), "--trainer.max_epochs=1"]
+        main(["fit", *retrain, *quiet, f"--ckpt_path=runs/{name}/{last}", f"--folder=runs/{name}_crt"])
+    for i, change in enumerate(("--seed_everything=1", "--data.subset_seed=3", "--data.batch_size=32")):
+        main(["test", *quiet, f"--ckpt_path=runs/plain/{last}", change, f"--folder=runs/test_{i}"])
+    resumed = ["--seed_everything=1", "--trainer.max_epochs=2", "--folder=runs/resumed"]
+    main(["fit", *quiet, f"--ckpt_path=runs/plain/{last}", *resumed])
+    main([*FIT, *quiet, "--trainer.max_epochs=2", "--model.loss=SoftmaxLoss", "--folder=runs/longer"])
+    capsys.readouterr()
+    for folder in ("runs", "kept"):
+        with pytest.raises(SystemExit, match="0"):
+            main(["report", folder])
+        page = Path(folder, "report.md").read_text()
+        names = [line.split(" | ")[0] for line in page.split("## ")[1].splitlines() if line.startswith("| ")]
+        assert names[2:] == [
+            "| Softmax, max_epochs 1",
+            "| Softmax, max_epochs 2",
+            "| Softmax, resumed from seed_everything 0, max_epochs 2",
+            "| Softmax, first stage loss FocalLoss, second_stage ClassifierRetraining, max_epochs 1",
+            "| Softmax, second_stage ClassifierRetraining, max_epochs 1",
+            "| Focal gamma 1, max_epochs 1",
+        ]
+        assert "over 1 seed each" in page
+        assert page.count("tests a checkpoint again") == (3 if folder == "runs" else 0)
+        with pytest.raises(SystemExit, match="0"):
+            main(["report", "runs", "--save", "kept"])

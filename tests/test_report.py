@@ -330,6 +330,33 @@ def test_a_tested_checkpoint_has_the_callbacks_of_its_training(tmp_path: Path) -
     assert names == {"Softmax", "Softmax, callbacks EMAWeightAveraging"}
 
 
+def test_what_differs_is_not_pooled(tmp_path: Path) -> None:
+    """Classes of one name from two modules, options that are no numbers, close numbers, and other images."""
+    loss = {"class_path": "ma.My", "init_args": {"mode": "a", "sizes": [1, 2], "t": 0.9999991}}
+    counts = {"class_counts": [5000, 50, 500]}
+    changes: list[tuple[dict, dict]] = [
+        ({}, {}),
+        ({"class_path": "mb.My"}, {}),
+        ({"mode": "b"}, {}),
+        ({"sizes": [2, 1]}, {}),
+        ({"t": 0.9999994}, {}),
+        ({}, counts),
+        ({}, {"class_names": ["a", "b", "c"]}),
+    ]
+    for seed, (change, of_result) in enumerate(changes):
+        write(tmp_path / f"{seed}", 30.0 + seed, seed=seed)
+        config = yaml.safe_load((tmp_path / f"{seed}/config.yaml").read_text())
+        options = loss["init_args"] | {key: value for key, value in change.items() if key != "class_path"}
+        config["model"]["loss"] = {"class_path": change.get("class_path", "ma.My"), "init_args": options}
+        (tmp_path / f"{seed}/config.yaml").write_text(yaml.safe_dump(config))
+        result = json.loads((tmp_path / f"{seed}/result.json").read_text())
+        (tmp_path / f"{seed}/result.json").write_text(json.dumps(result | of_result))
+    page = report(tmp_path)
+    assert "over 1 seed each" in page
+    assert all(f"{30 + seed}.00" in page.partition("## Error")[2] for seed in range(len(changes)))
+    assert all(name in page for name in ("loss mb.My", "loss.mode b", r"loss.sizes \[2, 1\]", "t 0.9999994"))
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [("cifar10", "cifar10"), ("CIFAR10", "CIFAR10"), ("lt_cb.data.sources.arrays.CIFAR10", "CIFAR10")],
