@@ -285,7 +285,7 @@ def test_a_report_counts_a_training_once_and_knows_its_earlier_parts(
             "| Softmax, resumed from seed_everything 0, max_epochs 2",
             "| Softmax, first stage loss FocalLoss, second_stage ClassifierRetraining, max_epochs 1",
             "| Softmax, second_stage ClassifierRetraining, max_epochs 1",
-            "| Focal gamma 1, max_epochs 1",
+            "| Focal gamma 1, CB β 0.9999, max_epochs 1",
         ]
         assert "over 1 seed each" in page
         assert page.count("tests a checkpoint again") == (3 if folder == "runs" else 0)
