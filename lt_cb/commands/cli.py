@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -24,6 +26,7 @@ from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir
 from lt_cb.task import ONE_LABEL, SEVERAL_LABELS
 
+register_type(torch.device, str, torch.device, fail_already_registered=False)  # an option of callbacks
 CLASS_OPTIONS = (
     *("model.loss", "model.optimizer", "model.lr_scheduler", "model.second_stage", "model.mix"),
     *("data.source", "data.sampler"),

@@ -12,10 +12,8 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from jsonargparse.typing import Path_fr
 
 from lt_cb.errors import InputError
-from lt_cb.runs.folder import parse_yaml, read_yaml, shipped
+from lt_cb.runs.folder import ENVIRONMENT, is_option, parse_yaml, read_yaml, shipped
 
-ENVIRONMENT = "LT_CB_"  # LT_CB_MODEL__LOSS=FocalLoss is --model.loss=FocalLoss
-NO_OPTION = "LT_CB_CACHE"
 FIRST = ("ckpt_path", "model_class", "data_class", "trust_checkpoint")  # they decide how the rest is read
 LOSS = "model.loss"
 
@@ -86,7 +84,7 @@ def read_config(value: str) -> dict[str, Any]:
 def environment() -> Iterator[str]:
     """Yield the options that environment variables set, a class before its options."""
     for name in sorted(os.environ):
-        if name.startswith(ENVIRONMENT) and name != NO_OPTION:
+        if is_option(name):
             yield f"--{name.removeprefix(ENVIRONMENT).lower().replace('__', '.')}={os.environ[name]}"
 
 

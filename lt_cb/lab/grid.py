@@ -23,7 +23,7 @@ from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.hardware import available_cores, available_memory
 from lt_cb.lab.plan import Plan, Run, read_plan
 from lt_cb.lab.work import prepare, train
-from lt_cb.runs.folder import TERMINATED, shipped
+from lt_cb.runs.folder import TERMINATED, is_option, shipped
 
 RUN_BYTES = 2 * 10**9  # upper bound of the main memory of a training on small images
 WAIT_S = 0.5  # between looks at a run that another command trains
@@ -38,6 +38,8 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--devices", help="GPUs that each train one run at a time: 0,1,2,3; 0,0 trains two on one")
     parser.add_argument("--shard", default="1/1", help="train only the i-th of n parts of the runs: i/n")
     options = parser.parse_args(args)
+    if given := [name for name in sorted(os.environ) if is_option(name)]:
+        raise InputError(f"{given[0]} is set, but a grid takes options from its file alone: unset it.")
     plan = read_plan(Path(shipped(options.file)))
     runs = _shard(plan.runs, options.shard)
     environments = _environments(options.devices, sum(run.state != "done" for run in runs))

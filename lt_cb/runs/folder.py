@@ -16,6 +16,7 @@ from lt_cb.errors import InputError, did_you_mean
 from lt_cb.runs.record import Record
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
+ENVIRONMENT = "LT_CB_"  # LT_CB_MODEL__LOSS=FocalLoss is --model.loss=FocalLoss
 MAX_ALIASED = 100_000  # values that aliases may add to a YAML text
 
 
@@ -124,6 +125,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "", full_paths: bool = Fals
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def is_option(variable: str) -> bool:
+    """Return whether an environment variable is an option of the command line."""
+    return variable.startswith(ENVIRONMENT) and variable != f"{ENVIRONMENT}CACHE"
 
 
 def shipped(path: str) -> str:
