@@ -184,11 +184,8 @@ class Choice(NamedTuple):
 def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
     """Choose the simplest recipe, at its best setting, among candidates within one standard error of the best.
 
-    The standard error is that of the difference, paired by fold. All values of tau are equally simple. The rule does
-    not ask for a significant gain over plain softmax: a few folds of few images are a weak test.
-
-    Args:
-        scores: scores of each candidate by fold, in [0, 1], shape (K,). Plain softmax or sigmoid must be among them.
+    ``scores`` are in [0, 1], by fold, and have plain softmax or sigmoid. The standard error belongs to the difference,
+    paired by fold. A few folds of few images are a weak test: the gain over plain softmax need not be significant.
     """
     means = {candidate: statistics.mean(values) for candidate, values in scores.items()}
     best = max(means, key=lambda c: means[c])

@@ -101,14 +101,7 @@ class Heads(NamedTuple):
 def solve_path(
     data: FeatureSet, losses: Sequence[Loss], l2_strengths: Sequence[float], tolerance: float = 1e-5
 ) -> dict[float, Heads]:
-    """Solve H heads, one for each loss, at each L2 strength, from the largest to the smallest, with warm starts.
-
-    Args:
-        data: training features.
-        losses: H losses.
-        l2_strengths: values of lambda, each at least 0, in any order.
-        tolerance: see `solve_heads`.
-    """
+    """Return H heads, one for each loss, by L2 strength; see `solve_heads`. Larger strengths are warm starts."""
     path: dict[float, list[Heads]] = {strength: [] for strength in sorted(set(l2_strengths), reverse=True)}
     group_size = max(MAX_COLUMNS // data.num_classes, 1)
     for first in range(0, len(losses), group_size):

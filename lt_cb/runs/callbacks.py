@@ -5,14 +5,12 @@ from typing import Any
 
 # Callbacks of lightning and lt_cb that only observe, save or print. Any other callback counts as a change of training,
 # also EarlyStopping and Timer, which change its length.
-OBSERVERS = frozenset(
-    (
-        *("ResultFile", "SaveLogits", "ClassesToWandB", "LastCheckpoint"),
-        *("Checkpoint", "ModelCheckpoint", "OnExceptionCheckpoint"),
-        *("ProgressBar", "RichProgressBar", "TQDMProgressBar", "ModelSummary", "RichModelSummary"),
-        *("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor"),
-    )
-)
+OBSERVERS = {
+    *("ResultFile", "SaveLogits", "ClassesToWandB", "LastCheckpoint"),
+    *("Checkpoint", "ModelCheckpoint", "OnExceptionCheckpoint"),
+    *("ProgressBar", "RichProgressBar", "TQDMProgressBar", "ModelSummary", "RichModelSummary"),
+    *("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor"),
+}
 LIBRARIES = ("lt_cb", "lightning", "pytorch_lightning", "")  # "" is a class named without its module
 
 
