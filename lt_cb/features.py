@@ -58,11 +58,8 @@ def frozen_features(
     """
     extractor = FeatureExtractor(model, data, split, trainer.precision)
     if len(extractor.missing()) or trainer.world_size > 1:  # all processes must join a distributed prediction
-        handle = extractor.classifier.register_forward_hook(extractor.keep)
-        try:
+        with extractor.classifier.register_forward_hook(extractor.keep):
             trainer.predict(extractor, return_predictions=False)
-        finally:
-            handle.remove()
     return np.load(extractor.file, mmap_mode="r")[data.rows[split]], data.targets(split)
 
 
@@ -73,9 +70,7 @@ class FeatureExtractor(LightningModule):
     covers the network (without its classifier), the preprocessing and the images.
     """
 
-    def __init__(
-        self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split, precision: str = "32-true"
-    ) -> None:
+    def __init__(self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split, precision: str) -> None:
         super().__init__()
         self.model, self.data, self.split = model, data, split
         self.classifier = classifier_of(model)
