@@ -158,9 +158,8 @@ class OwnLoss(SoftmaxLoss):
 
 
 def test_a_checkpoint_from_python_loads_without_data(tmp_path: Path) -> None:
-    model = classifier(
-        FocalLoss(COUNTS, 2.0, EffectiveNumber(0.99)), mean=[0.5], std=[0.25], class_names=list("abcdefghij")
-    )
+    facts = {"mean": [0.5], "std": [0.25], "class_names": list("abcdefghij")}
+    model = classifier(FocalLoss(COUNTS, 2.0, EffectiveNumber(0.99)), **facts)
     fit(tmp_path, model, max_steps=1).save_checkpoint(tmp_path / "model.ckpt")
     again = LongTailedClassifier.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert isinstance(again.loss, FocalLoss)
@@ -434,9 +433,8 @@ def test_deferred_weighting_counts_max_steps(tmp_path: Path) -> None:
 def test_the_data_module_sets_the_seed_of_mixing(tmp_path: Path) -> None:
     model = classifier(mix=v2.MixUp(alpha=1.0))
     data = LongTailedDataModule("digits", imbalance_factor=50, seed=7)
-    trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False).fit(
-        model, datamodule=data
-    )
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False)
+    run.fit(model, datamodule=data)
     assert model.mix_seed == 7
 
 
