@@ -209,6 +209,16 @@ def test_ldam_has_cosine_logits(backbone: str) -> None:
     assert model.backbone.fc.bias is None
 
 
+class Stop(Callback):
+    """Ends a training after some epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
 class WeightedEpochs(Callback):
     def __init__(self) -> None:
         self.epochs: list[int] = []
@@ -232,11 +242,7 @@ def test_deferred_weighting_survives_a_resume(tmp_path: Path) -> None:
         return classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=0.5)
 
     def fit(model: LongTailedClassifier, stop: int, **options) -> Trainer:
-        class Stop(Callback):
-            def on_train_epoch_end(self, trainer, pl_module) -> None:
-                trainer.should_stop = trainer.current_epoch + 1 >= stop
-
-        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Stop()])
+        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Stop(stop)])
         run.fit(model, datamodule=digits(), **options)
         return run
 
@@ -265,20 +271,15 @@ def test_a_checkpoint_can_be_tested_with_another_loss(tmp_path: Path) -> None:
     torch.testing.assert_close(model.eval().predict_step((images,), 0)[0], expected.argmax(1))
 
 
-def drawn(run: Trainer) -> Callback:
-    class Drawn(Callback):
-        """The classes of each epoch's batches."""
+class Drawn(Callback):
+    """The classes of each epoch's batches."""
 
-        def __init__(self) -> None:
-            self.epochs: dict[int, torch.Tensor] = {}
+    def __init__(self) -> None:
+        self.epochs: dict[int, torch.Tensor] = {}
 
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-            counts = batch[1].bincount(minlength=10)
-            self.epochs[trainer.current_epoch] = self.epochs.get(trainer.current_epoch, 0) + counts
-
-    seen = Drawn()
-    run.callbacks.append(seen)
-    return seen
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        counts = batch[1].bincount(minlength=10)
+        self.epochs[trainer.current_epoch] = self.epochs.get(trainer.current_epoch, 0) + counts
 
 
 def test_deferred_sampling_starts_with_an_epoch_and_survives_a_resume(tmp_path: Path) -> None:
@@ -287,14 +288,9 @@ def test_deferred_sampling_starts_with_an_epoch_and_survives_a_resume(tmp_path: 
         data = LongTailedDataModule(
             imbalance_factor=50, horizontal_flip=False, sampler=ProgressivelyBalancedSampler(), drs_start=0.5
         )
-        model = classifier()
-
-        class Stop(Callback):
-            def on_train_epoch_end(self, trainer, pl_module) -> None:
-                trainer.should_stop = trainer.current_epoch + 1 >= stop
-
-        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Stop()])
-        seen = drawn(run)
+        model, seen = classifier(), Drawn()
+        options = {"limit_val_batches": 0, "enable_checkpointing": False, "callbacks": [Stop(stop), seen]}
+        run = trainer(tmp_path, max_epochs=4, **options)
         run.fit(model, datamodule=data, ckpt_path=ckpt_path)
         return model, run, seen
 

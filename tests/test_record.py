@@ -13,8 +13,7 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.losses import SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
-from lt_cb.runs.callbacks import changes_training
-from lt_cb.runs.record import Record
+from lt_cb.runs.record import Record, changes_training
 
 RESULT: dict[str, Any] = {
     "metrics": {"test/acc": 0.7, "test/loss": 1.5},
