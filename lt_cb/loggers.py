@@ -22,10 +22,7 @@ MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
 
 class RunFolder(CSVLogger):
-    """Logs to CSV files in the folder of a run, ``save_dir/name/version``.
-
-    Without a version, it takes the next free ``version_N``, also if several processes start at once.
-    """
+    """Logs to CSV files in the folder of a run, ``save_dir/name/version``, by default the next free ``version_N``."""
 
     _resumed: dict[str, Any] | None = None
 
@@ -52,7 +49,7 @@ class RunFolder(CSVLogger):
     def experiment(self) -> Any:  # noqa: ANN401 - as in CSVLogger
         """Writer of the files; the first access creates the folder."""
         while self._experiment is None and not isinstance(self._version, str):
-            try:
+            try:  # several processes may start at once
                 self._fs.makedirs(self.log_dir, exist_ok=False)
                 break
             except FileExistsError:

@@ -47,10 +47,7 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator(Metric):
-    """Metrics of one validation or test, over all processes: ``update(scores, targets)``, ``compute() -> Evaluation``.
-
-    ``groups`` has the class indices by shot group, from `shot_groups`.
-    """
+    """Metrics of a validation or test, over all processes: ``update(scores, targets)``, ``compute() -> Evaluation``."""
 
     thresholds: Sequence[float] | None = None  #: C scores from which on a label is predicted; None chooses the best
 

@@ -26,18 +26,11 @@ COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact
 
 
 def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -> Tensor:
-    """Assign training images to folds.
+    """Return the fold of each training image in [0, K), int64 of shape (N,), or -1 if it is always trained on.
 
-    The images of a class are spread evenly over all folds. A class with fewer images than folds is never held out.
-
-    Args:
-        targets: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C).
-        num_classes: number of classes C; InputError if fewer than two of them can be held out.
-        folds: number of folds K, at least 2.
-        seed: seed of the assignment.
-
-    Returns:
-        Fold of each image in [0, K), -1 for images that are always trained on, int64 of shape (N,).
+    The images of a class are spread evenly over all folds. A class with fewer images than folds is never held out;
+    raise InputError if fewer than two classes remain. Targets are class indices, int64 of shape (N,), or multi-hot int8
+    of shape (N, C).
     """
     assigned = torch.full((len(targets),), -1)
     if targets.ndim == 2:
