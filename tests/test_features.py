@@ -37,10 +37,6 @@ def network(data: LongTailedDataModule, name: str = "resnet10t", **options) -> L
     return LongTailedClassifier(SoftmaxLoss(data.class_counts), name, **facts, **options).eval()
 
 
-class BrokenError(RuntimeError):
-    pass
-
-
 def extract(model, data, split="train"):
     return frozen_features(model, data, split, trainer())
 
@@ -92,10 +88,10 @@ def test_an_interrupted_computation_resumes():
 
     def fail(module, inputs, output):
         if len(passes) > 2:
-            raise BrokenError
+            raise InterruptedError
 
     other.backbone.register_forward_hook(fail)
-    with pytest.raises(BrokenError):
+    with pytest.raises(InterruptedError):
         extract(other, data)
     passes = count_images(resumed)
     features, _ = extract(resumed, data)

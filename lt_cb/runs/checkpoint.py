@@ -189,10 +189,7 @@ def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def describe(hparams: MutableMapping[str, Any]) -> None:
-    """Replace objects among the hyper-parameters by class paths and options, for ``load_from_checkpoint``.
-
-    A loss that does not keep its arguments as attributes is left out: pass it to ``load_from_checkpoint``.
-    """
+    """Replace objects by class paths and options; leave out a loss that does not keep its arguments as attributes."""
     loss = hparams.pop("loss")
     for name in ("optimizer", "lr_scheduler", "mix", "metrics"):
         hparams.pop(name, None)
