@@ -64,11 +64,7 @@ def frozen_features(
 
 
 class FeatureExtractor(LightningModule):
-    """Predicts the features of a split, and writes each batch of them to ``<digest>.npy``.
-
-    The file has a row for each image of the source's split, float32 of shape (M, D), NaN until computed. The digest
-    covers the network (without its classifier), the preprocessing and the images.
-    """
+    """Writes the features of a split to ``<digest>.npy``: a row for each image of the source, NaN until computed."""
 
     def __init__(self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split, precision: str) -> None:
         super().__init__()
