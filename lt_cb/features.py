@@ -51,36 +51,23 @@ def feature_trainer(options: Mapping[str, Any]) -> Trainer:
 def frozen_features(
     model: LongTailedClassifier, data: LongTailedDataModule, split: Split, trainer: Trainer
 ) -> tuple[Features, Tensor]:
-    """Return features and targets of the images of a split.
+    """Return features, float32 of shape (N, D), and targets, int64 of shape (N,) or int8 of shape (N, C), of a split.
 
     Features are the inputs of the network's last layer, in evaluation mode, for images that are scaled, cropped and
     normalised as in a test. The cache folder keeps them, so that no image is computed twice, not even for another
-    subset. An interrupted computation resumes. The trainer runs the prediction; several devices share the images.
-
-    Returns:
-        Features, float32 of shape (N, D) (float16 would change some predictions), and targets, int64 of shape (N,), or
-        int8 of shape (N, C) with several labels an image. InputError without a linear last layer, or disk space.
+    subset. An interrupted computation resumes. Raise InputError without a linear last layer, or disk space.
     """
     extractor = FeatureExtractor(model, data, split, trainer.precision)
     if len(extractor.missing()) or trainer.world_size > 1:  # all processes must join a distributed prediction
-        handle = extractor.classifier.register_forward_hook(extractor.keep)
-        try:
+        with extractor.classifier.register_forward_hook(extractor.keep):
             trainer.predict(extractor, return_predictions=False)
-        finally:
-            handle.remove()
     return np.load(extractor.file, mmap_mode="r")[data.rows[split]], data.targets(split)
 
 
 class FeatureExtractor(LightningModule):
-    """Predicts the features of a split, and writes each batch of them to ``<digest>.npy``.
+    """Writes the features of a split to ``<digest>.npy``: a row for each image of the source, NaN until computed."""
 
-    The file has a row for each image of the source's split, float32 of shape (M, D), NaN until computed. The digest
-    covers the network (without its classifier), the preprocessing and the images.
-    """
-
-    def __init__(
-        self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split, precision: str = "32-true"
-    ) -> None:
+    def __init__(self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split, precision: str) -> None:
         super().__init__()
         self.model, self.data, self.split = model, data, split
         self.classifier = classifier_of(model)

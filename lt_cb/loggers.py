@@ -22,15 +22,9 @@ MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
 
 class RunFolder(CSVLogger):
-    """Logs to CSV files in the folder of a run, ``save_dir/name/version``.
+    """Logs to CSV files in the folder of a run, ``save_dir/name/version``, by default the next free ``version_N``."""
 
-    Without a version, it takes the next free ``version_N``, also if several processes start at once.
-    """
-
-    def __init__(self, save_dir: str, name: str = "run", version: str | None = None) -> None:
-        super().__init__(save_dir, name, version)
-        self._is_numbered = version is None
-        self._resumed: dict[str, Any] | None = None
+    _resumed: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, folder: str | None, root: str | None, name: str) -> "RunFolder":
@@ -54,8 +48,8 @@ class RunFolder(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:  # noqa: ANN401 - as in CSVLogger
         """Writer of the files; the first access creates the folder."""
-        while self._experiment is None and self._is_numbered:
-            try:
+        while self._experiment is None and not isinstance(self._version, str):
+            try:  # several processes may start at once
                 self._fs.makedirs(self.log_dir, exist_ok=False)
                 break
             except FileExistsError:
@@ -68,28 +62,26 @@ class _Metrics(ExperimentWriter):
     """Writes complete rows to ``metrics.csv``, after the rows of the epochs up to a resumed checkpoint."""
 
     def __init__(self, log_dir: str, resumed: dict[str, Any] | None) -> None:
-        self._resumed = resumed
-        self._header = list[str]()
+        self._resumed, self._header = resumed, list[str]()
         super().__init__(log_dir)
 
     def _check_log_dir_exists(self) -> None:
-        run = RunDir(self.log_dir)
-        kept = [] if self._resumed is None else _rows_until(run, self._resumed)
-        self.metrics_keys = list(dict.fromkeys(key for row in kept for key in row))
-        if kept:
-            self._replace(kept)
-        else:
-            run.metrics.unlink(missing_ok=True)
+        if self._resumed is not None:
+            self.metrics = _rows_until(RunDir(self.log_dir), self._resumed)
+            self.save()
 
     def save(self) -> None:
         """Append new rows, or write all rows again if there are new columns; an OSError names the file."""
         run = RunDir(self.log_dir)
         self._record_new_keys()
-        if not self.metrics:
-            return
         if self._header != self.metrics_keys:
-            self._replace([*run.read_metrics(), *self.metrics])
-        else:
+            rows: list[dict[str, Any]] = run.read_metrics() if self._header else []
+            with whole_file(run.metrics) as stream:
+                writer = csv.DictWriter(stream, self.metrics_keys)
+                writer.writeheader()
+                writer.writerows([*rows, *self.metrics])
+            self._header = list(self.metrics_keys)
+        elif self.metrics:
             size = run.metrics.stat().st_size
             try:
                 with run.metrics.open("a", newline="", encoding="utf-8") as stream:
@@ -99,13 +91,6 @@ class _Metrics(ExperimentWriter):
                 error.filename = str(run.metrics)
                 raise
         self.metrics = []
-
-    def _replace(self, rows: list[dict[str, Any]]) -> None:
-        with whole_file(RunDir(self.log_dir).metrics) as stream:
-            writer = csv.DictWriter(stream, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
-        self._header = list(self.metrics_keys)
 
 
 def _rows_until(run: RunDir, checkpoint: dict[str, Any]) -> list[dict[str, Any]]:

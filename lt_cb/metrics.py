@@ -47,10 +47,7 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator(Metric):
-    """Metrics of one validation or test, over all processes: ``update(scores, targets)``, ``compute() -> Evaluation``.
-
-    ``groups`` has the class indices by shot group, from `shot_groups`.
-    """
+    """Metrics of a validation or test, over all processes: ``update(scores, targets)``, ``compute() -> Evaluation``."""
 
     thresholds: Sequence[float] | None = None  #: C scores from which on a label is predicted; None chooses the best
 
@@ -149,10 +146,7 @@ class SeveralLabelsEvaluator(Evaluator):
 
 
 def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> dict[str, list[int]]:
-    """Group class indices by number of training images: many (> ``many``), medium, few (< ``few``).
-
-    The defaults are from Liu et al. 2019. Empty groups are left out.
-    """
+    """Group class indices by training images (Liu et al. 2019): many (> ``many``), medium, few (< ``few``), if any."""
     groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
     for label, count in enumerate(class_counts):
         groups["many" if count > many else "few" if count < few else "medium"].append(label)
@@ -191,8 +185,8 @@ def _has_scores(scores: Tensor, targets: Tensor) -> Tensor:
 def best_thresholds(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the scores from which on to predict each label for its highest F1, float64 of shape (C,).
 
-    Each is a float32 number; 0 for a label without positive images or with NaN scores. Arguments as in
-    `average_precision`. Choose thresholds on held-out images, since the F1 is lower on other images.
+    It is 0 for a label without positive images or with NaN scores; see `average_precision` for the arguments. Choose
+    thresholds on held-out images, since the F1 is lower on other images.
     """
     best = [_best_threshold(z[t >= 0], t[t >= 0]) for z, t in zip(scores.T, targets.T, strict=True)]
     return torch.tensor(best, dtype=torch.float64)

@@ -71,12 +71,11 @@ class LongTailedClassifier(EvaluatedModule):
         image_size: height and width of the training images in pixels, for ``predict``.
         multi_label: whether an image may have several labels, or none.
 
-    Attributes:
-        mix_seed: seed of ``mix``. `lt_cb.data.LongTailedDataModule` sets it to its own.
-
     Raises:
         InputError: if the backbone does not exist, drw_start is outside [0, 1], or the loss does not fit the task.
     """
+
+    mix_seed = 0  #: seed of ``mix``; `lt_cb.data.LongTailedDataModule` sets it to its own
 
     def __init__(
         self,
@@ -126,7 +125,6 @@ class LongTailedClassifier(EvaluatedModule):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
-        self.mix_seed = 0
         self.graph: TrainingGraph | None = None
         self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate and loss of this epoch's batches
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes

@@ -13,29 +13,18 @@ from torch import nn
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
-from lt_cb.features import (
-    CPU_BATCH_SIZE,
-    classifier_of,
-    frozen_features,
-    images_digest,
-    network_digest,
-)
+from lt_cb.features import CPU_BATCH_SIZE, classifier_of, frozen_features, images_digest, network_digest
 from lt_cb.losses import SoftmaxLoss
 from lt_cb.models import ClassifierRetraining, LearnableWeightScaling, SecondStage, last_linear
 from lt_cb.module import LongTailedClassifier
 
 ROOT = Path(__file__).parents[1]
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 FACTS = ("mean", "std", "class_names", "image_size", "in_channels")
 
 
 def trainer() -> Trainer:
-    return Trainer(
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        accelerator="cpu",
-        enable_model_summary=False,
-    )
+    return Trainer(accelerator="cpu", enable_model_summary=False, **QUIET)
 
 
 def digits(**options) -> LongTailedDataModule:
@@ -46,10 +35,6 @@ def network(data: LongTailedDataModule, name: str = "resnet10t", **options) -> L
     torch.manual_seed(1)
     facts = {fact: getattr(data, fact) for fact in FACTS}
     return LongTailedClassifier(SoftmaxLoss(data.class_counts), name, **facts, **options).eval()
-
-
-class BrokenError(RuntimeError):
-    pass
 
 
 def extract(model, data, split="train"):
@@ -103,10 +88,10 @@ def test_an_interrupted_computation_resumes():
 
     def fail(module, inputs, output):
         if len(passes) > 2:
-            raise BrokenError
+            raise InterruptedError
 
     other.backbone.register_forward_hook(fail)
-    with pytest.raises(BrokenError):
+    with pytest.raises(InterruptedError):
         extract(other, data)
     passes = count_images(resumed)
     features, _ = extract(resumed, data)
@@ -171,8 +156,8 @@ def test_training_on_features_equals_training_on_images(stage: type[SecondStage]
         if on_features:
             data.replace_images("train", torch.from_numpy(extract(model, data)[0]))
         passes = count_images(model)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-        Trainer(max_epochs=3, limit_val_batches=0, default_root_dir=tmp_path, **quiet).fit(model, data)
+        options = {"max_epochs": 3, "limit_val_batches": 0, "default_root_dir": tmp_path, "accelerator": "cpu"}
+        Trainer(**options, **QUIET).fit(model, data)
         assert bool(passes) != on_features
         states.append(model.state_dict())
     for name, value in states[1].items():

@@ -82,10 +82,8 @@ def test_several_labels_agree_with_scikit_learn(drawn: tuple[np.ndarray, np.ndar
     evaluator = SEVERAL_LABELS.evaluator(classes, {"many": [0], "few": [classes - 1]})
     evaluator.thresholds = [0.0] * classes
     results = evaluated(evaluator, scores, targets).compute()
-    metrics, chosen = (
-        {name: v.item() for name, v in results.metrics.items()},
-        best_thresholds(*map(torch.tensor, drawn)),
-    )
+    metrics = {name: value.item() for name, value in results.metrics.items()}
+    chosen = best_thresholds(*map(torch.tensor, drawn))
     assert results.per_class["total"] == (targets == 1).sum(0).tolist()
     assert results.per_class["known"] == known.sum(0).tolist()
     assert results.per_class["images"] == len(scores)

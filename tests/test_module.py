@@ -42,6 +42,13 @@ def trainer(folder: Path, **options) -> Trainer:
     return Trainer(default_root_dir=folder, **(quiet | options))
 
 
+def fit(folder: Path, model: LongTailedClassifier, **options) -> Trainer:
+    """Return the Trainer of a training without validation and checkpoints."""
+    run = trainer(folder, **{"enable_checkpointing": False, "limit_val_batches": 0, **options})
+    run.fit(model, datamodule=digits())
+    return run
+
+
 def test_sigmoid_losses_initialise_the_last_bias_from_the_prior() -> None:
     assert classifier().backbone.fc.bias.tolist() == [0.0] * 10
     for loss in (SigmoidLoss(COUNTS), FocalLoss(COUNTS)):
@@ -77,8 +84,7 @@ def test_a_training_equals_a_plain_pytorch_loop(tmp_path: Path) -> None:
     model = classifier(FocalLoss(COUNTS, 0.5, EffectiveNumber(0.999)), **options)
     seed_everything(3)
     plain = classifier(FocalLoss(COUNTS, 0.5, EffectiveNumber(0.999)), **options)
-    fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=False, limit_val_batches=0)
-    fit.fit(model, datamodule=digits())
+    fit(tmp_path, model, max_epochs=2)
 
     bias = plain.backbone.fc.bias
     others = [p for p in plain.backbone.parameters() if p is not bias]
@@ -152,12 +158,9 @@ class OwnLoss(SoftmaxLoss):
 
 
 def test_a_checkpoint_from_python_loads_without_data(tmp_path: Path) -> None:
-    model = classifier(
-        FocalLoss(COUNTS, 2.0, EffectiveNumber(0.99)), mean=[0.5], std=[0.25], class_names=list("abcdefghij")
-    )
-    run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
-    run.fit(model, datamodule=digits())
-    run.save_checkpoint(tmp_path / "model.ckpt")
+    facts = {"mean": [0.5], "std": [0.25], "class_names": list("abcdefghij")}
+    model = classifier(FocalLoss(COUNTS, 2.0, EffectiveNumber(0.99)), **facts)
+    fit(tmp_path, model, max_steps=1).save_checkpoint(tmp_path / "model.ckpt")
     again = LongTailedClassifier.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert isinstance(again.loss, FocalLoss)
     assert (again.loss.gamma, again.loss.class_counts, again.class_names[9]) == (2.0, COUNTS, "j")
@@ -165,12 +168,9 @@ def test_a_checkpoint_from_python_loads_without_data(tmp_path: Path) -> None:
     torch.testing.assert_close(again.eval()(images), model.eval()(images))
 
     own = classifier(OwnLoss(COUNTS, 2.0))
-    run = trainer(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
-    run.fit(own, datamodule=digits())
-    run.save_checkpoint(tmp_path / "own.ckpt")
-    again = LongTailedClassifier.load_from_checkpoint(
-        tmp_path / "own.ckpt", weights_only=True, loss=OwnLoss(COUNTS, 2.0)
-    )
+    fit(tmp_path, own, max_steps=1).save_checkpoint(tmp_path / "own.ckpt")
+    options = {"weights_only": True, "loss": OwnLoss(COUNTS, 2.0)}
+    again = LongTailedClassifier.load_from_checkpoint(tmp_path / "own.ckpt", **options)
     torch.testing.assert_close(again.eval()(images), own.eval()(images))
 
 
@@ -191,10 +191,8 @@ def test_schedule_without_an_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_schedules_step_every_epoch(tmp_path: Path) -> None:
-    run = trainer(tmp_path, max_epochs=2, enable_checkpointing=False, limit_val_batches=0)
-    run.fit(
-        classifier(lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=3)), datamodule=digits()
-    )
+    model = classifier(lr_scheduler=lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=3))
+    run = fit(tmp_path, model, max_epochs=2)
     assert run.lr_scheduler_configs[0].interval == "epoch"
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
@@ -211,6 +209,16 @@ def test_ldam_has_cosine_logits(backbone: str) -> None:
     assert model.backbone.fc.bias is None
 
 
+class Stop(Callback):
+    """Ends a training after some epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
 class WeightedEpochs(Callback):
     def __init__(self) -> None:
         self.epochs: list[int] = []
@@ -224,8 +232,7 @@ class WeightedEpochs(Callback):
 def test_deferred_weighting_starts_with_an_epoch(start: float, epochs: list[int], tmp_path: Path) -> None:
     seen = WeightedEpochs()
     model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=start)
-    options = {"limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [seen]}
-    trainer(tmp_path, max_epochs=5, enable_checkpointing=False, **options).fit(model, datamodule=digits())
+    fit(tmp_path, model, max_epochs=5, limit_train_batches=1, callbacks=[seen])
     assert seen.epochs == epochs
 
 
@@ -235,11 +242,7 @@ def test_deferred_weighting_survives_a_resume(tmp_path: Path) -> None:
         return classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=0.5)
 
     def fit(model: LongTailedClassifier, stop: int, **options) -> Trainer:
-        class Stop(Callback):
-            def on_train_epoch_end(self, trainer, pl_module) -> None:
-                trainer.should_stop = trainer.current_epoch + 1 >= stop
-
-        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Stop()])
+        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Stop(stop)])
         run.fit(model, datamodule=digits(), **options)
         return run
 
@@ -260,9 +263,7 @@ def test_drw_start_outside_0_to_1_is_refused() -> None:
 def test_a_checkpoint_can_be_tested_with_another_loss(tmp_path: Path) -> None:
     """Post-hoc logit adjustment of a network trained with class weights."""
     weighted = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)))
-    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0)
-    run.fit(weighted, datamodule=digits())
-    run.save_checkpoint(tmp_path / "one.ckpt")
+    fit(tmp_path, weighted, max_epochs=1, limit_train_batches=2).save_checkpoint(tmp_path / "one.ckpt")
     model = classifier(PostHocLogitAdjustment(COUNTS, tau=2.0))
     trainer(tmp_path).test(model, datamodule=digits(), ckpt_path=tmp_path / "one.ckpt", verbose=False)
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
@@ -270,20 +271,15 @@ def test_a_checkpoint_can_be_tested_with_another_loss(tmp_path: Path) -> None:
     torch.testing.assert_close(model.eval().predict_step((images,), 0)[0], expected.argmax(1))
 
 
-def drawn(run: Trainer) -> Callback:
-    class Drawn(Callback):
-        """The classes of each epoch's batches."""
+class Drawn(Callback):
+    """The classes of each epoch's batches."""
 
-        def __init__(self) -> None:
-            self.epochs: dict[int, torch.Tensor] = {}
+    def __init__(self) -> None:
+        self.epochs: dict[int, torch.Tensor] = {}
 
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-            counts = batch[1].bincount(minlength=10)
-            self.epochs[trainer.current_epoch] = self.epochs.get(trainer.current_epoch, 0) + counts
-
-    seen = Drawn()
-    run.callbacks.append(seen)
-    return seen
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        counts = batch[1].bincount(minlength=10)
+        self.epochs[trainer.current_epoch] = self.epochs.get(trainer.current_epoch, 0) + counts
 
 
 def test_deferred_sampling_starts_with_an_epoch_and_survives_a_resume(tmp_path: Path) -> None:
@@ -292,14 +288,9 @@ def test_deferred_sampling_starts_with_an_epoch_and_survives_a_resume(tmp_path: 
         data = LongTailedDataModule(
             imbalance_factor=50, horizontal_flip=False, sampler=ProgressivelyBalancedSampler(), drs_start=0.5
         )
-        model = classifier()
-
-        class Stop(Callback):
-            def on_train_epoch_end(self, trainer, pl_module) -> None:
-                trainer.should_stop = trainer.current_epoch + 1 >= stop
-
-        run = trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Stop()])
-        seen = drawn(run)
+        model, seen = classifier(), Drawn()
+        options = {"limit_val_batches": 0, "enable_checkpointing": False, "callbacks": [Stop(stop), seen]}
+        run = trainer(tmp_path, max_epochs=4, **options)
         run.fit(model, datamodule=data, ckpt_path=ckpt_path)
         return model, run, seen
 
@@ -340,8 +331,7 @@ def test_mixed_batches_train(kind: type[torch.nn.Module], tmp_path: Path) -> Non
     model = classifier(FocalLoss(COUNTS, weighting=EffectiveNumber(0.9)), mix=kind(alpha=1.0))
     seen = []
     model.loss.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
-    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0, enable_checkpointing=False)
-    run.fit(model, datamodule=digits())
+    run = fit(tmp_path, model, max_epochs=1, limit_train_batches=2)
     targets = torch.cat(seen)
     torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
     assert ((targets > 0) & (targets < 1)).any()
@@ -432,17 +422,15 @@ def test_deferred_weighting_counts_max_steps(tmp_path: Path) -> None:
     """371 images are 3 batches of 128: 12 steps are 4 epochs."""
     seen = WeightedEpochs()
     model = classifier(SoftmaxLoss(COUNTS, EffectiveNumber(0.99)), drw_start=0.5)
-    options = {"max_epochs": -1, "max_steps": 12, "limit_val_batches": 0, "enable_checkpointing": False}
-    trainer(tmp_path, callbacks=[seen], **options).fit(model, datamodule=digits())
+    fit(tmp_path, model, callbacks=[seen], max_epochs=-1, max_steps=12)
     assert seen.epochs == [2, 3]
 
 
 def test_the_data_module_sets_the_seed_of_mixing(tmp_path: Path) -> None:
     model = classifier(mix=v2.MixUp(alpha=1.0))
     data = LongTailedDataModule("digits", imbalance_factor=50, seed=7)
-    trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False).fit(
-        model, datamodule=data
-    )
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False)
+    run.fit(model, datamodule=data)
     assert model.mix_seed == 7
 
 

@@ -13,8 +13,7 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.losses import SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
-from lt_cb.runs.callbacks import changes_training
-from lt_cb.runs.record import Record
+from lt_cb.runs.record import Record, changes_training
 
 RESULT: dict[str, Any] = {
     "metrics": {"test/acc": 0.7, "test/loss": 1.5},
@@ -32,12 +31,8 @@ RESULT: dict[str, Any] = {
 def test_json_and_back() -> None:
     record = Record.from_json(RESULT, "result.json")
     assert Record.from_json(json.loads(json.dumps(record.to_json())), "result.json") == record
-    assert (record.class_names, record.seed_everything, record.scores, record.seconds) == (
-        ["0", "1"],
-        3,
-        [0.9, None],
-        3,
-    )
+    assert (record.class_names, record.scores) == (["0", "1"], [0.9, None])
+    assert record.seed_everything == record.seconds == 3
 
 
 @pytest.mark.parametrize(
@@ -91,10 +86,9 @@ def test_a_new_trainer_tests_with_the_record_of_the_training(
     result, data = ResultFile(), LongTailedDataModule(imbalance_factor=50)
     model = LongTailedClassifier(SoftmaxLoss(data.class_counts), backbone="resnet20", class_names=names, in_channels=1)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    Trainer(default_root_dir=tmp_path, max_epochs=2, callbacks=[result], enable_checkpointing=False, **quiet).fit(
-        model, data
-    )
-    Trainer(default_root_dir=tmp_path, callbacks=[result], **quiet).test(model, data, verbose=False)
+    quiet |= {"default_root_dir": tmp_path, "callbacks": [result], "enable_checkpointing": False}
+    Trainer(max_epochs=2, **quiet).fit(model, data)
+    Trainer(**quiet).test(model, data, verbose=False)
     record = Record.read(tmp_path / "result.json")
     assert (record.epochs, record.wall_time_s.keys(), record.class_names) == (2, {"fit", "test"}, names)
     assert record.callbacks == []

@@ -157,18 +157,9 @@ def test_from_fit_to_second_stages(tmp_path: Path, monkeypatch, capsys) -> None:
     capsys.readouterr()
     for args, sentence in (
         (["fit", *quickstart, "--config", str(STAGES / "crt.yaml")], "a second stage starts from a trained network"),
-        (
-            ["test", f"--ckpt_path={first}", f"--config={STAGES / 'crt.yaml'}"],
-            "from this checkpoint by lt-cb fit.",
-        ),
-        (
-            ["fit", f"--ckpt_path={first}", f"--config={STAGES / 'tau_norm.yaml'}"],
-            "checkpoint by lt-cb test.",
-        ),
-        (
-            ["fit", f"--ckpt_path={first}", "--trainer.max_epochs=1"],
-            "has been trained for 2 epochs, but",
-        ),
+        (["test", f"--ckpt_path={first}", f"--config={STAGES / 'crt.yaml'}"], "from this checkpoint by lt-cb fit."),
+        (["fit", f"--ckpt_path={first}", f"--config={STAGES / 'tau_norm.yaml'}"], "checkpoint by lt-cb test."),
+        (["fit", f"--ckpt_path={first}", "--trainer.max_epochs=1"], "has been trained for 2 epochs, but"),
         (["test", f"--ckpt_path={first}", "--model.backbone=resnet32"], "the checkpoint is of another network"),
         (
             ["test", f"--ckpt_path={run / 'version_4/checkpoints/last.ckpt'}", f"--config={STAGES / 'tau_norm.yaml'}"],

@@ -22,9 +22,8 @@ from lt_cb.hardware import processor
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
-from lt_cb.runs.callbacks import changes_training, training_callbacks
 from lt_cb.runs.folder import RunDir, commit, write_json
-from lt_cb.runs.record import SHOTS, Record
+from lt_cb.runs.record import SHOTS, Record, changes_training, training_callbacks
 from lt_cb.text import printable
 
 MAX_CONFUSION = 20  # classes of the largest confusion matrix in result.json

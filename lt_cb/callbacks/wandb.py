@@ -100,12 +100,10 @@ def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> WandB 
     if logger is None or not trainer.is_global_zero or not isinstance(module, LongTailedClassifier):
         return None
     groups = {label: name for name, members in module.groups.items() for label in members}
+    shots = [groups[label] for label in range(module.num_classes)]
     measured = {name.replace("_", " "): class_values(module, name) for name in module.task.measures}
-    evaluated, counts = module.per_class["total"], module.loss.class_counts
-    rows = [
-        [name, groups[label], counts[label], evaluated[label], *[values[label] for values in measured.values()]]
-        for label, name in enumerate(module.class_names)
-    ]
     columns = ["class", "shot group", "training images", "evaluated images", *measured]
+    values = module.class_names, shots, module.loss.class_counts, module.per_class["total"], *measured.values()
+    rows = [list(row) for row in zip(*values, strict=True)]
     logger.log_table(f"{stage}/classes", columns, rows, step=trainer.global_step)
     return logger

@@ -65,8 +65,8 @@ def run_folder(cli: CommandLine) -> RunFolder:
     config = cli.config
     folder = RunFolder.of(config.folder, config.trainer.default_root_dir, config.name)
     if config.folder is not None:
-        own = RunDir(config.folder).checkpoint
-        kept = [file.resolve() for file in (own, checkpoints.before(own)) if file.is_file()]
+        run = RunDir(config.folder)
+        kept = [file.resolve() for file in (run.checkpoint, run.checkpoint_before) if file.is_file()]
         resumes = cli.command == "fit" and config.ckpt_path is not None and Path(config.ckpt_path).resolve() in kept
         folder.claim(cli.checkpoint if resumes else None)
     return folder

@@ -26,18 +26,11 @@ COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact
 
 
 def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -> Tensor:
-    """Assign training images to folds.
+    """Return the fold of each training image in [0, K), int64 of shape (N,), or -1 if it is always trained on.
 
-    The images of a class are spread evenly over all folds. A class with fewer images than folds is never held out.
-
-    Args:
-        targets: class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C).
-        num_classes: number of classes C; InputError if fewer than two of them can be held out.
-        folds: number of folds K, at least 2.
-        seed: seed of the assignment.
-
-    Returns:
-        Fold of each image in [0, K), -1 for images that are always trained on, int64 of shape (N,).
+    The images of a class are spread evenly over all folds. A class with fewer images than folds is never held out;
+    raise InputError if fewer than two classes remain. Targets are class indices, int64 of shape (N,), or multi-hot int8
+    of shape (N, C).
     """
     assigned = torch.full((len(targets),), -1)
     if targets.ndim == 2:
@@ -90,8 +83,7 @@ def measure_all(
 ) -> dict[Candidate, Tensor]:
     """Solve every recipe at every L2 strength on training images, and measure the heads on held-out images.
 
-    Return correctly predicted images by class, int64 of shape (C,), or with several labels an image the average
-    precision, float64. Post-hoc logit adjustment needs plain softmax among the recipes.
+    Return correct images, int64, or with several labels an image the average precision, float64, of shape (C,).
     """
     losses = {recipe: recipe.make(train.class_counts) for recipe in recipes}
     solved = [recipe for recipe in recipes if recipe.loss != POST_HOC]  # post-hoc adjustment needs no solve
@@ -110,10 +102,8 @@ def measure_all(
 
 
 def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]) -> Trial:
-    """Hold out each fold of `stratified_folds` once, solve all heads on the other images, and measure them on the fold.
-
-    The `Basis` of the training images uses no targets, and may have seen the held-out images.
-    """
+    """Hold out each fold of `stratified_folds` once, solve all heads on the other images, and measure them on it."""
+    # the basis of the features uses no targets, and may have seen the held-out images
     number = int(folds.max()) + 1
     counts, results = [], []
     for k in progress(range(number), "Heads of folds", number):
@@ -126,11 +116,8 @@ def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l
 def held_out_logits(
     data: FeatureSet, folds: Tensor, candidate: Candidate, l2_strengths: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Solve a candidate on all folds again; return held-out logits, (M, C), and targets, (M,) or (M, C).
-
-    The larger of the L2 strengths are warm starts.
-    """
-    path = [value for value in l2_strengths if value >= candidate.l2_strength]
+    """Solve a candidate on all folds again; return held-out logits, (M, C), and targets, (M,) or (M, C)."""
+    path = [value for value in l2_strengths if value >= candidate.l2_strength]  # the larger ones are warm starts
     logits, targets = [], []
     for k in range(int(folds.max()) + 1):
         train, held_out = data.select(folds != k), data.select(folds == k)
@@ -142,10 +129,8 @@ def held_out_logits(
 
 
 def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:
-    """Return the temperature in [0.05, 20] that minimises the cross-entropy of held-out images (Guo et al. 2017).
-
-    Each class counts by its share of the prior that the loss assumes. Logits have shape (M, C), targets (M,).
-    """
+    """Return the temperature in [0.05, 20] that minimises the cross-entropy of held-out images (Guo et al. 2017)."""
+    # each class counts by its share of the prior that the loss assumes
     weights = (assumed_prior(loss) / targets.bincount(minlength=logits.shape[1]).clamp(min=1)).float()[targets]
 
     def cross_entropy(log_temperature: float) -> float:
@@ -184,11 +169,8 @@ class Choice(NamedTuple):
 def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
     """Choose the simplest recipe, at its best setting, among candidates within one standard error of the best.
 
-    The standard error is that of the difference, paired by fold. All values of tau are equally simple. The rule does
-    not ask for a significant gain over plain softmax: a few folds of few images are a weak test.
-
-    Args:
-        scores: scores of each candidate by fold, in [0, 1], shape (K,). Plain softmax or sigmoid must be among them.
+    ``scores`` are in [0, 1], by fold, and have plain softmax or sigmoid. The standard error belongs to the difference,
+    paired by fold. A few folds of few images are a weak test: the gain over plain softmax need not be significant.
     """
     means = {candidate: statistics.mean(values) for candidate, values in scores.items()}
     best = max(means, key=lambda c: means[c])

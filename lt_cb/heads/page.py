@@ -31,10 +31,7 @@ def score_table(scores: Scores, metric: str, note: str) -> Section:
 
 
 def accuracy_table(names: Sequence[str], correct: Mapping[str, Tensor], counts: Sequence[int], note: str) -> Section:
-    """Return held-out accuracies of the classes, with Wilson's 95 % interval of the last method.
-
-    ``correct`` has the correctly predicted images of each method, int64 of shape (C,).
-    """
+    """Return held-out accuracies from correct images by method and class, with Wilson's interval of the last method."""
     rows = []
     for name, total, *hits in zip(names, counts, *(values.tolist() for values in correct.values()), strict=True):
         cells = ["–"] * (len(hits) + 1)
@@ -47,10 +44,7 @@ def accuracy_table(names: Sequence[str], correct: Mapping[str, Tensor], counts: 
 
 
 def precision_table(names: Sequence[str], rates: Tensor, counts: Sequence[int], note: str) -> Section:
-    """Return average precisions of the classes, mean and standard deviation over folds.
-
-    ``rates`` has shape (K, C), by fold and class, NaN where unknown.
-    """
+    """Return average precisions of the classes, mean and deviation over folds; ``rates`` have shape (K, C)."""
     rows = []
     for name, by_fold, total in zip(names, rates.T, counts, strict=True):
         known = (100 * by_fold[~by_fold.isnan()]).tolist()

@@ -101,14 +101,7 @@ class Heads(NamedTuple):
 def solve_path(
     data: FeatureSet, losses: Sequence[Loss], l2_strengths: Sequence[float], tolerance: float = 1e-5
 ) -> dict[float, Heads]:
-    """Solve H heads, one for each loss, at each L2 strength, from the largest to the smallest, with warm starts.
-
-    Args:
-        data: training features.
-        losses: H losses.
-        l2_strengths: values of lambda, each at least 0, in any order.
-        tolerance: see `solve_heads`.
-    """
+    """Return H heads, one for each loss, by L2 strength; see `solve_heads`. Larger strengths are warm starts."""
     path: dict[float, list[Heads]] = {strength: [] for strength in sorted(set(l2_strengths), reverse=True)}
     group_size = max(MAX_COLUMNS // data.num_classes, 1)
     for first in range(0, len(losses), group_size):
@@ -189,7 +182,9 @@ def _minimise(
         history = history[-HISTORY + 1 :]
         history.append((step, change, torch.where(usable, 1.0 / product, 0.0)))
         factor = torch.where(usable, product / square.clamp(min=1e-30), factor)
-        shorter = _shorter(length, slope, (new_value - value).float())
+        rise = (new_value - value).float()
+        shorter = -0.5 * slope * length**2 / (rise - length * slope)  # the minimum of the parabola through both points
+        shorter = torch.where(shorter.isfinite(), shorter.clamp(0.1 * length, 0.5 * length), 0.1 * length)
         point, gradient = torch.where(keep, trial, point), torch.where(keep, new_gradient, gradient)
         value = torch.where(accepted, new_value, value)
         new_direction = _direction(gradient, history, factor[:, None, None] * scale)
@@ -226,12 +221,6 @@ def _evaluate(data: FeatureSet, losses: Sequence[Loss], decay: Tensor, point: Te
         gradient_bias += slope.sum(0)
     full = torch.cat([gradient.view(*point.shape[:2], -1), gradient_bias.view(*point.shape[:2], 1)], 2)
     return objective, full.addcmul_(decay, point)
-
-
-def _shorter(length: Tensor, slope: Tensor, change: Tensor) -> Tensor:
-    """Return the minimum of the parabola through both values and the slope, between 0.1 and 0.5 of the length."""
-    shorter = (-0.5 * slope * length**2 / (change - length * slope)).clamp(0.1 * length, 0.5 * length)
-    return torch.where(shorter.isfinite(), shorter, 0.1 * length)
 
 
 def _direction(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]], scale: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
-from lt_cb.runs.folder import MAX_ALIASED, is_larger, parse_yaml
+from lt_cb.runs.folder import BEFORE, MAX_ALIASED, is_larger, parse_yaml
 from lt_cb.runs.schema import PerClass, mismatch
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
@@ -44,7 +44,8 @@ def read(path: str | Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch passes on the errors of pickle and zip
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        other = f" The one before it is '{before(path)}'." if before(path).is_file() else ""
+        before = Path(path).with_suffix(BEFORE)
+        other = f" The one before it is '{before}'." if before.is_file() else ""
         raise InputError(f"'{path}' is not a checkpoint of a run, or it is damaged ({why}).{other}") from error
     if not isinstance(content, dict) or not _is_whole(content):
         raise InputError(f"'{path}' is not a checkpoint of a run: set --ckpt_path to a run's checkpoints/last.ckpt.")
@@ -73,11 +74,6 @@ def _is_foreign(text: Any, folder: Path) -> bool:  # noqa: ANN401 - any value
     return names_file and ("::" in text or "://" in text or folder not in Path(text).resolve().parents)
 
 
-def before(path: str | Path) -> Path:
-    """Return the path that keeps the checkpoint before the one at ``path``."""
-    return Path(path).with_suffix(".before.ckpt")
-
-
 def _is_whole(content: dict[str, Any]) -> bool:
     """Return whether a checkpoint has the parts and types that Lightning takes for granted."""
     state, version = content.get("state_dict"), content.get("pytorch-lightning_version")
@@ -95,7 +91,7 @@ class WholeFiles(TorchCheckpointIO):
     """Writes checkpoints that are complete even after a kill or on a full disk, and reads them by `read`.
 
     Lightning writes to the system's temporary folder, and copies the file if the target is on another file system. This
-    class writes next to the target and renames. The previous checkpoint stays, as named by `before`.
+    class writes next to the target and renames. The previous checkpoint stays, with the suffix ``BEFORE``.
     """
 
     def __init__(self, loaded: dict[str, Any] | None = None) -> None:
@@ -126,7 +122,7 @@ class WholeFiles(TorchCheckpointIO):
                 with suppress(OSError):  # a file system without links
                     link.unlink(missing_ok=True)
                     os.link(file, link)
-                    link.replace(before(file))
+                    link.replace(file.with_suffix(BEFORE))
             temporary.replace(file)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -205,10 +201,7 @@ def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def describe(hparams: MutableMapping[str, Any]) -> None:
-    """Replace objects among the hyper-parameters by class paths and options, for ``load_from_checkpoint``.
-
-    A loss that does not keep its arguments as attributes is left out: pass it to ``load_from_checkpoint``.
-    """
+    """Replace objects by class paths and options; leave out a loss that does not keep its arguments as attributes."""
     loss = hparams.pop("loss")
     for name in ("optimizer", "lr_scheduler", "mix", "metrics"):
         hparams.pop(name, None)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lt_cb.errors import InputError
-from lt_cb.runs.callbacks import training_callbacks
 from lt_cb.runs.folder import flatten
+from lt_cb.runs.record import training_callbacks
 
 # options of a loss that a configuration may leave out, with their defaults
 UNSET: dict[str, Any] = {"init_args": {}, "weighting": None, "reduction": "mean", "weight_of": "sample"}

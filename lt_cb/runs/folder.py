@@ -17,6 +17,7 @@ from lt_cb.runs.record import Record
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
 ENVIRONMENT = "LT_CB_"  # LT_CB_MODEL__LOSS=FocalLoss is --model.loss=FocalLoss
+BEFORE = ".before.ckpt"  # suffix of the checkpoint that the newest one has replaced
 MAX_ALIASED = 100_000  # values that aliases may add to a YAML text
 
 
@@ -29,7 +30,7 @@ class RunDir:
         self.metrics = self.path / "metrics.csv"  # by epoch
         self.result = self.path / "result.json"  # `lt_cb.runs.record.Record`
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"  # after every epoch
-        self.checkpoint_before = self.checkpoint.with_suffix(".before.ckpt")  # the checkpoint of the epoch before
+        self.checkpoint_before = self.checkpoint.with_suffix(BEFORE)  # the checkpoint of the epoch before
         self.logits = self.path / "logits.npz"  # of the test images, by `SaveLogits`
         self.predictions = self.path / "predictions.csv"  # of ``predict``
         self.recommendation = self.path / "recommendation.json"  # of ``recommend``: choice, and scores by fold

@@ -32,13 +32,7 @@ SCALARS = {
 
 
 def mismatch(value: Any, kind: Any, size: int) -> str | None:  # noqa: ANN401 - JSON and a type
-    """Return the allowed values, in words, if a JSON value does not fit its type; None if it fits.
-
-    Args:
-        value: parsed JSON.
-        kind: type; ``Annotated`` adds rules. An ``int`` is a count or a seed, and the keys of a ``dict`` are texts.
-        size: number of classes.
-    """
+    """Return the allowed values, in words, if a JSON value does not fit its type, for ``size`` classes; else None."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         broken = (rule.words for rule in args[1:] if not rule.holds(value, size))
@@ -48,8 +42,8 @@ def mismatch(value: Any, kind: Any, size: int) -> str | None:  # noqa: ANN401 - 
         if not isinstance(value, origin):
             return name
         entries = value if isinstance(value, list) else value.values()
-        wrong = (words for entry in entries if (words := mismatch(entry, args[-1], size)))
-        return next((f"{name}, each entry {words}" for words in wrong), None)
+        found = (mismatch(entry, args[-1], size) for entry in entries)
+        return next((f"{name}, each entry {words}" for words in found if words), None)
     if args:  # a union
         choices = [mismatch(value, each, size) for each in args]
         return " or ".join(filter(None, choices)) if all(choices) else None

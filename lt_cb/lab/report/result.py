@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Self
 
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
-from lt_cb.runs.callbacks import LIBRARIES, training_callbacks
 from lt_cb.runs.folder import flatten
-from lt_cb.runs.record import SHOTS, Record
+from lt_cb.runs.record import LIBRARIES, SHOTS, Record, training_callbacks
 from lt_cb.task import Task
 
 CALLBACKS, STAGE, LENGTH = "trainer.callbacks", "model.second_stage", "trainer.max_epochs"
