@@ -289,13 +289,17 @@ class TestImageFolder:
         with pytest.raises(ValueError, match=r"skip such files by --data\.on_unreadable skip .* 5 more are refused"):
             ImageFolder(str(folder)).load("train")
 
-    def test_images_of_several_sizes_need_image_size(self, folder: Path) -> None:
+    def test_images_of_several_sizes_are_scaled(self, folder: Path) -> None:
+        assert LongTailedDataModule("ImageFolder", str(folder)).image_size == 12
         Image.new("RGB", (20, 20)).save(folder / "train/dog/03.jpg")
-        with pytest.raises(ValueError, match=r"03\.jpg' is 20x20 pixels where others are 12x12: set --data.image_size"):
-            ImageFolder(str(folder)).load("train")
-        Image.new("RGB", (20, 10)).save(folder / "train/cat/00.png")
-        with pytest.raises(ValueError, match="is 20x10 pixels, not square"):
-            LongTailedDataModule("ImageFolder", str(folder))
+        assert LongTailedDataModule("ImageFolder", str(folder)).image_size == 64
+        for file in (folder / "train").glob("*/*"):
+            Image.new("RGB", (20, 10)).save(file)
+        data = LongTailedDataModule("ImageFolder", str(folder))
+        assert next(iter(data.train_dataloader()))[0].shape[1:] == (3, 64, 64)
+        for file in (folder / "train").glob("*/*"):
+            Image.new("RGB", (300, 300)).save(file)
+        assert LongTailedDataModule("ImageFolder", str(folder)).image_size == 64
         assert LongTailedDataModule("ImageFolder", str(folder), image_size=8).image_size == 8
 
 

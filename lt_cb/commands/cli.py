@@ -19,6 +19,7 @@ from lt_cb.commands.messages import run_command
 from lt_cb.commands.restored import check_kinds, check_named, plain_settings
 from lt_cb.commands.words import FIRST, LOSS, ConfigFile, class_options, environment, first_look, resetting
 from lt_cb.data import LongTailedDataModule, sources
+from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
@@ -196,7 +197,9 @@ class CommandLine(LightningCLI):
 
     def make_data(self) -> LongTailedDataModule:
         """Return the data module. A configuration without a loss gets the plain loss of the data's task."""
-        data = self._data or self._make_data(self.config)
+        data, options = self._data or self._make_data(self.config), self.config.data
+        if options.image_size is None and isinstance(data.source, FileSource) and data.source.default_size is None:
+            options.image_size = data.image_size  # of these images; a test of others keeps it
         if self.config.model.loss is None:
             self.set_loss({"class_path": data.task.plain_loss})
         return data

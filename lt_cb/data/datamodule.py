@@ -57,7 +57,9 @@ class LongTailedDataModule(LightningDataModule):
         batch_size: images a batch on each device.
         global_batch_size: images an optimiser step over all devices, by gradient accumulation in ``lt-cb fit``. None
             leaves accumulation to the Trainer.
-        image_size: height and width in pixels that images are scaled to; None keeps the default of the data set.
+        image_size: height and width in pixels that images are scaled and cropped to. None takes the default of the data
+            set: for image folders and tables the images' own size if all are squares of one size, of at most 256
+            pixels, else 64.
         interpolation: filter for images that are scaled.
         crop: crop of training images: ``padded``, or ``resized`` for a random region of 8 to 100 % of the image file,
             scaled to image_size, for images larger than that. Tests then show the centre, such as 224 of 256 pixels.
@@ -124,7 +126,6 @@ class LongTailedDataModule(LightningDataModule):
             (CENTRE,) if mean is None else tuple(mean),
             (CENTRE,) if std is None else tuple(std),
             self.source.channels,
-            exact=image_size is None and isinstance(self.source, FileSource) and self.source.default_size is None,
         )
         self.skipped: dict[Split, int] = {}  # number of unreadable images skipped in each split
         if isinstance(self.source, FileSource):

@@ -3,8 +3,8 @@
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ Images = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MAX_12_BIT = 4095
+MAX_OWN_SIZE = 256
 
 _warned_16_bit = threading.Lock()  # acquired once in each process
 
@@ -35,23 +36,17 @@ def is_image(name: str) -> bool:
     return name[0] != "." and os.path.splitext(name)[1].lower() in Image.registered_extensions()
 
 
-def square_size(files: Iterable[Path]) -> int:
-    """Return the side of the first readable image, from its header."""
-    errors: list[UnreadableError] = []
-    for file in files:
-        try:
-            with _opened(file) as image:
-                width, height = image.size
-            break
-        except UnreadableError as error:
-            errors.append(error)
-    else:
-        raise errors[0]
-    if width != height:
-        raise InputError(
-            f"'{file}' is {width}x{height} pixels, not square: set --data.image_size to scale and crop all images."
-        )
-    return width
+def own_size(files: Sequence[Path]) -> int | None:
+    """Return the side of images that are squares of one size, of at most 256 pixels; None for others.
+
+    Up to 50 images, evenly spaced, are looked at.
+    """
+    sizes = set[tuple[int, int]]()
+    for i in np.linspace(0, len(files) - 1, min(len(files), 50)).round().astype(int):
+        with suppress(UnreadableError), _opened(files[i]) as image:
+            sizes.add(image.size)
+    ((width, height), *others) = sizes or {(0, 0)}
+    return width if width == height and not others and 0 < width <= MAX_OWN_SIZE else None
 
 
 def decode(file: Path, view: View) -> Images:
@@ -62,11 +57,6 @@ def decode(file: Path, view: View) -> Images:
     side = view.size
     with _opened(file) as opened:
         image = _converted(ImageOps.exif_transpose(opened), view.channels, file)
-    if view.exact and image.size != (side, side):
-        raise InputError(
-            f"'{file}' is {image.width}x{image.height} pixels where others are {side}x{side}: "
-            "set --data.image_size to scale and crop all images to one size."
-        )
     image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
     return np.asarray(image).reshape(side, side, view.channels)
 

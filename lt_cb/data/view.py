@@ -22,7 +22,6 @@ class View:
         mean: mean of pixel values in [0, 1], one for each channel; a single value is repeated for all channels.
         std: standard deviation of pixel values, above 0, in the same form as ``mean``.
         channels: 3 for RGB, 1 for grey.
-        exact: refuse image files of another size instead of scaling them.
 
     Raises:
         InputError: if a value is out of range.
@@ -34,7 +33,6 @@ class View:
     mean: tuple[float, ...] = (CENTRE,)
     std: tuple[float, ...] = (CENTRE,)
     channels: int = 3
-    exact: bool = False
 
     def __post_init__(self) -> None:
         """Check the values, and repeat a single mean or std for all channels."""
@@ -59,4 +57,4 @@ class View:
     def cache_key(self, *more: str) -> str:
         """Return the part of a cache's name that depends on the view; the default interpolation adds nothing to it."""
         changed = [] if self.interpolation == "bilinear" else [f"interpolation={self.interpolation}"]
-        return " ".join([str(None if self.exact else self.size), str(self.channels), *more, *changed])
+        return " ".join([str(self.size), str(self.channels), *more, *changed])

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -12,28 +12,24 @@ from torch.utils.data import DistributedSampler
 from lt_cb.errors import InputError
 from lt_cb.losses import effective_number
 
-if TYPE_CHECKING:
-    from lt_cb.longtail.subset import Labels
-
-
 ALLOWED = (
     "must be class indices of shape (N,), N at least 1, each at least 0, or labels of shape (N, C), each 1, 0, or -1 "
     "for unknown."
 )
 
 
-def rarest_labels(labels: "Tensor | Labels") -> Tensor:
+def rarest_labels(labels: Any) -> Tensor:  # noqa: ANN401 - tensor, array or lists
     """Return the rarest label of each image, int64 of shape (N,), for labels of shape (N, C): 1, 0, or -1 for unknown.
 
     The first of equally rare labels is taken, and C for an image without labels. Class indices stay as they are.
     """
-    labels = torch.as_tensor(labels).long()
-    if labels.ndim == 1:
-        return labels
-    positive = labels == 1
+    given: Tensor = torch.as_tensor(labels).long()
+    if given.ndim == 1:
+        return given
+    positive = given == 1
     by_rarity = positive.sum(0).argsort(stable=True)
     first = positive[:, by_rarity].long().argmax(1)
-    return torch.where(positive.any(1), by_rarity[first], labels.shape[1])
+    return torch.where(positive.any(1), by_rarity[first], given.shape[1])
 
 
 class Sampler(ABC):
@@ -53,7 +49,7 @@ class Sampler(ABC):
             progress: fraction of the training before the epoch, in [0, 1).
         """
 
-    def draw(self, labels: "Tensor | Labels", seed: Sequence[int], progress: float = 0.0) -> Any:  # noqa: ANN401
+    def draw(self, labels: Any, seed: Sequence[int], progress: float = 0.0) -> Any:  # noqa: ANN401
         """Return the samples of an epoch, shuffled: indices into ``labels``, int64 of shape (N,), a tensor or an array.
 
         Args:
@@ -136,7 +132,8 @@ class EpochSampler(DistributedSampler[int]):
     beginning fill up the last round. Call ``set_epoch`` before each epoch; Lightning does.
 
     Args:
-        targets: class indices, integers of shape (N,), or labels of shape (N, C): 1, 0, or -1 for unknown.
+        targets: tensor, array or lists: class indices, integers of shape (N,), or labels of shape (N, C): 1, 0, or -1
+            for unknown.
         sampler: how often each class is shown.
         seed: seed of the draw, at least 0.
         epochs: epochs of the whole training, for a sampler that changes during the training.
@@ -146,7 +143,7 @@ class EpochSampler(DistributedSampler[int]):
 
     def __init__(
         self,
-        targets: "Sequence[int] | Sequence[Sequence[int]] | Labels | Tensor",
+        targets: Any,  # noqa: ANN401 - tensor, array or lists
         sampler: Sampler,
         seed: int = 0,
         epochs: int = 1,

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lt_cb.data.decode import Images, square_size
+from lt_cb.data.decode import Images, own_size
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.sources.listing import Listing, Paths, Split, as_paths, check_files
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels, count_labels
+
+SEVERAL_SIZES = 64  # pixels that images of several sizes are scaled to
 
 
 class Source(ABC):
@@ -72,7 +74,8 @@ class FileSource(Source):
         listings: image files and labels of ``train``, ``test``, and ``val`` if there is one.
 
     Attributes:
-        default_size: height and width that images are scaled to; None expects square images of one size.
+        default_size: height and width that images are scaled to. None keeps square images of one size, of at most 256
+            pixels, and scales others to 64.
     """
 
     default_size: int | None = None
@@ -90,13 +93,17 @@ class FileSource(Source):
     @cached_property
     def image_size(self) -> int:  # type: ignore[override]
         """Default height and width of an image in pixels."""
-        paths = self.listing("train").paths
-        return self.default_size or square_size(self.folder / os.fsdecode(path) for path in paths)
+        if self.default_size is not None:
+            return self.default_size
+        size = own_size([self.folder / os.fsdecode(path) for path in self.listing("train").paths.tolist()])
+        if size is None:
+            rank_zero_info(f"Images of several sizes: all are scaled and cropped to {SEVERAL_SIZES} pixels.")
+        return size or SEVERAL_SIZES
 
     @cached_property
     def view(self) -> View:
         """The view that `load` decodes; assign another one before images are loaded."""
-        return View(self.image_size, channels=self.channels, exact=self.default_size is None)
+        return View(self.image_size, channels=self.channels)
 
     @property
     def splits(self) -> tuple[Split, ...]:

@@ -132,7 +132,7 @@ class Result:
         row: columns of a kept row, else empty.
         time: of writing, in nanoseconds.
         is_test: whether the run only tested a checkpoint.
-        details: see `details_of`.
+        details: facts that all seeds of a method on a data set share, from ``details_of``.
         data: name of the data set with the subset, a column of a table.
         method: name of the method, a row of a table.
         family: the method without its beta; None for weights other than the effective number.
