@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
@@ -25,6 +26,7 @@ class RunFolder(CSVLogger):
     """Logs to CSV files in the folder of a run, ``save_dir/name/version``, by default the next free ``version_N``."""
 
     _resumed: dict[str, Any] | None = None
+    _claimed = False
 
     @classmethod
     def of(cls, folder: str | None, root: str | None, name: str) -> "RunFolder":
@@ -36,13 +38,16 @@ class RunFolder(CSVLogger):
 
     def claim(self, resumed: dict[str, Any] | None = None) -> None:
         """Use this folder for a run, after the metrics of a resumed checkpoint; raise InputError if it has another."""
+        self._resumed, self._claimed = resumed, True
+        self._check_free()
+
+    def _check_free(self) -> None:
         run = RunDir(self.log_dir)
-        if resumed is None and (run.is_done or run.checkpoint.is_file()):
+        if self._resumed is None and (run.is_done or run.checkpoint.is_file()):
             raise InputError(
                 f"'{run.path}' has a run already: set --folder to another, or resume it with --ckpt_path "
                 f"{run.checkpoint}."
             )
-        self._resumed = resumed
 
     @property
     @rank_zero_experiment
@@ -54,8 +59,26 @@ class RunFolder(CSVLogger):
                 break
             except FileExistsError:
                 self._version = int(self.version) + 1
-        self._experiment = self._experiment or _Metrics(self.log_dir, self._resumed)
+        if self._experiment is None:
+            if self._claimed:
+                self._lock()
+            self._experiment = _Metrics(self.log_dir, self._resumed)
         return self._experiment
+
+    def _lock(self) -> None:
+        """Keep other processes from this folder until this process ends; raise InputError if one has it."""
+        file = RunDir(self.log_dir).writing
+        self._fs.makedirs(self.log_dir, exist_ok=True)
+        self._held = FileLock(file)
+        try:
+            self._held.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"another process writes a run to '{self.log_dir}': set --folder to another folder, or wait."
+            ) from error
+        except OSError:  # a file system without locks
+            return
+        self._check_free()
 
 
 class _Metrics(ExperimentWriter):

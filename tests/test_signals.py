@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lt_cb.runs import checkpoint
+from lt_cb.runs.folder import RunDir
 
 QUICKSTART = str(Path(__file__).parents[1] / "configs/quickstart.yaml")
 OPTIONS = {"trainer.max_epochs": 3000, "trainer.accelerator": "cpu", "model.backbone": "resnet20"}
@@ -121,3 +122,55 @@ def test_a_node_that_does_not_come_or_is_gone(tmp_path: Path, monkeypatch: pytes
     assert "Traceback" not in out
     assert re.search(sentence, out)[1] in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
     checkpoint.read("runs/a/b/checkpoints/last.ckpt")
+
+
+@pytest.mark.slow
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--config",
+        QUICKSTART,
+        "--folder=runs/a/b",
+        "--trainer.max_epochs=3",
+        "--trainer.enable_progress_bar=false",
+    ]
+    both = [_start("fit", *words, f"--seed_everything={seed}") for seed in (0, 1)]
+    printed = {process.communicate(timeout=300)[0]: process.returncode for process in both}
+    assert sorted(printed.values()) == [0, 2]
+    (refused,) = [out for out, code in printed.items() if code == 2]
+    assert re.search(r"another process writes a run to 'runs/a/b'|'runs/a/b' has a run already", refused)
+    assert "Traceback" not in refused
+    run = RunDir("runs/a/b")
+    assert (
+        run.read_result().seed_everything
+        == run.read_config()["seed_everything"]
+        == both.index(next(process for process in both if process.returncode == 0))
+    )
+    assert [row["epoch"] for row in run.read_metrics() if row["train/loss"]] == ["0", "1", "2"]
+
+
+@pytest.mark.slow
+def test_an_early_signal_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM in the first epoch, before there is a checkpoint; Ctrl-C while ``recommend`` loads images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    Path("slow_source.py").write_text(
+        "import time, pathlib\n"
+        "from lt_cb.data.sources import Digits\n"
+        "class Slow(Digits):\n"
+        "    def load(self, split):\n"
+        "        pathlib.Path('loading').touch()\n"
+        "        time.sleep(30)\n"
+    )
+    fit = ("fit", "--folder=runs/a/b", "--model.backbone=resnet110", "--trainer.max_epochs=9")
+    for words, begun, sent, code, said in (
+        (fit, "runs/a/b/config.yaml", signal.SIGTERM, 143, "lt-cb: terminated: no epoch is complete, start again."),
+        (("recommend", "--data.source=slow_source.Slow"), "loading", signal.SIGINT, 130, "lt-cb: interrupted."),
+    ):
+        process = _start(*words)
+        _wait_for(Path(begun), process)
+        process.send_signal(sent)
+        out, _ = process.communicate(timeout=300)
+        assert "Traceback" not in out
+        assert said in out
+        assert process.returncode == code

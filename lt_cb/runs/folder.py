@@ -13,7 +13,7 @@ from typing import IO, Any
 import yaml
 
 from lt_cb.errors import InputError, did_you_mean
-from lt_cb.runs.record import Record
+from lt_cb.runs.record import Record, read_bytes
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
 ENVIRONMENT = "LT_CB_"  # LT_CB_MODEL__LOSS=FocalLoss is --model.loss=FocalLoss
@@ -39,6 +39,7 @@ class RunDir:
         self.heads_page = self.path / "heads.html"
         self.grid = self.path / "grid.json"  # the run that a grid has planned here
         self.lock = self.path / "lock"  # held while a grid trains the run
+        self.writing = self.path / ".lock"  # held by the process that writes the run
         self.log = self.path / "log.txt"  # output of a run of a grid
         self.error = self.path / "error.txt"  # why a run of a grid failed
 
@@ -62,8 +63,8 @@ class RunDir:
     def planned(self) -> str | None:
         """Digest of the run that a grid has planned here; None without one, or if the file is damaged."""
         try:
-            digest: str = json.loads(self.grid.read_text(encoding="utf-8"))["digest"]
-        except (OSError, ValueError, LookupError, TypeError):
+            digest: str = json.loads(read_bytes(self.grid).decode())["digest"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
         return digest
 
@@ -102,7 +103,7 @@ class RunDir:
     def read_metrics(self) -> list[dict[str, str]]:
         """Return the rows of ``metrics.csv``, none without the file; raise InputError if it is damaged."""
         try:
-            whole, end, _ = self.metrics.read_bytes().decode().rpartition("\n")  # a kill may have cut off the last row
+            whole, end, _ = read_bytes(self.metrics).decode().rpartition("\n")  # a kill may have cut off the last row
             rows = list(csv.DictReader(io.StringIO(whole + end, newline="")))
             if any(None in row for row in rows):
                 raise csv.Error("a row has more columns than the header")
@@ -150,7 +151,7 @@ def read_yaml(file: Path, name: str | None = None) -> Any:  # noqa: ANN401 - YAM
     """Return the content of a YAML file; ``name`` replaces its path in error messages."""
     name = name or str(file)
     try:
-        return parse_yaml(file.read_bytes(), f"'{name}'")
+        return parse_yaml(read_bytes(file), f"'{name}'")
     except OSError as error:
         raise InputError(f"cannot read '{name}' ({error.strerror}): give the path of a YAML file.") from error
 

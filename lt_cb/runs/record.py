@@ -1,5 +1,6 @@
 """Record: the result of one tested run, as ``result.json`` and as a row of kept results. Imports no torch."""
 
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ FACTS = (  # columns of kept rows with the same name in result.json
     *("subset_sha256", "validated_on", "epochs", "precision", "device", "processor", "threads", "processes", "commit"),
 )
 VERSIONS = ("lt_cb", "python", "torch", "lightning")
+MAX_BYTES = 2**28  # of a result, a configuration, or metrics
 SEEDS = {"seed_everything", "subset_seed"}
 # Callbacks of lightning and lt_cb that only observe, save or print. Any other callback counts as a change of training,
 # also EarlyStopping and Timer, which change its length.
@@ -150,6 +152,11 @@ class Record:
             _, _, metric = name.partition("/")
             if metric.partition("/")[0] in (*METRICS, "acc_top5") and (words := mismatch(value, Rate, 0)):
                 raise ValueError(f"{name} must be {words}")
+        correct, confusion, tested = (raw.get(name) for name in ("correct", "confusion", "test_counts"))
+        if tested and correct and any(right > n for right, n in zip(correct, tested, strict=True)):
+            raise ValueError("correct must be at most test_counts")
+        if tested and confusion and list(map(sum, confusion)) != tested:
+            raise ValueError("rows of confusion must sum to test_counts")
         per_class = {measure: raw[name] for name, measure in scores.items() if raw.get(name) is not None}
         given = {**raw, **raw["seeds"], "per_class": per_class}
         names = [entry.name for entry in fields(cls)]
@@ -159,7 +166,7 @@ class Record:
     def read(cls, file: Path) -> Self:
         """Read ``result.json``; raise InputError if it is damaged, and OSError if it cannot be read."""
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            raw = json.loads(read_bytes(file).decode())
         except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested without an end
             raise _damaged(file, f"it is not JSON ({error})") from error
         return cls.from_json(raw, file)
@@ -201,6 +208,13 @@ class Record:
                 f"'{file}' is not a table of kept runs (row {row.get('experiment')}, seed {row.get('seed')}: {reason})."
                 " Restore the file from the repository."
             ) from error
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return the content of a file; OSError for a pipe, a device or a huge file, which block or fill the memory."""
+    if file.exists() and not (file.is_file() and file.stat().st_size < MAX_BYTES):
+        raise OSError(errno.EINVAL, "no regular file of a sensible size", str(file))
+    return file.read_bytes()
 
 
 def _damaged(file: str | Path, reason: str) -> InputError:

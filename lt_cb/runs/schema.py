@@ -19,7 +19,13 @@ T = TypeVar("T")
 Rate = Annotated[float, Rule("a number in [0, 1]", lambda value, _: 0 <= value <= 1)]
 Seconds = Annotated[float, Rule("a number of at least 0", lambda value, _: value >= 0)]
 ClassIndex = Annotated[int, Rule("a class index below the number of classes", lambda value, size: value < size)]
-Callback = Annotated[dict[str, Any], Rule("a mapping with class_path", lambda v, _: type(v.get("class_path")) is str)]
+Callback = Annotated[
+    dict[str, Any],
+    Rule(
+        "a mapping with class_path and init_args",
+        lambda v, _: type(v.get("class_path")) is str and isinstance(v.get("init_args"), dict | None),
+    ),
+]
 PerClass = Annotated[list[T], Rule("a list with one entry for each class", lambda value, size: len(value) == size)]
 Counts = Annotated[PerClass[int], Rule("a list of counts that are not all 0", lambda value, _: sum(value) > 0)]
 SCALARS = {

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import shlex
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import yaml
 from lt_cb.errors import InputError
 from lt_cb.lab.report.result import method_of, source_of
 from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part, read_yaml, whole_file, write_text
-from lt_cb.runs.record import FACTS, PERCENT_COLUMNS, VERSIONS, Record, percent
+from lt_cb.runs.record import FACTS, PERCENT_COLUMNS, VERSIONS, Record, percent, read_bytes
 
 ROWS, CONFIGS = "runs.csv", "configs"
 # settings that do not change the training, or that have a column of their own
@@ -113,7 +114,7 @@ def _read(file: Path) -> dict[Key, Row]:
     """Read the rows; columns that older rows lack stay missing."""
     rows: dict[Key, Row] = {}
     try:
-        with file.open(newline="") as stream:
+        with io.StringIO(read_bytes(file).decode(), newline="") as stream:
             for row in csv.DictReader(stream):
                 if None in row or None in row.values():
                     raise ValueError(f"row {row.get('experiment')} seed {row.get('seed')} has too many or few columns")
