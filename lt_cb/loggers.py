@@ -27,6 +27,7 @@ class RunFolder(CSVLogger):
 
     _resumed: dict[str, Any] | None = None
     _claimed = False
+    _held: FileLock | None = None
 
     @classmethod
     def of(cls, folder: str | None, root: str | None, name: str) -> "RunFolder":
@@ -66,10 +67,9 @@ class RunFolder(CSVLogger):
         return self._experiment
 
     def _lock(self) -> None:
-        """Keep other processes from this folder until this process ends; raise InputError if one has it."""
-        file = RunDir(self.log_dir).writing
+        """Keep other processes from this folder until the training ends; raise InputError if one has it."""
         self._fs.makedirs(self.log_dir, exist_ok=True)
-        self._held = FileLock(file)
+        self._held = FileLock(RunDir(self.log_dir).writing)
         try:
             self._held.acquire(timeout=0)
         except Timeout as error:
@@ -79,6 +79,15 @@ class RunFolder(CSVLogger):
         except OSError:  # a file system without locks
             return
         self._check_free()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the last rows, and let other processes use the folder."""
+        try:
+            super().finalize(status)
+        finally:
+            if self._held is not None:
+                self._held.release()
 
 
 class _Metrics(ExperimentWriter):

@@ -200,8 +200,8 @@ def test_a_broken_data_module_is_not_taken_for_single_labels(monkeypatch: pytest
     (home / "broken.py").write_text(
         "from lt_cb.data import LongTailedDataModule\n"
         "class Broken(LongTailedDataModule):\n"
-        "    @property\n"
-        "    def multi_label(self):\n"
+        "    def __init__(self, **options):\n"
+        "        super().__init__(**options)\n"
         "        raise RuntimeError('a bug')\n"
     )
     with pytest.raises(RuntimeError, match="a bug"):

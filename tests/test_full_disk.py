@@ -26,7 +26,7 @@ def run(*words):
             code = stop.code
         except BaseException as error:
             code = repr(error)
-    return code, [line for line in err.getvalue().splitlines() if line.startswith("lt-cb: ")]
+    return code, [line for line in err.getvalue().splitlines() if line.startswith("lt-cb: error: ")]
 
 os.mkdir("disk")
 found = []

@@ -154,18 +154,23 @@ def test_an_early_signal_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     """SIGTERM in the first epoch, before there is a checkpoint; Ctrl-C while ``recommend`` loads images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    Path("slow_source.py").write_text(
+    Path("slow.py").write_text(
         "import time, pathlib\n"
+        "from lightning.pytorch import Callback\n"
         "from lt_cb.data.sources import Digits\n"
-        "class Slow(Digits):\n"
+        "class SlowTraining(Callback):\n"
+        "    def on_train_batch_start(self, *_):\n"
+        "        pathlib.Path('training').touch()\n"
+        "        time.sleep(0.2)\n"
+        "class SlowImages(Digits):\n"
         "    def load(self, split):\n"
         "        pathlib.Path('loading').touch()\n"
         "        time.sleep(30)\n"
     )
-    fit = ("fit", "--folder=runs/a/b", "--model.backbone=resnet110", "--trainer.max_epochs=9")
+    fit = ("fit", "--config", QUICKSTART, "--folder=runs/a/b", "--trainer.callbacks+=slow.SlowTraining")
     for words, begun, sent, code, said in (
-        (fit, "runs/a/b/config.yaml", signal.SIGTERM, 143, "lt-cb: terminated: no epoch is complete, start again."),
-        (("recommend", "--data.source=slow_source.Slow"), "loading", signal.SIGINT, 130, "lt-cb: interrupted."),
+        (fit, "training", signal.SIGTERM, 143, "lt-cb: terminated: no epoch is complete, start again."),
+        (("recommend", "--data.source=slow.SlowImages"), "loading", signal.SIGINT, 130, "lt-cb: interrupted."),
     ):
         process = _start(*words)
         _wait_for(Path(begun), process)

@@ -15,6 +15,7 @@ from lt_cb.errors import InputError
 from lt_cb.lab.report import rows
 from lt_cb.lab.report.result import ALWAYS_NAMED, LENGTH, NAMED_BY_ROOT, STAGE, Result, Runs
 from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part
+from lt_cb.runs.record import METRICS
 
 # settings that do not change training: paths, workers, loggers
 IGNORED = (
@@ -112,6 +113,10 @@ def _read_folder(run: RunDir) -> Result:
             stages = [each["model"].get("second_stage") for each in (trained.read_config(), config)]
             last = _last_validation(trained) if stages[0] == stages[1] else {}  # else of other predictions
     validation = {name: float(value) for name, value in last.items() if name.startswith("val/") and value}
+    if any(not 0 <= value <= 1 for name, value in validation.items() if name.split("/")[1] in METRICS):
+        raise InputError(f"'{run.metrics}' is damaged (a rate is outside [0, 1]). Remove the file.")
+    if not {"model.loss", "data.source"} <= flatten(config).keys():
+        raise InputError(f"its {run.config.name} is damaged")
     record = replace(record, metrics=validation | record.metrics)
     return Result.of(run.path, record, config, {}, run.result.stat().st_mtime_ns)
 

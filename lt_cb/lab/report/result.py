@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -167,6 +168,8 @@ class Result:
         counts, get = self.record.class_counts, self.settings.get
         self.source_class = str(get("data.source", "?"))  # class name or class path
         self.imbalance_factor = float(get("data.imbalance_factor") or max(counts) / max(min(counts), 1))
+        if not 1 <= self.imbalance_factor < math.inf:
+            raise ValueError("no imbalance factor")
         self.loss, self.gamma, self.beta, self._name, self._family = method_of(self.settings)
         epochs = self.record.epochs or get(LENGTH)
         self.epochs = None if epochs is None else int(epochs)
