@@ -431,21 +431,20 @@ def test_preprocessing_belongs_to_the_weights(monkeypatch: pytest.MonkeyPatch) -
     assert for_channels(resnet["data.mean"], 1) == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
 
 
-@pytest.mark.parametrize("given_by", ["flag", "file", "environment"])
+@pytest.mark.parametrize("given_by", ["flag", "environment"])
 def test_settings_override_the_preprocessing_of_the_weights(
     given_by: str, run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Files do not: they describe the training of another network."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    (tmp_path / "training.yaml").write_text("data: {image_size: 16, mean: [0.25]}\n")
     words = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--folds=2"]
     if given_by == "flag":
-        words += ["--data.image_size", "32"]
-    elif given_by == "file":
-        (tmp_path / "overlay.yaml").write_text("data: {image_size: 32}\n")
-        words.append(f"--config={tmp_path / 'overlay.yaml'}")
+        words.append("--data.image_size=32")
     else:
         monkeypatch.setenv("LT_CB_DATA__IMAGE_SIZE", "32")
-    run = run_command("recommend", "--model.backbone=offline_backbone.efficientnet_lite0", *words)
-    data = run.read_config()["data"]
+    words += [f"--config={tmp_path / 'training.yaml'}", "--model.backbone=offline_backbone.efficientnet_lite0"]
+    data = run_command("recommend", *words).read_config()["data"]
     assert (data["image_size"], data["interpolation"], data["mean"]) == (32, "bicubic", [0.498] * 3)
 
 

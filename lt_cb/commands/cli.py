@@ -62,8 +62,8 @@ class CommandLine(LightningCLI):
         data_class: class of ``--data``, unless the words name another.
         uses: groups whose classes the command makes; a checkpoint may name custom classes for the others. Without
             ``data``, the command has no options of data.
-        defaults: returns defaults that follow from other options, by key, given the parsed options. Unused with
-            ``--ckpt_path``.
+        defaults: returns defaults that follow from other options, by key, given the parsed options. Files do not
+            override them, as flags and environment variables do. Unused with ``--ckpt_path``.
 
     Attributes:
         config: the parsed options.
@@ -163,8 +163,12 @@ class CommandLine(LightningCLI):
             self._set_default_loss(parser, args)
         config = parser.parse_args(args)
         if self._defaults is not None and self.checkpoint is None:
-            parser.set_defaults(dict(self._defaults(config)))
-            config = parser.parse_args(args)
+            parser.set_defaults(defaults := dict(self._defaults(config)))
+            ConfigFile.skipped = tuple(defaults)
+            try:
+                config = parser.parse_args(args)
+            finally:
+                ConfigFile.skipped = ()
         for name in FIRST[:3]:
             if (config[name] or None) != (self._first[name] or None):
                 raise InputError(f"--{name} is '{self._first[name]}' and '{config[name]}': give it once.")

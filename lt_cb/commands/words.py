@@ -21,9 +21,14 @@ LOSS = "model.loss"
 class ConfigFile(ActionConfigFile):
     """``--config``: a path, ``~``, ``file://``, the name of a shipped file, or YAML."""
 
+    skipped: tuple[str, ...] = ()  # options that no file sets
+
     def __call__(self, parser: Any, config: Namespace, value: Any, option: str | None = None) -> None:  # type: ignore[override]  # noqa: ANN401
         """Apply a configuration over the options before it."""
+        kept = {key: config.get(key) for key in self.skipped}
         super().__call__(parser, config, shipped(value), option)  # type: ignore[no-untyped-call]
+        for key, value in kept.items():
+            config[key] = value
 
 
 @cache

@@ -71,7 +71,7 @@ def set_up(cli: CommandLine) -> Setup:
     recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     if weights is not None:
         size, own = data.image_size, weights["input_size"][-1]
-        rank_zero_info(f"Images are scaled to {size} pixels, --data.image_size; the weights were trained on {own}.")
+        rank_zero_info(f"Images are scaled to {size} pixels (--data.image_size); the weights were trained on {own}.")
         for name in ("mean", "std"):
             if cli.config.data[name] == list(weights[name]):
                 cli.config.data[name] = for_channels(list(weights[name]), data.in_channels)
@@ -100,7 +100,10 @@ def weights_of(model: Namespace) -> Mapping[str, Any] | None:
 
 
 def preprocessing(config: Namespace) -> dict[str, Any]:
-    """Return the options of data that the pretrained weights of a configuration need, by key."""
+    """Return the options of data that the pretrained weights of a configuration need, by key.
+
+    Configuration files describe a training of another network, so that they do not override these options.
+    """
     weights = weights_of(config.model)
     if weights is None:
         return {}
