@@ -67,15 +67,17 @@ def set_up(cli: CommandLine) -> Setup:
     if cli.checkpoint is None:
         weights = weights_of(config.model)
         _prepare(config.model, weights)
+    pixels = [name for name in ("mean", "std") if weights is not None and config.data[name] == list(weights[name])]
+    for name in pixels:
+        config.data[name] = None  # until the number of channels is known
     data = cli.make_data()  # sets the plain loss, in a new configuration
     recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     if weights is not None:
         size, own = data.image_size, weights["input_size"][-1]
         rank_zero_info(f"Images are scaled to {size} pixels (--data.image_size); the weights were trained on {own}.")
-        for name in ("mean", "std"):
-            if cli.config.data[name] == list(weights[name]):
-                cli.config.data[name] = for_channels(list(weights[name]), data.in_channels)
-                setattr(data, name, cli.config.data[name])
+        for name in pixels:
+            cli.config.data[name] = for_channels(list(weights[name]), data.in_channels)
+            setattr(data, name, cli.config.data[name])
     if cli.checkpoint is not None:
         checkpoints.without_pretrained(cli.config.model)
     options = cli.make_all(data)
