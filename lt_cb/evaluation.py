@@ -151,4 +151,5 @@ class EvaluatedModule(LightningModule):
         """Return predictions and probabilities, see `lt_cb.task.Task.predict`."""
         self.check_images(batch[0])
         logits = self(batch[0]).float()
-        return self.task.predict(self.scores(logits), self.probabilities(logits), self.thresholds, self.top)
+        precise = logits if logits.device.type == "mps" else logits.double()  # float32 ends at 1e-45
+        return self.task.predict(self.scores(logits), self.probabilities(precise), self.thresholds, self.top)

@@ -138,8 +138,8 @@ class OneLabel(Task):
 
         def row(labels: list[int], values: list[float]) -> list[str]:
             pairs = list(zip(labels, values, strict=True))
-            cells = [cell for label, value in pairs[:top] for cell in (class_names[label], f"{value:.6f}")]
-            return cells + [f"{value:.6f}" for _, value in sorted(pairs) if all_probabilities]
+            cells = [cell for label, value in pairs[:top] for cell in (class_names[label], f"{value:.6g}")]
+            return cells + [f"{value:.6g}" for _, value in sorted(pairs) if all_probabilities]
 
         images = (zip(*(v.view(len(v), -1).tolist() for v in batch), strict=True) for batch in batches)
         return header, (row(labels, values) for batch in images for labels, values in batch)

@@ -1,8 +1,12 @@
 """``lt-cb export``: a file that maps images to the probabilities of a checkpoint, without this package."""
 
+import csv
 import importlib.util
+import itertools
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +21,15 @@ from lt_cb.commands import export
 from lt_cb.losses import BalancedSoftmaxLoss
 from lt_cb.module import LongTailedClassifier
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["=cat", "dog", "eel"]
+PREPROCESSING = [
+    "import numpy as np",
+    "from PIL import Image, ImageOps",
+    "image = ImageOps.exif_transpose(Image.open(file)).convert('L')",
+    "image = ImageOps.fit(image, (8, 8), Image.Resampling.BILINEAR)",
+    "images = np.asarray(image).reshape(1, *(8, 8), 1).transpose(0, 3, 1, 2).copy()  # uint8",
+]
 
 
 @pytest.fixture
@@ -67,7 +79,7 @@ def test_the_file_gives_the_probabilities_of_the_checkpoint(
         torch.testing.assert_close(exported(images), probabilities(model, images))
     assert json.loads(Path("out/model.pt2.json").read_text()) == {
         "class_names": NAMES, "image_size": 8, "in_channels": 1, "crop": "padded", "interpolation": "bilinear",
-        "prior": None if prior is None else pytest.approx([1 / 3] * 3),
+        "prior": None if prior is None else pytest.approx([1 / 3] * 3), "preprocessing": PREPROCESSING,
     }  # fmt: skip
     assert not Path("runs").exists()
 
@@ -83,6 +95,67 @@ def test_onnx_has_the_same(model: LongTailedClassifier) -> None:
         images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8)
         (given,) = session.run(["probabilities"], {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(given), probabilities(model, images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crop", ["padded", "resized"])
+def test_the_lines_of_python_make_the_images_of_predict(crop: str, model: LongTailedClassifier) -> None:
+    """The lines of the JSON and of the page, on images of other sizes, modes and orientations."""
+    rng = np.random.default_rng(0)
+
+    def photo(file: Path, mode: str = "RGB", **options: Any) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (*rng.integers(5, 9, 2), 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((90, 70), Image.Resampling.BICUBIC).convert(mode).save(file, **options)
+
+    for split, name in itertools.product(("train", "test"), ("cat", "dog")):
+        for i in range(3):
+            photo(Path("photos", split, name, f"{i}.png"))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    photo(Path("new_photos/1.jpg"), exif=turned)
+    for mode, name in (("L", "2.png"), ("P", "3.png"), ("CMYK", "4.jpg"), ("RGBA", "5.png")):
+        photo(Path("new_photos", name), mode)
+    options = [f"--data.crop={crop}", "--data.interpolation=bicubic"] if crop == "resized" else []
+    config = ["--config", str(ROOT / "configs/image_folder.yaml"), "--data.root=photos", "--data.image_size=64"]
+    config += ["--model.backbone=resnet20", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", *options]
+    main(["fit", *config, "--folder=runs/a/b", "--model.optimizer.lr=0.01"])
+    checkpoint = "--ckpt_path=runs/a/b/checkpoints/last.ckpt"
+    exact = [checkpoint, "--probabilities=true", "--trainer.precision=32-true"]
+    main(["predict", *exact, "--images=new_photos", "--folder=runs/a/p"])
+    main(["export", checkpoint, "--to=model.pt2", "--logits=true"])
+    exported = torch.export.load("model.pt2").module()
+    lines = json.loads(Path("model.pt2.json").read_text())["preprocessing"]
+    with Path("runs/a/p/predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        scope: dict[str, Any] = {"file": row["file"]}
+        exec("\n".join(lines), scope)
+        probabilities, logits = exported(torch.from_numpy(scope["images"]))
+        given = [float(row["cat"]), float(row["dog"])]
+        assert probabilities[0].tolist() == pytest.approx(given, abs=1e-5)
+        torch.testing.assert_close(logits.softmax(1), probabilities)
+    if crop == "padded":
+        main(["export", checkpoint, "--to=model.pt2"])
+        page = (ROOT / "docs/own_images.md").read_text()
+        (block,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "ImageOps.fit" in part)
+        exec(block, scope := {})
+        (row,) = (row for row in rows if row["file"].endswith("1.jpg"))
+        assert scope["probabilities"][0].tolist() == pytest.approx([float(row["cat"]), float(row["dog"])], abs=1e-5)
+
+
+def test_small_probabilities_keep_their_digits(model: LongTailedClassifier) -> None:
+    Path("photos").mkdir()
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save("photos/a.png")
+    content = torch.load("model.ckpt", weights_only=True)
+    content["state_dict"]["backbone.fc.bias"] = torch.tensor([300.0, 0.0, -150.0])
+    torch.save(content, "model.ckpt")
+    main(["predict", "--ckpt_path=model.ckpt", "--images=photos", "--probabilities=true", "--folder=runs/a/p"])
+    with Path("runs/a/p/predictions.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    values = [float(row[name]) for name in ("'=cat", "dog", "eel")]
+    assert values[0] > values[1] > values[2] > 0
+    assert all(len(row[name].strip("0").replace(".", "").partition("e")[0]) >= 5 for name in ("dog", "eel"))
 
 
 def test_what_is_refused_writes_nothing(

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.predict import IMAGES, image_loader, trained_view
 from lt_cb.commands.prior import set_prior
+from lt_cb.data.loaders.streaming import TEST_MARGIN
+from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import whole_file, write_json
@@ -22,20 +24,23 @@ ONNX = ("onnx", "onnxscript", "onnxruntime")
 FILE: Options = {
     "to": (str | None, None, "File to write."),
     "format": (Literal["onnx", "torch"] | None, None, "torch (torch.export) or onnx; default by the file's ending."),
+    "logits": (bool, False, "Also return logits, after the probabilities: they are never rounded to 0 or 1."),
 }
 TOLERANCE = 1e-3  # difference of probabilities that rounding may make
 
 
-class Probabilities(nn.Module):
-    """Images, uint8 of shape (N, C, H, W) -> probabilities, float32 of shape (N, classes)."""
+class Exported(nn.Module):
+    """Images, uint8 of shape (N, C, H, W) -> probabilities, float32 of shape (N, classes); and logits if asked for."""
 
-    def __init__(self, model: LongTailedClassifier) -> None:
+    def __init__(self, model: LongTailedClassifier, with_logits: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.with_logits = model, with_logits
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalise the images, and map them to probabilities."""
-        return self.model.probabilities(self.model(images).float())
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise the images, and map them to probabilities, and to the scores behind the predicted classes."""
+        logits = self.model(images).float()
+        probabilities = self.model.probabilities(logits)
+        return (probabilities, self.model.scores(logits)) if self.with_logits else probabilities
 
 
 @command({**IMAGES, **FILE}, uses=("model",))
@@ -49,7 +54,7 @@ def export(cli: CommandLine) -> None:
         raise InputError(f"--format onnx needs further packages: uv pip install {' '.join(ONNX)}.")
     model = cli.make_model()
     set_prior(cli, model)
-    network, facts = Probabilities(model).eval(), model.hparams
+    network, facts = Exported(model, config.logits).eval(), model.hparams
     shape = facts["in_channels"], facts["image_size"], facts["image_size"]
     one, several, many = (torch.randint(256, (count, *shape), dtype=torch.uint8) for count in (1, 2, 7))
     try:
@@ -61,7 +66,7 @@ def export(cli: CommandLine) -> None:
     if config.images is not None:
         batches += [images for images, _ in image_loader(cli, model)[1]]
     with torch.no_grad():
-        difference = max((exported(images) - network(images)).abs().max().item() for images in batches)
+        difference = max((first(exported(images)) - first(network(images))).abs().max().item() for images in batches)
     if not difference <= TOLERANCE:
         raise InputError(
             f"the exported probabilities differ from the checkpoint's by {difference:.2g}, more than rounding does: "
@@ -72,7 +77,7 @@ def export(cli: CommandLine) -> None:
         stream.write(written)
     view = trained_view(cli, model)
     beside = {name: facts[name] for name in ("class_names", "image_size", "in_channels")}
-    beside |= {**view.options, "prior": model.prior}
+    beside |= {**view.options, "prior": model.prior, "preprocessing": preprocessing(view)}
     if model.multi_label:
         beside["thresholds"] = model.threshold_probabilities  # probabilities from which each label is predicted
     write_json(file.with_name(f"{file.name}.json"), beside)
@@ -80,6 +85,30 @@ def export(cli: CommandLine) -> None:
         f"Exported: {file}, and its classes: {file.name}.json. On {sum(map(len, batches))} images its probabilities "
         f"differ from the checkpoint's by at most {difference:.1g}.\n"
     )
+
+
+def preprocessing(view: View) -> list[str]:
+    """Return lines of Python that make ``images``, the input of the network, from the image file named ``file``."""
+    size, sampling = f"({view.size}, {view.size})", f"Image.Resampling.{view.interpolation.upper()}"
+    scale = [f"image = ImageOps.fit(image, {size}, {sampling})"]
+    if view.crop == "resized":
+        scale = [
+            f"(width, height), side = image.size, min(image.size) * {view.size} / {view.size + TEST_MARGIN}",
+            "box = (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2",
+            f"image = image.resize({size}, {sampling}, box)",
+        ]
+    return [
+        "import numpy as np",
+        "from PIL import Image, ImageOps",
+        f"image = ImageOps.exif_transpose(Image.open(file)).convert('{'RGB' if view.channels == 3 else 'L'}')",
+        *scale,
+        f"images = np.asarray(image).reshape(1, *{size}, {view.channels}).transpose(0, 3, 1, 2).copy()  # uint8",
+    ]
+
+
+def first(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Return the probabilities of an exported network's outputs."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 def to_torch(network: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
@@ -93,7 +122,7 @@ def to_torch(network: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tens
     return buffer.getvalue(), torch.export.load(buffer).module()
 
 
-def to_onnx(network: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def to_onnx(network: Exported, example: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """Return the content of an ONNX file, ``images`` -> ``probabilities``, and the exported function."""
     import onnxruntime
 
@@ -101,7 +130,7 @@ def to_onnx(network: nn.Module, example: Tensor) -> tuple[bytes, Callable[[Tenso
         network,
         (example,),
         input_names=["images"],
-        output_names=["probabilities"],
+        output_names=["probabilities", "logits"][: 1 + network.with_logits],
         dynamic_shapes=({0: torch.export.Dim("N")},),
         dynamo=True,
         verbose=False,
