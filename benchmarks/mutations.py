@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -368,6 +369,61 @@ def folders(base: Path) -> Case:
     return case
 
 
+def names(base: Path) -> Case:
+    """Name classes, files and folders by markup, formulas, terminal escapes, and bytes that are not UTF-8."""
+    evil = ["[/x]", "[red]", "[link=x]y", "\x1b[31m", "\x1b]0;t\x07", "a\nb", "=1+1", "@x", "-2+3", "<img src=x>"]
+    evil += [
+        "`ls`",
+        "$(touch ran)",
+        "a|b",
+        "**b**",
+        "{{7*7}}",
+        "%s%d",
+        "\u202eabc",
+        "\u2028",
+        os.fsdecode(b"\xff"),
+        "水",
+    ]
+    evil += ["'\"", "null"]
+    evil += ["x" * 200, "~", "-", "--help", "a;b", "a,b", " a ", "\\x1b", "1", "nan", "loss"]
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+
+    def case(rng: random.Random) -> tuple[str, str]:
+        classes, place = rng.sample(evil, 3), Path(rng.choice(evil).replace("/", "_")).absolute()
+        rows, root = [["path", "label", "split"]], place
+        for split in ("train", "test"):
+            for i, name in enumerate(classes):
+                folder = place / split / name.replace("/", "_")
+                folder.mkdir(parents=True)
+                for j in range(4 - i):
+                    file = folder / f"{rng.choice(evil)[:100]}{j}.png".replace("/", "_")
+                    Image.fromarray(noise + np.uint8(60 * i + j)).save(file)
+                    rows.append([str(file.relative_to(place)), name, split])
+        config = "image_folder"
+        if rng.random() < 0.3 and not any("\udcff" in cell for row in rows for cell in row):
+            config, root = "own_table", place / "table.csv"
+            with root.open("w", newline="") as stream:
+                csv.writer(stream).writerows(rows)
+        data = [f"--data.root={root}", "--data.image_size=12", "--data.val_fraction=0"]
+        given = ["--config", f"{ROOT}/configs/{config}.yaml", *data]
+        steps = [
+            ("inspect", *given),
+            ("fit", *given, *QUIET, *SHORT[:3], "--model.backbone=resnet20", "--folder=runs/a/b"),
+            ("report", "runs"),
+            ("predict", "--ckpt_path=runs/a/b/checkpoints/last.ckpt", f"--images={place}/test", "--folder=runs/a/p"),
+        ]
+        for words in steps:
+            how, said = attempt(*words)
+            if re.search(r"[^\n\x20-\x7e\xa1-\uffff]|[\u202a-\u202e\ud800-\udfff\u2028]", said):
+                return "wrong", f"{words[0]} of {classes!r}: raw characters in {said!r}"
+            if how != "success":
+                return how, f"{words[0]}: {said}"
+        missing = [name for name in ("result.json", "report.md", "predictions.csv") if not [*Path("runs").rglob(name)]]
+        return ("wrong", f"no {missing}") if missing else ("success", "")
+
+    return case
+
+
 def trained(base: Path) -> Path:
     """Train for an epoch, and return the folder of the run."""
     os.chdir(base)
@@ -378,7 +434,7 @@ def trained(base: Path) -> Path:
 
 
 KINDS = {kind.__name__: (kind, count) for kind, count in ((bits, 10_000), (configs, 500), (results, 500))}
-KINDS |= {kind.__name__: (kind, 200) for kind in (checkpoints, folders)}
+KINDS |= {kind.__name__: (kind, 200) for kind in (checkpoints, folders, names)}
 
 
 def main() -> int:
