@@ -2,6 +2,7 @@
 
     uv run python benchmarks/soak.py runs [--cycles 100]
     uv run python benchmarks/soak.py grid [--kills 60]
+    uv run python benchmarks/soak.py heads [--kills 60]
     uv run python benchmarks/soak.py growth
 
 Each prints a table. The exit code is 1 if anything is lost, unequal, left behind or grown. It needs Linux.
@@ -13,6 +14,8 @@ importing takes longer than these trainings; the others are commands.
 
 ``grid`` kills two commands that share a grid, and their training processes, mostly one that has just written a
 checkpoint.
+
+``heads`` kills ``recommend``, which keeps features in a cache, and runs it again until it ends.
 """
 
 import argparse
@@ -409,6 +412,45 @@ def _has_written(worker: int, since: float) -> bool:
     return log.name == "log.txt" and stamp(log.parent / "checkpoints/last.ckpt") > since
 
 
+def heads(options: argparse.Namespace) -> dict[str, Count]:
+    """Kill ``recommend`` at random moments, start it again until it ends, and compare its recommendation."""
+    rng, count = random.Random(options.seed), Count()
+    import lt_cb.heads.recommend  # noqa: F401 - for the processes that are forked
+
+    def begin(name: str) -> int:
+        tiny = [f"--{key}={value}" for key, value in TINY.items() if not key.startswith(("model.fast", "trainer.m"))]
+        words = ["recommend", f"--config={CONFIGS / 'quickstart.yaml'}", *tiny, "--folds=2", f"--name={name}"]
+        count.sessions.append(pid := start(words, Path("heads.log"), imported=True))
+        return pid
+
+    def written(name: str) -> list[Any]:
+        folder = max(Path("runs", name).iterdir(), key=lambda run: stamp(run / "recommendation.json"))
+        result = json.loads((folder / "result.json").read_text())
+        return [json.loads((folder / "recommendation.json").read_text()), result["metrics"], result["correct"]]
+
+    begun, cache = time.monotonic(), os.environ["LT_CB_CACHE"]
+    if wait(begin("reference"), HANG_S) != 0:
+        count.wrong.append(tail if (tail := Path("heads.log").read_text()[-500:]) else "no recommendation")
+        return {"heads": count}
+    whole = time.monotonic() - begun
+    while count.kills < options.kills:
+        os.environ["LT_CB_CACHE"], name = f"{cache}_{count.runs}", f"killed_{count.runs}"
+        count.runs += 1
+        while True:
+            pid = begin(name)
+            if (code := wait(pid, rng.uniform(0, whole))) is not None:
+                break
+            os.kill(pid, rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+            code = wait(pid, HANG_S)
+            count.kills, count.resumes = count.kills + 1, count.resumes + 1
+            if code == 0:
+                break
+        if code != 0 or written(name) != written("reference"):
+            count.unequal.append(f"{name}: exit code {code}")
+    count.wrong += tracebacks(Path("heads.log"))
+    return {"heads": count}
+
+
 def growth(_: argparse.Namespace) -> dict[str, Count]:
     """Measure a training of 300 epochs, and the command of a grid of 100 runs."""
     counts = {"epochs": Count(runs=1), "runs": Count(runs=100)}
@@ -449,11 +491,11 @@ def _measure(
 
 
 def main() -> int:
-    """Run one of the three tests, and return 1 if something is wrong."""
+    """Run one of the four tests, and return 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("runs", "grid", "growth"))
+    parser.add_argument("what", choices=("runs", "grid", "heads", "growth"))
     parser.add_argument("--cycles", type=int, default=100, help="kills of runs")
-    parser.add_argument("--kills", type=int, default=60, help="kills of processes of a grid")
+    parser.add_argument("--kills", type=int, default=60, help="kills of processes of a grid, or of recommend")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     options = parser.parse_args()
     shared = {file.name for file in shared_memory()}
@@ -464,7 +506,7 @@ def main() -> int:
     os.chdir(folder)
     print(f"in {folder}", flush=True)
     begun = time.monotonic()
-    counts: dict[str, Count] = {"runs": runs, "grid": grid, "growth": growth}[options.what](options)
+    counts: dict[str, Count] = {"runs": runs, "grid": grid, "heads": heads, "growth": growth}[options.what](options)
     wrong = left_behind(Count(sessions=[pid for count in counts.values() for pid in count.sessions]), shared)
     if options.what != "growth":
         print(f"\n{'':10}{'runs':>6}{'kills':>7}{'resumes':>9}{'bit-equal':>11}{'rows once':>11}")
