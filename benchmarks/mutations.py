@@ -424,6 +424,33 @@ def names(base: Path) -> Case:
     return case
 
 
+def features(base: Path) -> Case:
+    """Damage the features that ``recommend`` keeps: bits, rows of zeros, and the end of a file."""
+    cache = Path(os.environ["LT_CB_CACHE"])
+    words = ["recommend", f"--config={ROOT}/configs/quickstart.yaml", *QUIET, "--model.backbone=resnet20", "--folds=2"]
+    words += ["--lambdas=[0.1,0.01]", "--taus=[1]", "--betas=[0.9]", "--gammas=[]"]
+    os.chdir(base)
+    how, said = attempt(*words, "--folder=runs/a/whole")
+    if how != "success":
+        raise SystemExit(said)
+    right = json.loads(Path("runs/a/whole/recommendation.json").read_text())
+    shutil.copytree(cache, base / "kept")
+
+    def case(rng: random.Random) -> tuple[str, str]:
+        shutil.rmtree(cache)
+        shutil.copytree(base / "kept", cache)
+        file = rng.choice([path for path in sorted(cache.rglob("*")) if path.is_file() and path.stat().st_size])
+        content, half = file.read_bytes(), file.stat().st_size // 2
+        zeros = content[:half] + bytes(len(content) - half)
+        file.write_bytes(rng.choice((damaged(rng, content), damaged(rng, content), zeros, bytes(len(content)))))
+        how, said = attempt(*words, "--folder=runs/a/b")
+        if how == "success" and json.loads(Path("runs/a/b/recommendation.json").read_text()) != right:
+            return "wrong", f"another recommendation after damage of {file.name}"
+        return how, said if how != "success" else ""
+
+    return case
+
+
 def trained(base: Path) -> Path:
     """Train for an epoch, and return the folder of the run."""
     os.chdir(base)
@@ -434,7 +461,7 @@ def trained(base: Path) -> Path:
 
 
 KINDS = {kind.__name__: (kind, count) for kind, count in ((bits, 10_000), (configs, 500), (results, 500))}
-KINDS |= {kind.__name__: (kind, 200) for kind in (checkpoints, folders, names)}
+KINDS |= {kind.__name__: (kind, 200) for kind in (checkpoints, folders, names, features)}
 
 
 def main() -> int:
