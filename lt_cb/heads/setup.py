@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.commands.cli import CommandLine, Options
+from lt_cb.commands.save import run_trainer
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.view import Interpolation
 from lt_cb.errors import InputError, check_at_least
@@ -40,22 +41,22 @@ class Setup:
         recipes: recipes to compare.
         data: data module, without images held out for validation.
         model: model with the plain loss, whose backbone is frozen.
+        run: Trainer of the run, with its folder and loggers.
         trainer: Trainer that computes features.
-        options: instantiated options, such as ``trainer.logger``.
     """
 
     recipes: list[Recipe]
     data: LongTailedDataModule
     model: LongTailedClassifier
+    run: Trainer
     trainer: Trainer
-    options: Namespace
 
 
 def set_up(cli: CommandLine) -> Setup:
     """Make the data and the model of a command line, with frozen, pretrained weights or those of ``--ckpt_path``.
 
     Raises:
-        InputError: if the grid of recipes is wrong, or data or model cannot be made.
+        InputError: if the grid of recipes is wrong, or data, model or Trainer cannot be made.
     """
     config = cli.config
     _check_grid(config)
@@ -81,7 +82,8 @@ def set_up(cli: CommandLine) -> Setup:
     options = cli.make_all(data)
     if cli.checkpoint is not None:
         options.model.start_from(cli.checkpoint)
-    return Setup(recipes, data, options.model, feature_trainer(options.trainer), options)
+    run = run_trainer(cli, options.trainer)
+    return Setup(recipes, data, options.model, run, feature_trainer(options.trainer))
 
 
 def _check_grid(config: Namespace) -> None:
@@ -89,6 +91,8 @@ def _check_grid(config: Namespace) -> None:
         raise InputError("--lambdas is empty: set it to one L2 strength or more, as --lambdas [0.1,0.01].")
     for l2_strength in config.lambdas:
         check_at_least("lambda", l2_strength, 0, "0 does not regularise.")
+    if config.trainer.fast_dev_run:
+        raise InputError("--trainer.fast_dev_run is set, but heads are compared on all images: leave it out.")
     if config.folds < 2:
         raise InputError(f"folds is {config.folds}, but must be at least 2.")
 
