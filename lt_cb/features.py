@@ -149,25 +149,29 @@ class FeatureExtractor(LightningModule):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.file.with_suffix(".lock")):
                 if self._open() is None:
-                    self._create(self.file, np.float32, self.shape, np.nan)
-                    self._create(self.file.with_suffix(".sums"), SUMS, self.shape[:1], 0)
+                    self._create()
         except OSError as error:
             raise InputError(
                 f"the features, {self.shape[0] * self.shape[1] * 4 / 2**30:.2f} GiB, cannot be kept in "
                 f"'{self.file.parent}' ({error.strerror}): free disk space there, or set LT_CB_CACHE to another folder."
             ) from error
 
-    def _create(self, file: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], value: float) -> None:
-        part = file.with_suffix(".part")
+    def _create(self) -> None:
+        files = {self.file: np.full(1, np.nan, np.float32), self.file.with_suffix(".sums"): np.zeros(1, SUMS)}
+        parts = {file: file.with_name(f"{file.name}.part") for file in files}
         try:
-            empty = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-            with part.open("r+b") as stream:
-                reserve(stream, part.stat().st_size)
-            empty[:] = value
-            empty.flush()
-            part.replace(file)
+            for file, value in files.items():
+                shape = self.shape[: 1 if value.dtype == SUMS else 2]
+                empty = np.lib.format.open_memmap(parts[file], mode="w+", dtype=value.dtype, shape=shape)
+                with parts[file].open("r+b") as stream:
+                    reserve(stream, parts[file].stat().st_size)
+                empty[:] = value
+                empty.flush()
+            for file, part in parts.items():
+                part.replace(file)
         finally:
-            part.unlink(missing_ok=True)
+            for part in parts.values():
+                part.unlink(missing_ok=True)
 
     def predict_dataloader(self) -> EpochLoader:
         """Return batches of images to compare and images without features, and their positions in the split."""
