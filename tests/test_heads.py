@@ -528,6 +528,28 @@ def test_settings_override_the_preprocessing_of_the_weights(
     assert (data["image_size"], data["interpolation"], data["mean"]) == (32, "bicubic", [0.498] * 3)
 
 
+def test_grey_images_get_the_mean_of_the_weights_over_colours(
+    run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    words = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--folds=2", "--data.source=Digits"]
+    words += ["--data.image_size=32", f"--data.subset_counts={[4] * 10}", "--trainer.limit_test_batches=1"]
+    data = run_command("recommend", "--model.backbone=offline_backbone.efficientnet_lite0", *words).read_config()[
+        "data"
+    ]
+    assert (data["mean"], data["std"]) == (pytest.approx([0.498]), pytest.approx([0.502]))
+
+
+def test_an_unreadable_test_image_is_refused_before_features_are_computed(
+    photos: Path, run_command: Callable[..., RunDir], own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "test" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="2"):
+        run_command("recommend")
+    assert "cannot be read as an image" in capsys.readouterr().err
+    assert not list(own_cache.glob("*.npy"))
+
+
 def test_random_weights_are_warned_of(run_command: Callable[..., RunDir]) -> None:
     grid = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--taus=[]", "--folds=2"]
     with pytest.warns(UserWarning, match="resnet20 has random weights"):

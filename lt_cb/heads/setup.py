@@ -26,7 +26,7 @@ GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
 GRID: Options = {
     "folds": (int, 5, "Folds of the training images, at least 2."),
-    "lambdas": (list[float], list(LAMBDAS), "L2 strengths, at least 0."),
+    "lambdas": (list[float], list(LAMBDAS), "L2 strengths, at least 0, which is slow."),
     "betas": (list[float], list(BETAS), "Betas of the class weights, in [0, 1)."),
     "gammas": (list[float], list(GAMMAS), "Gammas of focal loss, at least 0."),
     "taus": (list[float], list(TAUS), "Taus of logit adjustment, at least 0."),
@@ -68,15 +68,18 @@ def set_up(cli: CommandLine) -> Setup:
     if cli.checkpoint is None:
         weights = weights_of(config.model)
         _prepare(config.model, weights)
+    pixels = {name: list(weights[name]) for name in ("mean", "std")} if weights is not None else {}
+    pixels = {name: values for name, values in pixels.items() if config.data[name] == values}
+    for name in pixels:
+        config.data[name] = None  # grey images refuse values for three channels
     data = cli.make_data()  # sets the plain loss, in a new configuration
     recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     if weights is not None:
         size, own = data.image_size, weights["input_size"][-1]
         rank_zero_info(f"Images are scaled to {size} pixels, --data.image_size; the weights were trained on {own}.")
-        for name in ("mean", "std"):
-            if cli.config.data[name] == list(weights[name]):
-                cli.config.data[name] = for_channels(list(weights[name]), data.in_channels)
-                setattr(data, name, cli.config.data[name])
+    for name, values in pixels.items():
+        cli.config.data[name] = for_channels(values, data.in_channels)
+        setattr(data, name, cli.config.data[name])
     if cli.checkpoint is not None:
         checkpoints.without_pretrained(cli.config.model)
     options = cli.make_all(data)
