@@ -1,17 +1,20 @@
-"""Features of a frozen network: computed once by a Lightning Trainer, and kept on disk."""
+"""Features of a frozen network: computed once by a Lightning Trainer, kept on disk, and checked at each start."""
 
 import hashlib
 import json
 import os
+import secrets
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lt_cb.data import LongTailedDataModule
@@ -21,11 +24,15 @@ from lt_cb.data.sources.base import FileSource, Source
 from lt_cb.data.sources.listing import Split
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch
+from lt_cb.longtail.subset import Indices
 from lt_cb.models import last_linear
 from lt_cb.module import LongTailedClassifier
 
 MACHINE_OPTIONS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")
 CPU_BATCH_SIZE = 32  # twice as fast as 128, since activations fit into the cache of the CPU
+NUM_COMPARED = 8  # kept images, of each start that computed some, whose features are computed again
+MAX_PASSES = 3  # kept features are compared, then dropped and computed again; one more if another process interferes
+SUMS = np.dtype([("checksum", "<u4"), ("start", "<u4")])
 Features = npt.NDArray[np.float32]
 
 
@@ -55,93 +62,208 @@ def frozen_features(
 
     Features are the inputs of the network's last layer, in evaluation mode, for images that are scaled, cropped and
     normalised as in a test. The cache folder keeps them, so that no image is computed twice, not even for another
-    subset. An interrupted computation resumes. Raise InputError without a linear last layer, or disk space.
+    subset. An interrupted computation resumes. Damaged features are computed again. So are all features if the network
+    no longer computes the kept ones: each start compares a few. Raise InputError without a linear last layer, or disk
+    space.
     """
-    extractor = FeatureExtractor(model, data, split, trainer.precision)
-    if len(extractor.missing()) or trainer.world_size > 1:  # all processes must join a distributed prediction
-        with extractor.classifier.register_forward_hook(extractor.keep):
-            trainer.predict(extractor, return_predictions=False)
-    return np.load(extractor.file, mmap_mode="r")[data.rows[split]], data.targets(split)
+    extractor = FeatureExtractor(model, data, split, trainer)
+    for _ in range(MAX_PASSES):
+        extractor.compute(trainer)
+        if not trainer.strategy.broadcast(len(extractor.missing())):
+            return np.load(extractor.file, mmap_mode="r")[extractor.rows], data.targets(split)
+    raise InputError(
+        f"the features in '{extractor.file.parent}' change while they are used, by another process or a failing disk: "
+        "set LT_CB_CACHE to another folder."
+    )
+
+
+def check_features(model: LongTailedClassifier, data: LongTailedDataModule, split: Split, trainer: Trainer) -> None:
+    """Raise InputError if a network computes other features of a few images than are kept for its weights."""
+    FeatureExtractor(model, data, split, trainer, replaces=False).compute(trainer)
 
 
 class FeatureExtractor(LightningModule):
-    """Writes the features of a split to ``<digest>.npy``: a row for each image of the source, NaN until computed."""
+    """Writes the features of a split to ``<digest>.npy``: a row for each image of the source, NaN until computed.
 
-    def __init__(self, model: LongTailedClassifier, data: LongTailedDataModule, split: Split, precision: str) -> None:
+    ``<digest>.sums`` has the checksum of each row, and a number of the start that computed it. A few images of every
+    earlier start are computed again. If their features differ, all rows of that start are dropped, since the code of
+    the network, or of a library, has changed. Without ``replaces``, this raises InputError instead.
+    """
+
+    def __init__(
+        self,
+        model: LongTailedClassifier,
+        data: LongTailedDataModule,
+        split: Split,
+        trainer: Trainer,
+        replaces: bool = True,
+    ) -> None:
         super().__init__()
-        self.model, self.data, self.split = model, data, split
+        self.model, self.data, self.split, self.replaces = model, data, split, replaces
         self.classifier = classifier_of(model)
         data.targets(split)  # loads the split
-        origin = data.origin(split)
+        self.rows, origin = data.rows[split], data.origin(split)
         self.shape = len(data.source.labels(origin)), self.classifier.in_features
+        device, precision = trainer.strategy.root_device.type, str(trainer.precision)
+        exact = device == "cpu" and precision.startswith(("32", "64"))
+        self.tolerance = 1e-4 if exact else 2e-2  # relative; batches of other sizes are rounded otherwise
         digests = network_digest(model), images_digest(data, origin)
-        self.file = cache_file(f"features 2 {precision} ", *digests).with_suffix(".npy")
+        self.file = cache_file(f"features 3 {precision} {device} ", *digests).with_suffix(".npy")
+        self._start: int | None = None  # number of this start
         self._seen: tuple[Tensor, Tensor] | None = None  # features and logits of a batch
+
+    def compute(self, trainer: Trainer) -> None:
+        """Compute the missing features, and on the first call compare a few of the kept ones."""
+        with self.classifier.register_forward_hook(self.keep):
+            trainer.predict(self, return_predictions=False)
 
     def keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Keep inputs and outputs of the classifier, as a forward hook."""
         self._seen = inputs[0], output
 
     def missing(self) -> Tensor:
-        """Return the positions in the split, int64 of shape (M,), of images without features."""
-        rows, kept = self.data.rows[self.split], self._read()
-        return torch.arange(len(rows)) if kept is None else torch.from_numpy(np.isnan(kept[rows].sum(1)).nonzero()[0])
+        """Return the positions in the split, int64 of shape (M,), of images without features, or with damaged ones."""
+        if (kept := self._open()) is None:
+            return torch.arange(len(self.rows))
+        features, checksums = np.asarray(kept[0]), kept[1]["checksum"][self.rows].tolist()  # slices faster than memmap
+        rows = zip(self.rows.tolist(), checksums, strict=True)
+        return torch.tensor([i for i, (row, value) in enumerate(rows) if checksum(features, row) != value]).long()
 
-    def _read(self) -> Features | None:
-        """Return the kept features, None if the file is missing or damaged."""
+    def _open(self, mode: Literal["r", "r+"] = "r") -> tuple[Features, npt.NDArray[np.void]] | None:
+        """Return the kept features and their sums, memory-mapped; None if a file is missing or damaged."""
         try:
-            kept: Features = np.load(self.file, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
+            features = np.lib.format.open_memmap(self.file, mode=mode)
+            sums = np.lib.format.open_memmap(self.file.with_suffix(".sums"), mode=mode)
+        except PermissionError:
+            raise
+        except Exception:  # damaged headers make numpy raise all kinds of errors
             return None
-        return kept if kept.shape == self.shape else None
+        whole = features.shape == self.shape and features.dtype == np.float32 and features.flags.c_contiguous
+        return (features, sums) if whole and sums.shape == self.shape[:1] and sums.dtype == SUMS else None
 
     def prepare_data(self) -> None:
-        """Create the file in full length, so that a full disk is noticed before anything is computed."""
-        part = self.file.with_suffix(".part")
+        """Create the files in full length, so that a full disk is noticed before anything is computed."""
+        if self._open() is not None:
+            return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.file.with_suffix(".lock")):
-                if self._read() is None:
-                    empty = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=self.shape)
-                    with part.open("r+b") as stream:
-                        reserve(stream, part.stat().st_size)
-                    empty[:] = np.nan
-                    empty.flush()
-                    part.replace(self.file)
+                if self._open() is None:
+                    self._create()
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise InputError(
                 f"the features, {self.shape[0] * self.shape[1] * 4 / 2**30:.2f} GiB, cannot be kept in "
                 f"'{self.file.parent}' ({error.strerror}): free disk space there, or set LT_CB_CACHE to another folder."
             ) from error
 
+    def _create(self) -> None:
+        files = {self.file: np.full(1, np.nan, np.float32), self.file.with_suffix(".sums"): np.zeros(1, SUMS)}
+        parts = {file: file.with_name(f"{file.name}.part") for file in files}
+        try:
+            for file, value in files.items():
+                shape = self.shape[: 1 if value.dtype == SUMS else 2]
+                empty = np.lib.format.open_memmap(parts[file], mode="w+", dtype=value.dtype, shape=shape)
+                with parts[file].open("r+b") as stream:
+                    reserve(stream, parts[file].stat().st_size)
+                empty[:] = value
+                empty.flush()
+            for file, part in parts.items():
+                part.replace(file)
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+
     def predict_dataloader(self) -> EpochLoader:
-        """Return batches of the images without features, and their positions in the split."""
+        """Return batches of images to compare and images without features, and their positions in the split."""
+        missing = self.missing()
+        compared = self._sample(missing) if self._start is None else missing[:0]
+        plan = len(missing), torch.cat([compared, missing]), self._start or secrets.randbits(32)
+        self._missing, positions, self._start = self.trainer.strategy.broadcast(plan)
+        kept = self._open("r+" if self._missing else "r")  # all may be kept in a folder that is read-only
+        assert kept is not None  # `prepare_data` has created it
+        self._features, self._sums = kept
+        self._compared = self.rows[positions[: len(positions) - self._missing].numpy()]
         self.data.trainer = self.trainer
-        self._features = np.load(self.file, mmap_mode="r+")
+        if (bar := self.trainer.progress_bar_callback) is not None and self.trainer.is_global_zero:
+            (bar.enable if self._missing else bar.disable)()
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         batch_size = min(CPU_BATCH_SIZE, self.data.batch_size) if on_cpu else None
-        return self.data.ordered_dataloader(self.split, self.missing(), batch_size)
+        return self.data.ordered_dataloader(self.split, positions, batch_size)
+
+    def _sample(self, missing: Tensor) -> Tensor:
+        """Return the positions of a few images of each start that have features."""
+        kept = self._open()
+        if kept is None:
+            return missing[:0]
+        positions = np.setdiff1d(np.arange(len(self.rows)), missing.numpy())
+        starts = kept[1]["start"][self.rows[positions]]
+        members = (positions[starts == start] for start in np.unique(starts))
+        chosen = [m[np.unique(np.linspace(0, len(m) - 1, NUM_COMPARED).round().astype(int))] for m in members]
+        return torch.from_numpy(np.concatenate([positions[:0], *chosen]))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Keep the features of a batch and return the positions of its images; raise InputError if none fit a head."""
+        """Compare or keep the features of a batch, and return the positions of its images.
+
+        Raise InputError if the features do not fit a head, or are not finite.
+        """
         images, positions = batch
         logits = self.model(images)
-        if self._seen is None or self._seen[0].ndim != 2 or not torch.equal(self._seen[1], logits):
+        features = None if self._seen is None or self._seen[0].ndim != 2 else self._seen[0].float()
+        if features is not None and not features.isfinite().all():
+            raise InputError(
+                "the backbone's features are not finite (NaN or infinite): check its weights and --trainer.precision."
+            )
+        if self._seen is None or features is None or not _equal(self._seen[1], logits):
             raise InputError(
                 "the logits of the backbone are not the output of its last linear layer, so that a head on its "
                 "features would not be its classifier: choose another backbone."
             )
-        features = self._seen[0].float()
-        if not features.isfinite().all():
-            raise InputError("the backbone's features are not finite: check its weights and --trainer.precision.")
-        self._features[self.data.rows[self.split][positions.cpu().numpy()]] = features.cpu().numpy()
+        rows, values = self.rows[positions.cpu().numpy()], features.cpu().numpy()
+        compared = np.isin(rows, self._compared)
+        if compared.any():
+            self._compare(rows[compared], values[compared])
+        for row, value in zip(rows[~compared], values[~compared], strict=True):
+            self._features[row] = value
+            self._sums[row] = checksum(self._features, row), self._start
         return positions  # Lightning warns if a step returns None
+
+    def _compare(self, rows: Indices, fresh: Features) -> None:
+        """Drop kept features that differ from fresh ones, and all that the same start computed."""
+        kept = self._features[rows]
+        differs = np.linalg.norm(fresh - kept, axis=1) > self.tolerance * np.linalg.norm(kept, axis=1).mean()
+        if not differs.any():
+            return
+        if not self.replaces:
+            raise InputError(
+                "the network of the checkpoint computes other features than its head was trained on: the backbone is "
+                "random, or keeps values outside its state_dict(). Make them buffers, or choose another backbone."
+            )
+        rank_zero_warn(
+            "The network computes other features than those kept for its name and weights, so its code, or that of the "
+            "images, has changed: all are computed again.",
+            stacklevel=1,
+        )
+        dropped = np.isin(self._sums["start"], self._sums["start"][rows[differs]])
+        np.lib.format.open_memmap(self.file.with_suffix(".sums"), mode="r+")["checksum"][dropped] = 0
 
     def on_predict_end(self) -> None:
         """Write the features to disk, and wait for the other processes."""
-        self._features.flush()
+        if self._missing:
+            self._features.flush()  # type: ignore[attr-defined]
         self.trainer.strategy.barrier()
+        if self._missing and self.trainer.is_global_zero:
+            self._sums["start"][self.rows] = self._start  # compared above, or of this start
+            self._sums.flush()  # type: ignore[attr-defined]
+
+
+def checksum(features: Features, row: int) -> int:
+    """Return the CRC-32 of a row, which depends on its number too."""
+    return zlib.crc32(features[row], row)
+
+
+def _equal(logits: Tensor, others: Tensor) -> bool:
+    """Return whether logits are equal; a classifier with NaN is one to replace."""
+    return logits.shape == others.shape and torch.equal(logits.nan_to_num(), others.nan_to_num())
 
 
 def network_digest(model: LongTailedClassifier) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,15 @@ from torch import nn
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
-from lt_cb.features import CPU_BATCH_SIZE, classifier_of, frozen_features, images_digest, network_digest
+from lt_cb.features import (
+    CPU_BATCH_SIZE,
+    NUM_COMPARED,
+    check_features,
+    classifier_of,
+    frozen_features,
+    images_digest,
+    network_digest,
+)
 from lt_cb.losses import SoftmaxLoss
 from lt_cb.models import ClassifierRetraining, LearnableWeightScaling, SecondStage, last_linear
 from lt_cb.module import LongTailedClassifier
@@ -71,7 +81,7 @@ def test_no_feature_is_computed_twice_not_even_for_a_subset():
     models = network(data), network(data), network(smaller)
     passes = [count_images(model) for model in models]
     features, again, part = (extract(*pair)[0] for pair in zip(models, (data, data, smaller), strict=True))
-    assert [sum(counted) for counted in passes] == [len(features), 0, 0]
+    assert [sum(counted) for counted in passes] == [len(features), NUM_COMPARED, NUM_COMPARED]
     assert len(features) == sum(data.class_counts)
     np.testing.assert_array_equal(features, again)
     np.testing.assert_array_equal(part, features[np.isin(data.rows["train"], smaller.rows["train"])])
@@ -95,7 +105,7 @@ def test_an_interrupted_computation_resumes():
         extract(other, data)
     passes = count_images(resumed)
     features, _ = extract(resumed, data)
-    assert sum(passes) == len(whole) - 2 * CPU_BATCH_SIZE
+    assert sum(passes) == len(whole) - 2 * CPU_BATCH_SIZE + NUM_COMPARED
     assert np.isfinite(features).all()
     assert (features != 0).any(1).all()
     assert not np.allclose(features, whole)
@@ -118,6 +128,126 @@ def test_the_digest_depends_on_backbone_normalisation_and_images(folder: Path):
     file = next((folder / "train" / "eel").iterdir())
     file.write_bytes(file.read_bytes() + b" ")
     assert images_digest(data, "train") != images
+
+
+class Changing(nn.Module):
+    """Network of 16 features whose code changes: a factor, 0 for constant features, or nan."""
+
+    factor = 1.0
+
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.layer, self.classifier = nn.Linear(in_channels * 64, 16), nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        features = self.layer(nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)).relu()
+        return self.classifier(features * type(self).factor)
+
+
+def test_features_of_a_changed_network_are_computed_again(monkeypatch: pytest.MonkeyPatch, recwarn, own_cache: Path):
+    data = digits(val_fraction=0.5, imbalance_factor=40)  # the images of train and val are rows of one file
+    other = digits(subset_counts=[30] * 10, imbalance_factor=None, subset_seed=7)
+
+    def start(data, *splits):
+        model = network(data, f"{__name__}.Changing")
+        passes = count_images(model)
+        return [extract(model, data, split)[0] for split in splits], sum(passes)
+
+    (train, val), computed = start(data, "train", "val")
+    assert computed == len(train) + len(val)
+    assert start(data, "train", "val")[1] == 2 * NUM_COMPARED
+    (unlike,), computed = start(other, "train")  # a few of its images are kept already
+    assert computed < len(unlike)
+    assert start(other, "train")[1] == NUM_COMPARED
+    assert not [warning for warning in recwarn if "other features" in str(warning.message)]
+    monkeypatch.setattr(Changing, "factor", 1.001)
+    with pytest.warns(UserWarning, match="other features than those kept .* all are computed again"):
+        (changed_val, changed_train), computed = start(data, "val", "train")
+    assert computed >= len(train) + len(val)
+    np.testing.assert_allclose(changed_train, train * 1.001, rtol=1e-5)
+    np.testing.assert_allclose(changed_val, val * 1.001, rtol=1e-5)
+    np.testing.assert_allclose(start(other, "train")[0][0], unlike * 1.001, rtol=1e-5)
+    assert start(other, "train")[1] == NUM_COMPARED
+    monkeypatch.setattr(Changing, "factor", 1.0)
+    with pytest.raises(InputError, match="computes other features than its head was trained on"):
+        check_features(network(other, f"{__name__}.Changing"), other, "train", trainer())
+    monkeypatch.setattr(Changing, "factor", float("nan"))
+    with pytest.raises(InputError, match="features are not finite"):
+        start(other, "train")
+
+
+def test_damaged_features_are_computed_again(own_cache: Path):
+    data = digits(image_size=8)
+
+    def start() -> tuple[np.ndarray, int]:
+        model = network(data, f"{__name__}.Changing")
+        passes = count_images(model)
+        return extract(model, data)[0], sum(passes)
+
+    whole, _ = start()
+    (file,) = own_cache.glob("*.npy")
+    (sums,) = own_cache.glob("*.sums")
+    kept, kept_sums, rows = file.read_bytes(), sums.read_bytes(), data.rows["train"]
+
+    def damage(change) -> int:
+        """Return how many images are computed after a change of the kept array."""
+        file.write_bytes(kept)
+        sums.write_bytes(kept_sums)
+        array = np.load(file, mmap_mode="r+")
+        change(array)
+        array.flush()
+        features, computed = start()
+        np.testing.assert_allclose(features, whole, rtol=1e-5, atol=1e-6)
+        return computed
+
+    def flip(array):
+        array[rows[5]].view(np.uint32)[3] ^= 1 << 31
+
+    def swap(array):
+        array[rows[:2]] = array[rows[1::-1]]
+
+    assert damage(lambda array: None) == NUM_COMPARED
+    assert damage(flip) == 1 + NUM_COMPARED
+    assert damage(swap) == 2 + NUM_COMPARED
+    assert damage(lambda array: array.__setitem__(rows[:20], 0.0)) == 20 + NUM_COMPARED
+    assert damage(lambda array: array.__setitem__(rows[3:5], np.nan)) == 2 + NUM_COMPARED
+    assert damage(lambda array: array.fill(0.0)) == len(rows)
+    assert damage(lambda array: sums.unlink()) == len(rows)
+    assert damage(lambda array: sums.write_bytes(bytes(len(kept_sums)))) == len(rows)
+    for content in (
+        kept[:-4],
+        kept[:50],
+        b"",
+        kept.replace(b"<f4", b">f4"),
+        kept.replace(b"False", b"True "),
+        b"PK" + kept,
+    ):
+        file.write_bytes(content)
+        assert start()[1] == len(rows)
+        np.testing.assert_allclose(start()[0], whole, rtol=1e-5, atol=1e-6)
+
+
+def test_simultaneous_starts_share_the_features(own_cache: Path):
+    data = [digits() for _ in range(3)]
+    together = threading.Barrier(3)
+
+    def start(data: LongTailedDataModule) -> np.ndarray:
+        with model_lock:
+            model = network(data)
+        together.wait()
+        return extract(model, data)[0]
+
+    model_lock = threading.Lock()
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(start, data)
+    assert np.isfinite(first).all()
+    for features in others:
+        np.testing.assert_allclose(features, first, rtol=1e-4, atol=1e-5)
+    model = network(data[0])
+    passes = count_images(model)
+    np.testing.assert_allclose(extract(model, data[0])[0], first, rtol=1e-4, atol=1e-5)
+    assert 0 < sum(passes) <= 3 * NUM_COMPARED
+    assert sorted(file.suffix for file in own_cache.iterdir()) == [".lock", ".npy", ".sums"]
 
 
 def headless(num_classes, in_channels):
@@ -144,7 +274,7 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(monkeypatch, own_cac
     data = digits()
     with pytest.raises(InputError, match=r"GiB, cannot be kept .* \(No space left on device\)"):
         extract(network(data), data)
-    assert not list(own_cache.glob("*.npy"))
+    assert not [file for file in own_cache.iterdir() if file.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("stage", [ClassifierRetraining, LearnableWeightScaling])

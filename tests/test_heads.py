@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
+from lt_cb.heads import page
 from lt_cb.heads.folds import (
     choose,
     cross_validate,
@@ -47,6 +48,7 @@ from lt_cb.losses import (
 from lt_cb.losses.prior import log_posterior
 from lt_cb.models import build_backbone
 from lt_cb.runs.folder import RunDir
+from lt_cb.runs.record import Record
 
 COUNTS = [60, 25, 8]
 Raw = tuple[Tensor, Tensor]
@@ -346,14 +348,15 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     assert len(json.loads(run.recommendation.read_text())["balanced_accuracy_by_fold"]) == 2 * 13
 
     checkpoint = f"--ckpt_path={run.checkpoint}"
-    assert run_command("test", checkpoint).read_result().scores == result.scores
+    tested = run_command("test", checkpoint).read_result()
+    assert (tested.scores, tested.metrics) == (result.scores, result.metrics)  # both start from the images
     predictions = run_command("predict", checkpoint, f"--images={photos / 'test'}").predictions
     rows = [(Path(row["file"]).parent.name, row["class"]) for row in csv.DictReader(predictions.open())]
     assert all(name == predicted for name, predicted in rows if name != "d")
     assert run_command("recommend", checkpoint, "--lambdas=[0.1]").recommendation.is_file()
 
 
-def test_recommend_makes_one_data_module_and_one_network(
+def test_recommend_makes_one_data_module_and_tests_a_new_network(
     tmp_path: Path, run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "counted.py").write_text(
@@ -372,7 +375,52 @@ def network(num_classes: int, in_channels: int = 3):
     )
     monkeypatch.syspath_prepend(tmp_path)
     run_command("recommend", "--data=counted.Data", "--model.backbone=counted.network", "--lambdas=[0.1]")
-    assert sys.modules["counted"].made == ["data", "network"]
+    assert sys.modules["counted"].made == ["data", "network", "network"]
+
+
+def test_recommend_follows_a_changed_network_and_refuses_a_random_one(
+    tmp_path: Path, run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "changing.py").write_text(
+        """
+import torch
+from torch import nn
+activation, entropy = nn.ReLU, None
+class Random(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int = 3):
+        super().__init__()
+        self.weight = torch.randn(in_channels * 100, 8)  # no buffer
+        self.classifier = nn.Linear(8, num_classes)
+    def forward(self, images):
+        return self.classifier(images.flatten(1) @ self.weight)
+def network(num_classes: int, in_channels: int = 3):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(in_channels, 8, 3, 2), activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, num_classes))
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    grid = ["--betas=[]", "--gammas=[]", "--taus=[1]", "--lambdas=[0.1]", "--folds=2"]
+
+    def recommended() -> Record:
+        run = run_command("recommend", "--model.backbone=changing.network", *grid)
+        capsys.readouterr()
+        return run.read_result()
+
+    first = recommended().metrics
+    assert recommended().metrics == first
+    monkeypatch.setattr(sys.modules["changing"], "activation", torch.nn.Tanh)
+    with pytest.warns(UserWarning, match="all are computed again"):
+        changed = recommended().metrics
+    monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "empty"))
+    assert recommended().metrics == changed != first
+    runs = set(tmp_path.glob("runs/run/*"))
+    with pytest.raises(SystemExit, match="2"):
+        run_command("recommend", "--model.backbone=changing.Random", *grid)
+    error = capsys.readouterr().err
+    assert "computes other features than its head was trained on" in error
+    assert "Traceback" not in error
+    assert set(tmp_path.glob("runs/run/*")) == runs
 
 
 def test_heads_writes_a_score_for_each_recipe_and_subset_seed(
@@ -399,12 +447,14 @@ def test_heads_writes_a_score_for_each_recipe_and_subset_seed(
         ("recommend", "--betas=[1.0]", "beta is 1.0"),
         ("recommend", "--taus=[-0.5]", "tau is -0.5"),
         ("recommend", "--folds=1", "folds is 1"),
-        ("recommend", "--folds=40", "0 of 10 classes have 40|1 of 10 classes have 40"),
+        ("recommend", "--folds=40", "1 of 10 classes have 40 .* set --folds 9 or fewer"),
+        ("recommend", "--trainer.devices=0", "the Trainer cannot be made"),
+        ("heads", "--trainer.fast_dev_run=true", "leave it out"),
         ("heads", "--seeds=[1,1]", r"seeds is \[1, 1\], but must be"),
     ],
 )
 def test_wrong_option_is_one_sentence(
-    command: str, option: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    command: str, option: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, own_cache: Path
 ) -> None:
     common = ["--data.subset_counts=[45,9,9,9,9,9,9,9,9,9]", "--model.backbone=resnet20", "--trainer.accelerator=cpu"]
     with pytest.raises(SystemExit, match="2"):
@@ -413,6 +463,35 @@ def test_wrong_option_is_one_sentence(
     assert error.startswith("lt-cb: error: ")
     assert re.search(message, error)
     assert not (tmp_path / "runs").exists()
+    assert not own_cache.exists()  # nothing was computed
+
+
+@pytest.mark.parametrize(
+    ("counts", "advice"), [([50, 2], "set --folds 2 or fewer"), ([9, 1, 1], "by: add images"), ([9], "by: add")]
+)
+def test_folds_that_cannot_be_made_are_refused_with_advice(counts: list[int], advice: str) -> None:
+    targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    with pytest.raises(InputError, match=advice):
+        stratified_folds(targets, len(counts), 5, 0)
+    if "folds" in advice:
+        assert (stratified_folds(targets, len(counts), 2, 0) >= 0).all()
+
+
+def test_constant_features_are_refused(raw: Raw) -> None:
+    constant = raw[0][:1].repeat(50, 1)
+    for features in (constant, torch.zeros(50, 9), constant * (1 + 1e-8 * torch.randn(50, 1))):
+        with pytest.raises(InputError, match="same features for all images"):
+            Basis.fit(features)
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["[/x]", "[red]", ":cat:", "\x1b[31mred", "two\nlines", "**"]
+    table = page.accuracy_table(names, {"[/bold] of [b]": torch.ones(6).long()}, [2] * 6, "[/i] note")
+    page.show([table], f"Chosen: {names}, {names[3]}, {names[4]}.")
+    printed = capsys.readouterr().out
+    for text in ("[/x]", "[red]", ":cat:", r"\x1b[31mred", r"two\nlines", " ** ", "[/bold] of [b]", "[/i] note"):
+        assert text in printed
+    assert "\x1b" not in printed
 
 
 def test_preprocessing_belongs_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,6 +525,28 @@ def test_settings_override_the_preprocessing_of_the_weights(
     words += [f"--config={tmp_path / 'training.yaml'}", "--model.backbone=offline_backbone.efficientnet_lite0"]
     data = run_command("recommend", *words).read_config()["data"]
     assert (data["image_size"], data["interpolation"], data["mean"]) == (32, "bicubic", [0.498] * 3)
+
+
+def test_grey_images_get_the_mean_of_the_weights_over_colours(
+    run_command: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    words = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--folds=2", "--data.source=Digits"]
+    words += ["--data.image_size=32", f"--data.subset_counts={[4] * 10}", "--trainer.limit_test_batches=1"]
+    data = run_command("recommend", "--model.backbone=offline_backbone.efficientnet_lite0", *words).read_config()[
+        "data"
+    ]
+    assert (data["mean"], data["std"]) == (pytest.approx([0.498]), pytest.approx([0.502]))
+
+
+def test_an_unreadable_test_image_is_refused_before_features_are_computed(
+    photos: Path, run_command: Callable[..., RunDir], own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "test" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="2"):
+        run_command("recommend")
+    assert "cannot be read as an image" in capsys.readouterr().err
+    assert not list(own_cache.glob("*.npy"))
 
 
 def test_random_weights_are_warned_of(run_command: Callable[..., RunDir]) -> None:

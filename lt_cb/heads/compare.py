@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from lt_cb.commands.cli import CommandLine, command
-from lt_cb.commands.save import run_loggers
 from lt_cb.errors import InputError
 from lt_cb.features import frozen_features
 from lt_cb.heads import page
@@ -42,7 +41,7 @@ def heads(cli: CommandLine) -> None:
 def _test(setup: Setup, l2_strengths: Sequence[float]) -> dict[Candidate, float]:
     """Return the balanced accuracy, or mean average precision, in [0, 1] of each candidate on the test images."""
     model, data = setup.model, setup.data
-    train, test = (frozen_features(model, data, split, setup.trainer) for split in ("train", "test"))
+    test, train = (frozen_features(model, data, split, setup.trainer) for split in ("test", "train"))
     if not setup.trainer.is_global_zero:
         return {}
     basis = Basis.fit(torch.from_numpy(train[0]))
@@ -57,8 +56,8 @@ def _test(setup: Setup, l2_strengths: Sequence[float]) -> dict[Candidate, float]
 def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]]) -> None:
     """Print the scores, and write them as CSV, as a page, and as a table of W&B."""
     seeds = cli.config.seeds
-    folder, loggers = run_loggers(cli, setup.options.trainer)
-    run = RunDir(folder.experiment.log_dir)  # creates the folder
+    folder, *loggers = setup.run.loggers
+    run = RunDir(folder.experiment.log_dir)  # type: ignore[attr-defined]  # creates the folder
     column = setup.data.task.main_metric
     metric = METRICS[column].title.lower()
     header = ["loss", "options", "beta", "lambda", "subset_seed", column]

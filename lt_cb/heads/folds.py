@@ -53,9 +53,11 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
     counts = [count_labels(targets[assigned == k].numpy(), num_classes) for k in range(folds)]
     num_held_out = int((torch.tensor(counts) > 0).all(0).sum())
     if num_held_out < 2:
+        most = sorted([0, 0, *count_labels(targets.numpy(), num_classes)])[-2]  # images of the second largest class
+        advice = f"set --folds {min(most, folds - 1)} or fewer, or add images" if most > 1 else "add images"
         raise InputError(
             f"{num_held_out} of {num_classes} classes have {folds} training images or more, but at least 2 are needed "
-            "to choose by: lower --folds, or add images."
+            f"to choose by: {advice}."
         )
     return assigned
 

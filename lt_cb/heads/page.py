@@ -14,6 +14,7 @@ from lt_cb.lab.report.figures import Picture, encodings, faded, marks, number, s
 from lt_cb.lab.report.page import page
 from lt_cb.lab.report.sections import Section
 from lt_cb.lab.report.tables import half_width, wilson
+from lt_cb.text import printable
 
 Scores = Mapping[Candidate, Sequence[float]]
 
@@ -75,13 +76,14 @@ def html(title: str, finding: str, tables: list[Section], scores: Scores, metric
 
 
 def show(tables: Sequence[Section], finding: str) -> None:
-    """Print tables and finding."""
-    console = Console(highlight=False)
+    """Print tables and finding. Names of classes are shown as they are, and are neither markup nor emoji."""
+    console = Console(highlight=False, markup=False, emoji=False)
     for section in tables:
         table = Table(title=section.title, caption=section.words)
         for i, name in enumerate(section.header):
             table.add_column(name, justify="right" if i else "left")
         for name, *cells in section.rows:
-            table.add_row(name, *(Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in cells))
+            texts = (Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in cells)
+            table.add_row(printable(name), *texts)
         console.print(table)
-    console.print(finding, soft_wrap=True)
+    console.print(printable(finding), soft_wrap=True)

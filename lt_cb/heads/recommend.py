@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.restored import is_known
-from lt_cb.commands.save import run_trainer
+from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import enumerate_names
-from lt_cb.features import classifier_of, frozen_features
+from lt_cb.features import check_features, classifier_of, frozen_features
 from lt_cb.heads import page
 from lt_cb.heads.folds import (
     Choice,
@@ -26,6 +26,7 @@ from lt_cb.heads.folds import (
 from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
 from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.metrics import best_thresholds
+from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_json, write_text
 from lt_cb.runs.record import METRICS
@@ -54,6 +55,7 @@ def recommend(cli: CommandLine) -> None:
     """Compare recipes by cross-validation on frozen features, and write and test a checkpoint with the best one."""
     setup, config = set_up(cli), cli.config
     classifier = classifier_of(setup.model)
+    _check_images(setup.data, config.folds)
     features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer)
     solved = None
     if setup.trainer.is_global_zero:
@@ -64,6 +66,15 @@ def recommend(cli: CommandLine) -> None:
     run = _write(cli, setup, solved)
     if setup.trainer.is_global_zero:
         _report(cli, setup, solved, run)
+
+
+def _check_images(data: LongTailedDataModule, folds: int) -> None:
+    """Check that folds can be made and the test images can be read, before features are computed."""
+    counts = torch.tensor(data.class_counts)
+    one_label = torch.arange(len(counts)).repeat_interleave(counts)
+    targets = torch.from_numpy(data.training_labels()) if data.multi_label else one_label
+    stratified_folds(targets, len(counts), folds, data.subset_seed)
+    data.targets("test")
 
 
 def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_strengths: Sequence[float]) -> Solved:
@@ -86,26 +97,26 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
 
 
 def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
-    """Write the checkpoint that ``fit`` would write with the chosen loss, test it, and return its run folder."""
-    model, data, recipe = setup.model, setup.data, solved.choice.chosen.recipe
-    cli.set_loss(recipe.config())
+    """Write the checkpoint that ``fit`` would write with the chosen loss, test it, and return its run folder.
+
+    The checkpoint and the test are of a new network, as in a new process. The test starts from the images.
+    """
+    data, trainer = setup.data, setup.run
+    cli.set_loss(solved.choice.chosen.recipe.config())
     config = cli.config
     for name in (*GRID, "ckpt_path", "trust_checkpoint"):
         config.pop(name, None)
     checkpoints.without_pretrained(config.model)
     if config.trainer.max_epochs is None:
         config.trainer.max_epochs = 1  # fit needs an end
-    model.loss = recipe.make(data.class_counts)
-    options = config.model.loss.as_dict()
-    model.hparams["loss"] = {**options, "init_args": {**options["init_args"], "class_counts": data.class_counts}}
+    model: LongTailedClassifier = cli.make_all(data).model
+    model.backbone.load_state_dict(setup.model.backbone.state_dict())
     model.thresholds = solved.thresholds
-    trainer = run_trainer(cli, setup.options.trainer)
+    check_features(model, data, "train", setup.trainer)
     _ = trainer.logger.experiment  # type: ignore[union-attr]  # creates the folder
     trainer.strategy.connect(model)
     run = RunDir(str(trainer.log_dir))
     trainer.save_checkpoint(run.checkpoint)
-    features, _ = frozen_features(model, data, "test", setup.trainer)
-    data.replace_images("test", torch.from_numpy(features))
     trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
     return run
 

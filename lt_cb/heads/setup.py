@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.commands.cli import CommandLine, Options
+from lt_cb.commands.save import run_trainer
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.view import Interpolation
 from lt_cb.errors import InputError, check_at_least
@@ -25,7 +26,7 @@ GAMMAS = (1.0,)
 TAUS = (0.5, 1.0, 1.5)
 GRID: Options = {
     "folds": (int, 5, "Folds of the training images, at least 2."),
-    "lambdas": (list[float], list(LAMBDAS), "L2 strengths, at least 0."),
+    "lambdas": (list[float], list(LAMBDAS), "L2 strengths, at least 0, which is slow."),
     "betas": (list[float], list(BETAS), "Betas of the class weights, in [0, 1)."),
     "gammas": (list[float], list(GAMMAS), "Gammas of focal loss, at least 0."),
     "taus": (list[float], list(TAUS), "Taus of logit adjustment, at least 0."),
@@ -40,22 +41,22 @@ class Setup:
         recipes: recipes to compare.
         data: data module, without images held out for validation.
         model: model with the plain loss, whose backbone is frozen.
+        run: Trainer of the run, with its folder and loggers.
         trainer: Trainer that computes features.
-        options: instantiated options, such as ``trainer.logger``.
     """
 
     recipes: list[Recipe]
     data: LongTailedDataModule
     model: LongTailedClassifier
+    run: Trainer
     trainer: Trainer
-    options: Namespace
 
 
 def set_up(cli: CommandLine) -> Setup:
     """Make the data and the model of a command line, with frozen, pretrained weights or those of ``--ckpt_path``.
 
     Raises:
-        InputError: if the grid of recipes is wrong, or data or model cannot be made.
+        InputError: if the grid of recipes is wrong, or data, model or Trainer cannot be made.
     """
     config = cli.config
     _check_grid(config)
@@ -67,23 +68,25 @@ def set_up(cli: CommandLine) -> Setup:
     if cli.checkpoint is None:
         weights = weights_of(config.model)
         _prepare(config.model, weights)
-    pixels = [name for name in ("mean", "std") if weights is not None and config.data[name] == list(weights[name])]
+    pixels = {name: list(weights[name]) for name in ("mean", "std")} if weights is not None else {}
+    pixels = {name: values for name, values in pixels.items() if config.data[name] == values}
     for name in pixels:
-        config.data[name] = None  # until the number of channels is known
+        config.data[name] = None  # grey images refuse values for three channels
     data = cli.make_data()  # sets the plain loss, in a new configuration
     recipes = make_recipes(config.betas, config.gammas, config.taus, data.multi_label)
     if weights is not None:
         size, own = data.image_size, weights["input_size"][-1]
         rank_zero_info(f"Images are scaled to {size} pixels (--data.image_size); the weights were trained on {own}.")
-        for name in pixels:
-            cli.config.data[name] = for_channels(list(weights[name]), data.in_channels)
-            setattr(data, name, cli.config.data[name])
+    for name, values in pixels.items():
+        cli.config.data[name] = for_channels(values, data.in_channels)
+        setattr(data, name, cli.config.data[name])
     if cli.checkpoint is not None:
         checkpoints.without_pretrained(cli.config.model)
     options = cli.make_all(data)
     if cli.checkpoint is not None:
         options.model.start_from(cli.checkpoint)
-    return Setup(recipes, data, options.model, feature_trainer(options.trainer), options)
+    run = run_trainer(cli, options.trainer)
+    return Setup(recipes, data, options.model, run, feature_trainer(options.trainer))
 
 
 def _check_grid(config: Namespace) -> None:
@@ -91,6 +94,8 @@ def _check_grid(config: Namespace) -> None:
         raise InputError("--lambdas is empty: set it to one L2 strength or more, as --lambdas [0.1,0.01].")
     for l2_strength in config.lambdas:
         check_at_least("lambda", l2_strength, 0, "0 does not regularise.")
+    if config.trainer.fast_dev_run:
+        raise InputError("--trainer.fast_dev_run is set, but heads are compared on all images: leave it out.")
     if config.folds < 2:
         raise InputError(f"folds is {config.folds}, but must be at least 2.")
 

@@ -34,7 +34,10 @@ class Basis:
 
     @classmethod
     def fit(cls, features: Tensor) -> "Basis":
-        """Return the basis of training features, floating of shape (N, D); raise InputError if one is not finite."""
+        """Return the basis of training features, floating of shape (N, D).
+
+        Raise InputError if a feature is not finite, or all are constant.
+        """
         width = features.shape[1]
         total, products = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
         for block in torch.split(features, BLOCK_ROWS):
@@ -47,7 +50,10 @@ class Basis:
         if not covariance.isfinite().all():
             raise InputError("features are not finite: the backbone yields NaN or infinite values, choose another.")
         scale = covariance.diagonal().sqrt()
-        scale = torch.where(scale > 1e-6 * mean.abs().clamp(min=1e-6), scale, 1.0)
+        varies = scale > 1e-6 * mean.abs().clamp(min=1e-6)
+        if not varies.any():
+            raise InputError("the backbone yields the same features for all images: check its weights, or its inputs.")
+        scale = torch.where(varies, scale, 1.0)
         variances, axes = torch.linalg.eigh(covariance / scale.outer(scale))
         kept = variances > MIN_VARIANCE * variances[-1]
         return cls(mean.float(), scale.float(), axes[:, kept].float(), variances[kept].float())
