@@ -569,13 +569,3 @@ def test_two_processes_recommend_the_same_as_one(tmp_path: Path, monkeypatch: py
     assert two.read_result().correct == one.read_result().correct
     chosen = [json.loads(run.recommendation.read_text())["chosen"] for run in (one, two)]
     assert chosen[0] == chosen[1]
-
-
-def test_grey_images_take_the_mean_over_the_channels_of_the_weights(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
-    words = ["--model.backbone=offline_backbone.efficientnet_lite0", "--data.subset_counts=[9,9,9,9,9,9,9,9,9,9]"]
-    words += ["--data.image_size=32", "--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--taus=[]", "--folds=2"]
-    main(["recommend", *words, "--trainer.accelerator=cpu", f"--folder={tmp_path}/a/b"])
-    assert RunDir(tmp_path / "a/b").read_config()["data"]["mean"] == [0.498]
