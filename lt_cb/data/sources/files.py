@@ -13,7 +13,7 @@ from lt_cb.errors import InputError, enumerate_names
 
 
 class ImageFolder(FileSource):
-    """Image files in ``root/{train,test}/<class>/``, in any format PIL reads, and validation images in ``val``.
+    """Image files in ``root/{train,test}/<class>/``, in any raster format of PIL, and validation images in ``val``.
 
     Classes are the folder names of ``train`` in alphabetical order. If another split has no image of a class, its means
     leave the class out. Without ``test``, ``val`` is the test split.
