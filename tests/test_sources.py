@@ -16,6 +16,7 @@ from PIL import EpsImagePlugin, Image, features
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule, Source, sources
 from lt_cb.data.decode import decode, is_image, resize
+from lt_cb.data.loaders.placement import folder_loader
 from lt_cb.data.sources import CIFAR10, Digits, FashionMNIST, ImageFolder
 from lt_cb.data.sources.names import MODULES, canonical_source
 from lt_cb.data.view import View
@@ -253,7 +254,7 @@ class TestImageFolder:
                 file.unlink()
         assert not started.exists()
         for stranger in (content, iptc):  # without the list of formats, each of them starts it
-            with pytest.raises(OSError), Image.open(io.BytesIO(stranger)) as image:  # noqa: PT011, PT012
+            with pytest.raises(OSError), Image.open(io.BytesIO(stranger)) as image:  # noqa: PT011
                 image.load()
         assert started.read_text() == "started\n" * 3  # once for its version
 
@@ -265,6 +266,30 @@ class TestImageFolder:
             assert is_image(f"a.{name.upper()}")
             assert decode(tmp_path / f"a.{name}", View(16)).mean() == pytest.approx(127.5, abs=2)
         assert not any(map(is_image, ("a.eps", "a.ps", "a.pdf", "a.iim", "a.mpg", "a.h5", "a.wmf", "a", ".png")))
+
+    def test_files_that_are_no_images_are_named_in_one_warning(self, folder: Path) -> None:
+        for name in ("cat/x.heic", "cat/deep/y.NEF", "dog/notes.txt", "dog/photo", "eel/a.png.part"):
+            (folder / "train" / name).parent.mkdir(exist_ok=True)
+            (folder / "train" / name).write_bytes(b"x")
+        (folder / "test/eel/z.pdf").touch()
+        for name in (".DS_Store", "Thumbs.db", "README.md", "LICENSE", ".git/config", "desktop.ini"):
+            (folder / "train/cat" / name).parent.mkdir(exist_ok=True)
+            (folder / "train/cat" / name).touch()
+        names = r"'\S+z\.pdf', '\S+train/cat/deep/y\.NEF', '\S+x\.heic', '\S+notes\.txt', '\S+photo', '\S+a\.png\.part'"
+        sentence = f"^6 files are no images that can be read, going by the name: {names}. Skipped; convert images"
+        with pytest.warns(UserWarning, match=sentence) as caught:  # fit, inspect and recommend make the data once
+            main(["inspect", f"--data.root={folder}", "--data.source=ImageFolder"])
+        assert sum("no images" in str(warning.message) for warning in caught) == 1
+        with pytest.warns(UserWarning, match=r"^2 files are no images .*: '\S+y\.NEF', '\S+x\.heic'"):  # predict
+            files, _ = folder_loader(str(folder / "train/cat"), View(8))
+        assert len(files) == 12
+        for file in (folder / "train").glob("*/*.*g"):
+            file.rename(file.with_suffix(".heic"))
+        with (
+            pytest.warns(UserWarning, match=r"^\d+ files are no"),
+            pytest.raises(ValueError, match="image of 'cat', 'dog'"),
+        ):
+            ImageFolder(str(folder))
 
     def test_a_broken_link_is_named(self, folder: Path) -> None:
         (folder / "train/cat/link.png").symlink_to("/nowhere/a.png")

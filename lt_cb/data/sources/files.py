@@ -8,7 +8,7 @@ import numpy as np
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.listing import Listing, Split, category_names, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
-from lt_cb.data.sources.tree import list_tree
+from lt_cb.data.sources.tree import list_tree, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
 
 
@@ -26,25 +26,29 @@ class ImageFolder(FileSource):
 
     def __init__(self, root: str) -> None:
         base = Path(os.path.expanduser(root))
-        train = _list_folder(base / "train")
         existing = [name for name in self.test_folders if (base / name).is_dir()] or self.test_folders[:1]
-        others = [_by_classes_of(train, base / name) for name in existing]
+        others: list[str] = []  # files that are no images
+        try:
+            train = _list_folder(base / "train", others)
+            listings = [train, *[_by_classes_of(train, base / name, others) for name in existing]]
+        finally:  # a folder may have no other files
+            warn_of_others(others)
         names: tuple[Split, ...] = ("train", "test", "val")
-        super().__init__(root, dict(zip(names, [train, *others], strict=False)))
+        super().__init__(root, dict(zip(names, listings, strict=False)))
         check_classes(self, "add images, or remove the class folder")
 
 
-def _list_folder(folder: Path, least: int = 2) -> Listing:
+def _list_folder(folder: Path, others: list[str], least: int = 2) -> Listing:
     """Return the images in the class folders of a split, with paths that start from the folder above."""
-    listing = list_tree(folder, least)
+    listing = list_tree(folder, least, others)
     if not len(listing.labels):
         raise InputError(f"there are no images in the class folders of '{folder}': add some.")
     return listing._replace(paths=np.char.add(f"{folder.name}/".encode(), listing.paths))
 
 
-def _by_classes_of(train: Listing, folder: Path) -> Listing:
+def _by_classes_of(train: Listing, folder: Path, others: list[str]) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, least=1)
+    paths, labels, names = _list_folder(folder, others, least=1)
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise InputError(
