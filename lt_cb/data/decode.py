@@ -94,7 +94,8 @@ def _converted(image: Image.Image, channels: int, file: Path) -> Image.Image:
         if 0 < values.max() <= MAX_12_BIT and not (worker and worker.id) and _warned_16_bit.acquire(blocking=False):
             rank_zero_warn(
                 f"'{file}' has 16 bits a pixel, but no value above {values.max()}: taken as 0 to 65535, it is almost "
-                "black. If it holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535."
+                "black. If it holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535.",
+                stacklevel=1,
             )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

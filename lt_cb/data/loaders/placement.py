@@ -1,10 +1,12 @@
 """Placement of images: on the device or in main memory if they fit, otherwise in their files."""
 
+import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
@@ -16,6 +18,9 @@ from lt_cb.data.sources.tree import find_images
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.hardware import available_cores, available_memory
+
+SHARED_MEMORY = "/dev/shm"  # batches of workers come through it
+PREFETCHED = 2  # batches that each worker of a DataLoader has ready
 
 
 def fits_in_memory(count: int, view: View, copies: int = 1) -> bool:
@@ -36,6 +41,32 @@ def fits_on_device(images: Tensor, device: torch.device) -> bool:
         return False
     otherwise = f"memory on {device}: they stay in main memory, and each batch is copied"
     return _fits(len(images), images.nbytes, free, otherwise)
+
+
+def fits_in_shared_memory(batch_size: int, workers: int, view: View, copies: int = 1) -> bool:
+    """Return whether the batches of workers, for training and validation at once, fit in shared memory; warn if not.
+
+    A worker that finds none left would wait for ever.
+    """
+    try:
+        space = os.statvfs(SHARED_MEMORY)
+    except OSError:  # not Linux
+        return True
+    free, batch = space.f_bavail * space.f_frsize, batch_size * view.size**2 * view.channels
+    needed = copies * 2 * (workers * PREFETCHED + 1) * batch
+    if workers and needed > free:
+        _warn_once(
+            f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but --data.num_workers {workers} needs "
+            f"{needed / 2**20:.0f} MiB: images are decoded without workers, which is slower. Enlarge it (docker run "
+            "--shm-size=8g), or lower --data.num_workers or --data.batch_size."
+        )
+    return not workers or needed <= free
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Warn, for the loaders of all splits together."""
+    rank_zero_warn(message, stacklevel=1)
 
 
 def _fits(count: int, needed: int, free: int, otherwise: str) -> bool:
@@ -66,6 +97,8 @@ def make_loader(
         place = device if fits_on_device(images, device) else torch.device("cpu")
         return ResidentLoader(images, targets, batch_size, device=place, **options)
     workers = max(1, available_cores() // copies) if num_workers is None else num_workers
+    if not fits_in_shared_memory(min(batch_size, len(images)), workers, view, copies):
+        workers = 0
     options |= {"view": view, "num_workers": workers, "pin_memory": device.type == "cuda"}
     return StreamingLoader(images, targets, batch_size, **options)
 

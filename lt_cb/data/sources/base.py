@@ -168,7 +168,8 @@ def check_classes(source: FileSource, remedy: str) -> None:
                 f"'{source.root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
             )
         if missing:
-            rank_zero_warn(f"'{source.root}' has no {split} images of {missing}: metrics of this split leave them out.")
+            without = f"'{source.root}' has no {split} images of {missing}"
+            rank_zero_warn(f"{without}: metrics of this split leave them out.", stacklevel=1)
 
 
 def check_labels(source: Source, split: Split, labels: Labels) -> None:

@@ -101,7 +101,8 @@ def warn_of_several(file: Path, names: Sequence[str]) -> None:
     remedies = {SEPARATOR: "call the column labels instead of label", **remedies}
     for name, (sign, remedy) in product(names, remedies.items()):
         if sign in name and {part.strip() for part in name.split(sign)} <= known:
-            rank_zero_warn(f"a label of '{file}' is '{name}', taken for one name: if it is several labels, {remedy}.")
+            given = f"a label of '{file}' is '{name}', taken for one name"
+            rank_zero_warn(f"{given}: if it is several labels, {remedy}.", stacklevel=1)
             return
 
 

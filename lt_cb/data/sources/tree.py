@@ -34,8 +34,8 @@ def warn_of_others(files: Sequence[str]) -> None:
     """Warn of files that are no images, if there are any."""
     if files:
         are = "1 file is no image" if len(files) == 1 else f"{len(files)} files are no images"
-        names = enumerate_names(sorted(files))
-        rank_zero_warn(f"{are} that can be read, going by the name: {names}. Skipped; convert images to JPEG or PNG.")
+        remedy = f"going by the name: {enumerate_names(sorted(files))}. Skipped; convert images to JPEG or PNG."
+        rank_zero_warn(f"{are} that can be read, {remedy}", stacklevel=1)
 
 
 def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
