@@ -1,12 +1,16 @@
 """Lists of image files in all supported formats, and errors in them."""
 
+import csv
+import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
@@ -194,6 +198,48 @@ class TestFormats:
         assert list_lines(tmp_path / "list.txt").class_names == ["0", "1", "2"]
         (tmp_path / "list.txt").write_text("r/a/x/1.jpg 0\nr/b/x/2.jpg 1\n")
         assert list_lines(tmp_path / "list.txt").class_names == ["a/x", "b/x"]
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pytest's stdout is strict, as a terminal's is: a raw name there would be a UnicodeEncodeError."""
+    monkeypatch.chdir(tmp_path)
+    for split, name, i in itertools.product((b"train", b"test"), (b"cat\xff", b"cat\xfe", b"eel"), range(4)):
+        os.makedirs(folder := b"/".join((b"odd", split, name)), exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 60 * len(name), 0)).save(os.fsdecode(folder + b"/%d\xe9.png" % i))
+    for extra in (b"odd/train/cat\xff/x\xff.heic", b"odd/train/cat\xff/y\xff.png"):
+        Path(os.fsdecode(extra)).write_bytes(b"x")
+    data = ["--data.source=ImageFolder", "--data.root=odd"]
+    assert r"train/cat\udcff/y\udcff.png' cannot be read as an image" in refused(
+        capsys, "fit", *data, "--trainer.max_epochs=1"
+    )
+    with pytest.warns(UserWarning, match="2 images|1 images|1 file") as caught:
+        main(["inspect", *data, "--data.on_unreadable=skip"])
+    assert sum("\udcff.heic'" in str(warning.message) for warning in caught) == 1
+    assert r"cat\udcff" in capsys.readouterr().out
+    os.remove(b"odd/train/cat\xff/y\xff.png")
+    tiny = [
+        "--model.backbone=resnet20",
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--data.val_fraction=0.3",
+    ]
+    main(["fit", *data, *tiny])
+    main(["predict", "--ckpt_path=runs/run/version_0/checkpoints/last.ckpt", "--images=odd/test"])
+    with Path("runs/run/version_1/predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["file"] for row in rows}) == 12
+    assert {row["class"] for row in rows} <= {r"cat\udcff", r"cat\udcfe", "eel"}
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "runs"])
+    assert ended.value.code == 0
+    result = json.loads(Path("runs/run/version_0/result.json").read_text())
+    assert list(map(os.fsencode, result["class_names"])) == [b"cat\xfe", b"cat\xff", b"eel"]
+    os.rename("odd", os.fsdecode(b"odd\xff"))  # no YAML could hold the name, and a checkpoint holds its configuration
+    sentence = refused(capsys, "fit", data[0], os.fsdecode(b"--data.root=odd\xff"))
+    assert sentence == r"'--data.root=odd\udcff' is not UTF-8, so that no configuration can hold it: rename the folder."
 
 
 class TestErrors:

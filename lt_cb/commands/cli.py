@@ -170,6 +170,9 @@ class CommandLine(LightningCLI):
                 raise InputError(f"--{name} is '{self._first[name]}' and '{config[name]}': give it once.")
         if not 0 <= config.seed_everything < 2**32:  # NumPy's limits
             raise InputError(f"--seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32.")
+        if "data" in config and self.command != "inspect":  # they write their options to files
+            for word in (word for word in args if word != word.encode(errors="ignore").decode()):
+                raise InputError(f"'{word}' is not UTF-8, so that no configuration can hold it: rename the folder.")
         check_named(self._unknown, config.as_dict())
         check_kinds(config.as_dict())
         if "data" in config and hasattr(sources, name := canonical_source(str(config.data.source))):

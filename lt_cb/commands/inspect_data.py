@@ -10,6 +10,7 @@ from lt_cb.commands.cli import CommandLine, command
 from lt_cb.data import LongTailedDataModule
 from lt_cb.longtail.subset import Labels
 from lt_cb.losses import EffectiveNumber, effective_number, suggest_beta
+from lt_cb.text import printable
 
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 MAX_ENDS = 10  # classes listed at each end of a long list
@@ -81,7 +82,9 @@ def _class_table(
     rows: list[list[str | Text]] = []
     for c in sorted(range(len(data.class_counts)), key=lambda c: -data.class_counts[c]):
         cells = [str(column[c]) for column in (data.class_counts, *counted.values())]
-        rows.append([Text(data.class_names[c]), *cells, *[f"{column[c]:.4g}" for column in computed.values()]])
+        rows.append(
+            [Text(printable(data.class_names[c])), *cells, *[f"{column[c]:.4g}" for column in computed.values()]]
+        )
     if len(rows) > 2 * MAX_ENDS:
         rows[MAX_ENDS:-MAX_ENDS] = [[f"{len(rows) - 2 * MAX_ENDS} more", *["…"] * (len(rows[0]) - 1)]]
     for row in rows:
