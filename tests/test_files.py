@@ -193,6 +193,20 @@ class TestFormats:
         assert shades(data, "train_dataloader") == [(0, 1), (1, 0)]
         assert shades(data, "test_dataloader") == [(2, 1)]
 
+    def test_bytes_in_parquet(self, tmp_path: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        table = {"path": [b"a.png", b"\xff.png"], "label": [b"cat", b"d\xffg"], "split": [b"train", b"test"]}
+        parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
+        listings = list_table(tmp_path / "t.parquet")
+        assert [listing.paths.tolist() for listing in listings.values()] == [[b"a.png"], [b"\xff.png"]]
+        assert listings["train"].class_names == ["cat", os.fsdecode(b"d\xffg")]
+        several = {**table, "labels": [[b"cat", b"dog"], []]}
+        del several["label"]
+        parquet.write_table(pyarrow.table(several), tmp_path / "t.parquet")
+        assert list_table(tmp_path / "t.parquet")["train"].labels.tolist() == [[1, 1]]
+
     def test_classes_that_share_folders_are_numbered(self, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text("x/a.jpg 0\nx/b.jpg 2\n")
         assert list_lines(tmp_path / "list.txt").class_names == ["0", "1", "2"]
@@ -242,6 +256,10 @@ def test_names_that_are_not_utf_8(
     assert sentence == r"'--data.root=odd\udcff' is not UTF-8, so that no configuration can hold it: rename the folder."
 
 
+COCO = """{"images": [{"id": 5, "file_name": %s}], "annotations": [{"image_id": %s, "category_id": 1}],
+    "categories": [{"id": %s, "name": "a"}]}"""
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("name", "content", "sentence"),
@@ -249,6 +267,10 @@ class TestErrors:
             ("t.json", "{", "is no annotation file"),
             ("t.json", '{"images": []}', "is no annotation file with images, annotations and categories"),
             ("t.json", "[" * 200_000, "is no annotation file"),
+            ("t.json", '{"categories": ' + '{"a":' * 200_000, "is no annotation file"),
+            ("t.json", COCO % ('"a.png"', 5, "1e999"), "is no annotation file .*infinity"),
+            ("t.json", COCO % ('"a.png"', 6, 1), "1 of 1 annotations of .* does not list, such as image 6, category 1"),
+            ("t.json", COCO % (r'"\ud800.png"', 5, 1), "cannot be the name of a file"),
             (
                 "t.txt",
                 "a.jpg 0\nb.jpg one\n",
