@@ -143,6 +143,7 @@ class LongTailedDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.crop_padding, self.horizontal_flip = crop_padding, horizontal_flip
         self.augment = nn.Sequential(*augment) if augment else None
+        self.drop_single = False  # a last training batch of one image, which some networks cannot train on
         self.seed, self.subset_seed = seed, subset_seed
         self.val_fraction = 0.0 if self.source.has_val else val_fraction
         self.rows: dict[Split, Indices] = {}  # positions in the source of a split's images, once it is loaded
@@ -299,6 +300,7 @@ class LongTailedDataModule(LightningDataModule):
             order=self._order if train and self.sampler else None,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            drop_single=self.drop_single,
         )
         if isinstance(loader, ResidentLoader) and positions is None:
             self._splits[split] = loader.images, loader.targets  # on their device, so that nothing is held twice
