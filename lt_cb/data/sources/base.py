@@ -76,9 +76,11 @@ class FileSource(Source):
     Attributes:
         default_size: height and width that images are scaled to. None keeps square images of one size, of at most 256
             pixels, and scales others to 64.
+        annotated_apart: whether annotations are published apart from the images, and can be inspected without them.
     """
 
     default_size: int | None = None
+    annotated_apart: bool = False
 
     def __init__(self, root: str, listings: Mapping[Split, Listing]) -> None:
         super().__init__(root)

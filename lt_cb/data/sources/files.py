@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
+from lt_cb.data.sources.checks import warn_of_repeated_paths
 from lt_cb.data.sources.listing import Listing, Split, category_names, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import list_tree, warn_of_others
@@ -73,6 +74,7 @@ class _Listed(FileSource):
     """Image files named by list files, in ``root`` or in a folder there, each read when it is needed."""
 
     default_size = 224
+    annotated_apart = True
     list_file: str
 
     def __init__(self, root: str) -> None:
@@ -187,3 +189,4 @@ class Manifest(FileSource):
         if label_columns is None:
             warn_of_several(table, self.class_names)
         check_classes(self, "add some, or leave the label out")
+        warn_of_repeated_paths(self)
