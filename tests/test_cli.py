@@ -106,7 +106,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
 
     assert refused(capsys, "predict", f"--ckpt_path={checkpoint}").startswith("predict needs images")
     sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", "--images=/nowhere")
-    assert sentence.startswith("there are no images in '/nowhere'")
+    assert sentence.startswith("there is no file or folder '/nowhere'")
     (photos / "1.png").write_bytes(b"no image")
     sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--images={photos}")
     assert "1.png' cannot be read as an image" in sentence

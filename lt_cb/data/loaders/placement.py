@@ -104,25 +104,30 @@ def make_loader(
 
 
 def folder_loader(
-    folder: str,
+    place: str,
     view: View,
     batch_size: int = 128,
     num_workers: int | None = None,
     device: torch.device | str = "cpu",
     skip_unreadable: bool = False,
 ) -> tuple[list[Path], EpochLoader]:
-    """Return the N image files under a folder, sorted, and a loader that shows them in this order; targets are 0."""
-    if not folder:
-        raise InputError("predict needs images: set --images to a folder of images.")
-    files = find_images(Path(folder)) if Path(folder).is_dir() else []
+    """Return N image files, sorted, and a loader that shows them in this order; targets are 0.
+
+    ``place`` is one image file, or a folder that is searched with its subfolders.
+    """
+    if not place:
+        raise InputError("predict needs images: set --images to an image, or to a folder of images.")
+    if not Path(place).exists():
+        raise InputError(f"there is no file or folder '{place}': set --images to an image, or to a folder of images.")
+    files = find_images(Path(place)) if Path(place).is_dir() else [Path(place)]
     if not files:
-        raise InputError(f"there are no images in '{folder}': set --images to a folder of images.")
+        raise InputError(f"there are no images in '{place}': set --images to an image, or to a folder of images.")
     if skip_unreadable:
         unreadable = [files[row] for row in find_unreadable(files, view, "Checking images")]
         warn_of_skipped(unreadable)
         files = sorted(set(files) - set(unreadable))
         if not files:
-            raise InputError(f"no image in '{folder}' can be read: set --images to another folder.")
+            raise InputError(f"no image in '{place}' can be read: set --images to another folder.")
     images: Tensor | Paths = encode(files)
     if view.crop == "padded" and fits_in_memory(len(files), view):
         images = torch.from_numpy(load_images(files, view, "Decoding images"))

@@ -7,7 +7,7 @@ import numpy as np
 
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths
-from lt_cb.data.sources.listing import Listing, Split, category_names, list_annotations, list_lines
+from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import list_tree, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
@@ -26,7 +26,7 @@ class ImageFolder(FileSource):
     test_folders: tuple[str, ...] = ("test", "val")
 
     def __init__(self, root: str) -> None:
-        base = Path(os.path.expanduser(root))
+        base = data_folder(root)
         existing = [name for name in self.test_folders if (base / name).is_dir()] or self.test_folders[:1]
         others: list[str] = []  # files that are no images
         try:
@@ -78,7 +78,7 @@ class _Listed(FileSource):
     list_file: str
 
     def __init__(self, root: str) -> None:
-        self.root = Path(os.path.expanduser(root))
+        self.root = data_folder(root)
         super().__init__(root, {"train": self._read("train")})
 
     def listing(self, split: Split) -> Listing:

@@ -46,6 +46,15 @@ def as_paths(paths: Paths) -> list[Path]:
     return [Path(os.fsdecode(path)) for path in paths.tolist()]
 
 
+def data_folder(root: str) -> Path:
+    """Return the path of a folder of data that must exist."""
+    folder = Path(os.path.expanduser(root))
+    if not folder.is_dir():
+        problem = f"'{root}' is a file, not a folder" if folder.exists() else f"there is no folder '{root}'"
+        raise InputError(f"{problem}: set --data.root to the folder of the data.")
+    return folder
+
+
 def check_is_file(file: Path) -> None:
     """Check that a list of images exists."""
     if not file.is_file():
