@@ -158,14 +158,14 @@ class LongTailedDataModule(LightningDataModule):
         names = self.class_names
         self.subset_counts = self.subset.class_counts(self.source.counts, names)
         self.class_counts = training_counts(self.subset_counts, self.val_fraction)
-        self.num_images = sum(self.class_counts)
+        self.num_images, self.num_unlabelled = sum(self.class_counts), 0
         if self.multi_label:
             labels = self.source.labels("train")
             check_labels(self.source, "train", labels)
             rows, held_out = self._chosen = choose(labels, self.subset, self.subset_counts, names, self.val_fraction)
             self.class_counts = count_labels(labels[rows], len(names))
             self.subset_counts = count_labels(labels[np.append(rows, held_out)], len(names))
-            self.num_images = len(rows)
+            self.num_images, self.num_unlabelled = len(rows), int((labels[rows] != 1).all(1).sum())
 
     def training_labels(self) -> Labels:
         """Return the labels of the training images, int8 of shape (N, C), if an image has several labels."""

@@ -28,7 +28,7 @@ from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.metrics import best_thresholds
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_json, write_text
-from lt_cb.runs.record import METRICS
+from lt_cb.runs.record import LOSS_FACTS, METRICS
 
 
 class Solved(NamedTuple):
@@ -75,7 +75,7 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     trial = cross_validate(train, assigned, setup.recipes, l2_strengths)
     choice = choose(trial.scores())
     recipe, l2_strength = choice.chosen
-    loss = recipe.make(data.class_counts)
+    loss = recipe.make(data.class_counts, data.num_unlabelled)
     held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths)
     thresholds = best_thresholds(*held_out).tolist() if data.multi_label else None
     temperature = 1.0 if data.multi_label else fit_temperature(loss, *held_out)
@@ -95,9 +95,10 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     checkpoints.without_pretrained(config.model)
     if config.trainer.max_epochs is None:
         config.trainer.max_epochs = 1  # fit needs an end
-    model.loss = recipe.make(data.class_counts)
+    model.loss = recipe.make(data.class_counts, data.num_unlabelled)
     options = config.model.loss.as_dict()
-    model.hparams["loss"] = {**options, "init_args": {**options["init_args"], "class_counts": data.class_counts}}
+    facts = {name: getattr(data, name) for name in LOSS_FACTS if name in model.loss.argument_names()}
+    model.hparams["loss"] = {**options, "init_args": {**options["init_args"], **facts}}
     model.thresholds = solved.thresholds
     trainer = run_trainer(cli, setup.options.trainer)
     _ = trainer.logger.experiment  # type: ignore[union-attr]  # creates the folder
