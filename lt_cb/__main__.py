@@ -13,7 +13,7 @@ COMMANDS = {  # a function of the words behind the command, which may return an 
     "fit": ("lt_cb.commands.train:fit", "train, or resume training, and test the last checkpoint"),
     "validate": ("lt_cb.commands.train:validate", "evaluate a checkpoint on the validation images"),
     "test": ("lt_cb.commands.train:test", "evaluate a checkpoint on the test images"),
-    "predict": ("lt_cb.commands.predict:predict", "write the classes of a folder of images to predictions.csv"),
+    "predict": ("lt_cb.commands.predict:predict", "write the classes of images to predictions.csv"),
     "export": ("lt_cb.commands.export:export", "write a torch.export or ONNX file that maps images to probabilities"),
     "inspect": (
         "lt_cb.commands.inspect_data:inspect",

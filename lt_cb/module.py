@@ -28,6 +28,7 @@ from lt_cb.models import (
 )
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
+from lt_cb.runs.record import LOSS_FACTS
 from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_fraction, training_progress
 from lt_cb.task import Task
 
@@ -108,8 +109,9 @@ class LongTailedClassifier(EvaluatedModule):
             self.save_hyperparameters(logger=False)
         if isinstance(self.hparams["loss"], nn.Module):  # from Python; the command line saves its configuration here
             checkpoints.describe(self.hparams)
-        elif not hasattr(loss, "num_images"):  # the command line links num_images to every loss
-            self.hparams["loss"]["init_args"].pop("num_images", None)
+        else:  # the command line links the facts of the data to every loss
+            for name in set(LOSS_FACTS) - set(loss.argument_names()):
+                self.hparams["loss"]["init_args"].pop(name, None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
         self.second_stage, self.mix = second_stage, mix

@@ -26,6 +26,7 @@ from lt_cb.commands.help import SHORT_HELP
 from lt_cb.commands.train import Session
 from lt_cb.loggers import RunFolder
 from lt_cb.module import LongTailedClassifier
+from lt_cb.runs.record import LOSS_FACTS
 from lt_cb.text import spreadsheet_safe
 
 ROOT = Path(__file__).parents[1]
@@ -106,7 +107,7 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
 
     assert refused(capsys, "predict", f"--ckpt_path={checkpoint}").startswith("predict needs images")
     sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", "--images=/nowhere")
-    assert sentence.startswith("there are no images in '/nowhere'")
+    assert sentence.startswith("there is no file or folder '/nowhere'")
     (photos / "1.png").write_bytes(b"no image")
     sentence = refused(capsys, "predict", f"--ckpt_path={checkpoint}", f"--images={photos}")
     assert "1.png' cannot be read as an image" in sentence
@@ -411,9 +412,7 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         asked = named["model"]["loss"]
         assert f"lt_cb.losses.{type(made.model.loss).__name__}" == asked["class_path"]
         own = asked.get("init_args") or {}
-        of_data = {
-            k: getattr(made.model.loss, k) for k in ("class_counts", "num_images") if hasattr(made.model.loss, k)
-        }
+        of_data = {k: getattr(made.model.loss, k) for k in LOSS_FACTS if hasattr(made.model.loss, k)}
         defaults = type(made.model.loss)(**of_data, **{k: v for k, v in own.items() if k != "weighting"})
         for option, value in vars(defaults).items():
             if isinstance(value, float | int | str | None) and option not in ("training", "weighting"):
@@ -464,7 +463,7 @@ def test_every_overlay_is_what_it_names(overlay: Path) -> None:
         (["--data.n_max=1000"], "1000 training images of class '0' are asked for, but there are 138"),
         (["--data.imbalance_type=exp"], "--data.imbalance_type is exp, but must be exponential or step."),
         (["--data.source=digit"], "there is no data source 'digit': choose Digits"),
-        (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere/train'"),
+        (["--data.source=image_folder", "--data.root=/nowhere"], "there is no folder '/nowhere': set --data.root"),
         (
             ["--model.loss=FocalLos"],
             "there is no loss 'FocalLos': choose AsymmetricLoss, BalancedSoftmaxLoss, ",

@@ -102,7 +102,7 @@ class TestDataModule:
             ({"image_size": 0}, "image_size is 0, but must be at least 1"),
             ({"source": "cifar01"}, "there is no data source 'cifar01'.* Did you mean 'CIFAR10'?"),
             ({"source": "my.module.Source"}, "there is no data source 'my.module.Source'"),
-            ({"source": "ImageFolder", "root": "/nowhere"}, "there is no folder '/nowhere/train'"),
+            ({"source": "ImageFolder", "root": "/nowhere"}, "there is no folder '/nowhere': set --data.root"),
         ],
     )
     def test_wrong_options_raise(self, options: dict, message: str) -> None:
@@ -210,12 +210,34 @@ class TestFolderLoader:
         assert (type(resident).__name__, type(streamed).__name__) == ("ResidentLoader", "StreamingLoader")
         assert torch.equal(self.images(resident), self.images(streamed))
 
+    def test_one_image(self, folder: Path) -> None:
+        file = folder / "test/dog/02.jpg"
+        files, loader = folder_loader(str(file), View(9), num_workers=0)
+        assert files == [file]
+        assert torch.equal(self.images(loader), self.images(folder_loader(str(file.parent), View(9))[1])[2:3])
+
     def test_folders_without_images_raise(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="predict needs images: set --images to a folder of images"):
-            folder_loader("", View(9))
-        for path in (tmp_path, tmp_path / "none"):
-            with pytest.raises(ValueError, match=f"there are no images in '{path}': set --images to a folder"):
+        (tmp_path / "a.txt").write_text("no image")
+        (tmp_path / "empty").mkdir()
+        for path, sentence in (
+            ("", "predict needs images: set --images to an image, or to a folder of images"),
+            (tmp_path / "empty", f"there are no images in '{tmp_path}/empty': set --images to an image, or"),
+            (tmp_path / "none", f"there is no file or folder '{tmp_path}/none': set --images to an image, or"),
+            (tmp_path / "none.jpg", f"there is no file or folder '{tmp_path}/none.jpg'"),
+            (tmp_path / "a.txt", r"a\.txt' cannot be read as an image"),
+        ):
+            with pytest.raises(ValueError, match=sentence):
                 folder_loader(str(path), View(9))
+
+    @pytest.mark.parametrize(
+        "source", ["ImageFolder", "ILSVRC2012", "COCO", "ImageNetLT", "INaturalist2018", "Manifest"]
+    )
+    def test_data_that_are_not_there_raise(self, tmp_path: Path, source: str) -> None:
+        problem = (
+            "the list of images '.*nowhere' is not there" if source == "Manifest" else "there is no folder '.*nowhere'"
+        )
+        with pytest.raises(ValueError, match=rf"{problem}: set --data\.root to"):
+            LongTailedDataModule(source, str(tmp_path / "nowhere"))
 
 
 class TestLoader:

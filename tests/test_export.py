@@ -163,7 +163,7 @@ def test_what_is_refused_writes_nothing(
 ) -> None:
     args = ("export", "--ckpt_path=model.ckpt")
     assert refused(capsys, *args).startswith("export needs a file to write: set --to to one")
-    assert refused(capsys, *args, "--to=x.pt2", "--images=/nowhere").startswith("there are no images in '/nowhere'")
+    assert refused(capsys, *args, "--to=x.pt2", "--images=/nowhere").startswith("there is no file or folder '/nowhere'")
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else found(name))
     for given in (["--to=x.onnx"], ["--to=x", "--format=onnx"]):

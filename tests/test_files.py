@@ -1,12 +1,18 @@
 """Lists of image files in all supported formats, and errors in them."""
 
+import csv
+import itertools
 import json
+import os
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
@@ -85,7 +91,13 @@ class TestTable1:
             assert data.class_counts == counts
         assert sum(class_weights(data.class_counts, 0.999).tolist()) == pytest.approx(classes)
         capsys.readouterr()
-        main(["inspect", "--data.source", source, "--data.root", str(root), "--data.image_size", "224"])
+        words = ["inspect", "--data.source", source, "--data.root", str(root), "--data.image_size", "224"]
+        if source == "Manifest":  # a table of one's own has its images
+            with pytest.raises(SystemExit):
+                main(words)
+        else:
+            with pytest.warns(UserWarning, match="No image is in '.*': only the annotations are inspected"):
+                main(words)
         expected = f"{classes} classes, {len(labels)} training images, imbalance factor {50 / min(counts):.2f}"
         assert expected in capsys.readouterr().out
 
@@ -189,11 +201,71 @@ class TestFormats:
         assert shades(data, "train_dataloader") == [(0, 1), (1, 0)]
         assert shades(data, "test_dataloader") == [(2, 1)]
 
+    def test_bytes_in_parquet(self, tmp_path: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        table = {"path": [b"a.png", b"\xff.png"], "label": [b"cat", b"d\xffg"], "split": [b"train", b"test"]}
+        parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
+        listings = list_table(tmp_path / "t.parquet")
+        assert [listing.paths.tolist() for listing in listings.values()] == [[b"a.png"], [b"\xff.png"]]
+        assert listings["train"].class_names == ["cat", os.fsdecode(b"d\xffg")]
+        several = {**table, "labels": [[b"cat", b"dog"], []]}
+        del several["label"]
+        parquet.write_table(pyarrow.table(several), tmp_path / "t.parquet")
+        assert list_table(tmp_path / "t.parquet")["train"].labels.tolist() == [[1, 1]]
+
     def test_classes_that_share_folders_are_numbered(self, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text("x/a.jpg 0\nx/b.jpg 2\n")
         assert list_lines(tmp_path / "list.txt").class_names == ["0", "1", "2"]
         (tmp_path / "list.txt").write_text("r/a/x/1.jpg 0\nr/b/x/2.jpg 1\n")
         assert list_lines(tmp_path / "list.txt").class_names == ["a/x", "b/x"]
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pytest's stdout is strict, as a terminal's is: a raw name there would be a UnicodeEncodeError."""
+    monkeypatch.chdir(tmp_path)
+    for split, name, i in itertools.product((b"train", b"test"), (b"cat\xff", b"cat\xfe", b"eel"), range(4)):
+        os.makedirs(folder := b"/".join((b"odd", split, name)), exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 60 * len(name), 0)).save(os.fsdecode(folder + b"/%d\xe9.png" % i))
+    for extra in (b"odd/train/cat\xff/x\xff.heic", b"odd/train/cat\xff/y\xff.png"):
+        Path(os.fsdecode(extra)).write_bytes(b"x")
+    data = ["--data.source=ImageFolder", "--data.root=odd"]
+    assert r"train/cat\udcff/y\udcff.png' cannot be read as an image" in refused(
+        capsys, "fit", *data, "--trainer.max_epochs=1"
+    )
+    with pytest.warns(UserWarning, match="2 images|1 images|1 file") as caught:
+        main(["inspect", *data, "--data.on_unreadable=skip"])
+    assert sum("\udcff.heic'" in str(warning.message) for warning in caught) == 1
+    assert r"cat\udcff" in capsys.readouterr().out
+    os.remove(b"odd/train/cat\xff/y\xff.png")
+    tiny = [
+        "--model.backbone=resnet20",
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--data.val_fraction=0.3",
+    ]
+    main(["fit", *data, *tiny])
+    main(["predict", "--ckpt_path=runs/run/version_0/checkpoints/last.ckpt", "--images=odd/test"])
+    with Path("runs/run/version_1/predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["file"] for row in rows}) == 12
+    assert {row["class"] for row in rows} <= {r"cat\udcff", r"cat\udcfe", "eel"}
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "runs"])
+    assert ended.value.code == 0
+    result = json.loads(Path("runs/run/version_0/result.json").read_text())
+    assert list(map(os.fsencode, result["class_names"])) == [b"cat\xfe", b"cat\xff", b"eel"]
+    os.rename("odd", os.fsdecode(b"odd\xff"))  # no YAML could hold the name, and a checkpoint holds its configuration
+    sentence = refused(capsys, "fit", data[0], os.fsdecode(b"--data.root=odd\xff"))
+    assert sentence == r"'--data.root=odd\udcff' is not UTF-8, so that no configuration can hold it: rename the folder."
+
+
+COCO = """{"images": [{"id": 5, "file_name": %s}], "annotations": [{"image_id": %s, "category_id": 1}],
+    "categories": [{"id": %s, "name": "a"}]}"""
 
 
 class TestErrors:
@@ -203,6 +275,10 @@ class TestErrors:
             ("t.json", "{", "is no annotation file"),
             ("t.json", '{"images": []}', "is no annotation file with images, annotations and categories"),
             ("t.json", "[" * 200_000, "is no annotation file"),
+            ("t.json", '{"categories": ' + '{"a":' * 200_000, "is no annotation file"),
+            ("t.json", COCO % ('"a.png"', 5, "1e999"), "is no annotation file .*infinity"),
+            ("t.json", COCO % ('"a.png"', 6, 1), "1 of 1 annotations of .* does not list, such as image 6, category 1"),
+            ("t.json", COCO % (r'"\ud800.png"', 5, 1), "cannot be the name of a file"),
             (
                 "t.txt",
                 "a.jpg 0\nb.jpg one\n",
@@ -278,6 +354,46 @@ class TestErrors:
         ):
             data.train_dataloader()
         assert len(data.test_dataloader()) == 1
+
+    def test_inspect_looks_at_the_files(
+        self, tmp_path: Path, images: Callable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        names = [f"im/{i}.png" for i in range(6)]
+        images(names)
+        rows = [f"{name},{i % 2},{split}" for i, name in enumerate(names) for split in ("train", "test")[i // 4 :][:1]]
+        table = Path("t.csv")
+        words = ["inspect", "--data.source=Manifest", "--data.root=t.csv"]
+
+        def warnings_of(*more: str) -> list[str]:
+            table.write_text("\n".join(["path,label,split", *rows, *more]))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                main(words)
+            return [str(warning.message) for warning in caught if warning.category is UserWarning]
+
+        assert warnings_of() == []
+        several = "1 of them are in several splits, {} have different labels. "
+        (said,) = warnings_of("./im/0.png,0,test")
+        assert said.startswith(
+            "1 images are listed more than once in 't.csv': 'im/0.png'. " + several.format(0) + "List each"
+        )
+        (said,) = warnings_of(f"{tmp_path}/im/0.png,1,test", "im/1.png,1,train")
+        assert said.startswith(
+            "2 images are listed more than once in 't.csv': 'im/0.png', 'im/1.png'. " + several.format(1)
+        )
+        shutil.copy("im/0.png", "im/copy.png")
+        (said,) = warnings_of("im/copy.png,1,test")
+        assert said.startswith("1 images have the content of another in 't.csv': 'im/copy.png'. " + several.format(1))
+
+        Path("im/2.png").write_bytes(b"x")
+        Path("im/5.png").write_bytes(b"x")
+        assert refused(capsys, *words).startswith("'im/2.png' cannot be read as an image")
+        with pytest.warns(UserWarning, match="2 images cannot be read and are skipped: 'im/2.png', 'im/5.png'"):
+            main([*words, "--data.on_unreadable=skip"])
+        assert "1 train images cannot be read: skipped." in capsys.readouterr().out
+        table.write_text("\n".join(["path,label,split", *rows]).replace("/", "\\"))
+        assert refused(capsys, *words).startswith(r"4 of 4 images are not in '.': 'im\0.png', 'im\1.png'")
 
     def test_only_absolute_paths_may_lead_out_of_the_folder(self, tmp_path: Path, images: Callable) -> None:
         images(["a.png", "below/b.png", "below/c.png"])

@@ -219,7 +219,7 @@ class TestReductionAndTargets:
         targets = torch.tensor([[1.0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.float64)
         plain = make(self.counts).per_sample(self.logits[:2], targets)
         # every term gets the mean weight, unlike the terms of a label mixed from two images
-        expected = (plain[0] * (weights[0] + weights[4]) / 2 + plain[1]) / 2
+        expected = (plain[0] * (weights[0] + weights[4]) / 2 + plain[1] * weights.min()) / 2
         actual = make(self.counts, weighting=EffectiveNumber(0.99))(self.logits[:2], targets)
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
 
@@ -314,5 +314,6 @@ def test_arguments_include_the_options_of_the_base_classes() -> None:
         "weighting": None,
         "weight_of": "label",
         "reduction": "mean",
+        "num_unlabelled": 0,
     }
     assert "weight_of" not in SoftmaxLoss([3, 2]).arguments()

@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from lt_cb.__main__ import main
 from lt_cb.callbacks import ResultFile, SaveLogits
 from lt_cb.data import LongTailedDataModule
+from lt_cb.losses import EffectiveNumber, FocalLoss
 from lt_cb.module import LongTailedClassifier
 
 NAMES = ["sky", "tree", "cat"]
@@ -105,7 +106,7 @@ def test_a_table_from_fit_to_predictions(table: Path, capsys: pytest.CaptureFixt
     for row, z in zip(predicted, logits, strict=True):  # the files are sorted as the table has them
         p = 1 / (1 + np.exp(-z.astype(float)))
         assert [float(row[name]) for name in NAMES] == pytest.approx(p, abs=1e-4)
-        above = sorted(np.flatnonzero(z >= expected), key=lambda c: -z[c])
+        above = sorted(np.flatnonzero(z >= expected), key=lambda c: -float(row[NAMES[c]]))  # z was rounded elsewhere
         assert row["classes"] == ";".join(NAMES[c] for c in above)
         assert [float(v) for v in row["probabilities"].split(";") if v] == pytest.approx(p[above], abs=1e-4)
 
@@ -126,6 +127,37 @@ def test_a_table_from_fit_to_predictions(table: Path, capsys: pytest.CaptureFixt
     reported("runs/several", "--save", "kept")
     reported("kept")
     assert f"{100 * metrics['test/mAP']:.2f}" in Path("kept/report.md").read_text()
+
+
+def test_images_without_labels_weigh_as_a_class(table: Path) -> None:
+    """Their number comes from the data; older checkpoints and configurations have none."""
+    main(["fit", *FIT, "--data.val_fraction=0.2"])
+    run = newest("several")
+    checkpoint, expected = run / "checkpoints/last.ckpt", int((labels_of(table, "train") != 1).all(1).sum())
+    assert "num_unlabelled" not in (run / "config.yaml").read_text()
+
+    def loss(file: Path) -> FocalLoss:
+        return LongTailedClassifier.load_from_checkpoint(file, weights_only=True, map_location="cpu").loss
+
+    made = loss(checkpoint)
+    weight = EffectiveNumber(0.9999, "none")
+    counts = made.class_counts
+    assert made.num_unlabelled == expected > 0
+    common = made.class_weights[0] / weight(counts)[0]
+    assert made.unlabelled_weight.item() == pytest.approx((common * weight([expected])[0]).item(), rel=1e-5)
+
+    content = torch.load(checkpoint, weights_only=True)
+    del content["hyper_parameters"]["loss"]["init_args"]["num_unlabelled"]
+    torch.save(content, "old.ckpt")
+    assert (loss(Path("old.ckpt")).num_unlabelled, loss(Path("old.ckpt")).unlabelled_weight) == (0, None)
+    main(["predict", "--ckpt_path=old.ckpt", "--images=test/00.png"])
+    main(["fit", "--ckpt_path=old.ckpt", "--trainer.max_epochs=3", "--name=resumed"])
+    assert loss(newest("resumed") / "checkpoints/last.ckpt").num_unlabelled == expected
+    main(["fit", f"--config={run / 'config.yaml'}", "--name=repeated"])
+    ours, theirs = (json.loads((path / "result.json").read_text())["metrics"] for path in (run, newest("repeated")))
+    assert ours == theirs
+    single = LongTailedDataModule("Digits")
+    assert (single.num_images, single.num_unlabelled) == (sum(single.class_counts), 0)
 
 
 def test_recommend_and_heads_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ class TestCOCO:
         with pytest.warns(UserWarning, match="no test images of 'dog', 'eel'"):
             COCO(str(tmp_path))
         annotate(tmp_path / "test.json", {"e.png": [55]})
-        with pytest.raises(ValueError, match="is no annotation file with images, annotations and categories"):
+        with pytest.raises(ValueError, match="does not list, such as image 0, category 55"):
             COCO(str(tmp_path))
 
 

@@ -1,6 +1,7 @@
 """Data sets: folders of images, archives, and custom sources."""
 
 import gzip
+import io
 import os
 import shutil
 import struct
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lightning.pytorch.cli import LightningArgumentParser
-from PIL import Image
+from PIL import EpsImagePlugin, Image, features
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule, Source, sources
-from lt_cb.data.decode import resize
+from lt_cb.data.decode import decode, is_image, resize
+from lt_cb.data.loaders.placement import folder_loader
 from lt_cb.data.sources import CIFAR10, Digits, FashionMNIST, ImageFolder
 from lt_cb.data.sources.names import MODULES, canonical_source
 from lt_cb.data.view import View
@@ -227,6 +229,67 @@ class TestImageFolder:
             (folder / "train" / name).write_bytes(b"not an image")
         with pytest.raises(ValueError, match=r"cat/02\.png' cannot .* 2 more are refused: '\S+03\.jpg', '\S+00\.webp'"):
             ImageFolder(str(folder)).load("train")
+
+    def test_no_image_starts_a_program(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """PIL goes by the content of a file: a stranger's EPS, named as an image, would start Ghostscript."""
+        started, programs = folder / "started", folder / "programs"
+        programs.mkdir()
+        (programs / "gs").write_text(f"#!/bin/sh\necho started >> '{started}'\n")
+        (programs / "gs").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+        Image.new("RGB", (8, 8)).save(folder / "a.eps")
+        content = (folder / "a.eps").read_bytes()
+        fields = {(3, 60): b"\1\0", (3, 65): b"\1\0", (3, 120): b"\5", (3, 20): b"\0\x08", (3, 30): b"\0\x08"}
+        fields[8, 10] = content  # IPTC, with the EPS as its image
+        iptc = b"".join(struct.pack(">3BH", 28, *kind, len(value)) + value for kind, value in fields.items())
+        for crop in ("padded", "resized"):
+            for name, stranger in (("00.png", content), ("01.jpg", b"%!PS-Adobe" + content), ("02.webp", iptc)):
+                (folder / "train/cat/zz").mkdir(exist_ok=True)
+                file = folder / "train/cat/zz" / name
+                file.write_bytes(stranger)
+                data = LongTailedDataModule("ImageFolder", str(folder), crop=crop, num_workers=0)
+                with pytest.raises(ValueError, match=rf"zz/{name}' cannot be read as an image"):
+                    list(data.train_dataloader())
+                file.unlink()
+        assert not started.exists()
+        for stranger in (content, iptc):  # without the list of formats, each of them starts it
+            with pytest.raises(OSError), Image.open(io.BytesIO(stranger)) as image:  # noqa: PT011
+                image.load()
+        assert started.read_text() == "started\n" * 3  # once for its version
+
+    def test_raster_formats_are_read(self, tmp_path: Path) -> None:
+        image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+        names = "png apng jpg jpe jfif jpeg mpo webp gif tif tiff bmp dib ppm pgm pnm jp2 j2k ico tga pcx dds sgi"
+        for name in [*names.split(), "avif"][: 24 if features.check("avif") else 23]:
+            image.convert("RGB").save(tmp_path / f"a.{name}")
+            assert is_image(f"a.{name.upper()}")
+            assert decode(tmp_path / f"a.{name}", View(16)).mean() == pytest.approx(127.5, abs=2)
+        assert not any(map(is_image, ("a.eps", "a.ps", "a.pdf", "a.iim", "a.mpg", "a.h5", "a.wmf", "a", ".png")))
+
+    def test_files_that_are_no_images_are_named_in_one_warning(self, folder: Path) -> None:
+        for name in ("cat/x.heic", "cat/deep/y.NEF", "dog/notes.txt", "dog/photo", "eel/a.png.part"):
+            (folder / "train" / name).parent.mkdir(exist_ok=True)
+            (folder / "train" / name).write_bytes(b"x")
+        (folder / "test/eel/z.pdf").touch()
+        for name in (".DS_Store", "Thumbs.db", "README.md", "LICENSE", ".git/config", "desktop.ini"):
+            (folder / "train/cat" / name).parent.mkdir(exist_ok=True)
+            (folder / "train/cat" / name).touch()
+        names = r"'\S+z\.pdf', '\S+train/cat/deep/y\.NEF', '\S+x\.heic', '\S+notes\.txt', '\S+photo', '\S+a\.png\.part'"
+        sentence = f"^6 files are no images that can be read, going by the name: {names}. Skipped; convert images"
+        with pytest.warns(UserWarning, match=sentence) as caught:  # fit, inspect and recommend make the data once
+            main(["inspect", f"--data.root={folder}", "--data.source=ImageFolder"])
+        assert sum("no images" in str(warning.message) for warning in caught) == 1
+        with pytest.warns(UserWarning, match=r"^2 files are no images .*: '\S+y\.NEF', '\S+x\.heic'"):  # predict
+            files, _ = folder_loader(str(folder / "train/cat"), View(8))
+        assert len(files) == 12
+        for file in (folder / "train").glob("*/*.*g"):
+            file.rename(file.with_suffix(".heic"))
+        with (
+            pytest.warns(UserWarning, match=r"^\d+ files are no"),
+            pytest.raises(ValueError, match="image of 'cat', 'dog'"),
+        ):
+            ImageFolder(str(folder))
 
     def test_a_broken_link_is_named(self, folder: Path) -> None:
         (folder / "train/cat/link.png").symlink_to("/nowhere/a.png")

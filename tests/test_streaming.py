@@ -2,8 +2,11 @@
 
 import itertools
 import math
+import os
 import threading
 import traceback
+import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +87,27 @@ class TestPadded:
             )
         sentence = "33 images take 0.0 GiB, more than half of the 0.0 GiB of free memory: they are decoded on demand."
         assert reported == [sentence]
+
+    @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="batches of workers do not come through /dev/shm")
+    def test_workers_need_shared_memory(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A worker that finds none left waits for ever, and the training with it."""
+        needed = (
+            2 * (2 * 2 + 1) * 4 * 12 * 12 * 3
+        )  # 2 workers have 2 batches each, one is in use; and again for validation
+        for free, workers in ((needed, 2), (needed - 1, 0)):
+            space = types.SimpleNamespace(f_bavail=free, f_frsize=1)
+            with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                patched.setattr(os, "statvfs", lambda path, space=space: space)
+                patched.setattr("lt_cb.data.loaders.placement.available_memory", lambda: 0)
+                data = LongTailedDataModule("ImageFolder", str(folder), batch_size=4, num_workers=2)
+                loaders = [data.train_dataloader(), data.test_dataloader()]
+                assert [loader._decoded.num_workers for loader in loaders] == [workers] * 2
+                if not workers:
+                    assert sum(len(images) for images, _ in loaders[0]) == 21
+            said = [str(warning.message) for warning in caught if "shm" in str(warning.message)]
+            assert len(said) == (0 if workers else 1)
+        assert said[0].startswith("/dev/shm has 0 MiB free, but --data.num_workers 2 needs")
 
     @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
     def test_a_damaged_image_is_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:

@@ -25,6 +25,7 @@ from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir
+from lt_cb.runs.record import LOSS_FACTS
 from lt_cb.task import ONE_LABEL, SEVERAL_LABELS
 
 register_type(torch.device, str, torch.device, fail_already_registered=False)  # an option of callbacks
@@ -139,13 +140,14 @@ class CommandLine(LightningCLI):
         for name, (kind, default, text) in {**COMMON, **self._options}.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         targets = {name: f"model.{name}" for name in checkpoints.DATA_FACTS}
-        targets |= {name: f"model.loss.init_args.{name}" for name in ("class_counts", "num_images")}
+        targets |= {name: f"model.loss.init_args.{name}" for name in LOSS_FACTS}
         if "data" in self._groups:
             parser.link_arguments("seed_everything", "data.seed", compute_fn=int, apply_on="parse")
             for name, target in targets.items():  # a loss without the argument does not get it
                 parser.link_arguments(f"data.{name}", target, apply_on="instantiate")
         else:
-            facts = dict.fromkeys(targets) | {"class_counts": [1, 1], "num_images": 1, "multi_label": False}  # for help
+            facts = dict.fromkeys(targets) | {"class_counts": [1, 1], "num_images": 1, "num_unlabelled": 0}  # for help
+            facts["multi_label"] = False
             if self.checkpoint is not None:
                 facts = checkpoints.class_facts(self.checkpoint)
             parser.add_argument("--trained_on", type=dict, default=facts, help="Taken from the checkpoint.")
@@ -174,6 +176,9 @@ class CommandLine(LightningCLI):
                 raise InputError(f"--{name} is '{self._first[name]}' and '{config[name]}': give it once.")
         if not 0 <= config.seed_everything < 2**32:  # NumPy's limits
             raise InputError(f"--seed_everything is {config.seed_everything}, but must be at least 0 and below 2**32.")
+        if "data" in config and self.command != "inspect":  # they write their options to files
+            for word in (word for word in args if word != word.encode(errors="ignore").decode()):
+                raise InputError(f"'{word}' is not UTF-8, so that no configuration can hold it: rename the folder.")
         check_named(self._unknown, config.as_dict())
         check_kinds(config.as_dict())
         if "data" in config and hasattr(sources, name := canonical_source(str(config.data.source))):

@@ -7,9 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lt_cb.commands.cli import CommandLine, command
-from lt_cb.data import LongTailedDataModule
+from lt_cb.data import FileSource, LongTailedDataModule
+from lt_cb.data.sources.checks import check_images
 from lt_cb.longtail.subset import Labels
 from lt_cb.losses import EffectiveNumber, effective_number, suggest_beta
+from lt_cb.text import printable
 
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 MAX_ENDS = 10  # classes listed at each end of a long list
@@ -17,7 +19,7 @@ MAX_ENDS = 10  # classes listed at each end of a long list
 
 @command({"betas": (list[float], list(BETAS), "Each in [0, 1).")}, uses=("data",))
 def inspect(cli: CommandLine) -> None:
-    """Print counts, effective numbers and weights of the training data."""
+    """Print counts, effective numbers and weights of the training data; check the image files of all splits."""
     data, console = cli.make_data(), Console()
     counts, unit = data.class_counts, data.task.unit
     suggested = suggest_beta(counts)
@@ -42,6 +44,8 @@ def inspect(cli: CommandLine) -> None:
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
+    if isinstance(data.source, FileSource):
+        check_images(data.source, readable=bool(data.skipped))
 
 
 def _label_line(labels: Labels) -> str:
@@ -81,7 +85,9 @@ def _class_table(
     rows: list[list[str | Text]] = []
     for c in sorted(range(len(data.class_counts)), key=lambda c: -data.class_counts[c]):
         cells = [str(column[c]) for column in (data.class_counts, *counted.values())]
-        rows.append([Text(data.class_names[c]), *cells, *[f"{column[c]:.4g}" for column in computed.values()]])
+        rows.append(
+            [Text(printable(data.class_names[c])), *cells, *[f"{column[c]:.4g}" for column in computed.values()]]
+        )
     if len(rows) > 2 * MAX_ENDS:
         rows[MAX_ENDS:-MAX_ENDS] = [[f"{len(rows) - 2 * MAX_ENDS} more", *["…"] * (len(rows[0]) - 1)]]
     for row in rows:

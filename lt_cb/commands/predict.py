@@ -1,4 +1,4 @@
-"""``lt-cb predict``: writes the classes of a folder of images to ``predictions.csv``."""
+"""``lt-cb predict``: writes the classes of images to ``predictions.csv``."""
 
 import csv
 import sys
@@ -20,7 +20,7 @@ from lt_cb.runs.folder import RunDir, whole_file
 from lt_cb.text import printable, spreadsheet_safe
 
 IMAGES: Options = {
-    "images": (str | None, None, "Folder of images, searched with its subfolders."),
+    "images": (str | None, None, "An image, or a folder of images, searched with its subfolders."),
     "on_unreadable": (
         Literal["refuse", "skip"],
         "refuse",
@@ -55,7 +55,7 @@ def predict(cli: CommandLine) -> None:
     """Predict, and write file, class and probability of each image, and of further classes if asked for."""
     config = cli.config
     if config.images is None and cli.checkpoint is not None:
-        raise InputError("predict needs images: set --images to a folder of images.")
+        raise InputError("predict needs images: set --images to an image, or to a folder of images.")
     model = cli.make_model()
     set_prior(cli, model)
     classes = len(model.class_names)

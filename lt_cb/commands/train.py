@@ -1,5 +1,6 @@
 """``lt-cb fit``, ``validate`` and ``test``."""
 
+import copy
 import math
 import sys
 import warnings
@@ -13,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lt_cb.callbacks import ClassesToWandB, ResultFile, SaveLogits
 from lt_cb.callbacks.result import print_ending, trained_epochs
@@ -111,6 +113,7 @@ class Session:
             if (batches := self.data.accumulation(self.trainer.world_size)) is not None:
                 self.trainer.accumulate_grad_batches = self.cli.config.trainer.accumulate_grad_batches = batches
             check_training(model, self.data, self.trainer)
+            check_last_batch(model, self.data, self.trainer.world_size)
             check_validation(self.trainer, model, self.test_best)
         if content is None:
             return
@@ -242,6 +245,35 @@ def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trai
         rank_zero_warn(
             "The class weights and the sampler both favour rare classes, and compound: unless you mean it, set "
             "--model.loss.weighting null or --data.sampler null.",
+            stacklevel=1,
+        )
+
+
+def check_last_batch(model: LongTailedClassifier, data: LongTailedDataModule, devices: int) -> None:
+    """Drop a last training batch of one image, with a warning, if the network's batch norm needs two.
+
+    That is so where its last feature map is 1 x 1. Raises InputError if no batch would be left.
+    """
+    last = data.num_images % (devices * data.batch_size)
+    if data.batch_size > 1 and not 0 < last < 2 * devices:
+        return
+    if model.is_frozen or not any(isinstance(module, _BatchNorm) for module in model.backbone.modules()):
+        return
+    image = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(model.backbone).train()(image)
+    except ValueError:  # expected more than 1 value per channel
+        needs = f"the batch norm of this network needs at least 2 images of {data.image_size} pixels in training"
+        if data.batch_size == 1 or data.num_images == last:
+            raise InputError(
+                f"--data.batch_size is {data.batch_size} for {data.num_images} images on {devices} devices, but "
+                f"{needs}: set it to 2 or more, use fewer devices, or set a larger --data.image_size."
+            ) from None
+        data.drop_single = True
+        rank_zero_warn(
+            f"The last batch of an epoch has 1 image, but {needs}: it is left out, another image in each epoch. To use "
+            "all images, set another --data.batch_size.",
             stacklevel=1,
         )
 

@@ -143,6 +143,7 @@ class LongTailedDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.crop_padding, self.horizontal_flip = crop_padding, horizontal_flip
         self.augment = nn.Sequential(*augment) if augment else None
+        self.drop_single = False  # a last training batch of one image, which some networks cannot train on
         self.seed, self.subset_seed = seed, subset_seed
         self.val_fraction = 0.0 if self.source.has_val else val_fraction
         self.rows: dict[Split, Indices] = {}  # positions in the source of a split's images, once it is loaded
@@ -157,14 +158,14 @@ class LongTailedDataModule(LightningDataModule):
         names = self.class_names
         self.subset_counts = self.subset.class_counts(self.source.counts, names)
         self.class_counts = training_counts(self.subset_counts, self.val_fraction)
-        self.num_images = sum(self.class_counts)
+        self.num_images, self.num_unlabelled = sum(self.class_counts), 0
         if self.multi_label:
             labels = self.source.labels("train")
             check_labels(self.source, "train", labels)
             rows, held_out = self._chosen = choose(labels, self.subset, self.subset_counts, names, self.val_fraction)
             self.class_counts = count_labels(labels[rows], len(names))
             self.subset_counts = count_labels(labels[np.append(rows, held_out)], len(names))
-            self.num_images = len(rows)
+            self.num_images, self.num_unlabelled = len(rows), int((labels[rows] != 1).all(1).sum())
 
     def training_labels(self) -> Labels:
         """Return the labels of the training images, int8 of shape (N, C), if an image has several labels."""
@@ -299,6 +300,7 @@ class LongTailedDataModule(LightningDataModule):
             order=self._order if train and self.sampler else None,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            drop_single=self.drop_single,
         )
         if isinstance(loader, ResidentLoader) and positions is None:
             self._splits[split] = loader.images, loader.targets  # on their device, so that nothing is held twice

@@ -21,6 +21,11 @@ from lt_cb.errors import InputError
 Images = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RASTER = (  # formats that PIL decodes by itself; EPS, or IPTC around it, would start Ghostscript
+    *("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF", "QOI", "PSD", "ICO", "ICNS"),
+    *("DIB", "PCX", "DCX", "DDS", "BLP", "FTEX", "FITS", "FLI", "GBR", "SGI", "SUN", "MSP", "XBM", "XPM", "XVTHUMB"),
+    *("CUR", "IM", "IMT", "MCIDAS", "PIXAR", "PCD", "SPIDER", "TGA"),  # known by little: tried last
+)
 MAX_12_BIT = 4095
 MAX_OWN_SIZE = 256
 
@@ -32,8 +37,9 @@ class UnreadableError(InputError):
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file name has an extension that PIL reads, and is not hidden."""
-    return name[0] != "." and os.path.splitext(name)[1].lower() in Image.registered_extensions()
+    """Return whether a file name has an extension of a raster format, and is not hidden."""
+    kind = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
+    return name[0] != "." and kind in (*RASTER, "MPO")  # several JPEGs in one
 
 
 def own_size(files: Sequence[Path]) -> int | None:
@@ -88,7 +94,8 @@ def _converted(image: Image.Image, channels: int, file: Path) -> Image.Image:
         if 0 < values.max() <= MAX_12_BIT and not (worker and worker.id) and _warned_16_bit.acquire(blocking=False):
             rank_zero_warn(
                 f"'{file}' has 16 bits a pixel, but no value above {values.max()}: taken as 0 to 65535, it is almost "
-                "black. If it holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535."
+                "black. If it holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535.",
+                stacklevel=1,
             )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -102,7 +109,8 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would block for ever
             raise OSError("it is no regular file")
-        with Image.open(file) as image:
+        Image.init()
+        with Image.open(file, formats=[name for name in RASTER if name in Image.OPEN]) as image:
             yield image
     except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise UnreadableError(

@@ -87,7 +87,7 @@ def measure_all(
 
     Return correct images, int64, or with several labels an image the average precision, float64, of shape (C,).
     """
-    losses = {recipe: recipe.make(train.class_counts) for recipe in recipes}
+    losses = {recipe: recipe.make(train.class_counts, train.num_unlabelled) for recipe in recipes}
     solved = [recipe for recipe in recipes if recipe.loss != POST_HOC]  # post-hoc adjustment needs no solve
     path = solve_path(train, [losses[recipe] for recipe in solved], l2_strengths, COMPARISON_TOLERANCE)
     targets, measured = held_out.targets, {}
@@ -123,7 +123,7 @@ def held_out_logits(
     logits, targets = [], []
     for k in range(int(folds.max()) + 1):
         train, held_out = data.select(folds != k), data.select(folds == k)
-        loss = candidate.recipe.make(train.class_counts)
+        loss = candidate.recipe.make(train.class_counts, train.num_unlabelled)
         heads = solve_path(train, [loss], path, COMPARISON_TOLERANCE)[candidate.l2_strength]
         logits.append(heads.logits(held_out.features)[0])
         targets.append(held_out.targets)

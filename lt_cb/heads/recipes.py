@@ -28,10 +28,11 @@ class Recipe(NamedTuple):
         additions = (self.loss == "FocalLoss") + (self.beta is not None)
         return additions + (additions > 0)
 
-    def make(self, class_counts: Sequence[int]) -> Loss:
-        """Return the loss for class counts of shape (C,)."""
+    def make(self, class_counts: Sequence[int], num_unlabelled: int = 0) -> Loss:
+        """Return the loss for class counts of shape (C,), and a number of images without labels."""
         weighting = None if self.beta is None else EffectiveNumber(self.beta)
-        loss: Loss = getattr(losses, self.loss)(class_counts, weighting=weighting, **dict(self.options))
+        options = {**dict(self.options), **({"num_unlabelled": num_unlabelled} if num_unlabelled else {})}
+        loss: Loss = getattr(losses, self.loss)(class_counts, weighting=weighting, **options)
         return loss
 
     def config(self) -> dict[str, Any]:

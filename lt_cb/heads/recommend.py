@@ -86,7 +86,7 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     trial = cross_validate(train, assigned, setup.recipes, l2_strengths)
     choice = choose(trial.scores())
     recipe, l2_strength = choice.chosen
-    loss = recipe.make(data.class_counts)
+    loss = recipe.make(data.class_counts, data.num_unlabelled)
     held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths)
     thresholds = best_thresholds(*held_out).tolist() if data.multi_label else None
     temperature = 1.0 if data.multi_label else fit_temperature(loss, *held_out)

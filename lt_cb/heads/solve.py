@@ -85,6 +85,11 @@ class FeatureSet:
         """Images of each class, shape (C,)."""
         return count_labels(self.targets.numpy(), self.num_classes)
 
+    @property
+    def num_unlabelled(self) -> int:
+        """Images without labels."""
+        return int((self.targets != 1).all(1).sum()) if self.targets.ndim == 2 else 0
+
     def select(self, rows: Tensor) -> "FeatureSet":
         """Return the images where ``rows``, bool of shape (N,), is true."""
         return replace(self, features=self.features[rows], targets=self.targets[rows])

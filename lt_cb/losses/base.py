@@ -176,7 +176,8 @@ class Loss(nn.Module, ABC):
     def weigh(self, targets: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of the samples, shape (B,), and the targets to compute their losses from.
 
-        The weight of a sample is the mean weight of its known labels, each as strong as its target, and 1 without any.
+        The weight of a sample is the mean weight of its labels, each as strong as its target. A sample without labels
+        has `weight_without_labels`.
         The targets of a mixed label become t_c w_c / weight. Its weighted loss is then sum_c t_c w_c L_c, as in mixup
         and ``torch.nn.CrossEntropyLoss``. Targets stay as they are for a loss that is not linear in them, and in rows
         of several labels whose sum differs from 1 by 1 % or more.
@@ -187,13 +188,18 @@ class Loss(nn.Module, ABC):
         labels = targets.where(known, 0.0)
         total, weighted = labels.sum(1), labels * class_weights
         tiny = torch.finfo(total.dtype).tiny
-        weights = torch.where(total > 0, weighted.sum(1) / total.clamp(min=tiny), 1.0)
+        without = self.weight_without_labels(class_weights)
+        weights = torch.where(total > 0, weighted.sum(1) / total.clamp(min=tiny), without)
         if not self.linear_in_targets:
             return weights, targets
         mixed = weighted / weights.clamp(min=tiny)[:, None]
         if self.multi_label:
             mixed = mixed.where(known & ((total - 1.0).abs() < 0.01)[:, None], targets)
         return weights, mixed
+
+    def weight_without_labels(self, class_weights: Tensor) -> Tensor:
+        """Return the weight of a sample without labels, a scalar: the smallest class weight."""
+        return class_weights.min()
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Return the scores whose arg-max is the predicted class, shape (B, C): by default the logits."""
@@ -217,8 +223,8 @@ class Loss(nn.Module, ABC):
         values = None if values is None else values.to(torch.get_default_dtype())
         self.register_buffer(name, values, persistent=False)
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that create this loss again; each is the attribute of the same name."""
+    def argument_names(self) -> list[str]:
+        """Return the names of the arguments that create this loss."""
         names: dict[str, None] = {}
         for maker in (vars(cls)["__init__"] for cls in type(self).__mro__ if "__init__" in vars(cls)):
             _, *parameters = inspect.signature(maker).parameters.values()
@@ -229,7 +235,11 @@ class Loss(nn.Module, ABC):
                 names |= dict.fromkeys(typed[0].__annotations__)
             if typed or not options:
                 break
-        return {name: getattr(self, name) for name in names}
+        return list(names)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that create this loss again; each is the attribute of the same name."""
+        return {name: getattr(self, name) for name in self.argument_names()}
 
     def extra_repr(self) -> str:
         """Show the number of classes and the weighting."""

@@ -21,9 +21,12 @@ class SigmoidLossOptions(LossOptions, total=False):
             weight of its known labels, as in Cui et al. 2019. ``label``: both terms of the class, in every sample, as
             ``weight`` of ``torch.nn.BCEWithLogitsLoss``. ``positive``: the term of the class in samples that have the
             label, as ``pos_weight`` of the same torch loss. The last two do not allow ``weighted_mean``.
+        num_unlabelled: training images without labels. With weight_of ``sample``, they weigh as a class of so many
+            images. 0 means unknown: they have the smallest class weight.
     """
 
     weight_of: WeightOf
+    num_unlabelled: int
 
 
 class SigmoidLoss(Loss):
@@ -41,9 +44,10 @@ class SigmoidLoss(Loss):
 
     Args:
         class_counts, weighting, reduction: see `Loss`.
-        weight_of: ``sample``, ``label`` or ``positive``, see `SigmoidLossOptions`.
+        weight_of, num_unlabelled: see `SigmoidLossOptions`.
     """
 
+    unlabelled_weight: Tensor | None
     multi_label = True
 
     def __init__(
@@ -52,8 +56,14 @@ class SigmoidLoss(Loss):
         weighting: Weighting | None = None,
         weight_of: WeightOf = "sample",
         reduction: Reduction = "mean",
+        num_unlabelled: int = 0,
     ) -> None:
         super().__init__(class_counts, weighting, reduction)
+        if not isinstance(num_unlabelled, int) or num_unlabelled < 0:
+            raise InputError(
+                f"num_unlabelled is {num_unlabelled}, but must be a whole number of at least 0: give the number of "
+                "training images without labels, or 0 if it is unknown."
+            )
         if weight_of not in get_args(WeightOf):
             raise InputError(f"weight_of is '{weight_of}', but must be 'sample', 'label' or 'positive'.")
         if weight_of != "sample" and type(self).per_sample is not SigmoidLoss.per_sample:
@@ -66,8 +76,17 @@ class SigmoidLoss(Loss):
                 f"reduction is 'weighted_mean', but with weight_of '{weight_of}' a sample has no weight to divide by: "
                 "choose 'mean', or weight_of 'sample'."
             )
-        self.weight_of = weight_of
+        self.weight_of, self.num_unlabelled = weight_of, num_unlabelled
+        weight = None
+        if weighting is not None and num_unlabelled:
+            weight = weighting.weight_of_more(num_unlabelled, self.class_counts)
+        self.register_constant("unlabelled_weight", weight)
         self.prior_bias = -math.log(len(self.class_counts) - 1)
+
+    def weight_without_labels(self, class_weights: Tensor) -> Tensor:
+        """Return the weight of a class of ``num_unlabelled`` images, or the smallest class weight if 0."""
+        weight = self.unlabelled_weight
+        return super().weight_without_labels(class_weights) if weight is None else weight.to(class_weights.dtype)
 
     def present(self, logits: Tensor) -> Tensor:
         """Return the term of each class as a label that is present, shape (B, C)."""
@@ -111,7 +130,7 @@ class FocalLoss(SigmoidLoss):
     no other alpha. Value and gradient are finite for all logits and any gamma.
 
     Args:
-        class_counts, weighting, weight_of, reduction: see `SigmoidLoss`.
+        class_counts, weighting, weight_of, reduction, num_unlabelled: see `SigmoidLoss`.
         gamma: focusing parameter, at least 0; 0 gives `SigmoidLoss`.
     """
 
@@ -122,8 +141,9 @@ class FocalLoss(SigmoidLoss):
         weighting: Weighting | None = None,
         weight_of: WeightOf = "sample",
         reduction: Reduction = "mean",
+        num_unlabelled: int = 0,
     ) -> None:
-        super().__init__(class_counts, weighting, weight_of, reduction)
+        super().__init__(class_counts, weighting, weight_of, reduction, num_unlabelled)
         check_at_least("gamma", gamma, 0, "0 gives the sigmoid loss.")
         self.gamma = gamma
 

@@ -124,6 +124,12 @@ class Weighting(ABC):
             return weights * (counts.sum() / (counts @ weights))
         return weights
 
+    def weight_of_more(self, count: int, class_counts: Sequence[int] | Tensor) -> Tensor:
+        """Return the weight, a scalar, of a further class of ``count`` images, with the factor of ``class_counts``."""
+        counts = _as_counts([*class_counts, count]).clamp(min=1.0)
+        raw, weights = self.raw_weights(counts), self(class_counts)
+        return weights[0] * (raw[-1] / raw[0])
+
 
 class EffectiveNumber(Weighting):
     """Weights 1 / E_n, the inverse effective number of samples (Cui et al. 2019, equation 4).

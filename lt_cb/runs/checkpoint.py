@@ -16,6 +16,7 @@ from torch import Tensor
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.runs.folder import BEFORE, MAX_ALIASED, is_larger, parse_yaml
+from lt_cb.runs.record import LOSS_FACTS
 from lt_cb.runs.schema import PerClass, mismatch
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
@@ -140,7 +141,7 @@ def config(content: Mapping[str, Any]) -> dict[str, Any] | None:
             raise InputError("the configuration in the checkpoint is not that of a run: the checkpoint is damaged.")
     elif isinstance(hparams.get("loss"), dict):
         model = {key: value for key, value in hparams.items() if key not in (*DATA_FACTS, "_instantiator")}
-        options = {key: value for key, value in hparams["loss"]["init_args"].items() if key != "class_counts"}
+        options = {key: value for key, value in hparams["loss"]["init_args"].items() if key not in LOSS_FACTS}
         run = {"model": {**model, "loss": {**hparams["loss"], "init_args": options}}}
         if is_larger(run, MAX_ALIASED):
             raise InputError("the configuration in the checkpoint contains itself: the checkpoint is damaged.")
@@ -174,6 +175,7 @@ def class_facts(content: Mapping[str, Any]) -> dict[str, Any]:
         facts = {name: hparams[name] for name in DATA_FACTS if name != "multi_label"}
         options = hparams["loss"]["init_args"]
         facts |= {"multi_label": bool(hparams.get("multi_label")), "num_images": options.get("num_images")}
+        facts |= {"num_unlabelled": options.get("num_unlabelled", 0)}  # older checkpoints have none
         return {"class_counts": options["class_counts"], **facts}
     except (KeyError, TypeError) as error:
         raise InputError("the checkpoint does not name its classes and images: use one made by lt-cb fit.") from error

@@ -50,6 +50,7 @@ OBSERVERS = {
     *("ProgressBar", "RichProgressBar", "TQDMProgressBar", "ModelSummary", "RichModelSummary"),
     *("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor"),
 }
+LOSS_FACTS = ("class_counts", "num_images", "num_unlabelled")  # the data give them to a loss that takes them
 LIBRARIES = ("lt_cb", "lightning", "pytorch_lightning", "")  # "" is a class named without its module
 
 

@@ -41,6 +41,7 @@ class EpochLoader(ABC):
             for the default.
         rank: index of this process.
         world_size: number of processes.
+        drop_single: leave out the last batch of a training epoch if it has one image in some process.
         augment: applied to each training image, uint8 of shape (C, H, W), after crop and flip. Its random numbers
             depend on (seed, epoch) and the image's position in the epoch.
     """
@@ -57,6 +58,7 @@ class EpochLoader(ABC):
     rank: int = 0
     world_size: int = 1
     augment: Callable[[Tensor], Tensor] | None = None
+    drop_single: bool = False
 
     epoch = 0
     batch_sampler = None  # Lightning reads it from loaders that have a ``sampler``
@@ -80,6 +82,8 @@ class EpochLoader(ABC):
         """Number of images of this process in an epoch."""
         total = len(self.targets)
         last = total % (self.world_size * self.batch_size)  # over all processes
+        if self.train and self.drop_single and 0 < last < 2 * self.world_size:
+            return (total - last) // self.world_size
         if self.train and 0 < last < self.world_size:
             return -(-total // self.world_size)
         return len(range(self.rank, total, self.world_size))

@@ -1,10 +1,12 @@
 """Placement of images: on the device or in main memory if they fit, otherwise in their files."""
 
+import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
@@ -16,6 +18,9 @@ from lt_cb.data.sources.tree import find_images
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.hardware import available_cores, available_memory
+
+SHARED_MEMORY = "/dev/shm"  # batches of workers come through it
+PREFETCHED = 2  # batches that each worker of a DataLoader has ready
 
 
 def fits_in_memory(count: int, view: View, copies: int = 1) -> bool:
@@ -36,6 +41,32 @@ def fits_on_device(images: Tensor, device: torch.device) -> bool:
         return False
     otherwise = f"memory on {device}: they stay in main memory, and each batch is copied"
     return _fits(len(images), images.nbytes, free, otherwise)
+
+
+def fits_in_shared_memory(batch_size: int, workers: int, view: View, copies: int = 1) -> bool:
+    """Return whether the batches of workers, for training and validation at once, fit in shared memory; warn if not.
+
+    A worker that finds none left would wait for ever.
+    """
+    try:
+        space = os.statvfs(SHARED_MEMORY)
+    except OSError:  # not Linux
+        return True
+    free, batch = space.f_bavail * space.f_frsize, batch_size * view.size**2 * view.channels
+    needed = copies * 2 * (workers * PREFETCHED + 1) * batch
+    if workers and needed > free:
+        _warn_once(
+            f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but --data.num_workers {workers} needs "
+            f"{needed / 2**20:.0f} MiB: images are decoded without workers, which is slower. Enlarge it (docker run "
+            "--shm-size=8g), or lower --data.num_workers or --data.batch_size."
+        )
+    return not workers or needed <= free
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Warn, for the loaders of all splits together."""
+    rank_zero_warn(message, stacklevel=1)
 
 
 def _fits(count: int, needed: int, free: int, otherwise: str) -> bool:
@@ -66,30 +97,37 @@ def make_loader(
         place = device if fits_on_device(images, device) else torch.device("cpu")
         return ResidentLoader(images, targets, batch_size, device=place, **options)
     workers = max(1, available_cores() // copies) if num_workers is None else num_workers
+    if not fits_in_shared_memory(min(batch_size, len(images)), workers, view, copies):
+        workers = 0
     options |= {"view": view, "num_workers": workers, "pin_memory": device.type == "cuda"}
     return StreamingLoader(images, targets, batch_size, **options)
 
 
 def folder_loader(
-    folder: str,
+    place: str,
     view: View,
     batch_size: int = 128,
     num_workers: int | None = None,
     device: torch.device | str = "cpu",
     skip_unreadable: bool = False,
 ) -> tuple[list[Path], EpochLoader]:
-    """Return the N image files under a folder, sorted, and a loader that shows them in this order; targets are 0."""
-    if not folder:
-        raise InputError("predict needs images: set --images to a folder of images.")
-    files = find_images(Path(folder)) if Path(folder).is_dir() else []
+    """Return N image files, sorted, and a loader that shows them in this order; targets are 0.
+
+    ``place`` is one image file, or a folder that is searched with its subfolders.
+    """
+    if not place:
+        raise InputError("predict needs images: set --images to an image, or to a folder of images.")
+    if not Path(place).exists():
+        raise InputError(f"there is no file or folder '{place}': set --images to an image, or to a folder of images.")
+    files = find_images(Path(place)) if Path(place).is_dir() else [Path(place)]
     if not files:
-        raise InputError(f"there are no images in '{folder}': set --images to a folder of images.")
+        raise InputError(f"there are no images in '{place}': set --images to an image, or to a folder of images.")
     if skip_unreadable:
         unreadable = [files[row] for row in find_unreadable(files, view, "Checking images")]
         warn_of_skipped(unreadable)
         files = sorted(set(files) - set(unreadable))
         if not files:
-            raise InputError(f"no image in '{folder}' can be read: set --images to another folder.")
+            raise InputError(f"no image in '{place}' can be read: set --images to another folder.")
     images: Tensor | Paths = encode(files)
     if view.crop == "padded" and fits_in_memory(len(files), view):
         images = torch.from_numpy(load_images(files, view, "Decoding images"))

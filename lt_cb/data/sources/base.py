@@ -76,9 +76,11 @@ class FileSource(Source):
     Attributes:
         default_size: height and width that images are scaled to. None keeps square images of one size, of at most 256
             pixels, and scales others to 64.
+        annotated_apart: whether annotations are published apart from the images, and can be inspected without them.
     """
 
     default_size: int | None = None
+    annotated_apart: bool = False
 
     def __init__(self, root: str, listings: Mapping[Split, Listing]) -> None:
         super().__init__(root)
@@ -168,7 +170,8 @@ def check_classes(source: FileSource, remedy: str) -> None:
                 f"'{source.root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
             )
         if missing:
-            rank_zero_warn(f"'{source.root}' has no {split} images of {missing}: metrics of this split leave them out.")
+            without = f"'{source.root}' has no {split} images of {missing}"
+            rank_zero_warn(f"{without}: metrics of this split leave them out.", stacklevel=1)
 
 
 def check_labels(source: Source, split: Split, labels: Labels) -> None:

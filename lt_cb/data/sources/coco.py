@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
-from lt_cb.data.sources.listing import Listing, Split, distinct_names, encode, read_annotations
+from lt_cb.data.sources.checks import warn_of_repeated_paths
+from lt_cb.data.sources.listing import Listing, Split, data_folder, distinct_names, encode, read_annotations
 from lt_cb.errors import InputError
 
 FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -28,9 +29,10 @@ class COCO(FileSource):
     """
 
     default_size = 224
+    annotated_apart = True
 
     def __init__(self, root: str) -> None:
-        base = Path(os.path.expanduser(root))
+        base = data_folder(root)
         files = with_test({split: file for split in FOLDERS if (file := _find(base, split)) is not None})
         if missing := {"train", "test"} - files.keys():
             raise InputError(
@@ -39,6 +41,7 @@ class COCO(FileSource):
             )
         super().__init__(root, _list(base, files))
         check_classes(self, "add annotations, or leave the category out")
+        warn_of_repeated_paths(self)
 
 
 def _find(root: Path, split: Split) -> Path | None:

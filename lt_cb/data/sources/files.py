@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
-from lt_cb.data.sources.listing import Listing, Split, category_names, list_annotations, list_lines
+from lt_cb.data.sources.checks import warn_of_repeated_paths
+from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
-from lt_cb.data.sources.tree import list_tree
+from lt_cb.data.sources.tree import list_tree, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
 
 
 class ImageFolder(FileSource):
-    """Image files in ``root/{train,test}/<class>/``, in any format PIL reads, and validation images in ``val``.
+    """Image files in ``root/{train,test}/<class>/``, in any raster format of PIL, and validation images in ``val``.
 
     Classes are the folder names of ``train`` in alphabetical order. If another split has no image of a class, its means
     leave the class out. Without ``test``, ``val`` is the test split.
@@ -25,26 +26,30 @@ class ImageFolder(FileSource):
     test_folders: tuple[str, ...] = ("test", "val")
 
     def __init__(self, root: str) -> None:
-        base = Path(os.path.expanduser(root))
-        train = _list_folder(base / "train")
+        base = data_folder(root)
         existing = [name for name in self.test_folders if (base / name).is_dir()] or self.test_folders[:1]
-        others = [_by_classes_of(train, base / name) for name in existing]
+        others: list[str] = []  # files that are no images
+        try:
+            train = _list_folder(base / "train", others)
+            listings = [train, *[_by_classes_of(train, base / name, others) for name in existing]]
+        finally:  # a folder may have no other files
+            warn_of_others(others)
         names: tuple[Split, ...] = ("train", "test", "val")
-        super().__init__(root, dict(zip(names, [train, *others], strict=False)))
+        super().__init__(root, dict(zip(names, listings, strict=False)))
         check_classes(self, "add images, or remove the class folder")
 
 
-def _list_folder(folder: Path, least: int = 2) -> Listing:
+def _list_folder(folder: Path, others: list[str], least: int = 2) -> Listing:
     """Return the images in the class folders of a split, with paths that start from the folder above."""
-    listing = list_tree(folder, least)
+    listing = list_tree(folder, least, others)
     if not len(listing.labels):
         raise InputError(f"there are no images in the class folders of '{folder}': add some.")
     return listing._replace(paths=np.char.add(f"{folder.name}/".encode(), listing.paths))
 
 
-def _by_classes_of(train: Listing, folder: Path) -> Listing:
+def _by_classes_of(train: Listing, folder: Path, others: list[str]) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, least=1)
+    paths, labels, names = _list_folder(folder, others, least=1)
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise InputError(
@@ -69,10 +74,11 @@ class _Listed(FileSource):
     """Image files named by list files, in ``root`` or in a folder there, each read when it is needed."""
 
     default_size = 224
+    annotated_apart = True
     list_file: str
 
     def __init__(self, root: str) -> None:
-        self.root = Path(os.path.expanduser(root))
+        self.root = data_folder(root)
         super().__init__(root, {"train": self._read("train")})
 
     def listing(self, split: Split) -> Listing:
@@ -183,3 +189,4 @@ class Manifest(FileSource):
         if label_columns is None:
             warn_of_several(table, self.class_names)
         check_classes(self, "add some, or leave the label out")
+        warn_of_repeated_paths(self)

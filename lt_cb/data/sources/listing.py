@@ -20,6 +20,7 @@ Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which pro
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+MALFORMED = (ValueError, KeyError, TypeError, RecursionError, OverflowError)  # of JSON without what is needed
 
 
 class Listing(NamedTuple):
@@ -30,14 +31,28 @@ class Listing(NamedTuple):
     class_names: list[str]  # C names; some classes may have no file here
 
 
-def encode(paths: Iterable[str | Path]) -> Paths:
+def encode(paths: Iterable[str | bytes | Path]) -> Paths:
     """Return paths as one array."""
-    return np.array([os.fsencode(path) for path in paths], bytes)
+    try:
+        return np.array([os.fsencode(path) for path in paths], bytes)
+    except UnicodeEncodeError as error:  # JSON can escape half a character
+        raise InputError(
+            f"'{error.object}' cannot be the name of a file ({error.reason}): correct the list."
+        ) from error
 
 
 def as_paths(paths: Paths) -> list[Path]:
     """Return the paths of an array."""
     return [Path(os.fsdecode(path)) for path in paths.tolist()]
+
+
+def data_folder(root: str) -> Path:
+    """Return the path of a folder of data that must exist."""
+    folder = Path(os.path.expanduser(root))
+    if not folder.is_dir():
+        problem = f"'{root}' is a file, not a folder" if folder.exists() else f"there is no folder '{root}'"
+        raise InputError(f"{problem}: set --data.root to the folder of the data.")
+    return folder
 
 
 def check_is_file(file: Path) -> None:
@@ -69,11 +84,20 @@ def read_annotations(file: Path) -> tuple[list[str], Indices, list[tuple[int, st
         column = {category: label for label, (category, _) in enumerate(categories)}
         row = {image["id"]: position for position, image in enumerate(content["images"])}
         names = [str(image["file_name"]) for image in content["images"]]
-        pairs = [(row[entry["image_id"]], column[entry["category_id"]]) for entry in content["annotations"]]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        given = [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]]
+        unknown = [entry for entry in given if entry[0] not in row or entry[1] not in column]
+    except MALFORMED as error:
+        why = f"no {error}" if isinstance(error, KeyError) else error
         raise InputError(
-            f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again."
+            f"'{file}' is no annotation file with images, annotations and categories ({why}): fetch it again."
         ) from error
+    if unknown:
+        image, category = unknown[0]
+        raise InputError(
+            f"{len(unknown)} of {len(given)} annotations of '{file}' have an image or category that the file does not "
+            f"list, such as image {image!r}, category {category!r}: complete its lists, or remove the annotations."
+        )
+    pairs = [(row[image], column[category]) for image, category in given]
     if not pairs:
         raise InputError(f"'{file}' has no annotated image: set --data.root to another file.")
     if len(row) < len(names) or len(column) < len(categories):
@@ -97,7 +121,7 @@ def category_names(file: Path, default: list[str]) -> list[str]:
     """Return the names in a JSON list of categories, by id, or the default unless they are distinct and as many."""
     try:
         names = [name for _, name in sorted((entry["id"], entry["name"]) for entry in json.loads(file.read_bytes()))]
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         return default
     return names if len(set(names)) == len(default) else default
 

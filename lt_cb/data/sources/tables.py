@@ -1,6 +1,7 @@
 """Tables of image files, CSV or Parquet, with a class, several labels, or a column for each label."""
 
 import math
+import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -44,7 +45,7 @@ def list_table(
         labels, names = _by_name(columns[named], separator)
     else:
         labels, names = _by_column(file, columns, label_columns or others)
-    paths = encode(map(str, columns["path"]))
+    paths = encode(path if isinstance(path, bytes) else str(path) for path in columns["path"])
     splits = np.array([_text(split).lower() for split in columns["split"]], str)
     if unknown := set(splits.tolist()) - set(SPLITS):
         raise InputError(f"'{file}' has split '{min(unknown)}', but allowed are train, val and test.")
@@ -52,7 +53,9 @@ def list_table(
 
 
 def _text(value: object) -> str:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return (os.fsdecode(value) if isinstance(value, bytes) else str(value)).strip()  # Parquet has bytes
 
 
 def _names_in(cell: object, separator: str | None) -> list[str]:
@@ -101,7 +104,8 @@ def warn_of_several(file: Path, names: Sequence[str]) -> None:
     remedies = {SEPARATOR: "call the column labels instead of label", **remedies}
     for name, (sign, remedy) in product(names, remedies.items()):
         if sign in name and {part.strip() for part in name.split(sign)} <= known:
-            rank_zero_warn(f"a label of '{file}' is '{name}', taken for one name: if it is several labels, {remedy}.")
+            given = f"a label of '{file}' is '{name}', taken for one name"
+            rank_zero_warn(f"{given}: if it is several labels, {remedy}.", stacklevel=1)
             return
 
 

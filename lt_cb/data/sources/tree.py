@@ -1,21 +1,41 @@
 """Folders of images: find the files, and list a tree with a folder for each class."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
 from lt_cb.data.sources.listing import Listing, encode
-from lt_cb.errors import InputError
+from lt_cb.errors import InputError, enumerate_names
+
+# files that often lie among images: hidden, or made by a file manager, or on the data
+ACCOMPANYING = re.compile(r"(^|/)(\.|(thumbs\.db|desktop\.ini|(readme|licen[sc]e|copying)(\..*)?)$)", re.IGNORECASE)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the image files under a folder, sorted."""
-    return sorted(Path(place, name) for place, names in walk(folder) for name in names if is_image(name))
+    """Return the image files under a folder, sorted; warn of other files."""
+    files = [Path(place, name) for place, names in walk(folder) for name in names]
+    warn_of_others([str(file) for file in files if is_other(file.relative_to(folder))])
+    return sorted(file for file in files if is_image(file.name))
+
+
+def is_other(file: Path) -> bool:
+    """Return whether a file, relative to its folder, may have been meant as an image, but is not named as one."""
+    return not is_image(file.name) and ACCOMPANYING.search(file.as_posix()) is None
+
+
+def warn_of_others(files: Sequence[str]) -> None:
+    """Warn of files that are no images, if there are any."""
+    if files:
+        are = "1 file is no image" if len(files) == 1 else f"{len(files)} files are no images"
+        remedy = f"going by the name: {enumerate_names(sorted(files))}. Skipped; convert images to JPEG or PNG."
+        rank_zero_warn(f"{are} that can be read, {remedy}", stacklevel=1)
 
 
 def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
@@ -38,8 +58,11 @@ def _refuse(error: OSError) -> NoReturn:
     raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): change its permissions.") from error
 
 
-def list_tree(folder: Path, least: int = 2) -> Listing:
-    """Return the images in at least ``least`` class folders, by class in alphabetical order, then by path."""
+def list_tree(folder: Path, least: int = 2, others: list[str] | None = None) -> Listing:
+    """Return the images in at least ``least`` class folders, by class in alphabetical order, then by path.
+
+    Files that are no images are added to ``others``.
+    """
     if not folder.is_dir():
         raise InputError(
             f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
@@ -50,6 +73,9 @@ def list_tree(folder: Path, least: int = 2) -> Listing:
     for label, name in enumerate(progress(names, f"Finding images in {folder}", len(names))):
         places = [(os.path.relpath(place, folder), files) for place, files in walk(folder / name, folder)]
         paths += sorted(f"{place}/{file}" for place, files in places for file in files if is_image(file))
+        if others is not None:
+            found = [Path(place, file) for place, files in places for file in files]
+            others += [str(folder / file) for file in found if is_other(file)]
         labels += [label] * (len(paths) - len(labels))
     return Listing(encode(paths), np.array(labels, np.int64), names)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.runs.folder import flatten
-from lt_cb.runs.record import LIBRARIES, SHOTS, Record, training_callbacks
+from lt_cb.runs.record import LIBRARIES, LOSS_FACTS, SHOTS, Record, training_callbacks
 from lt_cb.task import Task
 
 CALLBACKS, STAGE, LENGTH = "trainer.callbacks", "model.second_stage", "trainer.max_epochs"
@@ -114,7 +114,7 @@ def details_of(record: Record, settings: Mapping[str, Any]) -> dict[str, str]:
         classes = hashlib.sha256(json.dumps(record.class_names).encode()).hexdigest()[:6]
     details = {"data.classes": classes}
     for key, value in settings.items():
-        of_loss = key.startswith("model.loss.") and key.rpartition(".")[2] != "num_images"
+        of_loss = key.startswith("model.loss.") and key.rpartition(".")[2] not in LOSS_FACTS
         custom = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.\w+)+", value) is not None
         if of_loss or (custom and key.startswith(("model.", "data.")) and value.partition(".")[0] not in LIBRARIES):
             details[key] = str(value)
