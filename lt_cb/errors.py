@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from lt_cb.text import printable
+
 
 class InputError(ValueError):
     """Wrong value from the user. The message names the value, the allowed values and the remedy."""
@@ -45,7 +47,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def enumerate_names(names: Sequence[str]) -> str:
     """Return the names in quotes, shortened to the first ten."""
-    shown = ", ".join(f"'{name}'" for name in names[:10])
+    shown = ", ".join(f"'{printable(name)}'" for name in names[:10])
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
 
 

@@ -239,7 +239,7 @@ def test_names_that_are_not_utf_8(
     )
     with pytest.warns(UserWarning, match="2 images|1 images|1 file") as caught:
         main(["inspect", *data, "--data.on_unreadable=skip"])
-    assert sum("\udcff.heic'" in str(warning.message) for warning in caught) == 1
+    assert sum(r"\udcff.heic'" in str(warning.message) for warning in caught) == 1
     assert r"cat\udcff" in capsys.readouterr().out
     os.remove(b"odd/train/cat\xff/y\xff.png")
     tiny = [
