@@ -109,9 +109,8 @@ def test_a_table_from_fit_to_predictions(table: Path, capsys: pytest.CaptureFixt
         above = row["classes"].split(";") if row["classes"] else []
         assert sorted(above) == sorted(NAMES[c] for c in np.flatnonzero(z >= expected))
         assert above == sorted(above, key=lambda name: -float(row[name]))  # stable: equal digits in any order
-        assert [float(v) for v in row["probabilities"].split(";") if v] == pytest.approx(
-            [p[NAMES.index(name)] for name in above], abs=1e-4
-        )
+        given = [float(value) for value in row["probabilities"].split(";") if value]
+        assert given == pytest.approx([p[NAMES.index(name)] for name in above], abs=1e-4)
 
     capsys.readouterr()
     main(["test", "--ckpt_path", checkpoint])  # beside the training, whose validation is that of its checkpoint
