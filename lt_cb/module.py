@@ -2,14 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.data.loaders.epoch import seed_of
 from lt_cb.errors import InputError
@@ -28,9 +30,21 @@ from lt_cb.models import (
 )
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
-from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_fraction, training_progress
+from lt_cb.schedule import (
+    BY_STEP,
+    ReduceLROnPlateau,
+    StepwiseSchedule,
+    WarmupMultiStep,
+    check_fraction,
+    monitor_of,
+    planned_steps,
+    training_progress,
+)
 from lt_cb.task import Task
 
+LRSchedulerCallable = (
+    Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
+)  # a name of both is ours
 COMPILED_STEPS = 5_000  # training steps that make up for a minute of compilation
 
 
@@ -49,8 +63,8 @@ class LongTailedClassifier(EvaluatedModule):
         backbone_args: further keyword arguments of the backbone.
         optimizer: factory, called with parameter groups. The default is SGD with a rate of 0.1, momentum 0.9 and
             weight decay 2e-4, as in Cui et al. 2019.
-        lr_scheduler: factory, called with the optimiser. Schedules of `lt_cb.schedule` step every batch, others every
-            epoch.
+        lr_scheduler: factory, called with the optimiser. Schedules of `lt_cb.schedule`, ``OneCycleLR`` and
+            ``CyclicLR`` go on after each step, ``ReduceLROnPlateau`` after a validation, others after each epoch.
         metrics: further metrics for ``val`` and ``test``, named by their class, as factories of the number of classes,
             for example ``torchmetrics.classification.MulticlassF1Score``. They see probabilities, (B, C), and targets.
         drw_start: fraction of the training, in [0, 1], before the class weights of the loss count (deferred
@@ -186,7 +200,9 @@ class LongTailedClassifier(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         """Record or compile the backbone on an NVIDIA GPU; use float32 for small bfloat16 images on a CPU."""
-        device = self.trainer.strategy.root_device.type
+        device, callbacks = self.trainer.strategy.root_device.type, self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, ModelPruning) for callback in callbacks):  # its views are of contiguous weights
+            self.backbone.to(memory_format=torch.contiguous_format)
         if device == "cpu" and self.trainer.precision == "bf16-mixed":
             spare_small_images(self.backbone)
         self.graph = None
@@ -194,6 +210,8 @@ class LongTailedClassifier(EvaluatedModule):
             return
         if isinstance(self.backbone, ResNetCifar):
             own_forward = type(self).forward is not LongTailedClassifier.forward
+            replaced = ModelPruning | StochasticWeightAveraging | BaseFinetuning  # weights, buffers, what is trained
+            own_forward = own_forward or any(isinstance(callback, replaced) for callback in callbacks)
             if not (own_forward or self.is_frozen or self.trainer.world_size > 1):
                 self.graph = TrainingGraph(self.backbone)
         elif self.trainer.estimated_stepping_batches >= COMPILED_STEPS:
@@ -204,9 +222,28 @@ class LongTailedClassifier(EvaluatedModule):
         """Free the memory of the CUDA graphs."""
         self.graph = None
 
+    def on_train_start(self) -> None:
+        """Give a schedule in fractions its length, which a BatchSizeFinder can have changed."""
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            if isinstance(scheduler, StepwiseSchedule) and not scheduler.has_own_length:
+                scheduler.total_steps = int(planned_steps(self.trainer, self.trainer.num_training_batches))
+
+    @property
+    def lr(self) -> float:
+        """Learning rate at the start of the schedule, which Lightning's LearningRateFinder sets."""
+        return float(self.trainer.optimizers[0].param_groups[0]["initial_lr"])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        for group in self.trainer.optimizers[0].param_groups:
+            group["initial_lr"] = group["lr"] = rate
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [rate] * len(self.trainer.optimizers[0].param_groups)
+
     def on_train_epoch_start(self) -> None:
         """Switch on the class weights of the loss from ``drw_start`` on."""
         self._losses.clear()
+        self.train_loss.reset()
         if self.drw_start > 0.0:
             self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.drw_start
 
@@ -257,7 +294,8 @@ class LongTailedClassifier(EvaluatedModule):
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch; raise InputError if it is not finite."""
         loss = self.train_loss.compute()
-        if not loss.isfinite():
+        searches = any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if not loss.isfinite() and not searches:
             first = next(((step, rate) for step, rate, value in self._losses if not value.isfinite()), None)
             when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
             raise InputError(
@@ -265,7 +303,6 @@ class LongTailedClassifier(EvaluatedModule):
                 "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
             )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        self.train_loss.reset()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups with and without weight decay; a bias that starts from the prior has none."""
@@ -283,12 +320,13 @@ class LongTailedClassifier(EvaluatedModule):
         optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.make_scheduler(optimizer)
         config: LRSchedulerConfigType = {"scheduler": scheduler}
-        if isinstance(scheduler, StepwiseSchedule):
+        if isinstance(scheduler, StepwiseSchedule) and not scheduler.has_own_length:
             training_progress(self.trainer, 0)
-            scheduler.total_steps = scheduler.total_steps or int(self.trainer.estimated_stepping_batches)
+        if isinstance(scheduler, BY_STEP):
             config["interval"] = "step"
-        elif isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = scheduler.monitor
+        elif isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+            config["monitor"] = monitor = monitor_of(scheduler)
+            config["frequency"] = (monitor.startswith("val/") and self.trainer.check_val_every_n_epoch) or 1
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def start_from(self, content: checkpoints.Content) -> None:

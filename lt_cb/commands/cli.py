@@ -4,6 +4,7 @@ import importlib
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lt_cb.runs.folder import RunDir
 from lt_cb.task import ONE_LABEL, SEVERAL_LABELS
 
 register_type(torch.device, str, torch.device, fail_already_registered=False)  # an option of callbacks
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))  # likewise
 CLASS_OPTIONS = (
     *("model.loss", "model.optimizer", "model.lr_scheduler", "model.second_stage", "model.mix"),
     *("data.source", "data.sampler"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb.errors import InputError, file_error
@@ -19,6 +20,7 @@ from lt_cb.text import printable
 WARNINGS = (
     *(r"isinstance\(treespec, LeafSpec\)", "smaller than the logging interval"),  # metrics are logged by epoch
     *("The dirpath has changed from", "is not supported by the model summary"),  # a test has its own run folder
+    "You're resuming from a checkpoint that ended before",  # `fit` says what happens
 )
 LOGGED = (
     *("Tip: For seamless", "TPU available", "HPU available"),
@@ -55,7 +57,15 @@ def run_command(command: Callable[[], None]) -> None:
 
 def input_error(error: BaseException) -> str | None:
     """Return the sentence for an error that the input has caused, None for any other error."""
-    return file_error(error) or next((str(cause) for cause in causes(error) if isinstance(cause, InputError)), None)
+    wrong = next((str(cause) for cause in causes(error) if isinstance(cause, InputError)), None)
+    return file_error(error) or wrong or next(filter(None, map(_refused_by_lightning, causes(error))), None)
+
+
+def _refused_by_lightning(error: BaseException) -> str | None:
+    """Return the sentence for a combination of options that Lightning refuses, None for other errors."""
+    text = " ".join(str(error).split())
+    refused = isinstance(error, MisconfigurationException) or text.startswith("Early stopping conditioned on metric")
+    return f"Lightning refuses this training ({text}): change --trainer." if refused else None
 
 
 def _lost_process(error: BaseException) -> str | None:
