@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.data.loaders.epoch import seed_of
@@ -31,20 +31,18 @@ from lt_cb.models import (
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
 from lt_cb.schedule import (
-    BY_STEP,
     ReduceLROnPlateau,
     StepwiseSchedule,
     WarmupMultiStep,
     check_fraction,
-    monitor_of,
     planned_steps,
     training_progress,
+    when_to_step,
 )
 from lt_cb.task import Task
 
-LRSchedulerCallable = (
-    Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
-)  # a name of both is ours
+# of several classes named ReduceLROnPlateau, the command line takes the first
+LRSchedulerCallable = Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
 COMPILED_STEPS = 5_000  # training steps that make up for a minute of compilation
 
 
@@ -210,9 +208,11 @@ class LongTailedClassifier(EvaluatedModule):
             return
         if isinstance(self.backbone, ResNetCifar):
             own_forward = type(self).forward is not LongTailedClassifier.forward
-            replaced = ModelPruning | StochasticWeightAveraging | BaseFinetuning  # weights, buffers, what is trained
-            own_forward = own_forward or any(isinstance(callback, replaced) for callback in callbacks)
-            if not (own_forward or self.is_frozen or self.trainer.world_size > 1):
+            changes = (
+                ModelPruning | StochasticWeightAveraging | BaseFinetuning
+            )  # they replace what a graph has recorded
+            changed = any(isinstance(callback, changes) for callback in callbacks)
+            if not (own_forward or changed or self.is_frozen or self.trainer.world_size > 1):
                 self.graph = TrainingGraph(self.backbone)
         elif self.trainer.estimated_stepping_batches >= COMPILED_STEPS:
             torch._dynamo.config.suppress_errors = True  # a part that cannot be compiled runs uncompiled
@@ -224,9 +224,9 @@ class LongTailedClassifier(EvaluatedModule):
 
     def on_train_start(self) -> None:
         """Give a schedule in fractions its length, which a BatchSizeFinder can have changed."""
-        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
-            if isinstance(scheduler, StepwiseSchedule) and not scheduler.has_own_length:
-                scheduler.total_steps = int(planned_steps(self.trainer, self.trainer.num_training_batches))
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, StepwiseSchedule) and not config.scheduler.has_own_length:
+                config.scheduler.total_steps = int(planned_steps(self.trainer, self.trainer.num_training_batches))
 
     @property
     def lr(self) -> float:
@@ -319,15 +319,10 @@ class LongTailedClassifier(EvaluatedModule):
         """Return optimiser and scheduler; raise InputError if the schedule needs an end, but training has none."""
         optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.make_scheduler(optimizer)
-        config: LRSchedulerConfigType = {"scheduler": scheduler}
         if isinstance(scheduler, StepwiseSchedule) and not scheduler.has_own_length:
             training_progress(self.trainer, 0)
-        if isinstance(scheduler, BY_STEP):
-            config["interval"] = "step"
-        elif isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-            config["monitor"] = monitor = monitor_of(scheduler)
-            config["frequency"] = (monitor.startswith("val/") and self.trainer.check_val_every_n_epoch) or 1
-        return {"optimizer": optimizer, "lr_scheduler": config}
+            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": when_to_step(scheduler, self.trainer)}  # type: ignore[return-value]
 
     def start_from(self, content: checkpoints.Content) -> None:
         """Load the weights of a checkpoint's network; some second stages start with a new classifier."""

@@ -151,3 +151,13 @@ def monitor_of(scheduler: lr_scheduler.ReduceLROnPlateau) -> str:
 
 
 BY_STEP = (StepwiseSchedule, OneCycleLR, CyclicLR)  # schedules that go on after each optimiser step
+
+
+def when_to_step(scheduler: LRScheduler, trainer: "Trainer") -> dict[str, Any]:
+    """Return Lightning's configuration of a schedule: whether it goes on after a step, an epoch or a validation."""
+    if isinstance(scheduler, BY_STEP):
+        return {"scheduler": scheduler, "interval": "step"}
+    if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        return {"scheduler": scheduler}
+    every = trainer.check_val_every_n_epoch if monitor_of(scheduler).startswith("val/") else 1
+    return {"scheduler": scheduler, "monitor": monitor_of(scheduler), "frequency": every or 1}

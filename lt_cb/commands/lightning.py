@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     LearningRateFinder,
     ModelCheckpoint,
+    OnExceptionCheckpoint,
 )
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
@@ -63,6 +65,9 @@ def check_features(
             "BackboneFinetuning would freeze the classifier too, which is a part of --model.backbone: leave it out, or "
             "train a head on a frozen network with lt-cb recommend."
         )
+    for saved in (Path(c.ckpt_path) for c in callbacks if isinstance(c, OnExceptionCheckpoint)):
+        if resumed is None and saved.is_file():  # Lightning would resume from it
+            raise InputError(f"'{saved}' is of a training that failed: resume it with --ckpt_path, or delete it.")
     finder = next((c for c in callbacks if isinstance(c, BatchSizeFinder | LearningRateFinder)), None)
     if finder is not None and resumed is not None:
         raise InputError(
@@ -80,12 +85,12 @@ def check_features(
 
 
 def _check_limits(trainer: Trainer, data: LongTailedDataModule) -> int:
-    """Return the training batches of an epoch; raise InputError if a limit leaves none, or is beyond the epoch."""
+    """Check limits of batches, and return the training batches of an epoch; 0 if a custom loader makes them."""
     loaders = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}
     limits = {split: getattr(trainer, f"limit_{split}_batches") for split in loaders}
     batches = math.ceil(math.ceil(data.num_images / trainer.world_size) / data.batch_size)
     if type(data).train_dataloader is not LongTailedDataModule.train_dataloader:
-        batches = len(data.train_dataloader())
+        return 0
     for split, limit in limits.items():
         if isinstance(limit, float) and 0.0 < limit < 1.0:
             length = batches if split == "train" else math.ceil(len(loaders[split]()) / trainer.world_size)
@@ -111,7 +116,7 @@ def _why_no_validation(trainer: Trainer, batches: int) -> str | None:
         return "--trainer.limit_val_batches is 0"
     if every is not None and epochs is not None and 0 < epochs < every:
         return f"--trainer.check_val_every_n_epoch is {every}, but --trainer.max_epochs {epochs}"
-    if trainer.max_steps < 0 or not isinstance(interval, int | float):
+    if trainer.max_steps < 0 or not batches or not isinstance(interval, int | float):
         return None
     accumulated = trainer.accumulate_grad_batches
     whole, rest = divmod(trainer.max_steps, math.ceil(batches / accumulated))
@@ -124,6 +129,8 @@ def _why_no_validation(trainer: Trainer, batches: int) -> str | None:
 def _check_length(scheduler: LRScheduler, trainer: Trainer, batches: int, resumed: Mapping[str, Any] | None) -> None:
     """Check that a schedule of torch has the length of the training, in steps or in epochs."""
     name, steps = type(scheduler).__name__, planned_steps(trainer, batches)
+    if not batches:
+        return
     if isinstance(scheduler, OneCycleLR):
         kept = resumed["lr_schedulers"] if resumed else []
         total = int(kept[0].get("total_steps", scheduler.total_steps)) if kept else scheduler.total_steps
@@ -149,16 +156,16 @@ def _check_monitors(
     """Check that callbacks and schedule monitor metrics which the run logs when they need them."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     monitors: list[tuple[Any, Any]] = [(callback, getattr(callback, "monitor", None)) for callback in callbacks]
+    monitors = [(callback, monitor) for callback, monitor in monitors if isinstance(monitor, str)]
     if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
         monitors.append((scheduler, monitor_of(scheduler)))
-    names = model.metric_names()
+    names = model.metric_names() if monitors else []
     may_log_more = not all(type(x).__module__.startswith(("lt_cb.", "lightning.")) for x in (model, *callbacks))
     for watcher, monitor in monitors:
-        if not isinstance(monitor, str):
+        if isinstance(watcher, ModelCheckpoint) and monitor in ("epoch", "step"):
             continue
         who = f"{type(watcher).__name__} monitors '{monitor}'"
-        progress = ("epoch", "step") if isinstance(watcher, ModelCheckpoint) else ()
-        if monitor not in (*names, *progress) and not may_log_more:
+        if monitor not in names and not may_log_more:
             raise InputError(
                 f"{who}, which is no metric of this run: choose {', '.join(names)}.{did_you_mean(monitor, names)}"
             )

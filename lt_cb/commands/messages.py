@@ -19,8 +19,10 @@ from lt_cb.text import printable
 
 WARNINGS = (
     *(r"isinstance\(treespec, LeafSpec\)", "smaller than the logging interval"),  # metrics are logged by epoch
-    *("The dirpath has changed from", "is not supported by the model summary"),  # a test has its own run folder
+    "The dirpath has changed from",  # a test has its own run folder
+    *("callbacks used to create the checkpoint", "is not supported by the model summary"),
     "You're resuming from a checkpoint that ended before",  # `fit` says what happens
+    *(r"`.fit\(ckpt_path=None\)` was called", "there is no last checkpoint available"),  # of OnExceptionCheckpoint
 )
 LOGGED = (
     *("Tip: For seamless", "TPU available", "HPU available"),

@@ -136,13 +136,13 @@ class Session:
         averages = any(str(key).startswith("StochasticWeightAveraging") for key in content["callbacks"])
         if averages and done == self.cli.trained.get("trainer", {}).get("max_epochs") != asked:
             raise InputError(
-                "the checkpoint has the average of StochasticWeightAveraging, with which its training ended: train anew "
-                "for longer."
+                "the checkpoint has the average of StochasticWeightAveraging, with which its training ended: to train "
+                "for longer, train anew."
             )
         if is_within_epoch(content) and done != asked:
             rank_zero_warn(
-                f"The checkpoint was saved within epoch {done}: Lightning cannot resume there, so that images of this "
-                "epoch are left out.",
+                "The checkpoint was saved in the middle of an epoch: Lightning cannot resume there, so that some "
+                "images are left out of this epoch.",
                 stacklevel=1,
             )
 
