@@ -77,7 +77,7 @@ class EvaluatedModule(LightningModule):
         self.eval_metrics = MetricCollection([make(self.num_classes) for make in metrics])
 
     def metric_names(self) -> list[str]:
-        """Return the names of the metrics that a training logs. Extend it if your class logs more."""
+        """Return the names of the metrics that a training logs."""
         evaluator = self.task.evaluator(self.num_classes, self.groups)
         shape = (1, self.num_classes)
         evaluator.update(torch.zeros(shape), torch.zeros(shape if self.multi_label else 1, dtype=torch.int64))

@@ -74,6 +74,8 @@ def check_features(
             f"{type(finder).__name__} would start the training again: to resume, leave it out of --trainer.callbacks, "
             "and set --data.batch_size or --model.optimizer.lr to what it found."
         )
+    if isinstance(finder, BatchSizeFinder) and trainer.world_size > 1:
+        raise InputError("BatchSizeFinder works in one process: set --trainer.devices 1 and --trainer.strategy auto.")
     batches = _check_limits(trainer, data)
     if finder is not None and isinstance(scheduler, OneCycleLR | CyclicLR):
         raise InputError(
