@@ -95,7 +95,7 @@ class LongTailedClassifier(EvaluatedModule):
         backbone: str = "resnet32",
         backbone_args: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
-        lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupMultiStep(optimizer),
+        lr_scheduler: LRSchedulerCallable = WarmupMultiStep,
         metrics: list[MetricFactory] | None = None,
         drw_start: float = 0.0,
         decay_1d: bool = True,
