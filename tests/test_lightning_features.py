@@ -171,14 +171,14 @@ def test_a_plateau_is_looked_for_when_its_metric_is_there(name: str, options: li
     one = [
         *FLAT,
         SPY,
-        "--trainer.limit_train_batches=1",
+        "--trainer.limit_train_batches=2",
         "--trainer.max_epochs=5",
         "--trainer.check_val_every_n_epoch=2",
     ]
     fit(*given, *one)
     every = 1 if options == ["monitor=train/loss"] else 2
     falls = [max((epoch // every) - 1, 0) for epoch in range(5)]
-    assert Steps.rates == pytest.approx([0.1 * 0.1**fall for fall in falls])
+    assert Steps.rates[::2] == pytest.approx([0.1 * 0.1**fall for fall in falls])
 
 
 @pytest.mark.parametrize("length", [["total_steps=6"], ["epochs=2", "steps_per_epoch=3"]])
