@@ -76,6 +76,14 @@ class EvaluatedModule(LightningModule):
         self.evaluator = self.task.evaluator(self.num_classes, self.groups)
         self.eval_metrics = MetricCollection([make(self.num_classes) for make in metrics])
 
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics that a training logs."""
+        evaluator = self.task.evaluator(self.num_classes, self.groups)
+        shape = (1, self.num_classes)
+        evaluator.update(torch.zeros(shape), torch.zeros(shape if self.multi_label else 1, dtype=torch.int64))
+        names = ["loss", *evaluator.compute().metrics, *self.eval_metrics]
+        return ["train/loss", *(f"val/{name}" for name in names)]
+
     def set_prior(self, prior: Tensor) -> None:
         """Evaluate and predict for another class prior than the loss assumes, see `lt_cb.losses.prior`.
 

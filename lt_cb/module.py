@@ -2,14 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.data.loaders.epoch import seed_of
 from lt_cb.errors import InputError
@@ -29,9 +31,20 @@ from lt_cb.models import (
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
 from lt_cb.runs.record import LOSS_FACTS
-from lt_cb.schedule import StepwiseSchedule, WarmupMultiStep, check_fraction, training_progress
+from lt_cb.schedule import (
+    ReduceLROnPlateau,
+    StepwiseSchedule,
+    WarmupMultiStep,
+    check_fraction,
+    planned_steps,
+    training_progress,
+    when_to_step,
+)
 from lt_cb.task import Task
 
+# of several classes named ReduceLROnPlateau, the command line takes the first
+LRSchedulerCallable = Callable[[Optimizer], ReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
+REPLACES_WEIGHTS = (ModelPruning, StochasticWeightAveraging, BaseFinetuning)  # after a CUDA graph has recorded them
 COMPILED_STEPS = 5_000  # training steps that make up for a minute of compilation
 
 
@@ -50,8 +63,8 @@ class LongTailedClassifier(EvaluatedModule):
         backbone_args: further keyword arguments of the backbone.
         optimizer: factory, called with parameter groups. The default is SGD with a rate of 0.1, momentum 0.9 and
             weight decay 2e-4, as in Cui et al. 2019.
-        lr_scheduler: factory, called with the optimiser. Schedules of `lt_cb.schedule` step every batch, others every
-            epoch.
+        lr_scheduler: factory, called with the optimiser. Schedules of `lt_cb.schedule`, ``OneCycleLR`` and
+            ``CyclicLR`` go on after each step, ``ReduceLROnPlateau`` after a validation, others after each epoch.
         metrics: further metrics for ``val`` and ``test``, named by their class, as factories of the number of classes,
             for example ``torchmetrics.classification.MulticlassF1Score``. They see probabilities, (B, C), and targets.
         drw_start: fraction of the training, in [0, 1], before the class weights of the loss count (deferred
@@ -84,7 +97,7 @@ class LongTailedClassifier(EvaluatedModule):
         backbone: str = "resnet32",
         backbone_args: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
-        lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupMultiStep(optimizer),
+        lr_scheduler: LRSchedulerCallable = WarmupMultiStep,
         metrics: list[MetricFactory] | None = None,
         drw_start: float = 0.0,
         decay_1d: bool = True,
@@ -188,7 +201,9 @@ class LongTailedClassifier(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         """Record or compile the backbone on an NVIDIA GPU; use float32 for small bfloat16 images on a CPU."""
-        device = self.trainer.strategy.root_device.type
+        device, callbacks = self.trainer.strategy.root_device.type, self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, ModelPruning) for callback in callbacks):  # its views are of contiguous weights
+            self.backbone.to(memory_format=torch.contiguous_format)
         if device == "cpu" and self.trainer.precision == "bf16-mixed":
             spare_small_images(self.backbone)
         self.graph = None
@@ -196,7 +211,8 @@ class LongTailedClassifier(EvaluatedModule):
             return
         if isinstance(self.backbone, ResNetCifar):
             own_forward = type(self).forward is not LongTailedClassifier.forward
-            if not (own_forward or self.is_frozen or self.trainer.world_size > 1):
+            changed = any(isinstance(callback, REPLACES_WEIGHTS) for callback in callbacks)
+            if not (own_forward or changed or self.is_frozen or self.trainer.world_size > 1):
                 self.graph = TrainingGraph(self.backbone)
         elif self.trainer.estimated_stepping_batches >= COMPILED_STEPS:
             torch._dynamo.config.suppress_errors = True  # a part that cannot be compiled runs uncompiled
@@ -206,9 +222,28 @@ class LongTailedClassifier(EvaluatedModule):
         """Free the memory of the CUDA graphs."""
         self.graph = None
 
+    def on_train_start(self) -> None:
+        """Give a schedule in fractions its length, which a BatchSizeFinder can have changed."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, StepwiseSchedule) and not config.scheduler.has_own_length:
+                config.scheduler.total_steps = int(planned_steps(self.trainer, self.trainer.num_training_batches))
+
+    @property
+    def lr(self) -> float:
+        """Learning rate at the start of the schedule, which Lightning's LearningRateFinder sets."""
+        return float(self.trainer.optimizers[0].param_groups[0]["initial_lr"])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        for group in self.trainer.optimizers[0].param_groups:
+            group["initial_lr"] = group["lr"] = rate
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [rate] * len(self.trainer.optimizers[0].param_groups)
+
     def on_train_epoch_start(self) -> None:
         """Switch on the class weights of the loss from ``drw_start`` on."""
         self._losses.clear()
+        self.train_loss.reset()
         if self.drw_start > 0.0:
             self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.drw_start
 
@@ -259,7 +294,8 @@ class LongTailedClassifier(EvaluatedModule):
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch; raise InputError if it is not finite."""
         loss = self.train_loss.compute()
-        if not loss.isfinite():
+        searches = any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if not loss.isfinite() and not searches:
             first = next(((step, rate) for step, rate, value in self._losses if not value.isfinite()), None)
             when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
             raise InputError(
@@ -267,7 +303,6 @@ class LongTailedClassifier(EvaluatedModule):
                 "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
             )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        self.train_loss.reset()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups with and without weight decay; a bias that starts from the prior has none."""
@@ -284,14 +319,10 @@ class LongTailedClassifier(EvaluatedModule):
         """Return optimiser and scheduler; raise InputError if the schedule needs an end, but training has none."""
         optimizer = self.make_optimizer(self.parameter_groups())
         scheduler = self.make_scheduler(optimizer)
-        config: LRSchedulerConfigType = {"scheduler": scheduler}
-        if isinstance(scheduler, StepwiseSchedule):
+        if isinstance(scheduler, StepwiseSchedule) and not scheduler.has_own_length:
             training_progress(self.trainer, 0)
-            scheduler.total_steps = scheduler.total_steps or int(self.trainer.estimated_stepping_batches)
-            config["interval"] = "step"
-        elif isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}
+            scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": when_to_step(scheduler, self.trainer)}  # type: ignore[return-value]
 
     def start_from(self, content: checkpoints.Content) -> None:
         """Load the weights of a checkpoint's network; some second stages start with a new classifier."""

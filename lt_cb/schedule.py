@@ -1,12 +1,12 @@
-"""Progress of a training, and learning rate schedules in fractions of the training."""
+"""Length and progress of a training, and learning rate schedules in fractions of the training."""
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from lt_cb.errors import InputError
 
@@ -25,6 +25,16 @@ def training_progress(trainer: "Trainer", epoch: int) -> float:
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         epochs = min(epochs, trainer.max_steps / steps)
     return min(epoch / epochs + 1e-9, 1.0)  # rounding could make whole epochs too small
+
+
+def planned_steps(trainer: "Trainer", batches: float) -> float:
+    """Return the optimiser steps of a whole training with ``batches`` an epoch; infinity if it has no end."""
+    steps = math.inf if trainer.max_steps < 0 else trainer.max_steps
+    if trainer.max_epochs is None or trainer.max_epochs < 0 or batches == math.inf:
+        return steps
+    by_epoch = [getattr(c, "get_accumulate_grad_batches", None) for c in trainer.callbacks]  # type: ignore[attr-defined]
+    accumulated = next(filter(None, by_epoch), lambda _: trainer.accumulate_grad_batches)
+    return min(steps, sum(math.ceil(batches / accumulated(epoch)) for epoch in range(max(trainer.max_epochs, 1))))
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -46,7 +56,7 @@ class StepwiseSchedule(LRScheduler):
         if not 0.0 <= warmup < 1.0:
             raise InputError(f"warmup is {warmup}, but must be a fraction of the training in [0, 1).")
         self.warmup = warmup
-        self.total_steps = total_steps
+        self.total_steps, self.has_own_length = total_steps, total_steps is not None
         super().__init__(optimizer)
 
     def after_warmup(self, step: int, total: int) -> float:
@@ -61,7 +71,7 @@ class StepwiseSchedule(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress without the settings, so that a resumed training may be longer."""
-        own = ("warmup", "milestones", "factors", "total_steps")
+        own = ("warmup", "milestones", "factors", "total_steps", "has_own_length")
         return {key: value for key, value in super().state_dict().items() if key not in own}
 
     def get_lr(self) -> list[float | Tensor]:
@@ -119,3 +129,35 @@ class WarmupLinear(StepwiseSchedule):
     def after_warmup(self, step: int, total: int) -> float:
         """Return the linear decay from 1 after the warm-up to 0 at the end."""
         return max(1.0 - step / total, 0.0) / (1.0 - self.warmup)
+
+
+class ReduceLROnPlateau(lr_scheduler.ReduceLROnPlateau):
+    """Lowers the rate when a metric has stopped improving. It counts validations, not epochs.
+
+    Args:
+        optimizer: its learning rates are lowered.
+        monitor: name of the metric. For an accuracy, set ``mode`` to ``max``.
+        options: of ``torch.optim.lr_scheduler.ReduceLROnPlateau``.
+    """
+
+    def __init__(self, optimizer: Optimizer, monitor: str = "val/loss", **options: Any) -> None:  # noqa: ANN401
+        super().__init__(optimizer, **options)
+        self.monitor = monitor
+
+
+def monitor_of(scheduler: lr_scheduler.ReduceLROnPlateau) -> str:
+    """Return the metric that lowers the rate; torch's own class names none."""
+    return str(getattr(scheduler, "monitor", "val/loss"))
+
+
+BY_STEP = (StepwiseSchedule, OneCycleLR, CyclicLR)  # schedules that go on after each optimiser step
+
+
+def when_to_step(scheduler: LRScheduler, trainer: "Trainer") -> dict[str, Any]:
+    """Return Lightning's configuration of a schedule: whether it goes on after a step, an epoch or a validation."""
+    if isinstance(scheduler, BY_STEP):
+        return {"scheduler": scheduler, "interval": "step"}
+    if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        return {"scheduler": scheduler}
+    every = trainer.check_val_every_n_epoch if monitor_of(scheduler).startswith("val/") else 1
+    return {"scheduler": scheduler, "monitor": monitor_of(scheduler), "frequency": every or 1}

@@ -33,10 +33,13 @@ MAX_LINES = 100  # classes of the largest printed table
 class ResultFile(Callback):
     """Writes ``result.json`` after a test, with epochs and seconds of the training, and prints the class scores."""
 
+    #: epochs of the training, from its checkpoint until it ends in this process; without the one in which a
+    #: StochasticWeightAveraging adapts the batch norm
+    epochs: int | None = None
+
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}  # by stage, over all parts of a resumed training
         self._started = time.perf_counter()
-        self._epochs: int | None = None  # of the training: of its checkpoint, until it ends in this process
         self._trained: dict[str, Any] | None = None  # configuration in the tested checkpoint
         self._history: dict[str, Any] = {}
 
@@ -50,16 +53,17 @@ class ResultFile(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the epochs, the configuration and the history of the checkpoint."""
-        self._epochs = trained_epochs(checkpoint) if self._epochs is None else self._epochs
+        self.epochs = trained_epochs(checkpoint) if self.epochs is None else self.epochs
         self._trained, self._history = checkpoints.config(checkpoint), checkpoints.history(checkpoint)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of a stage."""
-        self._started = time.perf_counter()
+        self._started, self._max_epochs = time.perf_counter(), trainer.max_epochs
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember how many epochs were trained."""
-        self._epochs = trainer.current_epoch
+        limit = self._max_epochs
+        self.epochs = trainer.current_epoch if limit is None or limit < 0 else min(trainer.current_epoch, limit)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop the clock of a stage. After the test, write the record and print the table."""
@@ -99,7 +103,7 @@ class ResultFile(Callback):
             test_images=of_classes["images"],
             skipped_images={str(split): number for split, number in data.skipped.items()} if data else {},
             prior=module.prior,
-            epochs=trainer.current_epoch if self._epochs is None else self._epochs,
+            epochs=trainer.current_epoch if self.epochs is None else self.epochs,
             checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
             callbacks=_training_callbacks(trainer, self._trained),
             history=self._history,
@@ -136,9 +140,20 @@ def _training_callbacks(trainer: Trainer, trained: Mapping[str, Any] | None) -> 
 def trained_epochs(checkpoint: Mapping[str, Any]) -> int:
     """Return how many epochs a checkpoint was trained for."""
     try:
-        return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        epochs = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
     except (KeyError, TypeError):  # weights without the progress of the training
-        return int(checkpoint.get("epoch", -1)) + 1
+        epochs = int(checkpoint.get("epoch", -1)) + 1
+    asked = ((checkpoints.config(checkpoint) or {}).get("trainer") or {}).get("max_epochs")
+    return min(epochs, asked) if type(asked) is int and asked > 0 else epochs  # see `ResultFile.epochs`
+
+
+def is_within_epoch(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint was saved before the last batch of an epoch."""
+    try:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        return int(progress["current"]["ready"]) > 0 and not progress["is_last_batch"]
+    except (KeyError, TypeError):
+        return False
 
 
 def print_ending(trainer: Trainer, main_metric: str, folder: str | None, tested: Path | None) -> None:
@@ -146,20 +161,32 @@ def print_ending(trainer: Trainer, main_metric: str, folder: str | None, tested:
     watched = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)]  # type: ignore[attr-defined]
     modes = {str(c.monitor): c.mode for c in watched if str(c.monitor).startswith("val/")}
     rows = [] if folder is None else RunDir(folder).read_metrics()
-    lines = []
+    results = [c for c in trainer.callbacks if isinstance(c, ResultFile)]  # type: ignore[attr-defined]
+    lines, epochs = [], results[0].epochs or 0
     for name, mode in (modes or {f"val/{main_metric}": "max"}).items():
         scores = [(float(row[name]), int(row["epoch"]) + 1) for row in rows if row.get(name)]
         if scores:
             best, last = (max if mode == "max" else min)(scores, key=lambda score: score[0]), scores[-1]
-            lines.append(f"{name}: best {best[0]:.4g} after {best[1]} epochs, last {last[0]:.4g} after {last[1]}.")
+            after = counted(min(best[1], epochs), "epoch")
+            lines.append(f"{name}: best {best[0]:.4g} after {after}, last {last[0]:.4g} after {min(last[1], epochs)}.")
     if folder is not None and not any(key.startswith("val/") and value for row in rows for key, value in row.items()):
         lines.append("There was no validation.")
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"Trained {trainer.current_epoch} epochs, {trainer.global_step} steps: {_why_it_ended(trainer)}.")
+    steps = counted(
+        trainer.global_step - (trainer.current_epoch - epochs), "step"
+    )  # one in the epoch of `whole_epochs`
+    console.print(f"Trained {counted(epochs, 'epoch')}, {steps}: {_why_it_ended(trainer)}.")
     console.print(*lines, f"Tested: {'the weights as they are' if tested is None else tested.name}.")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``1 epoch``, ``2 epochs``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _why_it_ended(trainer: Trainer) -> str:
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return "--trainer.fast_dev_run is set"
     if 0 < trainer.max_steps <= trainer.global_step:
         return "--trainer.max_steps is reached"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
@@ -172,7 +199,7 @@ def _why_it_ended(trainer: Trainer) -> str:
             return f"stopped early ({stopper.stopping_reason_message.partition('. ')[0]})"
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     if any((left := timer.time_remaining()) is not None and left <= 0.0 for timer in timers):
-        return "--trainer.max_time is over"
+        return "the time of --trainer.max_time or the Timer is over"
     return "a callback has stopped it"
 
 

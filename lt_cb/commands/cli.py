@@ -26,6 +26,7 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir
 from lt_cb.runs.record import LOSS_FACTS
+from lt_cb.schedule import WarmupMultiStep
 from lt_cb.task import ONE_LABEL, SEVERAL_LABELS
 
 register_type(torch.device, str, torch.device, fail_already_registered=False)  # an option of callbacks
@@ -155,6 +156,8 @@ class CommandLine(LightningCLI):
                 parser.link_arguments("trained_on", target, compute_fn=operator.itemgetter(name))
         parser.set_defaults({"trainer.default_root_dir": "runs"})
         for action in parser._actions:
+            if action.default is WarmupMultiStep:  # as a class with options, which can be set without naming it
+                parser.set_defaults({action.dest: {"class_path": "lt_cb.schedule.WarmupMultiStep"}})
             if action.dest in CLASS_OPTIONS:
                 action.__class__ = resetting(type(action))  # type: ignore[arg-type]
 

@@ -5,9 +5,11 @@ import re
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -30,7 +32,11 @@ MORE_HELP = {
     "--print_config=skip_default": "print the configuration of these options, and stop",
 }
 NUMBERS = {"float": "a number", "int": "a whole number"}
-NOISE = r"Subtypes:|Given value|(- )?Does not validate|Errors:|- Expected a (path|<class 'NoneType'>)|$"
+UNWRITTEN = "Unable to serialize instance "  # of jsonargparse, before a text that it takes for a function
+NOISE = (
+    r"(- )?Type .*lt_cb\.schedule\.ReduceLROnPlateau\]|Subtypes:|Given value|(- )?Does not validate|Errors:|"
+    r"- Expected a (path|<class 'NoneType'>)|$"
+)
 
 
 class Parser(LightningArgumentParser):
@@ -39,6 +45,13 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise an InputError of one sentence; parsers of a class within a command raise the whole message."""
         raise (InputError(_sentence(message, self)) if self._is_of_command else ValueError(message)) from ex
+
+    def dump(self, *args: Any, **options: Any) -> str:  # noqa: ANN401 - as in jsonargparse
+        """Return a configuration as YAML, with texts that jsonargparse takes for functions as they were given."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", rf"\s*{UNWRITTEN}")
+            text: str = super().dump(*args, **options)
+        return text if UNWRITTEN not in text else yaml.safe_dump(_written(yaml.safe_load(text)), sort_keys=False)
 
     @property
     def _is_of_command(self) -> bool:
@@ -73,6 +86,15 @@ class HelpAll(argparse._HelpAction):
         """Print it, and exit."""
         sys.stdout.write(LightningArgumentParser.format_help(parser))  # type: ignore[arg-type]
         parser.exit()
+
+
+def _written(value: Any) -> Any:  # noqa: ANN401 - YAML
+    """Return a value of a dumped configuration with the texts that the user gave."""
+    if isinstance(value, dict):
+        return {key: _written(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item) for item in value]
+    return value.removeprefix(UNWRITTEN) if isinstance(value, str) else value
 
 
 def _option_line(action: argparse.Action) -> str:

@@ -6,9 +6,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any
 
 import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lt_cb.errors import InputError, file_error
@@ -18,7 +21,10 @@ from lt_cb.text import printable
 
 WARNINGS = (
     *(r"isinstance\(treespec, LeafSpec\)", "smaller than the logging interval"),  # metrics are logged by epoch
-    *("The dirpath has changed from", "is not supported by the model summary"),  # a test has its own run folder
+    "The dirpath has changed from",  # a test has its own run folder
+    *("callbacks used to create the checkpoint", "is not supported by the model summary"),
+    "You're resuming from a checkpoint that ended before",  # `fit` says what happens
+    *(r"`.fit\(ckpt_path=None\)` was called", "there is no last checkpoint available"),  # of OnExceptionCheckpoint
 )
 LOGGED = (
     *("Tip: For seamless", "TPU available", "HPU available"),
@@ -55,7 +61,15 @@ def run_command(command: Callable[[], None]) -> None:
 
 def input_error(error: BaseException) -> str | None:
     """Return the sentence for an error that the input has caused, None for any other error."""
-    return file_error(error) or next((str(cause) for cause in causes(error) if isinstance(cause, InputError)), None)
+    wrong = next((str(cause) for cause in causes(error) if isinstance(cause, InputError)), None)
+    return file_error(error) or wrong or next(filter(None, map(_refused_by_lightning, causes(error))), None)
+
+
+def _refused_by_lightning(error: BaseException) -> str | None:
+    """Return the sentence for a combination of options that Lightning refuses, None for other errors."""
+    text = " ".join(str(error).split())
+    refused = isinstance(error, MisconfigurationException) or text.startswith("Early stopping conditioned on metric")
+    return f"Lightning refuses this training ({text}): change --trainer." if refused else None
 
 
 def _lost_process(error: BaseException) -> str | None:
@@ -84,7 +98,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def quiet() -> None:
-    """Silence messages that a user cannot act upon."""
+    """Set up this process: silence messages that a user cannot act upon, and write enums as their values."""
     for message in WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
     show = warnings.formatwarning
@@ -95,5 +109,7 @@ def quiet() -> None:
         return show(message, category, filename, lineno, line)
 
     warnings.formatwarning = formatted
+    # options of callbacks, in configurations
+    yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: not any(words in record.getMessage() for words in LOGGED))

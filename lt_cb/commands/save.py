@@ -8,7 +8,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,6 +25,9 @@ from lt_cb.errors import InputError
 from lt_cb.loggers import RunFolder, TensorBoard, WandB, wandb_logger
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_text
+
+# callbacks that a test is without: they would search, delete their checkpoint, or warn that they have no part in it
+OF_FIT = (BatchSizeFinder, OnExceptionCheckpoint, WeightAveraging)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -51,8 +60,19 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Drop names of files outside the checkpoint's folder from the states of all callbacks, which follow."""
+        """Drop names of files outside the checkpoint's folder from the states of all callbacks, which follow.
+
+        A callback that keeps the best checkpoint takes over the best one so far, also from another run folder.
+        """
         checkpoints.keep_own_files(checkpoint, Path(str(trainer.ckpt_path)).absolute().parent)
+        for kept in trainer.checkpoint_callbacks:
+            if isinstance(kept, ModelCheckpoint) and kept.monitor and kept.state_key in checkpoint["callbacks"]:
+                checkpoint["callbacks"][kept.state_key]["dirpath"] = kept.dirpath
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the average of a StochasticWeightAveraging, which a network without batch norm gets only now."""
+        if self.best_model_path and any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.best_model_path)
 
 
 def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - one object, several, or a switch
@@ -87,7 +107,9 @@ def run_trainer(cli: CommandLine, options: Namespace, loaded: dict[str, Any] | N
     ``options`` are the instantiated options of the Trainer, ``loaded`` checkpoints already read, by path.
     """
     folder, further = run_loggers(cli, options)
-    callbacks = [*as_list(options.callbacks), ResultFile(), LastCheckpoint()]
+    left_out = ResultFile if cli.command == "fit" else (ResultFile, *OF_FIT)
+    callbacks = [c for c in as_list(options.callbacks) if not isinstance(c, left_out)]
+    callbacks += [ResultFile(), LastCheckpoint()]
     if not options.fast_dev_run:
         saves = SaveConfig(cli.parser, cli.config, save_to_log_dir=False)
         saves.history = cli.history
@@ -106,7 +128,7 @@ def make_trainer(
         changed["plugins"] = [checkpoints.WholeFiles(loaded)]
     try:
         return Trainer(**{**options.as_dict(), **changed})
-    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise InputError(f"the Trainer cannot be made ({' '.join(str(error).split())}): see --trainer.") from error
 
 

@@ -11,14 +11,15 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lt_cb.callbacks import ClassesToWandB, ResultFile, SaveLogits
-from lt_cb.callbacks.result import print_ending, trained_epochs
+from lt_cb.callbacks.result import is_within_epoch, print_ending, trained_epochs
 from lt_cb.commands.cli import CommandLine, Options, command
+from lt_cb.commands.lightning import check_features, check_switches
 from lt_cb.commands.messages import causes, input_error
 from lt_cb.commands.prior import PRIOR, set_prior
 from lt_cb.commands.save import LastCheckpoint, as_list, best_checkpoint, make_trainer, run_trainer, written_checkpoint
@@ -31,7 +32,7 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
 from lt_cb.runs.folder import RunDir
-from lt_cb.schedule import StepwiseSchedule, training_progress
+from lt_cb.schedule import BY_STEP, StepwiseSchedule, training_progress
 
 FIT: Options = {
     "change_loss": (bool, False, "Resume with another loss than before."),
@@ -79,6 +80,7 @@ class Session:
         """Check options, and compare them with the checkpoint's, before anything is made."""
         cli, config, trainer = self.cli, self.cli.config, self.cli.config.trainer
         check_loggers(trainer.logger)
+        check_switches(trainer, self.fits)
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             if trainer[name] is not None and trainer[name] < 1:
                 raise InputError(f"--trainer.{name} is {trainer[name]}, but must be at least 1.")
@@ -112,9 +114,10 @@ class Session:
         if self.fits:
             if (batches := self.data.accumulation(self.trainer.world_size)) is not None:
                 self.trainer.accumulate_grad_batches = self.cli.config.trainer.accumulate_grad_batches = batches
-            check_training(model, self.data, self.trainer)
+            scheduler = check_training(model, self.data, self.trainer)
             check_last_batch(model, self.data, self.trainer.world_size)
-            check_validation(self.trainer, model, self.test_best)
+            check_best(self.trainer, model, self.test_best)
+            check_features(self.trainer, model, self.data, scheduler, content if self.resumes else None)
         if content is None:
             return
         if self.new_stage and stage is not None and stage.trains != self.fits:
@@ -132,6 +135,18 @@ class Session:
             raise InputError(
                 f"the checkpoint has been trained for {done} epochs, but --trainer.max_epochs is {asked}: to resume, "
                 "set more."
+            )
+        averages = any(str(key).startswith("StochasticWeightAveraging") for key in content["callbacks"])
+        if averages and done == self.cli.trained.get("trainer", {}).get("max_epochs") != asked:
+            raise InputError(
+                "the checkpoint has the average of StochasticWeightAveraging, with which its training ended: to train "
+                "for longer, train anew."
+            )
+        if is_within_epoch(content) and done != asked:
+            rank_zero_warn(
+                "The checkpoint was saved in the middle of an epoch: Lightning cannot resume there, so that some "
+                "images are left out of this epoch.",
+                stacklevel=1,
             )
 
 
@@ -152,8 +167,8 @@ def fit(cli: CommandLine) -> None:
         advice = f"to resume, set --ckpt_path {last}" if last.is_file() else "no epoch is complete, start again"
         raise SIGTERMException(advice) from None
     tested = None if resumed is None else Path(resumed)
-    if trainer.global_step > begins_at:  # else nothing was left to train
-        tested = written_checkpoint(trainer, session.test_best)
+    if trainer.global_step > begins_at or session.test_best:  # else nothing was left to train
+        tested = written_checkpoint(trainer, session.test_best) or tested
     folder = trainer.log_dir  # a broadcast that all processes must join
     if trainer.is_global_zero:
         print_ending(trainer, model.task.main_metric, folder, tested)
@@ -217,14 +232,14 @@ def feed_features(session: Session) -> bool:
     return data.validation_split == "test"
 
 
-def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trainer: Trainer) -> None:
-    """Check that optimiser and schedule can be made and the training has an end; warn of options without effect."""
+def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trainer: Trainer) -> LRScheduler:
+    """Check optimiser, schedule and end of a training; warn of options without effect. Return a schedule."""
     for name, made in (("optimizer", model.make_optimizer), ("lr_scheduler", model.make_scheduler)):
         if made is None:
             raise InputError(f"--model.{name} is null, but must be a class, as torch.optim has it: name one.")
     try:
-        scheduler = model.make_scheduler(model.make_optimizer(model.parameter_groups()))
-        if not isinstance(scheduler, StepwiseSchedule | ReduceLROnPlateau):  # they need more than a step
+        scheduler: LRScheduler = model.make_scheduler(model.make_optimizer(model.parameter_groups()))
+        if not isinstance(scheduler, (*BY_STEP, ReduceLROnPlateau)):  # they need more than a step
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the optimiser has made no step
                 scheduler.step()
@@ -247,6 +262,7 @@ def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trai
             "--model.loss.weighting null or --data.sampler null.",
             stacklevel=1,
         )
+    return scheduler
 
 
 def check_last_batch(model: LongTailedClassifier, data: LongTailedDataModule, devices: int) -> None:
@@ -278,20 +294,13 @@ def check_last_batch(model: LongTailedClassifier, data: LongTailedDataModule, de
         )
 
 
-def check_validation(trainer: Trainer, model: LongTailedClassifier, test_best: bool) -> None:
-    """Check that ``--test_best`` has a best checkpoint; warn if the training ends before its first validation."""
-    best, every, epochs = best_checkpoint(trainer), trainer.check_val_every_n_epoch, trainer.max_epochs
-    if test_best and best is None:
+def check_best(trainer: Trainer, model: LongTailedClassifier, test_best: bool) -> None:
+    """Check that ``--test_best`` has a callback that keeps the best checkpoint."""
+    if test_best and best_checkpoint(trainer) is None:
         raise InputError(
             "--test_best needs a callback that keeps the best checkpoint: add --trainer.callbacks+=ModelCheckpoint "
             f"--trainer.callbacks.monitor=val/{model.task.main_metric} --trainer.callbacks.mode=max."
         )
-    if every is None or epochs is None or not 0 < epochs < every or trainer.limit_val_batches == 0:
-        return
-    early = f"--trainer.check_val_every_n_epoch is {every}, but --trainer.max_epochs {epochs}: nothing is validated."
-    if test_best and str(best and best.monitor).startswith("val/"):
-        raise InputError(f"{early[:-1]}, and no checkpoint is the best.")
-    rank_zero_warn(early, stacklevel=1)
 
 
 def summary(model: LongTailedClassifier, data: LongTailedDataModule, backbone: str) -> str:
