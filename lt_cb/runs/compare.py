@@ -86,8 +86,11 @@ def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
         raise InputError(
             f"the checkpoint has weights, but no {missing[0]}, so that training cannot resume: test it, or train anew."
         )
-    groups = [optimizer.param_groups, *(state["param_groups"] for state in content["optimizer_states"][:1])]
-    sizes = [[len(group["params"]) for group in each] for each in groups]
+    try:
+        groups = [optimizer.param_groups, *(state["param_groups"] for state in content["optimizer_states"][:1])]
+        sizes = [[len(group["params"]) for group in each] for each in groups]
+    except (TypeError, LookupError) as error:
+        raise InputError("the checkpoint's optimizer_states are damaged: test it, or train anew.") from error
     if sizes[0] != sizes[-1]:
         raise InputError(
             "the checkpoint was trained with another loss, second stage or weight decay: use the same, or train anew."
