@@ -44,10 +44,10 @@ def test_several_labels_are_predicted_from_their_thresholds_on() -> None:
 def test_a_table_of_one_label_has_the_top_classes_and_all_probabilities() -> None:
     scores = torch.tensor([[0.2, 0.7, 0.1]])
     header, rows = ONE_LABEL.prediction_table([ONE_LABEL.predict(scores, scores)], NAMES, 1, False)
-    assert (header, list(rows)) == (["class", "probability"], [["dog", "0.700000"]])
+    assert (header, list(rows)) == (["class", "probability"], [["dog", "0.7"]])
     header, rows = ONE_LABEL.prediction_table([ONE_LABEL.predict(scores, scores, top=3)], NAMES, 2, True)
     assert header == ["class", "probability", "class_2", "probability_2", *NAMES]
-    assert list(rows) == [["dog", "0.700000", "cat", "0.200000", "0.200000", "0.700000", "0.100000"]]
+    assert list(rows) == [["dog", "0.7", "cat", "0.2", "0.2", "0.7", "0.1"]]
 
 
 def test_a_table_of_several_labels_has_the_predicted_labels() -> None:
