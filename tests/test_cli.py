@@ -527,6 +527,14 @@ def test_a_group_of_options_is_a_mapping(said: str, capsys: pytest.CaptureFixtur
     )
 
 
+@pytest.mark.parametrize("value", ["[1]", "3", "{a: 1}", "true", "1.5"])
+def test_paths_and_classes_in_a_file_are_texts(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ckpt_path", "model_class", "data_class"):
+        Path("odd.yaml").write_text(f"{name}: {value}\n")
+        sentence = refused(capsys, *FIT, "--config=odd.yaml")
+        assert sentence.startswith(f"{name} is ") and sentence.endswith("must be a text or null.")
+
+
 def test_nearest_names_are_offered(capsys: pytest.CaptureFixture[str]) -> None:
     for args, name in (
         (["--model.loss=FocalLos"], "FocalLoss"),

@@ -105,6 +105,9 @@ class _Note(argparse.Action):
         settings: dict[str, Any] = {self.dest: None if value == "null" else value}
         if self.dest == "config":
             settings = read_config(value)
+        for name in FIRST[:3]:
+            if not isinstance(settings.get(name), str | None):
+                raise InputError(f"{name} is {settings[name]!r} in a configuration file, but must be a text or null.")
         loss = settings.get("model", {}).get("loss")
         if isinstance(loss, str) or (isinstance(loss, dict) and "class_path" in loss):
             settings[LOSS] = loss
