@@ -49,7 +49,7 @@ def as_paths(paths: Paths) -> list[Path]:
 
 
 def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
-    """Split images into training and test images: ``share`` of each class, rounded, are test images.
+    """Split images of one label each into training and test images: ``share`` of each class, rounded, are for testing.
 
     A class of two images or more has at least one of each. The test images are those whose paths have the smallest
     digests, so that they depend on no seed, and hardly change when images are added.

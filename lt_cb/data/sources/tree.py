@@ -49,7 +49,7 @@ def find_splits(root: Path) -> dict[Split, Path]:
 
 
 def _is_misspelt(root: Path, names: Sequence[str]) -> bool:
-    """Return whether a folder has no images but those two levels below, in names such as ``trian/<class>``."""
+    """Return whether all folders in root have folders instead of images, and a name such as ``trian`` is among them."""
     return bool(_hint(names)) and all(_subfolders(root / name) and not _stray(root / name) for name in names)
 
 
