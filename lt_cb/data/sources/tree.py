@@ -43,7 +43,7 @@ def find_splits(root: Path) -> dict[Split, Path]:
     others = [name for name in names if root / name not in splits.values() and _has_images(root / name)]
     if splits and others:
         read = enumerate_names([folder.name for folder in splits.values()])
-        ignored = f"Only {read} in '{root}' are read. Other folders with images are ignored: {enumerate_names(others)}."
+        ignored = f"Images of '{root}' are read only from {read}. Other folders with images are ignored: {enumerate_names(others)}."
         rank_zero_warn(ignored + _hint(others), stacklevel=1)
     return splits
 
