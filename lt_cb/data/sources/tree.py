@@ -42,9 +42,12 @@ def find_splits(root: Path) -> dict[Split, Path]:
         raise InputError(f"'{root}' needs {LAYOUTS}, but its folders are: {enumerate_names(names) or 'none'}.{hint}")
     others = [name for name in names if root / name not in splits.values() and _has_images(root / name)]
     if splits and others:
-        read = enumerate_names([folder.name for folder in splits.values()])
-        ignored = f"Images of '{root}' are read only from {read}. Other folders with images are ignored: {enumerate_names(others)}."
-        rank_zero_warn(ignored + _hint(others), stacklevel=1)
+        read, ignored = enumerate_names([folder.name for folder in splits.values()]), enumerate_names(others)
+        rank_zero_warn(
+            f"Images of '{root}' are read only from {read}. Other folders with images are ignored: {ignored}."
+            + _hint(others),
+            stacklevel=1,
+        )
     return splits
 
 
