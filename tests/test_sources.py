@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning.pytorch.cli import LightningArgumentParser
 from PIL import EpsImagePlugin, Image, features
 
@@ -17,7 +20,8 @@ from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule, Source, sources
 from lt_cb.data.decode import decode, is_image, resize
 from lt_cb.data.loaders.placement import folder_loader
-from lt_cb.data.sources import CIFAR10, Digits, FashionMNIST, ImageFolder
+from lt_cb.data.sources import CIFAR10, ILSVRC2012, Digits, FashionMNIST, ImageFolder
+from lt_cb.data.sources.listing import Listing, draw_test
 from lt_cb.data.sources.names import MODULES, canonical_source
 from lt_cb.data.view import View
 
@@ -186,9 +190,6 @@ class TestImageFolder:
         for file in (folder / "test").rglob("*.*"):
             file.unlink()
         with pytest.raises(ValueError, match=r"there are no images in the class folders of '\S+test'"):
-            ImageFolder(str(folder))
-        shutil.rmtree(folder / "test")
-        with pytest.raises(ValueError, match=r"there is no folder .*test'"):
             ImageFolder(str(folder))
 
     @pytest.mark.parametrize("empty", [True, False])
@@ -364,6 +365,179 @@ class TestImageFolder:
             Image.new("RGB", (300, 300)).save(file)
         assert LongTailedDataModule("ImageFolder", str(folder)).image_size == 64
         assert LongTailedDataModule("ImageFolder", str(folder), image_size=8).image_size == 8
+
+
+def paths_of(source: ImageFolder, split: str) -> list[str]:
+    return [os.fsdecode(path) for path in source.listing(split).paths]
+
+
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("train", "test", "val"),
+        [
+            ("train", "test", None), ("Train", "TEST", "Valid"), ("training", "testing", "validation"),
+            ("TRAINING", "Testing", "val"), ("train", None, "valid"), ("Training", None, "Validation"),
+        ],
+    )  # fmt: skip
+    def test_usual_names_are_read(self, folder: Path, train: str, test: str | None, val: str | None) -> None:
+        if val is not None:
+            shutil.copytree(folder / "test", folder / "as_val")
+            (folder / "as_val/cat/00.png").unlink()
+        expected = [path.read_bytes() for path in sorted((folder / "train").glob("*/*"))]
+        (folder / "train").rename(folder / train)
+        (folder / "test").rename(folder / test) if test else shutil.rmtree(folder / "test")
+        if val is not None:
+            (folder / "as_val").rename(folder / val)
+        data = LongTailedDataModule("ImageFolder", str(folder))
+        source = data.source
+        assert isinstance(source, ImageFolder)
+        assert (source.class_names, source.counts, source.undivided) == (["cat", "dog", "eel"], [12, 6, 3], None)
+        assert [(folder / path).read_bytes() for path in paths_of(source, "train")] == expected
+        assert source.splits == (("train", "val", "test") if test and val else ("train", "test"))
+        assert len(source.load("test")[0]) == (12 if test else 11)  # without test, val is the test split
+        assert data.validation_split == ("val" if test and val else "test")
+
+    @pytest.mark.parametrize("plain", [True, False])
+    def test_without_test_images_some_are_held_out(
+        self, folder: Path, plain: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shutil.rmtree(folder / "test")
+        for name, kept in (("dog", 2), ("eel", 1)):
+            for file in sorted((folder / "train" / name).iterdir())[kept:]:
+                file.unlink()
+        if plain:
+            for file in (folder / "train").iterdir():
+                file.rename(folder / file.name)
+            (folder / "train").rmdir()
+        everything = {str(file.relative_to(folder)) for file in folder.glob("*/*" if plain else "*/*/*")}
+        caplog.set_level("INFO", "lightning.pytorch")
+        drawn = {}
+        for seed, options in enumerate(({}, {"imbalance_factor": 1}, {"val_fraction": 0.5}, {"split": 0.5})):
+            caplog.clear()
+            with pytest.warns(UserWarning, match="has no test images of 'eel': metrics of this split leave") as caught:
+                data = LongTailedDataModule("ImageFolder", str(folder), subset_seed=seed, seed=seed, **options)
+            assert len(caught) == 1
+            share = options.get("split", 0.2)
+            line = f"no test folder: {share:.0%}".replace("%", " %")
+            assert caplog.text.count(f"{line} of each class are held out as test images (--data.split)") == 1
+            train, test = (set(paths_of(data.source, split)) for split in ("train", "test"))
+            assert not train & test
+            assert train | test == everything
+            assert data.source.counts == ([6, 1, 1] if share == 0.5 else [10, 1, 1])
+            assert np.bincount(next(iter(data.test_dataloader()))[1]).tolist() == [12 - data.source.counts[0], 1]
+            if "imbalance_factor" not in options:
+                assert data.class_counts == ([5, 1, 1] if "val_fraction" in options else data.source.counts)
+            drawn[seed] = test
+        assert drawn[0] == drawn[1] == drawn[2] < drawn[3]
+
+    @settings(deadline=None)
+    @given(counts=st.lists(st.integers(1, 60), min_size=1, max_size=5), share=st.floats(0.001, 0.999))
+    def test_the_draw_is_stratified_and_keeps_training_images(self, counts: list[int], share: float) -> None:
+        labels = np.repeat(np.arange(len(counts)), counts)
+        paths = np.array([f"{label}/{i}.png".encode() for i, label in enumerate(labels)])
+        names = [str(label) for label in range(len(counts))]
+        train, test = draw_test(Listing(paths, labels, names), share)
+        assert sorted([*train.paths, *test.paths]) == sorted(paths)
+        for part in (train, test):
+            assert [path.split(b"/")[0] for path in part.paths] == [str(label).encode() for label in part.labels]
+            assert (np.diff(part.labels) >= 0).all()
+        for label, count in enumerate(counts):
+            held_out = np.count_nonzero(test.labels == label)
+            assert held_out == min(max(int(count * share + 0.5), 1), count - 1)
+        order = np.random.default_rng(0).permutation(len(labels))  # neither order nor other classes matter
+        shuffled = draw_test(Listing(paths[order], labels[order], names), share)[1]
+        assert set(shuffled.paths) == set(test.paths)
+        own = labels == 0
+        alone = draw_test(Listing(paths[own], labels[own], names[:1]), share)[1]
+        assert set(alone.paths) == set(test.paths[test.labels == 0])
+
+    def test_added_images_leave_the_draw_nearly_unchanged(self) -> None:
+        def drawn(number: int) -> set[bytes]:
+            paths = np.array([f"a/{i}.png".encode() for i in range(number)])
+            return set(draw_test(Listing(paths, np.zeros(number, np.int64), ["a"]), 0.2)[1].paths.tolist())
+
+        before, after = drawn(1000), drawn(1100)
+        assert (len(before), len(after)) == (200, 220)
+        assert len(before & after) >= 190
+
+    def test_the_share_is_checked_and_recorded(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for share in (0, 1, -0.2, 20, float("nan")):
+            with pytest.raises(ValueError, match=r"^split is \S+, but must be above 0 and below 1: the share of"):
+                LongTailedDataModule("ImageFolder", str(folder), split=share)
+        for options in (("ImageFolder", str(folder)), ("Digits",)):
+            with pytest.warns(UserWarning, match=r"^--data\.split 0\.3 is ignored: the data set has test images\.$"):
+                LongTailedDataModule(*options, split=0.3)
+        shutil.rmtree(folder / "test")
+        run = ["--config=lt_cb:image_folder", f"--data.root={folder}", "--data.split=0.34"]
+        with pytest.raises(SystemExit):
+            main(["fit", *run, "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["data"]["split"] == 0.34
+        main(["inspect", *run])
+        out = capsys.readouterr().out  # 8, 4 and 2 images, of which 1, 1 and 1 are held out for validation
+        assert "3 classes, 11 training images" in out
+
+    @pytest.mark.parametrize(
+        ("folders", "sentence"),
+        [
+            ((), r"but its folders are: none\.$"),
+            (
+                ("trian/cat", "trian/dog", "vaild/cat"),
+                r"'vaild'\. Did you mean 'train' by 'trian', 'valid' by",
+            ),
+            (
+                ("trian/cat", "trian/dog", "test/cat"),
+                r"are: 'test', 'trian'\. Did you mean 'train' by 'trian'\?$",
+            ),
+            (("test/cat", "test/dog"), r"are: 'test'\.$"),
+            (("photos/cat", "photos/dog"), r"'photos'\. Did you mean --data\.root '\S+here/photos'\?$"),
+            (("cat",), r"are: 'cat'\.$"),
+        ],
+    )
+    def test_other_layouts_raise(self, tmp_path: Path, folders: tuple[str, ...], sentence: str) -> None:
+        root = tmp_path / "here"
+        root.mkdir()
+        for name in folders:
+            (root / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(root / name / "a.png")
+        allowed = r"^'\S+here' needs train/<class>/\* .*or <class>/\* for 2 classes or more, "
+        with pytest.raises(ValueError, match=allowed + ".*" + sentence):
+            ImageFolder(str(root))
+
+    def test_ignored_folders_are_named(self, folder: Path) -> None:
+        for name in ("vaild/cat", "fox", "Training/cat"):
+            shutil.copytree(folder / "test/cat", folder / name)
+        for name in ("notes", ".hidden", "__MACOSX"):
+            (folder / name).mkdir()
+        names = r"'Training', 'fox', 'vaild'\. Did you mean 'valid' by 'vaild'\?$"
+        sentence = rf"^Images of '\S+' are read only from 'train', 'test'\. Other folders .* are ignored: {names}"
+        with pytest.warns(UserWarning, match=sentence) as caught:
+            source = ImageFolder(str(folder))
+        assert len(caught) == 1
+        assert (source.counts, source.splits) == ([12, 6, 3], ("train", "test"))
+
+    def test_classes_in_nested_folders_may_have_any_name(self, folder: Path) -> None:
+        """A class such as tents is not taken for a split."""
+        shutil.rmtree(folder / "test")
+        for name, new in (("cat", "tents"), ("dog", "rain/2025"), ("eel", "valley")):
+            (folder / new).parent.mkdir(exist_ok=True)
+            (folder / "train" / name).rename(folder / new)
+        (folder / "train").rmdir()
+        assert ImageFolder(str(folder)).class_names == ["rain", "tents", "valley"]
+
+    def test_derived_sources_draw_nothing(self, folder: Path) -> None:
+        shutil.rmtree(folder / "test")
+        with pytest.raises(ValueError, match=r"there is no folder '\S+val'"):
+            ILSVRC2012(str(folder))
+        with pytest.raises(ValueError, match=r"there is no folder '\S+test'"):
+            CIFAR10(str(folder))
+
+    def test_no_class_with_two_images_raises(self, folder: Path) -> None:
+        shutil.rmtree(folder / "test")
+        for place in (folder / "train").iterdir():
+            for file in sorted(place.iterdir())[1:]:
+                file.unlink()
+        with pytest.raises(ValueError, match=r"^no class of '\S+' has two images, so that none can be held out"):
+            ImageFolder(str(folder))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

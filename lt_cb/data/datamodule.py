@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lt_cb.data.decode import resize
@@ -14,7 +15,7 @@ from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import fits_in_memory, make_loader
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.sources.base import FileSource, SourceFactory, check_labels
-from lt_cb.data.sources.listing import Paths, Split
+from lt_cb.data.sources.listing import TEST_SHARE, Paths, Split
 from lt_cb.data.sources.make import make_source
 from lt_cb.data.view import CENTRE, Crop, Interpolation, View
 from lt_cb.errors import InputError
@@ -43,6 +44,8 @@ class LongTailedDataModule(LightningDataModule):
             ``Manifest`` (a table of files), or the class path of a custom `lt_cb.data.Source`, with ``init_args`` if it
             has options. In Python also a function that makes a source of its root.
         root: folder of the data.
+        split: share of each class held out as test images, above 0 and below 1, if an image folder has no test folder.
+            The same images for all seeds. Unused if there are test images.
         imbalance_factor: largest class count divided by the smallest, at least 1; None keeps all training images.
         imbalance_type: ``exponential`` decay as in the paper, or one ``step`` in the middle of the classes.
         n_max: images of the largest class; None takes as many as the smallest class of the data set has.
@@ -81,6 +84,7 @@ class LongTailedDataModule(LightningDataModule):
         self,
         source: str | SourceFactory = "Digits",
         root: str = "data",
+        split: float = TEST_SHARE,
         imbalance_factor: float | None = None,
         imbalance_type: ImbalanceType = "exponential",
         n_max: int | None = None,
@@ -115,8 +119,11 @@ class LongTailedDataModule(LightningDataModule):
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
         if not 0.0 <= val_fraction < 1.0:
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
+        if not 0.0 < split < 1.0:
+            raise InputError(f"split is {split}, but must be above 0 and below 1: the share of images to test on.")
         check_fraction("drs_start", drs_start)
         self.source = make_source(source, root)
+        self._hold_out_test(split)
         self.multi_label = self.source.multi_label  # targets are then int8 of shape (B, C), -1 for unknown
         self.task = Task.of(self.multi_label)
         self.view = View(
@@ -152,6 +159,16 @@ class LongTailedDataModule(LightningDataModule):
         counts = None if subset_counts is None else tuple(subset_counts)
         self.subset = Subset(imbalance_factor, imbalance_type, n_max, counts, subset_seed)
         self._count_classes()
+
+    def _hold_out_test(self, share: float) -> None:
+        """Hold out test images if the data set has none, before the long-tailed subset is chosen."""
+        if isinstance(self.source, FileSource) and self.source.undivided is not None:
+            self.source.hold_out_test(self.source.undivided, share)
+            rank_zero_info(
+                f"no test folder: {100 * share:g} % of each class are held out as test images (--data.split)"
+            )
+        elif share != TEST_SHARE:
+            rank_zero_warn(f"--data.split {share:g} is ignored: the data set has test images.", stacklevel=1)
 
     def _count_classes(self) -> None:
         """Set class counts. With several labels an image, they are known only after the images are chosen."""

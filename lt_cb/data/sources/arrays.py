@@ -51,6 +51,10 @@ class _CIFAR(Source):
         folders = [folder for folder in (self.root, self.root / self.name.lower()) if (folder / "train").is_dir()]
         if folders:
             self.image_folder = ImageFolder(str(folders[0]))
+            if self.image_folder.undivided is not None:
+                raise InputError(
+                    f"there is no folder '{folders[0] / 'test'}': add it, with the test images of each class."
+                )
             self.image_folder.view = View(self.image_size)
             self.counts, self.class_names = self.image_folder.counts, self.image_folder.class_names
             if len(self.counts) != num_classes:

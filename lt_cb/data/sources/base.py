@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.data.decode import Images, own_size
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
-from lt_cb.data.sources.listing import Listing, Paths, Split, as_paths, check_files
+from lt_cb.data.sources.listing import TEST_SHARE, Listing, Paths, Split, as_paths, check_files, draw_test
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels, count_labels
@@ -77,10 +77,12 @@ class FileSource(Source):
         default_size: height and width that images are scaled to. None keeps square images of one size, of at most 256
             pixels, and scales others to 64.
         annotated_apart: whether annotations are published apart from the images, and can be inspected without them.
+        undivided: training and test images together, if the data set has no test images of its own.
     """
 
     default_size: int | None = None
     annotated_apart: bool = False
+    undivided: Listing | None = None
 
     def __init__(self, root: str, listings: Mapping[Split, Listing]) -> None:
         super().__init__(root)
@@ -126,6 +128,17 @@ class FileSource(Source):
         check_files(self.folder, paths)
         folder = os.fsencode(self.folder)
         return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
+
+    def hold_out_test(self, undivided: Listing, share: float = TEST_SHARE) -> None:
+        """Divide the images of a data set without test images; see `draw_test`."""
+        self.undivided = undivided
+        self.listings["train"], self.listings["test"] = draw_test(undivided, share)
+        self.counts = count_labels(self.labels("train"), len(self.class_names))
+        if not len(self.labels("test")):
+            raise InputError(
+                f"no class of '{self.root}' has two images, so that none can be held out as a test image: add images, "
+                "or a folder of test images."
+            )
 
     def skip_unreadable(self) -> dict[Split, int]:
         """Remove unreadable files from the listings, warn of them, and return their number in each split."""

@@ -9,51 +9,61 @@ from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths
 from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
-from lt_cb.data.sources.tree import list_tree, warn_of_others
+from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
 
 
 class ImageFolder(FileSource):
-    """Image files in ``root/{train,test}/<class>/``, in any raster format of PIL, and validation images in ``val``.
+    """Image files in ``root/{train,val,test}/<class>/``, or in ``root/<class>/``, in any raster format of PIL.
 
-    Classes are the folder names of ``train`` in alphabetical order. If another split has no image of a class, its means
-    leave the class out. Without ``test``, ``val`` is the test split.
+    - ``training``, ``valid``, ``validation``, ``testing``, and capitals, are names of these folders too.
+    - Classes are the folder names of ``train`` in alphabetical order. If another split has no image of a class, its
+      means leave the class out.
+    - Without ``test``, ``val`` is the test split. Without both, a share of each class is held out, see `draw_test`.
 
     Args:
-        root: folder that has ``train`` and ``test``.
+        root: folder that has ``train``, or the folders of the classes.
     """
-
-    test_folders: tuple[str, ...] = ("test", "val")
 
     def __init__(self, root: str) -> None:
         base = data_folder(root)
-        existing = [name for name in self.test_folders if (base / name).is_dir()] or self.test_folders[:1]
+        splits = self._find_splits(base)
+        train_folder = splits.pop("train", base)
         others: list[str] = []  # files that are no images
         try:
-            train = _list_folder(base / "train", others)
-            listings = [train, *[_by_classes_of(train, base / name, others) for name in existing]]
+            train = _list_folder(train_folder, base, others)
+            listings: dict[Split, Listing] = {"train": train}
+            for split, folder in splits.items():
+                listings[split] = _by_classes_of(train, train_folder, folder, others)
         finally:  # a folder may have no other files
             warn_of_others(others)
-        names: tuple[Split, ...] = ("train", "test", "val")
-        super().__init__(root, dict(zip(names, listings, strict=False)))
+        super().__init__(root, listings)
+        if "test" not in listings:
+            self.hold_out_test(train)
         check_classes(self, "add images, or remove the class folder")
 
+    def _find_splits(self, root: Path) -> dict[Split, Path]:
+        """Return the folder of each split; none if the folders of the classes are in root."""
+        return with_test(find_splits(root))
 
-def _list_folder(folder: Path, others: list[str], least: int = 2) -> Listing:
-    """Return the images in the class folders of a split, with paths that start from the folder above."""
+
+def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) -> Listing:
+    """Return the images in the class folders of a split, with paths that start from ``base``."""
     listing = list_tree(folder, least, others)
     if not len(listing.labels):
         raise InputError(f"there are no images in the class folders of '{folder}': add some.")
-    return listing._replace(paths=np.char.add(f"{folder.name}/".encode(), listing.paths))
+    if folder == base:
+        return listing
+    return listing._replace(paths=np.char.add(os.fsencode(f"{folder.name}/"), listing.paths))
 
 
-def _by_classes_of(train: Listing, folder: Path, others: list[str]) -> Listing:
+def _by_classes_of(train: Listing, train_folder: Path, folder: Path, others: list[str]) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, others, least=1)
+    paths, labels, names = _list_folder(folder, folder.parent, others, least=1)
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise InputError(
-            f"'{folder}' has images of {enumerate_names(unknown)}, but '{folder.with_name('train')}' has none: add "
+            f"'{folder}' has images of {enumerate_names(unknown)}, but '{train_folder}' has none: add "
             f"some there, or remove the class folders from '{folder.name}'."
         )
     index = {name: label for label, name in enumerate(train.class_names)}
@@ -67,7 +77,9 @@ class ILSVRC2012(ImageFolder):
     """
 
     default_size = 224
-    test_folders = ("val",)
+
+    def _find_splits(self, root: Path) -> dict[Split, Path]:
+        return {"train": root / "train", "test": root / "val"}
 
 
 class _Listed(FileSource):

@@ -1,6 +1,7 @@
 """Lists of image files and their classes, read from annotation files and text files."""
 
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which pro
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+TEST_SHARE = 0.2  # of each class, if a data set has no test images
 MALFORMED = (ValueError, KeyError, TypeError, RecursionError, OverflowError)  # of JSON without what is needed
 
 
@@ -44,6 +46,23 @@ def encode(paths: Iterable[str | bytes | Path]) -> Paths:
 def as_paths(paths: Paths) -> list[Path]:
     """Return the paths of an array."""
     return [Path(os.fsdecode(path)) for path in paths.tolist()]
+
+
+def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
+    """Split images of one label each into training and test images: ``share`` of each class, rounded, are for testing.
+
+    A class of two images or more has at least one of each. The test images are those whose paths have the smallest
+    digests, so that they depend on no seed, and hardly change when images are added.
+    """
+    paths, labels, names = listing
+    digests = [hashlib.blake2b(path, digest_size=8).digest() for path in paths.tolist()]
+    order = np.lexsort((np.frombuffer(b"".join(digests), np.uint64), labels))
+    counts = np.bincount(labels, minlength=len(names))
+    ranks = np.empty_like(labels)  # within the class
+    ranks[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    quotas = np.minimum(np.maximum(np.floor(counts * share + 0.5), 1), counts - 1)
+    is_test = ranks < quotas[labels]
+    return Listing(paths[~is_test], labels[~is_test], names), Listing(paths[is_test], labels[is_test], names)
 
 
 def data_folder(root: str) -> Path:

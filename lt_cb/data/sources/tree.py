@@ -1,5 +1,6 @@
-"""Folders of images: find the files, and list a tree with a folder for each class."""
+"""Folders of images: find the splits and the files, and list a tree with a folder for each class."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,71 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
-from lt_cb.data.sources.listing import Listing, encode
+from lt_cb.data.sources.listing import Listing, Split, encode
 from lt_cb.errors import InputError, enumerate_names
 
 # files that often lie among images: hidden, or made by a file manager, or on the data
 ACCOMPANYING = re.compile(r"(^|/)(\.|(thumbs\.db|desktop\.ini|(readme|licen[sc]e|copying)(\..*)?)$)", re.IGNORECASE)
+
+
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {  # of folders, in any case; the first that exists is read
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+}
+LAYOUTS = "train/<class>/* (val and test likewise, if you have them) or <class>/* for 2 classes or more"
+
+
+def find_splits(root: Path) -> dict[Split, Path]:
+    """Return the folder of each split, none if the folders in root are the classes; warn of ignored folders."""
+    names = _subfolders(root)
+    splits: dict[Split, Path] = {}
+    for split, usual in SPLIT_NAMES.items():
+        rank = {name: (usual.index(name.lower()), name != name.lower()) for name in names if name.lower() in usual}
+        if rank:
+            splits[split] = root / min(rank, key=rank.__getitem__)
+    if "train" not in splits and (splits or len(names) < 2 or _is_misspelt(root, names)):
+        hint = _hint(names)
+        if len(names) == 1 and not splits and len(_subfolders(root / names[0])) > 1:
+            hint = f" Did you mean --data.root '{root / names[0]}'?"
+        raise InputError(f"'{root}' needs {LAYOUTS}, but its folders are: {enumerate_names(names) or 'none'}.{hint}")
+    others = [name for name in names if root / name not in splits.values() and _has_images(root / name)]
+    if splits and others:
+        read, ignored = enumerate_names([folder.name for folder in splits.values()]), enumerate_names(others)
+        rank_zero_warn(
+            f"Images of '{root}' are read only from {read}. Other folders with images are ignored: {ignored}."
+            + _hint(others),
+            stacklevel=1,
+        )
+    return splits
+
+
+def _is_misspelt(root: Path, names: Sequence[str]) -> bool:
+    """Return whether all folders in root have folders instead of images, and a name such as ``trian`` is among them."""
+    return bool(_hint(names)) and all(_subfolders(root / name) and not _stray(root / name) for name in names)
+
+
+def _hint(names: Sequence[str]) -> str:
+    """Return a question about names that are nearly names of splits, or an empty string."""
+    known = [name for usual in SPLIT_NAMES.values() for name in usual]
+    meant = {name: difflib.get_close_matches(name.lower(), known, 1, 0.75) for name in names}
+    questions = [f"'{near[0]}' by '{name}'" for name, near in meant.items() if near and near[0] != name.lower()]
+    return f" Did you mean {', '.join(questions)}?" if questions else ""
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones and those of a Mac's archive."""
+    names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
+
+
+def _stray(folder: Path) -> list[str]:
+    """Return the names of the images directly in a folder, sorted."""
+    return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
+
+
+def _has_images(folder: Path) -> bool:
+    return any(is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -81,12 +142,11 @@ def list_tree(folder: Path, least: int = 2, others: list[str] | None = None) -> 
 
 
 def _class_folders(folder: Path, least: int) -> list[str]:
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    names = _subfolders(folder)
     if len(names) < least:
         why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
         raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
-    if stray := [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]:
+    if stray := _stray(folder):
         raise InputError(
             f"{len(stray)} images lie in '{folder}' itself, such as '{stray[0]}': move each to its class's folder."
         )

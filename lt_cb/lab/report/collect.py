@@ -31,6 +31,7 @@ DATA_SETTINGS = ("data.source", "data.imbalance_factor", "data.n_max", "data.imb
 NEWER_DEFAULTS: dict[str, Any] = {  # of settings that older kept configurations lack
     "data.interpolation": "bilinear",
     "data.on_unreadable": "refuse",
+    "data.split": 0.2,
 }
 
 
