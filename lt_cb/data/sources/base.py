@@ -130,7 +130,7 @@ class FileSource(Source):
         return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
 
     def hold_out_test(self, undivided: Listing, share: float = TEST_SHARE) -> None:
-        """Divide the images of a data set without test images; see `draw_test`."""
+        """Divide the images of a data set without test images; see ``draw_test``."""
         self.undivided = undivided
         self.listings["train"], self.listings["test"] = draw_test(undivided, share)
         self.counts = count_labels(self.labels("train"), len(self.class_names))
