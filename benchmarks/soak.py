@@ -209,8 +209,9 @@ def cycles(kind: str, times: tuple[float, float], seed: int, kills: int) -> tupl
         count.runs += 1
         while code != 0:
             words = fit(kind, run)
-            if checkpoint.exists():  # the checkpoint has the options
-                words = [*rng.choice([words, ["fit", words[-1], "--trainer.enable_progress_bar=false"]])]
+            if checkpoint.exists():  # which has the options, but no callbacks
+                alone = ["fit", words[-1], "--trainer.enable_progress_bar=false"]
+                words = [*rng.choice([words, words if kind == "ema" else alone])]
                 words.append(f"--ckpt_path={checkpoint}")
                 count.resumes += 1
             pid = start(words, log, imported=rng.random() < 0.9)
