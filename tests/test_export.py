@@ -144,6 +144,17 @@ def test_the_lines_of_python_make_the_images_of_predict(crop: str, model: LongTa
         assert scope["probabilities"][0].tolist() == pytest.approx([float(row["cat"]), float(row["dog"])], abs=1e-5)
 
 
+def test_a_checkpoint_whose_mean_has_other_channels_is_damaged(
+    model: LongTailedClassifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load("model.ckpt", weights_only=True)
+    content["hyper_parameters"]["mean"] = [0.1, 0.2]
+    torch.save(content, "model.ckpt")
+    Path("photos").mkdir()
+    sentence = refused(capsys, "predict", "--ckpt_path=model.ckpt", "--images=photos")
+    assert sentence == "the checkpoint's mean does not fit its images: the checkpoint is damaged."
+
+
 def test_small_probabilities_keep_their_digits(model: LongTailedClassifier) -> None:
     Path("photos").mkdir()
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save("photos/a.png")

@@ -176,9 +176,13 @@ def class_facts(content: Mapping[str, Any]) -> dict[str, Any]:
         options = hparams["loss"]["init_args"]
         facts |= {"multi_label": bool(hparams.get("multi_label")), "num_images": options.get("num_images")}
         facts |= {"num_unlabelled": options.get("num_unlabelled", 0)}  # older checkpoints have none
-        return {"class_counts": options["class_counts"], **facts}
+        facts["class_counts"] = options["class_counts"]
     except (KeyError, TypeError) as error:
         raise InputError("the checkpoint does not name its classes and images: use one made by lt-cb fit.") from error
+    for name in ("mean", "std"):  # one number for each channel
+        if facts[name] is not None and mismatch(facts[name], PerClass[float], facts["in_channels"]):
+            raise InputError(f"the checkpoint's {name} does not fit its images: the checkpoint is damaged.")
+    return facts
 
 
 def thresholds(content: Mapping[str, Any], num_classes: int) -> list[float] | None:
