@@ -1,13 +1,12 @@
 """Lists of image files and their classes, read from annotation files and text files."""
 
-import csv
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -178,21 +177,6 @@ def _folder_names(paths: list[bytes], labels: list[int], num_classes: int) -> li
         return [str(label) for label in range(num_classes)]
     common = os.path.commonpath(folders) or "."
     return [os.path.relpath(folder, common) for folder in folders]
-
-
-def read_csv(file: Path, remedy: str) -> dict[str, list[Any]]:
-    """Return the columns of a CSV file by their names in the header; ``remedy`` ends the message if that fails."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {remedy}") from error
-    header = rows[0][1] if rows else []
-    for line, row in rows:
-        if len(row) != len(header):
-            raise InputError(f"line {line} of '{file}' has {len(row)} fields, but the header has {len(header)}.")
-    return {name.strip(): [row[i] for _, row in rows[1:]] for i, name in enumerate(header)}
 
 
 def check_files(folder: Path, paths: Paths) -> None:

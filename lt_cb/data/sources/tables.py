@@ -1,4 +1,4 @@
-"""Tables of image files, CSV or Parquet, with a class, several labels, or a column for each label."""
+"""Tables of image files, CSV, Parquet or JSON lines, with a class, several labels, or a column for each label."""
 
 import math
 import os
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.listing import SPLITS, Listing, Split, check_is_file, encode, read_csv
+from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
+from lt_cb.data.sources.reading import Columns, read_table
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels
 
-Columns = dict[str, list[Any]]
 SEPARATOR = ";"  # between names in the column labels
 CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan": -1, "none": -1, "-1": -1, "-1.0": -1}
 
@@ -23,8 +23,7 @@ def list_table(
     file: Path, separator: str | None = None, label_columns: Sequence[str] | None = None
 ) -> dict[Split, Listing]:
     """Return the images of each split of a table, in its order. See `Manifest` for the arguments."""
-    check_is_file(file)
-    columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
+    columns = read_table(file)
     named = "label" if "label" in columns else "labels"
     by_name = named in columns and not label_columns
     others = [name for name in columns if name not in ("path", "split")]
@@ -107,15 +106,3 @@ def warn_of_several(file: Path, names: Sequence[str]) -> None:
             given = f"a label of '{file}' is '{name}', taken for one name"
             rank_zero_warn(f"{given}: if it is several labels, {remedy}.", stacklevel=1)
             return
-
-
-def _read_parquet(file: Path) -> Columns:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise InputError(f"'{file}' needs a reader of Parquet: uv pip install pyarrow, or make it CSV.") from error
-    try:
-        columns: Columns = parquet.read_table(file).to_pydict()
-    except (OSError, ArrowException) as error:
-        raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
-    return columns
