@@ -48,20 +48,30 @@ def as_paths(paths: Paths) -> list[Path]:
 
 
 def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
-    """Split images of one label each into training and test images: ``share`` of each class, rounded, are for testing.
+    """Split images into training and test images: ``share`` of each class, rounded, are for testing.
 
-    A class of two images or more has at least one of each. The test images are those whose paths have the smallest
-    digests, so that they depend on no seed, and hardly change when images are added.
+    A class of two images or more has at least one of each. An image of several labels counts for its rarest label. The
+    test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change when
+    images are added.
     """
     paths, labels, names = listing
     digests = [hashlib.blake2b(path, digest_size=8).digest() for path in paths.tolist()]
-    order = np.lexsort((np.frombuffer(b"".join(digests), np.uint64), labels))
-    counts = np.bincount(labels, minlength=len(names))
-    ranks = np.empty_like(labels)  # within the class
-    ranks[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    classes = labels if labels.ndim == 1 else _rarest(labels)
+    order = np.lexsort((np.frombuffer(b"".join(digests), np.uint64), classes))
+    counts = np.bincount(classes, minlength=len(names))
+    ranks = np.empty_like(classes)  # within the class
+    ranks[order] = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
     quotas = np.minimum(np.maximum(np.floor(counts * share + 0.5), 1), counts - 1)
-    is_test = ranks < quotas[labels]
+    is_test = ranks < quotas[classes]
     return Listing(paths[~is_test], labels[~is_test], names), Listing(paths[is_test], labels[is_test], names)
+
+
+def _rarest(labels: Labels) -> Indices:
+    """Return the rarest label of each image, and the number of labels for an image without any."""
+    counts = (labels > 0).sum(0)
+    candidates = np.where(labels > 0, counts, len(labels) + 1)
+    rarest: Indices = np.where((labels > 0).any(1), candidates.argmin(1), labels.shape[1])
+    return rarest
 
 
 def data_folder(root: str) -> Path:
