@@ -112,7 +112,8 @@ def _guess_label(columns: Columns, others: Sequence[str]) -> str | None:
         label = _first({column: columns[column] for column in others}, [name])
         if label is None:
             continue
-        cells = {str(cell).strip().lower() for cell in columns[label]}
-        if name in LABELS[:2] or len(others) == 1 or cells - CELLS.keys():
+        if name in LABELS[:2] or len(others) == 1:
+            return label
+        if any(str(cell).strip().lower() not in CELLS for cell in columns[label]):
             return label
     return None

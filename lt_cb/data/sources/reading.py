@@ -15,6 +15,7 @@ from lt_cb.errors import InputError, enumerate_names
 
 Columns = dict[str, list[Any]]
 DELIMITERS = ",;\t"  # the first one wins a tie
+BLOCK_ROWS = 4096
 JSON_LINES = (".jsonl", ".ndjson")
 
 
@@ -32,21 +33,33 @@ def read_csv(file: Path, remedy: str) -> Columns:
 
     The delimiter is a comma, semicolon or tab, whichever the header has most of. All cells are texts.
     """
-    rows: list[list[str]] = []
+    header: list[str] = []
+    columns: list[list[str]] = []
     try:
         text = _decode(file.read_bytes())
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        header = [name.strip() for name in next(filter(None, reader), [])]
+        columns = [[] for _ in header]
+        rows: list[list[str]] = []
         for row in filter(None, reader):
-            if rows and len(row) != len(rows[0]):
+            if len(row) != len(header):
                 line = f"line {reader.line_num} of '{file}'"
-                raise InputError(f"{line} has {len(row)} fields, but the header has {len(rows[0])}.")
+                raise InputError(f"{line} has {len(row)} fields, but the header has {len(header)}.")
             rows.append(row)
+            if len(rows) == BLOCK_ROWS:
+                _append(columns, rows)
+        _append(columns, rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {remedy}") from error
-    header = [name.strip() for name in rows[0]] if rows else []
     _check_names(file, header)
-    cells = zip(*rows[1:], strict=True) if len(rows) > 1 else [()] * len(header)
-    return {name: list(column) for name, column in zip(header, cells, strict=True) if _is_name(name)}
+    return {name: column for name, column in zip(header, columns, strict=True) if _is_name(name)}
+
+
+def _append(columns: list[list[str]], rows: list[list[str]]) -> None:
+    """Move rows to the columns. In blocks, because a million lists slow the garbage collector down."""
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
+        column.extend(cells)
+    rows.clear()
 
 
 def _decode(content: bytes) -> str:

@@ -91,8 +91,9 @@ def _names_in(cell: object, separator: str | None) -> list[str]:
 
 def _by_name(cells: list[Any], separator: str | None) -> tuple[Labels, list[str]]:
     """Return labels and class names of a column of names."""
-    given = [_names_in(cell, separator) for cell in cells] if separator else [[name] for name in _texts(cells)]
-    distinct = {name for names in given for name in names}
+    texts = [] if separator else _texts(cells)
+    given = [_names_in(cell, separator) for cell in cells] if separator else []
+    distinct = {name for names in given for name in names} | set(texts)
     names = sorted(distinct, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, distinct)) else None)
     index = {name: label for label, name in enumerate(names)}
     if separator:
@@ -100,7 +101,7 @@ def _by_name(cells: list[Any], separator: str | None) -> tuple[Labels, list[str]
         for row, part in zip(several, given, strict=True):
             row[[index[name] for name in part]] = 1
         return several, names
-    return np.array([index[name] for (name,) in given], np.int64), names
+    return np.array([index[name] for name in texts], np.int64), names
 
 
 def _by_column(file: Path, columns: Columns, names: Sequence[str], options: TableOptions) -> tuple[Labels, list[str]]:
