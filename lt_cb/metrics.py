@@ -156,14 +156,14 @@ def shot_groups(class_counts: Sequence[int], few: int = 20, many: int = 100) -> 
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the exact average precision of each label, float64 of shape (C,); NaN without positive images.
 
-    Scores and targets have shape (N, C). Targets are 1, 0, or -1 for unknown labels, which are left out. A label with
-    NaN scores has the value NaN.
+    It is also NaN without negative images, because it would be 1 for any scores. Scores and targets have shape (N, C).
+    Targets are 1, 0, or -1 for unknown labels, which are left out. A label with NaN scores has the value NaN.
     """
-    return _by_label(binary_average_precision, scores, targets, (targets > 0).any(0))
+    return _by_label(binary_average_precision, scores, targets, (targets > 0).any(0) & (targets == 0).any(0))
 
 
 def auroc(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the exact area under the ROC curve, like `average_precision`; NaN also without negative images."""
+    """Return the exact area under the ROC curve, like `average_precision`."""
     return _by_label(binary_auroc, scores, targets, (targets > 0).any(0) & (targets == 0).any(0))
 
 

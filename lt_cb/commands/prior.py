@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from lt_cb.commands.cli import CommandLine, Options
-from lt_cb.data.sources.listing import read_csv
+from lt_cb.data.sources.reading import read_csv
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.prior import class_prior
 from lt_cb.losses import Loss

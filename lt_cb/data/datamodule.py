@@ -44,8 +44,8 @@ class LongTailedDataModule(LightningDataModule):
             ``Manifest`` (a table of files), or the class path of a custom `lt_cb.data.Source`, with ``init_args`` if it
             has options. In Python also a function that makes a source of its root.
         root: folder of the data.
-        split: share of each class held out as test images, above 0 and below 1, if an image folder has no test folder.
-            The same images for all seeds. Unused if there are test images.
+        split: share of each class held out as test images, above 0 and below 1, if there is no test folder or column
+            of splits. The same images for all seeds. Unused if there are test images.
         imbalance_factor: largest class count divided by the smallest, at least 1; None keeps all training images.
         imbalance_type: ``exponential`` decay as in the paper, or one ``step`` in the middle of the classes.
         n_max: images of the largest class; None takes as many as the smallest class of the data set has.
@@ -164,9 +164,8 @@ class LongTailedDataModule(LightningDataModule):
         """Hold out test images if the data set has none, before the long-tailed subset is chosen."""
         if isinstance(self.source, FileSource) and self.source.undivided is not None:
             self.source.hold_out_test(self.source.undivided, share)
-            rank_zero_info(
-                f"no test folder: {100 * share:g} % of each class are held out as test images (--data.split)"
-            )
+            held_out = f"{100 * share:g} % of each class are held out as test images (--data.split)"
+            rank_zero_info(f"no {self.source.tests_from}: {held_out}")
         elif share != TEST_SHARE:
             rank_zero_warn(f"--data.split {share:g} is ignored: the data set has test images.", stacklevel=1)
 

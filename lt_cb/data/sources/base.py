@@ -77,11 +77,13 @@ class FileSource(Source):
         default_size: height and width that images are scaled to. None keeps square images of one size, of at most 256
             pixels, and scales others to 64.
         annotated_apart: whether annotations are published apart from the images, and can be inspected without them.
+        tests_from: what a data set without test images lacks.
         undivided: training and test images together, if the data set has no test images of its own.
     """
 
     default_size: int | None = None
     annotated_apart: bool = False
+    tests_from: str = "test folder"
     undivided: Listing | None = None
 
     def __init__(self, root: str, listings: Mapping[Split, Listing]) -> None:

@@ -46,6 +46,19 @@ def warn_of_repeated_paths(source: FileSource) -> None:
     _warn_of_repeats(source, str, "images are listed more than once", remedy)
 
 
+def warn_of_unknown_negatives(source: FileSource) -> None:
+    """Warn of labels that some images have, and others may have, but none is known to be without."""
+    for split in source.splits if source.multi_label else ():
+        labels = source.labels(split)
+        undefined = (labels == 1).any(0) & (labels == -1).any(0) & ~(labels == 0).any(0)
+        if names := enumerate_names([source.class_names[label] for label in undefined.nonzero()[0]]):
+            rank_zero_warn(
+                f"'{source.root}' has no {split} image that is known to be without {names}: average precision and mAP "
+                "leave them out. If an empty cell means no, set --data.source Manifest --data.source.blank no.",
+                stacklevel=1,
+            )
+
+
 def _listed(source: FileSource, split: Split) -> list[str]:
     paths = source.listing(split).paths.tolist()
     return [os.path.abspath(os.path.join(source.folder, os.fsdecode(path))) for path in paths]

@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
-from lt_cb.data.sources.checks import warn_of_repeated_paths
+from lt_cb.data.sources.checks import warn_of_repeated_paths, warn_of_unknown_negatives
+from lt_cb.data.sources.columns import TableOptions
 from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
@@ -172,33 +174,74 @@ class INaturalist2017(INaturalist2018):
 
 
 class Manifest(FileSource):
-    """Image files in a table: CSV with a header, or Parquet, with columns path, split and label.
+    """Image files in a table: CSV with a header, Parquet, or JSON lines, with columns path, label and split.
 
-    - ``path``: absolute, or relative to the folder of the table.
-    - ``split``: train, val or test. Without test images, val is the test split.
+    - ``path``: absolute, or relative to the folder of the table. A missing extension is completed.
     - ``label``: class name. Classes are sorted by value if all are whole numbers, otherwise alphabetically.
+    - ``split``: train, val or test. Without test images, val is the test split. Without this column, a share of each
+      class is held out, see `draw_test`.
 
     For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing. Without
     ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for unknown.
 
+    Other common names of these columns are guessed. Names are matched without regard to case.
+
     Args:
         root: path of the table.
-        separator: separator of several labels in ``label`` or ``labels``; None is a semicolon in ``labels`` only.
+        separator: separator of several labels in the label column; None is a semicolon in ``labels`` only.
         label_columns: names of the label columns; None takes all further columns.
+        path_column: name of the column of paths.
+        label_column: name of the column of class names.
+        split_column: name of the column of splits.
+        image_folder: folder of the images; None is the folder of the table, or one beside the table.
+        extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
+        blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false.
+        task: ``one`` or ``several`` labels an image; None takes one if exactly one column of each row is 1.
     """
 
-    def __init__(self, root: str, separator: str | None = None, label_columns: list[str] | None = None) -> None:
-        if separator == "" or label_columns == [] or (separator and label_columns):
+    tests_from = "split column"
+
+    def __init__(
+        self,
+        root: str,
+        separator: str | None = None,
+        label_columns: list[str] | None = None,
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        image_folder: str | None = None,
+        extension: str | None = None,
+        blank: Literal["no", "unknown", False] = "unknown",
+        task: Literal["one", "several"] | None = None,
+    ) -> None:
+        if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
             raise InputError(
-                f"separator is {separator!r} and label_columns {label_columns}, but one of them may be given, and not "
-                "empty: labels are names in one column, or have a column each."
+                f"separator is {separator!r}, label_column {label_column!r} and label_columns {label_columns}, but one "
+                "of them may be given, and not empty: labels are names in one column, or have a column each."
             )
-        table = Path(os.path.expanduser(root))
-        listings = with_test(list_table(table, separator, label_columns))
-        if missing := {"train", "test"} - listings.keys():
+        file = Path(os.path.expanduser(root))
+        options = TableOptions(
+            path_column,
+            label_column,
+            label_columns,
+            split_column,
+            image_folder,
+            extension,
+            separator,
+            blank or "no",
+            task,
+        )
+        table = list_table(file, options)
+        listings = with_test(table.listings)
+        if table.divided and (missing := {"train", "test"} - listings.keys()):
             raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
-        if label_columns is None:
-            warn_of_several(table, self.class_names)
+        self.folder = table.folder
+        if not table.divided:
+            self.hold_out_test(listings["train"])
+        if not table.by_column:
+            warn_of_several(file, self.class_names)
         check_classes(self, "add some, or leave the label out")
-        warn_of_repeated_paths(self)
+        if table.repeats:
+            warn_of_repeated_paths(self)
+        warn_of_unknown_negatives(self)

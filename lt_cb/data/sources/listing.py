@@ -1,13 +1,12 @@
 """Lists of image files and their classes, read from annotation files and text files."""
 
-import csv
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -49,20 +48,30 @@ def as_paths(paths: Paths) -> list[Path]:
 
 
 def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
-    """Split images of one label each into training and test images: ``share`` of each class, rounded, are for testing.
+    """Split images into training and test images: ``share`` of each class, rounded, are for testing.
 
-    A class of two images or more has at least one of each. The test images are those whose paths have the smallest
-    digests, so that they depend on no seed, and hardly change when images are added.
+    A class of two images or more has at least one of each. An image of several labels counts for its rarest label. The
+    test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change when
+    images are added.
     """
     paths, labels, names = listing
     digests = [hashlib.blake2b(path, digest_size=8).digest() for path in paths.tolist()]
-    order = np.lexsort((np.frombuffer(b"".join(digests), np.uint64), labels))
-    counts = np.bincount(labels, minlength=len(names))
-    ranks = np.empty_like(labels)  # within the class
-    ranks[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    classes = labels if labels.ndim == 1 else _rarest(labels)
+    order = np.lexsort((np.frombuffer(b"".join(digests), np.uint64), classes))
+    counts = np.bincount(classes, minlength=len(names))
+    ranks = np.empty_like(classes)  # within the class
+    ranks[order] = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
     quotas = np.minimum(np.maximum(np.floor(counts * share + 0.5), 1), counts - 1)
-    is_test = ranks < quotas[labels]
+    is_test = ranks < quotas[classes]
     return Listing(paths[~is_test], labels[~is_test], names), Listing(paths[is_test], labels[is_test], names)
+
+
+def _rarest(labels: Labels) -> Indices:
+    """Return the rarest label of each image, and the number of labels for an image without any."""
+    counts = (labels > 0).sum(0)
+    candidates = np.where(labels > 0, counts, len(labels) + 1)
+    rarest: Indices = np.where((labels > 0).any(1), candidates.argmin(1), labels.shape[1])
+    return rarest
 
 
 def data_folder(root: str) -> Path:
@@ -178,21 +187,6 @@ def _folder_names(paths: list[bytes], labels: list[int], num_classes: int) -> li
         return [str(label) for label in range(num_classes)]
     common = os.path.commonpath(folders) or "."
     return [os.path.relpath(folder, common) for folder in folders]
-
-
-def read_csv(file: Path, remedy: str) -> dict[str, list[Any]]:
-    """Return the columns of a CSV file by their names in the header; ``remedy`` ends the message if that fails."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {remedy}") from error
-    header = rows[0][1] if rows else []
-    for line, row in rows:
-        if len(row) != len(header):
-            raise InputError(f"line {line} of '{file}' has {len(row)} fields, but the header has {len(header)}.")
-    return {name.strip(): [row[i] for _, row in rows[1:]] for i, name in enumerate(header)}
 
 
 def check_files(folder: Path, paths: Paths) -> None:

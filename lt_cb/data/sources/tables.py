@@ -1,55 +1,75 @@
-"""Tables of image files, CSV or Parquet, with a class, several labels, or a column for each label."""
+"""Tables of image files, CSV, Parquet or JSON lines, with a class, several labels, or a column for each label."""
 
 import math
 import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.listing import SPLITS, Listing, Split, check_is_file, encode, read_csv
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.data.sources.columns import CELLS, OPTION, SEPARATORS, TableOptions, find_columns, say_guesses
+from lt_cb.data.sources.image_files import find_files
+from lt_cb.data.sources.kinds import choose_task, find_repeats
+from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
+from lt_cb.data.sources.reading import Columns, read_table
+from lt_cb.errors import InputError
 from lt_cb.longtail.subset import Labels
 
-Columns = dict[str, list[Any]]
-SEPARATOR = ";"  # between names in the column labels
-CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan": -1, "none": -1, "-1": -1, "-1.0": -1}
+SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
+SPLIT_NAMES |= {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
-def list_table(
-    file: Path, separator: str | None = None, label_columns: Sequence[str] | None = None
-) -> dict[Split, Listing]:
-    """Return the images of each split of a table, in its order. See `Manifest` for the arguments."""
-    check_is_file(file)
-    columns = _read_parquet(file) if file.suffix.lower() == ".parquet" else read_csv(file, "set --data.root to one.")
-    named = "label" if "label" in columns else "labels"
-    by_name = named in columns and not label_columns
-    others = [name for name in columns if name not in ("path", "split")]
-    if not {"path", "split"} <= columns.keys() or not (by_name or others):
-        given = enumerate_names(list(columns)) or "none"
-        raise InputError(
-            f"'{file}' has columns {given}, but must have path, split, and label, or for several an image labels or a "
-            "column for each label."
-        )
-    if by_name and named == "labels":
-        separator = separator or SEPARATOR
-    for name in ("path", "split", "label") if by_name and not separator else ("path", "split"):
-        for number, value in enumerate(columns[name], 1):
-            if not _text(value):
-                several = "; for several labels an image, or none, call the column labels" if name == "label" else ""
-                raise InputError(f"row {number} of '{file}' has no {name}: give it one, or leave the row out{several}.")
-    if by_name:
-        labels, names = _by_name(columns[named], separator)
+class Table(NamedTuple):
+    """Image files of a table."""
+
+    listings: dict[Split, Listing]  # of each split, in the order of the table
+    folder: Path  # of the images
+    divided: bool  # whether there is a column of splits; otherwise all images are in train
+    by_column: bool  # whether there is a column for each label
+    repeats: bool  # whether an image has several rows
+
+
+def list_table(file: Path, options: TableOptions = TableOptions()) -> Table:  # noqa: B008 (immutable)
+    """Return the images of each split of a table. See `Manifest` for the options."""
+    columns = read_table(file)
+    layout = find_columns(file, columns, options)
+    required = {"path": layout.path, "split": layout.split, "label": None if layout.separator else layout.label}
+    texts = {kind: _texts(columns[name]) for kind, name in required.items() if name is not None}
+    for kind, cells in texts.items():
+        if not all(cells):
+            several = "; for several labels an image, or none, call the column labels" if kind == "label" else ""
+            raise InputError(
+                f"row {cells.index('') + 1} of '{file}' has no {required[kind]}: give it one, or leave the row out"
+                f"{several}."
+            )
+    if not texts["path"]:
+        raise InputError(f"'{file}' has a header, but no row: set --data.root to another file.")
+    if layout.label:
+        labels, names = _by_name(columns[layout.label], layout.separator)
     else:
-        labels, names = _by_column(file, columns, label_columns or others)
-    paths = encode(path if isinstance(path, bytes) else str(path) for path in columns["path"])
-    splits = np.array([_text(split).lower() for split in columns["split"]], str)
-    if unknown := set(splits.tolist()) - set(SPLITS):
+        labels, names = _by_column(file, columns, layout.labels, options)
+    labels = choose_task(file, labels, names, not layout.label, options)
+    folder, given = find_files(file, texts["path"], options.image_folder, options.extension)
+    if folder != file.parent and options.image_folder is None:
+        layout.guesses["image_folder"] = folder.name
+    say_guesses(file, layout.guesses)
+    paths = encode(given)
+    if "split" not in texts:
+        repeats = find_repeats(file, folder, given, labels, names, None)
+        return Table({"train": Listing(paths, labels, names)}, folder, False, not layout.label, repeats)
+    split_of = {name: SPLIT_NAMES.get(name.lower()) for name in set(texts["split"])}
+    if unknown := [name.lower() for name, split in split_of.items() if split is None]:
         raise InputError(f"'{file}' has split '{min(unknown)}', but allowed are train, val and test.")
-    return {split: Listing(paths[rows], labels[rows], names) for split in SPLITS if (rows := splits == split).any()}
+    given_splits = [str(split_of[name]) for name in texts["split"]]
+    repeats = find_repeats(file, folder, given, labels, names, given_splits)
+    splits = np.array(given_splits, str)
+    listings: dict[Split, Listing] = {
+        split: Listing(paths[rows], labels[rows], names) for split in SPLITS if (rows := splits == split).any()
+    }
+    return Table(listings, folder, True, not layout.label, repeats)
 
 
 def _text(value: object) -> str:
@@ -58,64 +78,57 @@ def _text(value: object) -> str:
     return (os.fsdecode(value) if isinstance(value, bytes) else str(value)).strip()  # Parquet has bytes
 
 
+def _texts(cells: Sequence[Any]) -> list[str]:
+    return [cell.strip() if type(cell) is str else _text(cell) for cell in cells]
+
+
 def _names_in(cell: object, separator: str | None) -> list[str]:
     if not separator:
         return [_text(cell)]
-    parts = cell if isinstance(cell, list) else _text(cell).split(separator)  # Parquet has lists
+    parts = cell if isinstance(cell, list) else _text(cell).split(separator)  # Parquet and JSON have lists
     return [name for name in map(_text, parts) if name]
 
 
 def _by_name(cells: list[Any], separator: str | None) -> tuple[Labels, list[str]]:
     """Return labels and class names of a column of names."""
-    given = [_names_in(cell, separator) for cell in cells]
-    whole = all(name.isdecimal() for names in given for name in names)
-    names = sorted({name for names in given for name in names}, key=(lambda name: int(name)) if whole else None)
+    texts = [] if separator else _texts(cells)
+    given = [_names_in(cell, separator) for cell in cells] if separator else []
+    distinct = {name for names in given for name in names} | set(texts)
+    names = sorted(distinct, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, distinct)) else None)
     index = {name: label for label, name in enumerate(names)}
     if separator:
         several = np.zeros((len(cells), len(names)), np.int8)
         for row, part in zip(several, given, strict=True):
             row[[index[name] for name in part]] = 1
         return several, names
-    return np.array([index[name] for (name,) in given], np.int64), names
+    return np.array([index[name] for name in texts], np.int64), names
 
 
-def _by_column(file: Path, columns: Columns, names: Sequence[str]) -> tuple[Labels, list[str]]:
+def _by_column(file: Path, columns: Columns, names: Sequence[str], options: TableOptions) -> tuple[Labels, list[str]]:
     """Return labels and class names of label columns."""
-    if missing := [name for name in names if name not in columns]:
-        existing = enumerate_names(list(columns))
-        raise InputError(f"label_columns names {enumerate_names(missing)}, but '{file}' has columns {existing}.")
-    labels = np.zeros((len(columns["path"]), len(names)), np.int8)
+    labels = np.zeros((len(columns[names[0]]), len(names)), np.int8)
+    values = CELLS | (dict.fromkeys(("", "nan", "none"), 0) if options.blank == "no" else {})
     for c, name in enumerate(names):
-        for row, cell in enumerate(columns[name]):
-            if (value := CELLS.get(_text(cell).lower())) is None:
-                raise InputError(
-                    f"column '{name}' of '{file}' has '{cell}' in row {row + 1}, but without a column label or labels, "
-                    "every column is a label: 1, 0, or empty for unknown. Remove it, or name the label columns by "
-                    "--data.source Manifest --data.source.label_columns."
-                )
-            labels[row, c] = value
+        cells = columns[name] if not any(isinstance(cell, list) for cell in columns[name]) else _texts(columns[name])
+        value_of = {cell: values.get(_text(cell).lower()) for cell in set(cells)}
+        if None in value_of.values():
+            row = next(row for row, cell in enumerate(cells) if value_of[cell] is None)
+            raise InputError(
+                f"column '{name}' of '{file}' has '{cells[row]}' in row {row + 1}, but without a column label or "
+                "labels, every column is a label: 1, 0, or empty for unknown. Remove it, or name the label columns by "
+                f"{OPTION}label_columns, or the column of names by {OPTION}label_column."
+            )
+        labels[:, c] = np.fromiter(map(value_of.__getitem__, cells), np.int8, len(cells))
     return labels, list(names)
 
 
 def warn_of_several(file: Path, names: Sequence[str]) -> None:
     """Warn if a class name consists of other class names, so that it may be several labels."""
     known = set(names)
-    remedies = {sign: f"set --data.source Manifest --data.source.separator '{sign}'" for sign in "|,"}
-    remedies = {SEPARATOR: "call the column labels instead of label", **remedies}
+    remedies = {sign: f"set {OPTION}separator '{sign}'" for sign in "|, "}
+    remedies = {SEPARATORS["labels"]: "call the column labels instead of label", **remedies}
     for name, (sign, remedy) in product(names, remedies.items()):
         if sign in name and {part.strip() for part in name.split(sign)} <= known:
             given = f"a label of '{file}' is '{name}', taken for one name"
             rank_zero_warn(f"{given}: if it is several labels, {remedy}.", stacklevel=1)
             return
-
-
-def _read_parquet(file: Path) -> Columns:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise InputError(f"'{file}' needs a reader of Parquet: uv pip install pyarrow, or make it CSV.") from error
-    try:
-        columns: Columns = parquet.read_table(file).to_pydict()
-    except (OSError, ArrowException) as error:
-        raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
-    return columns
