@@ -131,3 +131,15 @@ def log_posterior(loss: Loss, logits: Tensor) -> Tensor:
         return F.logsigmoid(log_odds)
     log_weights = loss.class_weights.to(log_odds.dtype).log()
     return log_weights + F.logsigmoid(log_odds - log_weights)
+
+
+def balanced_posterior(loss: Loss, logits: Tensor) -> Tensor:
+    """Return class probabilities as if all classes were equally frequent, for raw logits, both of shape (B, C).
+
+    They are the posterior divided by `assumed_prior`, normalised. A loss without a known prior gives its own
+    probabilities, normalised.
+    """
+    try:
+        return (log_posterior(loss, logits) - assumed_prior(loss).log().to(logits)).softmax(1)
+    except InputError:
+        return F.normalize(loss.probabilities(logits), p=1.0, dim=1)

@@ -1,0 +1,137 @@
+"""Prediction sets: thresholds against NumPy and loops, and coverage of images drawn from known distributions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lt_cb.losses import (
+    EffectiveNumber,
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    PostHocLogitAdjustment,
+    SigmoidLoss,
+    SoftmaxLoss,
+)
+from lt_cb.losses.prior import balanced_posterior
+from lt_cb.sets import MAX_KEPT, held_out_scores, prediction_sets, thresholds
+
+SCORES = st.lists(st.lists(st.floats(0, 1, width=32), max_size=30), min_size=1, max_size=6).filter(any)
+LEVELS = st.integers(1, 99).map(lambda percent: percent / 100)
+
+
+@given(SCORES, LEVELS)
+def test_thresholds_agree_with_numpy_and_a_loop(scores: list[list[float]], level: float) -> None:
+    kept = [torch.tensor(sorted(values)) for values in scores]
+    own = []
+    for values in scores:  # the usual formula of split conformal prediction, of 1 - posterior
+        rank = math.ceil(round((len(values) + 1) * level, 6))
+        outside = np.sort(1 - np.array(values))
+        own.append(1 - outside[rank - 1] if rank <= len(values) else 0.0)
+    common = max(
+        candidate
+        for values in scores
+        for candidate in values
+        if np.mean([np.mean(np.array(other) < candidate) for other in scores if other]) <= 1 - level + 1e-6
+    )
+    expected = [(value + common) / 2 for value in own]
+    assert thresholds(kept, level).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_class_without_held_out_images_gets_half_the_common_threshold() -> None:
+    kept = [torch.linspace(0, 1, 101), torch.tensor([])]
+    assert thresholds(kept, 0.9).tolist() == pytest.approx([0.1, 0.05], abs=0.01)
+
+
+def test_repeated_folds_count_each_image_once() -> None:
+    """Repeats make the scores denser, but not the images more numerous."""
+    rng = torch.Generator().manual_seed(0)
+    posterior, targets = torch.rand(40, 2, generator=rng), torch.arange(40) % 2
+    once = held_out_scores(posterior, targets)
+    thrice = held_out_scores(posterior.repeat(3, 1), targets.repeat(3), repeats=3)
+    assert [len(scores) for scores in thrice] == [20, 20]
+    assert all(torch.equal(a, b) for a, b in zip(once, thrice, strict=True))
+
+
+def test_many_scores_are_kept_as_quantiles() -> None:
+    posterior = torch.rand(50_000, 1, generator=torch.Generator().manual_seed(0)) ** 3
+    (kept,) = held_out_scores(posterior, torch.zeros(50_000, dtype=torch.int64))
+    assert len(kept) == MAX_KEPT
+    limits = thresholds([kept], 0.95), thresholds([posterior[:, 0].sort().values], 0.95)
+    below = [float((posterior[:, 0] < limit).double().mean()) for limit in limits]
+    assert below == pytest.approx([0.05, 0.05], abs=1.1e-3)
+
+
+def test_the_most_probable_class_is_always_in_the_set() -> None:
+    posterior = torch.tensor([[0.6, 0.4, 0.0], [0.4, 0.35, 0.25]])
+    sets = prediction_sets(posterior, torch.tensor([0.9, 0.3, 0.3]))
+    assert sets.tolist() == [[True, True, False], [True, True, False]]
+
+
+def gaussians(counts: list[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return points in two dimensions around C corners, and their classes."""
+    targets = np.repeat(np.arange(len(counts)), counts)
+    angle = 2 * np.pi * targets / len(counts)
+    points = 2 * np.stack([np.cos(angle), np.sin(angle)], 1) + rng.normal(size=(len(targets), 2))
+    return torch.from_numpy(points).float(), torch.from_numpy(targets)
+
+
+def test_sets_cover_rare_classes_too() -> None:
+    """With the true posterior and held-out images of a long tail, coverage is near the level in each class."""
+    counts, rng = [1000, 400, 160, 64, 25, 10], np.random.default_rng(0)
+    angle = 2 * np.pi * torch.arange(6) / 6
+    centres = 2 * torch.stack([angle.cos(), angle.sin()], 1)
+    loss = SoftmaxLoss(counts)
+
+    def posterior(points: Tensor) -> Tensor:
+        density = -(torch.cdist(points, centres.float()) ** 2) / 2
+        return balanced_posterior(loss, density + torch.tensor(counts).float().log())
+
+    points, targets = gaussians(counts, rng)
+    limits = thresholds(held_out_scores(posterior(points), targets), 0.9)
+    points, targets = gaussians([2000] * 6, rng)
+    sets = prediction_sets(posterior(points), limits)
+    coverage = torch.stack([sets[targets == label, label].double().mean() for label in range(6)])
+    assert 0.88 < coverage.mean() < 0.95
+    assert coverage.min() > 0.8
+    assert sets.sum(1).double().mean() < 3
+
+
+COUNTS = [90, 9, 1]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SoftmaxLoss(COUNTS),
+        SoftmaxLoss(COUNTS, weighting=EffectiveNumber(0.99)),
+        LogitAdjustedLoss(COUNTS, tau=0.5),
+        PostHocLogitAdjustment(COUNTS, tau=1.5),
+    ],
+    ids=["softmax", "class-balanced", "logit-adjusted", "post-hoc"],
+)
+def test_balanced_posterior_is_the_posterior_over_the_prior(loss: SoftmaxLoss) -> None:
+    logits = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    effective = (1 - 0.99 ** np.array(COUNTS)) / 0.01
+    shares = np.array(COUNTS) / 100
+    prior = {
+        "SoftmaxLoss": shares if loss.weighting is None else shares / effective,
+        "LogitAdjustedLoss": shares**0.5,
+        "PostHocLogitAdjustment": shares,  # the network itself is trained with softmax
+    }[type(loss).__name__]
+    expected = logits.exp().numpy() / prior
+    expected /= expected.sum(1, keepdims=True)
+    assert balanced_posterior(loss, logits).numpy() == pytest.approx(expected)
+
+
+def test_losses_without_a_prior_give_their_own_probabilities() -> None:
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    loss = LDAMLoss(COUNTS)
+    assert torch.allclose(balanced_posterior(loss, logits), loss.probabilities(logits))
+    for sigmoid in (SigmoidLoss(COUNTS), FocalLoss(COUNTS)):
+        assert balanced_posterior(sigmoid, logits).sum(1).tolist() == pytest.approx([1.0] * 5, abs=1e-6)
