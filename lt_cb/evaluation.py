@@ -12,8 +12,10 @@ from torchmetrics import Metric, MetricCollection
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
-from lt_cb.losses.prior import assumed_prior, log_posterior
+from lt_cb.losses.prior import assumed_prior, balanced_posterior, log_posterior
 from lt_cb.metrics import Mean
+from lt_cb.runs import checkpoint as checkpoints
+from lt_cb.sets import TEST_LEVEL, HeldOutScores, SetCoverage, prediction_sets, thresholds
 from lt_cb.task import Task
 
 Batch = tuple[Tensor, Tensor]
@@ -34,7 +36,10 @@ class EvaluatedModule(LightningModule):
     prior_shift: Tensor | None
     #: C scores from which on a label is predicted, with several labels an image; None is 0
     thresholds: list[float] | None = None
-    #: whether the validation images are the test images, so that they must not choose thresholds;
+    #: sorted scores of the held-out images of each class (`lt_cb.sets.held_out_scores`), with one label an image
+    set_scores: list[Tensor] | None = None
+    set_level: float | None = None  #: promised coverage of the sets that ``predict_step`` returns; None returns none
+    #: whether the validation images are the test images, so that they must not choose thresholds, nor calibrate sets;
     #: `lt_cb.data.LongTailedDataModule` sets it, set it yourself if you pass loaders to a Trainer
     validates_on_test = False
     top: int | None = None  #: number of classes that ``predict_step`` returns, with one label an image
@@ -75,6 +80,7 @@ class EvaluatedModule(LightningModule):
         self.eval_loss = Mean()
         self.evaluator = self.task.evaluator(self.num_classes, self.groups)
         self.eval_metrics = MetricCollection([make(self.num_classes) for make in metrics])
+        self.held_out_scores, self.set_coverage = HeldOutScores(self.num_classes), SetCoverage(self.num_classes)
 
     def metric_names(self) -> list[str]:
         """Return the names of the metrics that a training logs."""
@@ -122,9 +128,28 @@ class EvaluatedModule(LightningModule):
         self.evaluator.update(self.scores(logits), targets)
         if self.eval_metrics:
             self.eval_metrics.update(self.probabilities(logits), targets)
+        if not self.multi_label:
+            self.held_out_scores.update(balanced_posterior(self.loss, logits), targets)
         return {"logits": logits, "targets": targets}
 
-    test_step = validation_step
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Evaluate a batch like ``validation_step``, and its prediction sets if these are calibrated."""
+        outputs = self.validation_step(batch, batch_idx)
+        if self.set_scores is not None:
+            self.set_coverage.update(self.prediction_sets(outputs["logits"], TEST_LEVEL), outputs["targets"])
+        return outputs
+
+    def prediction_sets(self, logits: Tensor, level: float) -> Tensor:
+        """Return the classes in the prediction set of each image, bool, for raw logits, both of shape (B, C).
+
+        A share of about ``level`` of the sets has the true class, for each class, whatever the class frequencies are.
+        """
+        if self.set_scores is None:
+            raise InputError(
+                "there are no held-out images to calibrate prediction sets: take a checkpoint of recommend, or of fit "
+                "with --data.val_fraction."
+            )
+        return prediction_sets(balanced_posterior(self.loss, logits), thresholds(self.set_scores, level))
 
     def _log_results(self, stage: str) -> None:
         trains = stage == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
@@ -134,14 +159,25 @@ class EvaluatedModule(LightningModule):
         self.per_class, self.confusion = results.per_class, results.confusion
         if chooses:
             self.thresholds = results.thresholds
+            self.set_scores = None if self.multi_label else self.held_out_scores.compute()
         custom = self.eval_metrics.compute() if self.eval_metrics else {}
         for name, value in custom.items():
             if value.numel() != 1:
                 raise InputError(f"metric {name} has {value.numel()} values, but must have one: set its average.")
-        values = {**results.metrics, "loss": self.eval_loss.compute(), **custom}
+        values = {**results.metrics, **self._set_results(stage), "loss": self.eval_loss.compute(), **custom}
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
-        for metric in (self.evaluator, self.eval_loss, self.eval_metrics):
+        for metric in (self.evaluator, self.eval_loss, self.eval_metrics, self.held_out_scores, self.set_coverage):
             metric.reset()
+
+    def _set_results(self, stage: str) -> dict[str, Tensor]:
+        """Return coverage and size of the prediction sets of a test, means over classes and over shot groups."""
+        if stage != "test" or self.set_scores is None:
+            return {}
+        coverage, size = self.set_coverage.compute()
+        self.per_class |= {"coverage": coverage.tolist(), "set_size": size.tolist()}
+        values = {"coverage": coverage.nanmean(), "set_size": size.nanmean()}
+        values |= {f"coverage/{name}": coverage[members].nanmean() for name, members in self.groups.items()}
+        return {name: value.float() for name, value in values.items()}
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...``; choose the thresholds of several labels, if the images are held out from training."""
@@ -155,9 +191,20 @@ class EvaluatedModule(LightningModule):
             )
         self._log_results("test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Return predictions and probabilities, see `lt_cb.task.Task.predict`."""
+    def save_choices(self, checkpoint: dict[str, Any]) -> None:
+        """Add what held-out images chose to a checkpoint: thresholds, or scores for prediction sets."""
+        kept = {checkpoints.THRESHOLDS: self.thresholds, checkpoints.SET_SCORES: self.set_scores}
+        checkpoint.update({name: value for name, value in kept.items() if value is not None})
+
+    def load_choices(self, checkpoint: dict[str, Any]) -> None:
+        """Load what `save_choices` saved."""
+        self.thresholds = checkpoints.thresholds(checkpoint, self.num_classes)
+        self.set_scores = checkpoints.set_scores(checkpoint, self.num_classes)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, ...]:
+        """Return predictions and probabilities, see `lt_cb.task.Task.predict`; with ``set_level`` also sets, (B, C)."""
         self.check_images(batch[0])
         logits = self(batch[0]).float()
         precise = logits if logits.device.type == "mps" else logits.double()  # float32 ends at 1e-45
-        return self.task.predict(self.scores(logits), self.probabilities(precise), self.thresholds, self.top)
+        predicted = self.task.predict(self.scores(logits), self.probabilities(precise), self.thresholds, self.top)
+        return predicted if self.set_level is None else (*predicted, self.prediction_sets(precise, self.set_level))

@@ -334,17 +334,16 @@ class LongTailedClassifier(EvaluatedModule):
         self.backbone.load_state_dict(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the thresholds, and unset ``pretrained``, so that loading does not download pretrained weights."""
+        """Add what held-out images chose, and unset ``pretrained``, so that loading does not download weights."""
         checkpoint["hyper_parameters"] = checkpoints.without_pretrained(dict(checkpoint["hyper_parameters"]))
-        if self.thresholds is not None:
-            checkpoint[checkpoints.THRESHOLDS] = self.thresholds
+        self.save_choices(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check classes and network, load the thresholds, and keep the configured loss."""
+        """Check classes and network, load what held-out images chose, and keep the configured loss."""
         compare.check_classes(checkpoint, self.class_names, self.multi_label)
         compare.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
         same_logits = self.second_stage is None or self.second_stage.trains
-        self.thresholds = checkpoints.thresholds(checkpoint, self.num_classes) if same_logits else None
+        self.load_choices(checkpoint if same_logits else {})
         state = {name: v for name, v in checkpoint["state_dict"].items() if not name.startswith(checkpoints.LOSS)}
         own = {checkpoints.LOSS + name: value for name, value in self.loss.state_dict().items()}
         checkpoint["state_dict"] = state | own

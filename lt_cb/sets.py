@@ -1,28 +1,32 @@
 """Prediction sets: all classes that an image may have, so that a set holds the true class as often as promised."""
 
-import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
+TEST_LEVEL = 0.9  # promised coverage of the sets that a test measures
 MAX_KEPT = 1000  # scores of a class; more would move its threshold past 0.1 % of its images at most
 
 
-def held_out_scores(posterior: Tensor, targets: Tensor, repeats: int = 1) -> list[Tensor]:
+def held_out_scores(true: Tensor, targets: Tensor, num_classes: int, repeats: int = 1) -> list[Tensor]:
     """Return what a checkpoint keeps: for each class the posterior of the true class of its held-out images, sorted.
 
     Args:
-        posterior: `lt_cb.losses.prior.balanced_posterior` of held-out images, shape (N, C).
+        true: posterior of the true class (`lt_cb.losses.prior.balanced_posterior`) of held-out images, shape (N,).
         targets: class indices, int64 of shape (N,).
+        num_classes: C.
         repeats: how often each image was held out, by heads of other folds.
 
     Returns:
         C tensors, float32: a score for each image of the class, or `MAX_KEPT` evenly spaced quantiles of more images.
     """
-    true, kept = posterior.gather(1, targets[:, None])[:, 0].float(), []
-    for label in range(posterior.shape[1]):
-        scores = true[targets == label].sort().values
+    kept = []
+    for label in range(num_classes):
+        scores = true[targets == label].float().sort().values
         number = min(len(scores) // repeats, MAX_KEPT)
         kept.append(scores[((torch.arange(number) + 0.5) * len(scores) / max(number, 1)).long()])
     return kept
@@ -31,34 +35,34 @@ def held_out_scores(posterior: Tensor, targets: Tensor, repeats: int = 1) -> lis
 def thresholds(kept: Sequence[Tensor], level: float) -> Tensor:
     r"""Return the posterior from which on each class is in a set, float64 of shape (C,).
 
-    It is half way between two thresholds (Interp-Q of `Ding et al. 2025 <https://arxiv.org/abs/2507.06867>`_):
+    It is half way between two `quantile`s at 1 - level, as in Interp-Q of `Ding et al. 2025
+    <https://arxiv.org/abs/2507.06867>`_: of the class alone, and of all classes with equal weights. A class alone would
+    need large sets if it has few held-out images. All classes together would cover difficult ones too rarely.
 
-    - the threshold of the class: of its n held-out images at most :math:`\lfloor (n + 1) (1 - level) \rfloor` lie below
-      it (split conformal prediction); 0 if that is none, also without held-out images,
-    - the threshold of all classes: the highest with at most a share of 1 - level below it, if each class has the same
-      weight.
-
-    Thresholds of the classes alone hold for each class, but make large sets: a class with few images gets 0.
+    A class without held-out images gets half of the quantile of all classes.
 
     Args:
         kept: sorted scores of C classes from `held_out_scores`. At least one class has a score.
         level: promised share of sets with the true class, in (0, 1).
     """
-    return (_of_each(kept, level) + _of_all(kept, level)) / 2
+    common = quantile(kept, 1 - level)
+    return torch.tensor([(quantile([scores], 1 - level) + common) / 2 for scores in kept], dtype=torch.float64)
 
 
-def _of_each(kept: Sequence[Tensor], level: float) -> Tensor:
-    ranks = [math.floor((len(scores) + 1) * (1 - level) + 1e-9) for scores in kept]
-    values = [float(scores[rank - 1]) if rank else 0.0 for scores, rank in zip(kept, ranks, strict=True)]
-    return torch.tensor(values, dtype=torch.float64)
+def quantile(kept: Sequence[Tensor], share: float) -> float:
+    """Return the score below which a share of new images is expected, if classes with scores are equally frequent.
 
-
-def _of_all(kept: Sequence[Tensor], level: float) -> float:
-    scores = torch.cat(list(kept))
-    weights = torch.cat([scores.new_full((len(scores),), 1 / max(len(scores), 1)).double() for scores in kept])
-    ordered, order = scores.sort()
-    below = weights[order].cumsum(0) / weights.sum()  # share up to and with each score
-    return float(ordered[int((below <= 1 - level + 1e-9).sum())])
+    As in split conformal prediction, each class with n scores has one more, 0, so that few scores lower the quantile.
+    The n + 1 scores of a class have equal weights. Between scores the quantile is linear. Of one class, it is NumPy's
+    method ``weibull``. Without scores it is 0.
+    """
+    used = [scores.double() for scores in kept if len(scores)]
+    if not used:
+        return 0.0
+    weights = torch.cat([torch.full_like(scores, 1 / (len(scores) + 1)) for scores in used]) / len(used)
+    scores, order = torch.cat(used).sort()
+    share_below = 1 - weights[order].flip(0).cumsum(0).flip(0)  # of all scores, those of 0 among them
+    return float(np.interp(share, [0.0, *share_below.tolist()], [0.0, *scores.tolist()]))
 
 
 def prediction_sets(posterior: Tensor, limits: Tensor) -> Tensor:
@@ -69,3 +73,48 @@ def prediction_sets(posterior: Tensor, limits: Tensor) -> Tensor:
     """
     most_probable = torch.zeros_like(posterior, dtype=torch.bool).scatter_(1, posterior.argmax(1, keepdim=True), True)
     return (posterior >= limits.to(posterior)) | most_probable
+
+
+class HeldOutScores(Metric):
+    """Collects the posterior of the true class of held-out images, over all processes."""
+
+    true: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        for name in ("true", "targets"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, posterior: Tensor, targets: Tensor) -> None:
+        """Add a batch of posteriors, shape (B, C), and class indices, int64 of shape (B,)."""
+        self.true.append(posterior.gather(1, targets[:, None])[:, 0].nan_to_num(0.0))
+        self.targets.append(targets)
+
+    def compute(self) -> list[Tensor]:
+        """Return `held_out_scores`."""
+        return held_out_scores(dim_zero_cat(self.true).cpu(), dim_zero_cat(self.targets).cpu(), self.num_classes)
+
+
+class SetCoverage(Metric):
+    """Share of prediction sets with the true class, and classes in a set, by true class and over all processes."""
+
+    covered: Tensor
+    size: Tensor
+    total: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for name in ("covered", "size", "total"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, sets: Tensor, targets: Tensor) -> None:
+        """Add a batch of sets, bool of shape (B, C), and class indices, int64 of shape (B,)."""
+        self.covered.index_add_(0, targets, sets.gather(1, targets[:, None])[:, 0].long())
+        self.size.index_add_(0, targets, sets.sum(1))
+        self.total.index_add_(0, targets, torch.ones_like(targets))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return coverage and mean size, both float64 of shape (C,), NaN for a class without images."""
+        return self.covered / self.total.double(), self.size / self.total.double()

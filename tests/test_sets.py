@@ -1,6 +1,7 @@
 """Prediction sets: thresholds against NumPy and loops, and coverage of images drawn from known distributions."""
 
-import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,51 +20,64 @@ from lt_cb.losses import (
     SoftmaxLoss,
 )
 from lt_cb.losses.prior import balanced_posterior
-from lt_cb.sets import MAX_KEPT, held_out_scores, prediction_sets, thresholds
+from lt_cb.sets import MAX_KEPT, HeldOutScores, SetCoverage, held_out_scores, prediction_sets, quantile, thresholds
 
 SCORES = st.lists(st.lists(st.floats(0, 1, width=32), max_size=30), min_size=1, max_size=6).filter(any)
 LEVELS = st.integers(1, 99).map(lambda percent: percent / 100)
 
 
+def sorted_tensors(scores: list[list[float]]) -> list[Tensor]:
+    return [torch.tensor(sorted(values)) for values in scores]
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60), LEVELS)
+def test_quantile_of_a_class_is_that_of_conformal_prediction(scores: list[float], share: float) -> None:
+    found, lowest = quantile(sorted_tensors([scores]), share), min(scores)
+    if share * (len(scores) + 1) < 1:
+        assert found == pytest.approx(share * (len(scores) + 1) * lowest)
+    else:
+        assert found == pytest.approx(np.quantile(scores, share, method="weibull"), abs=1e-12)
+
+
 @given(SCORES, LEVELS)
-def test_thresholds_agree_with_numpy_and_a_loop(scores: list[list[float]], level: float) -> None:
-    kept = [torch.tensor(sorted(values)) for values in scores]
-    own = []
-    for values in scores:  # the usual formula of split conformal prediction, of 1 - posterior
-        rank = math.ceil(round((len(values) + 1) * level, 6))
-        outside = np.sort(1 - np.array(values))
-        own.append(1 - outside[rank - 1] if rank <= len(values) else 0.0)
-    common = max(
-        candidate
-        for values in scores
-        for candidate in values
-        if np.mean([np.mean(np.array(other) < candidate) for other in scores if other]) <= 1 - level + 1e-6
-    )
-    expected = [(value + common) / 2 for value in own]
-    assert thresholds(kept, level).tolist() == pytest.approx(expected, abs=1e-6)
+def test_quantile_of_all_classes_weighs_them_equally(scores: list[list[float]], share: float) -> None:
+    used = [np.array(values) for values in scores if values]
+    found = quantile(sorted_tensors(scores), share)
+
+    def share_at(score: float, compare: Callable[[Any, float], Any]) -> float:
+        return float(np.mean([(1 + compare(values, score).sum()) / (len(values) + 1) for values in used]))
+
+    below = [score for values in used for score in values if share_at(score, np.less_equal) < share - 1e-9]
+    above = [score for values in used for score in values if share_at(score, np.less) > share + 1e-9]
+    assert max(below, default=0.0) - 1e-9 <= found <= min(above, default=1.0) + 1e-9
 
 
-def test_a_class_without_held_out_images_gets_half_the_common_threshold() -> None:
-    kept = [torch.linspace(0, 1, 101), torch.tensor([])]
-    assert thresholds(kept, 0.9).tolist() == pytest.approx([0.1, 0.05], abs=0.01)
+@given(SCORES, LEVELS)
+def test_thresholds_are_half_way(scores: list[list[float]], level: float) -> None:
+    kept = sorted_tensors(scores)
+    common = quantile(kept, 1 - level)
+    expected = [(quantile([own], 1 - level) + common) / 2 if len(own) else common / 2 for own in kept]
+    limits = thresholds(kept, level)
+    assert limits.tolist() == pytest.approx(expected)
+    assert (thresholds(kept, (1 + level) / 2) <= limits + 1e-9).all()  # sets for a higher level are larger
 
 
 def test_repeated_folds_count_each_image_once() -> None:
     """Repeats make the scores denser, but not the images more numerous."""
     rng = torch.Generator().manual_seed(0)
-    posterior, targets = torch.rand(40, 2, generator=rng), torch.arange(40) % 2
-    once = held_out_scores(posterior, targets)
-    thrice = held_out_scores(posterior.repeat(3, 1), targets.repeat(3), repeats=3)
+    true, targets = torch.rand(40, generator=rng), torch.arange(40) % 2
+    once = held_out_scores(true, targets, 2)
+    thrice = held_out_scores(true.repeat(3), targets.repeat(3), 2, repeats=3)
     assert [len(scores) for scores in thrice] == [20, 20]
     assert all(torch.equal(a, b) for a, b in zip(once, thrice, strict=True))
 
 
 def test_many_scores_are_kept_as_quantiles() -> None:
-    posterior = torch.rand(50_000, 1, generator=torch.Generator().manual_seed(0)) ** 3
-    (kept,) = held_out_scores(posterior, torch.zeros(50_000, dtype=torch.int64))
+    true = torch.rand(50_000, generator=torch.Generator().manual_seed(0)) ** 3
+    (kept,) = held_out_scores(true, torch.zeros(50_000, dtype=torch.int64), 1)
     assert len(kept) == MAX_KEPT
-    limits = thresholds([kept], 0.95), thresholds([posterior[:, 0].sort().values], 0.95)
-    below = [float((posterior[:, 0] < limit).double().mean()) for limit in limits]
+    limits = thresholds([kept], 0.95), thresholds([true.sort().values], 0.95)
+    below = [float((true < limit).double().mean()) for limit in limits]
     assert below == pytest.approx([0.05, 0.05], abs=1.1e-3)
 
 
@@ -93,13 +107,21 @@ def test_sets_cover_rare_classes_too() -> None:
         return balanced_posterior(loss, density + torch.tensor(counts).float().log())
 
     points, targets = gaussians(counts, rng)
-    limits = thresholds(held_out_scores(posterior(points), targets), 0.9)
+    collected, metric = HeldOutScores(6), SetCoverage(6)
+    for rows in torch.arange(len(points)).split(100):
+        collected.update(posterior(points[rows]), targets[rows])
+    limits = thresholds(collected.compute(), 0.9)
     points, targets = gaussians([2000] * 6, rng)
     sets = prediction_sets(posterior(points), limits)
-    coverage = torch.stack([sets[targets == label, label].double().mean() for label in range(6)])
+    for rows in torch.arange(len(points)).split(1000):
+        metric.update(sets[rows], targets[rows])
+    coverage, size = metric.compute()
+    for label in range(6):
+        own = sets[targets == label].numpy()
+        assert (coverage[label], size[label]) == (own[:, label].mean(), own.sum(1).mean())
     assert 0.88 < coverage.mean() < 0.95
     assert coverage.min() > 0.8
-    assert sets.sum(1).double().mean() < 3
+    assert size.mean() < 3
 
 
 COUNTS = [90, 9, 1]

@@ -24,6 +24,7 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, commit, write_json
 from lt_cb.runs.record import SHOTS, Record, changes_training, training_callbacks
+from lt_cb.sets import TEST_LEVEL
 from lt_cb.text import printable
 
 MAX_CONFUSION = 20  # classes of the largest confusion matrix in result.json
@@ -99,6 +100,7 @@ class ResultFile(Callback):
             test_counts=of_classes["total"],
             known_counts=of_classes.get("known"),
             thresholds=module.threshold_probabilities,
+            **_sets(module),
             confusion=module.confusion if len(counts) <= MAX_CONFUSION else None,
             test_images=of_classes["images"],
             skipped_images={str(split): number for split, number in data.skipped.items()} if data else {},
@@ -120,6 +122,14 @@ class ResultFile(Callback):
             **{**(data.facts() if data else {}), **_seeds(self._trained)},
             versions={m.__name__: m.__version__ for m in (lt_cb, torch, lightning)} | {"python": python_version()},
         )
+
+
+def _sets(module: LongTailedClassifier) -> dict[str, Any]:
+    """Return what a test has measured of prediction sets, nothing if they are not calibrated."""
+    if "coverage" not in module.per_class:
+        return {}
+    coverage, size = (class_values(module, measure) for measure in ("coverage", "set_size"))
+    return {"set_level": TEST_LEVEL, "set_coverage": coverage, "set_size": size}
 
 
 def _seeds(trained: Mapping[str, Any] | None) -> dict[str, int]:
@@ -216,10 +226,14 @@ def measure_title(measure: str) -> str:
 def _print_table(record: Record) -> None:
     measures = record.task.measures
     titles = [measure_title(name) for name in measures]
+    if record.set_level is not None:
+        titles.append(f"in its {record.set_level:.0%} set")
     numbers = [Column(title, justify="right") for title in ("training images", *titles)]
     table = Table("class", *numbers, "", title=f"Test {titles[0]} by class")
     bar_width = 20 if len(measures) == 1 else 10
     scores = [record.per_class[name] for name in measures]
+    if record.set_coverage is not None:
+        scores.append(record.set_coverage)
     rows: list[list[str | Text]] = []
     for name, count, *values in zip(
         map(Text, map(printable, record.class_names)), record.class_counts, *scores, strict=True
@@ -236,8 +250,18 @@ def _print_table(record: Record) -> None:
         if any(value is not None for value in means):
             table.add_row(f"{group}-shot" if group else "mean", "", *map(_percent, means))
     for label, value in left.items():
-        table.add_row(label, "", f"{value:.4f}" if label == "loss" else _percent(value))
+        table.add_row(label, "", {"loss": f"{value:.4f}", "set_size": f"{value:.2f}"}.get(label, _percent(value)))
     Console().print(table)
+    if record.set_level is not None:
+        Console().print(set_note(record.set_level), soft_wrap=True)
+
+
+def set_note(level: float) -> str:
+    """Return what the coverage of prediction sets means."""
+    return (
+        f"Prediction sets (lt-cb predict --sets {level:g}) promise that {level:.0%} of the images of each class have it "
+        "in their set. They are calibrated on held-out training images. There is no exact guarantee: compare coverage."
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -23,6 +23,7 @@ CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
 HISTORY = "lt_cb_history"  # settings of earlier parts of the training, see `lt_cb.runs.compare.history`
 THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which each label is predicted
+SET_SCORES = "lt_cb_set_scores"  # one label an image: scores of held-out images, see `lt_cb.sets`
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # the data give them to a model
@@ -191,6 +192,25 @@ def thresholds(content: Mapping[str, Any], num_classes: int) -> list[float] | No
     if kept is not None and mismatch(kept, PerClass[float], num_classes):
         raise InputError(f"the checkpoint's thresholds are not {num_classes} numbers: the checkpoint is damaged.")
     return kept
+
+
+def set_scores(content: Mapping[str, Any], num_classes: int) -> list[Tensor] | None:
+    """Return the scores of held-out images that calibrate prediction sets, C tensors; None if there are none."""
+    kept: list[Tensor] | None = content.get(SET_SCORES)
+    if kept is None:
+        return None
+    whole = isinstance(kept, list) and len(kept) == num_classes and all(map(_are_scores, kept))
+    if not whole or not any(map(len, kept)):
+        raise InputError(
+            f"the checkpoint's held-out scores are not of {num_classes} classes: the checkpoint is damaged."
+        )
+    return kept
+
+
+def _are_scores(values: Any) -> bool:  # noqa: ANN401 - from a file
+    """Return whether values are probabilities in ascending order."""
+    is_list = isinstance(values, Tensor) and values.ndim == 1 and values.is_floating_point()
+    return is_list and bool(((values >= 0) & (values <= 1)).all() and (values.diff() >= 0).all())
 
 
 def history(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class Record:
     test_counts: Counts | None = None  #: test images of each class, or with its label
     known_counts: PerClass[int] | None = None  #: test images with a known label; None with one label an image
     thresholds: PerClass[Rate] | None = None  #: probability from which on each label is predicted; None is 0.5
+    set_level: Rate | None = None  #: promised share of prediction sets with the true class; None without sets
+    set_coverage: PerClass[Rate | None] | None = None  #: share of prediction sets with the true class, by true class
+    set_size: PerClass[float | None] | None = None  #: mean number of classes in a set, by true class
     confusion: PerClass[PerClass[int]] | None = None  #: by true, then predicted class; None for many classes
     test_images: int | None = None  #: number of test images
     skipped_images: dict[str, int] = field(default_factory=dict)  #: skipped unreadable images by split
