@@ -27,6 +27,7 @@ from lt_cb.heads.folds import (
     cross_validate,
     fit_temperature,
     held_out_logits,
+    repeated_folds,
     stratified_folds,
     temperature_scaled,
 )
@@ -251,15 +252,15 @@ def test_simplest_recipe_within_a_standard_error_is_chosen() -> None:
 
 
 def test_cross_validated_post_hoc_head_equals_scikit_learn(raw: Raw, data: FeatureSet) -> None:
-    folds = stratified_folds(raw[1], 3, 4, 0)
+    folds = repeated_folds(raw[1], 3, 4, 0, repeats=2)
     recipes = make_recipes([0.99], [1.0], [1.0])
     trial = cross_validate(data, folds, recipes, [0.1, 0.01])
     assert len(trial.measured) == 2 * len(recipes)
-    assert trial.counts.sum(0).tolist() == COUNTS
+    assert trial.counts.sum(0).tolist() == [2 * count for count in COUNTS]
     post_hoc = next(c for c in trial.measured if c.recipe.loss == "PostHocLogitAdjustment" and c.l2_strength == 0.01)
     x, y = standardised(raw[0]), raw[1].numpy()
-    for k in range(4):
-        held_out = (folds == k).numpy()
+    for k in range(8):
+        held_out = (folds[k // 4] == k % 4).numpy()
         model = LogisticRegression(C=1 / (0.01 * (~held_out).sum()), tol=1e-10, max_iter=10_000)
         model.fit(x[~held_out], y[~held_out])
         prior = np.bincount(y[~held_out]) / (~held_out).sum()
@@ -292,13 +293,19 @@ def test_temperature_divides_the_adjusted_logits() -> None:
 
 
 def test_held_out_logits_agree_with_the_cross_validation(data: FeatureSet) -> None:
-    folds = stratified_folds(data.targets, 3, 4, 0)
+    folds = repeated_folds(data.targets, 3, 4, 0, repeats=2)
+    assert not torch.equal(*folds)
     candidate = Candidate(make_recipes([0.99], [], [])[-1], 0.01)
     trial = cross_validate(data, folds, [SOFTMAX, candidate.recipe], [0.1, 0.01])
-    logits, labels = held_out_logits(data, folds, candidate, [0.1, 0.01])
+    logits, labels, rows = held_out_logits(data, folds, candidate, [0.1, 0.01])
     right = labels[logits.argmax(1) == labels].bincount(minlength=3)
-    assert labels.bincount().tolist() == COUNTS
-    assert (right - trial.measured[candidate].sum(0)).abs().sum() <= 1
+    assert (right - trial.measured[candidate].sum(0)).abs().sum() <= 2
+    assert torch.equal(labels, data.targets[rows])
+    for half in rows.chunk(2):  # each repeat holds out each image once
+        assert half.sort().values.tolist() == list(range(len(data.targets)))
+    first = held_out_logits(data, folds[:1], candidate, [0.1, 0.01])
+    assert torch.equal(first.rows, rows[: len(first.rows)])
+    assert torch.equal(first.logits, logits[: len(first.rows)])
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from lt_cb.losses import Loss
 from lt_cb.losses.prior import assumed_prior, log_posterior
 from lt_cb.metrics import average_precision
 
+REPEATS = 3  # of the folds, since the choice depends on them, and heads are cheap
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact as the final one
 
@@ -66,7 +67,7 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
 class Trial:
     """Results of all candidates on held-out images, by fold and class."""
 
-    counts: Tensor  #: held-out images, int64 of shape (K, C)
+    counts: Tensor  #: held-out images, int64 of shape (J K, C)
     measured: dict[Candidate, Tensor]  #: correct images, int64, or average precision, float64, of shape (K, C)
 
     def rates(self, candidate: Candidate) -> Tensor:
@@ -103,31 +104,50 @@ def measure_all(
     return measured
 
 
+def repeated_folds(targets: Tensor, num_classes: int, folds: int, seed: int, repeats: int = REPEATS) -> Tensor:
+    """Return ``stratified_folds`` of J successive seeds, int64 of shape (J, N); raise InputError as they do."""
+    return torch.stack([stratified_folds(targets, num_classes, folds, seed + j) for j in range(repeats)])
+
+
 def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]) -> Trial:
-    """Hold out each fold of `stratified_folds` once, solve all heads on the other images, and measure them on it."""
+    """Hold out each fold of `repeated_folds` once, solve all heads on the other images, and measure them on it."""
     # the basis of the features uses no targets, and may have seen the held-out images
-    number = int(folds.max()) + 1
+    splits = _splits(folds)
     counts, results = [], []
-    for k in progress(range(number), "Heads of folds", number):
-        held_out = data.select(folds == k)
-        counts.append(held_out.class_counts)
-        results.append(measure_all(data.select(folds != k), held_out, recipes, l2_strengths))
+    for held_out in progress(splits, "Heads of folds", len(splits)):
+        counts.append(data.select(held_out).class_counts)
+        results.append(measure_all(data.select(~held_out), data.select(held_out), recipes, l2_strengths))
     return Trial(torch.tensor(counts), {c: torch.stack([result[c] for result in results]) for c in results[0]})
 
 
-def held_out_logits(
-    data: FeatureSet, folds: Tensor, candidate: Candidate, l2_strengths: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Solve a candidate on all folds again; return held-out logits, (M, C), and targets, (M,) or (M, C)."""
+def _splits(folds: Tensor) -> list[Tensor]:
+    """Return the held-out images of each fold, bool of shape (N,), repeat by repeat."""
+    return [repeat == k for repeat in folds for k in range(int(repeat.max()) + 1)]
+
+
+class HeldOut(NamedTuple):
+    """Logits of held-out images: each image that a repeat of the folds holds out has a row for this repeat.
+
+    M is the number of these images times the number of repeats. The rows are sorted by repeat, then by fold.
+    """
+
+    logits: Tensor  #: shape (M, C), without the post-hoc adjustment of the loss
+    targets: Tensor  #: class indices, (M,), or multi-hot, (M, C)
+    rows: Tensor  #: index of the training image, int64 of shape (M,)
+
+
+def held_out_logits(data: FeatureSet, folds: Tensor, candidate: Candidate, l2_strengths: Sequence[float]) -> HeldOut:
+    """Solve a candidate on all folds of `repeated_folds` again, and return the logits of the held-out images."""
     path = [value for value in l2_strengths if value >= candidate.l2_strength]  # the larger ones are warm starts
-    logits, targets = [], []
-    for k in range(int(folds.max()) + 1):
-        train, held_out = data.select(folds != k), data.select(folds == k)
+    logits, rows = [], []
+    for held_out in _splits(folds):
+        train = data.select(~held_out)
         loss = candidate.recipe.make(train.class_counts, train.num_unlabelled)
         heads = solve_path(train, [loss], path, COMPARISON_TOLERANCE)[candidate.l2_strength]
-        logits.append(heads.logits(held_out.features)[0])
-        targets.append(held_out.targets)
-    return torch.cat(logits), torch.cat(targets)
+        logits.append(heads.logits(data.features[held_out])[0])
+        rows.append(held_out.nonzero()[:, 0])
+    index = torch.cat(rows)
+    return HeldOut(torch.cat(logits), data.targets[index], index)
 
 
 def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:

@@ -20,7 +20,7 @@ from lt_cb.heads.folds import (
     cross_validate,
     fit_temperature,
     held_out_logits,
-    stratified_folds,
+    repeated_folds,
     temperature_scaled,
 )
 from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
@@ -73,14 +73,14 @@ def _check_images(data: LongTailedDataModule, folds: int) -> None:
     counts = torch.tensor(data.class_counts)
     one_label = torch.arange(len(counts)).repeat_interleave(counts)
     targets = torch.from_numpy(data.training_labels()) if data.multi_label else one_label
-    stratified_folds(targets, len(counts), folds, data.subset_seed)
+    repeated_folds(targets, len(counts), folds, data.subset_seed)
     data.targets("test")
 
 
 def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_strengths: Sequence[float]) -> Solved:
     """Choose a recipe, and solve its head on all training images."""
     data, num_classes = setup.data, setup.model.num_classes
-    assigned = stratified_folds(targets, num_classes, folds, data.subset_seed)
+    assigned = repeated_folds(targets, num_classes, folds, data.subset_seed)
     basis = Basis.fit(features)
     train = basis.project(features, targets, num_classes)
     trial = cross_validate(train, assigned, setup.recipes, l2_strengths)
@@ -88,8 +88,8 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     recipe, l2_strength = choice.chosen
     loss = recipe.make(data.class_counts, data.num_unlabelled)
     held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths)
-    thresholds = best_thresholds(*held_out).tolist() if data.multi_label else None
-    temperature = 1.0 if data.multi_label else fit_temperature(loss, *held_out)
+    thresholds = best_thresholds(held_out.logits, held_out.targets).tolist() if data.multi_label else None
+    temperature = 1.0 if data.multi_label else fit_temperature(loss, held_out.logits, held_out.targets)
     heads = solve_path(train, [loss], [v for v in l2_strengths if v >= l2_strength])[l2_strength]
     weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
     head = {"weight": weight / temperature, "bias": temperature_scaled(loss, bias[None], temperature)[0]}
