@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 TEST_LEVEL = 0.9  # promised coverage of the sets that a test measures
+POOLED = 20  # held-out images of a class whose own threshold counts as much as that of all classes
 MAX_KEPT = 1000  # scores of a class; more would move its threshold past 0.1 % of its images at most
 
 
@@ -35,18 +36,20 @@ def held_out_scores(true: Tensor, targets: Tensor, num_classes: int, repeats: in
 def thresholds(kept: Sequence[Tensor], level: float) -> Tensor:
     r"""Return the posterior from which on each class is in a set, float64 of shape (C,).
 
-    It is half way between two `quantile`s at 1 - level, as in Interp-Q of `Ding et al. 2025
-    <https://arxiv.org/abs/2507.06867>`_: of the class alone, and of all classes with equal weights. A class alone would
-    need large sets if it has few held-out images. All classes together would cover difficult ones too rarely.
-
-    A class without held-out images gets half of the quantile of all classes.
+    It lies between two `quantile`s at 1 - level (Interp-Q of `Ding et al. 2025 <https://arxiv.org/abs/2507.06867>`_):
+    of the n held-out images of the class alone, with weight n / (n + 20), and of all classes. A frequent class thus has
+    its own threshold. A rare one shares the common threshold, since its own would be noise and need large sets. A class
+    without held-out images has the common threshold.
 
     Args:
         kept: sorted scores of C classes from `held_out_scores`. At least one class has a score.
         level: promised share of sets with the true class, in (0, 1).
     """
-    common = quantile(kept, 1 - level)
-    return torch.tensor([(quantile([scores], 1 - level) + common) / 2 for scores in kept], dtype=torch.float64)
+    common, limits = quantile(kept, 1 - level), []
+    for scores in kept:
+        weight = len(scores) / (len(scores) + POOLED)
+        limits.append(weight * quantile([scores], 1 - level) + (1 - weight) * common)
+    return torch.tensor(limits, dtype=torch.float64)
 
 
 def quantile(kept: Sequence[Tensor], share: float) -> float:

@@ -53,12 +53,12 @@ def test_quantile_of_all_classes_weighs_them_equally(scores: list[list[float]], 
 
 
 @given(SCORES, LEVELS)
-def test_thresholds_are_half_way(scores: list[list[float]], level: float) -> None:
+def test_rare_classes_share_the_common_threshold(scores: list[list[float]], level: float) -> None:
     kept = sorted_tensors(scores)
-    common = quantile(kept, 1 - level)
-    expected = [(quantile([own], 1 - level) + common) / 2 if len(own) else common / 2 for own in kept]
-    limits = thresholds(kept, level)
-    assert limits.tolist() == pytest.approx(expected)
+    common, limits = quantile(kept, 1 - level), thresholds(kept, level)
+    for values, limit in zip(kept, limits.tolist(), strict=True):
+        own = quantile([values], 1 - level)
+        assert limit == pytest.approx((len(values) * own + 20 * common) / (len(values) + 20))
     assert (thresholds(kept, (1 + level) / 2) <= limits + 1e-9).all()  # sets for a higher level are larger
 
 

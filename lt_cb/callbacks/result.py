@@ -257,10 +257,11 @@ def _print_table(record: Record) -> None:
 
 
 def set_note(level: float) -> str:
-    """Return what the coverage of prediction sets means."""
+    """Return what prediction sets promise."""
     return (
-        f"Prediction sets (lt-cb predict --sets {level:g}) promise that {level:.0%} of the images of each class have it "
-        "in their set. They are calibrated on held-out training images. There is no exact guarantee: compare coverage."
+        f"Prediction sets (lt-cb predict --sets {level:g}) are meant to hold the true class for {level:.0%} of the "
+        "images of each class. They are calibrated on held-out training images, which gives no exact guarantee: "
+        "compare the coverage."
     )
 
 

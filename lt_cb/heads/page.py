@@ -55,8 +55,8 @@ def precision_table(names: Sequence[str], rates: Tensor, counts: Sequence[int], 
     return Section("Average precision of the classes", note, header, rows)
 
 
-def html(title: str, finding: str, tables: list[Section], scores: Scores, metric: str) -> str:
-    """Return a page that loads nothing: the finding, the tables, and a chart of mean scores by L2 strength."""
+def html(title: str, finding: str, tables: list[Section], scores: Scores, metric: str, more: str = "") -> str:
+    """Return a page that loads nothing: the finding, the tables, a chart of mean scores, and ``more``."""
     values = []
     for (recipe, l2_strength), each in scores.items():
         mean, half = 100 * statistics.mean(each), 100 * half_width(each) if len(each) > 1 else 0.0
@@ -72,7 +72,7 @@ def html(title: str, finding: str, tables: list[Section], scores: Scores, metric
     )
     note = "Means. Click a method in the legend to highlight it."
     chart = Picture("scores", f"{metric.capitalize()} by L2 strength", note, specification(values, 380, *layers))
-    return page(title, finding, tables, [chart], [""])
+    return page(title, finding, tables, [chart], [""], more)
 
 
 def show(tables: Sequence[Section], finding: str) -> None:

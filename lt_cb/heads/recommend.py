@@ -13,6 +13,7 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import enumerate_names
 from lt_cb.features import check_features, classifier_of, frozen_features
 from lt_cb.heads import page
+from lt_cb.heads.answers import Answers, answers, set_table, suspect_gallery, write_suspects
 from lt_cb.heads.folds import (
     Choice,
     Trial,
@@ -39,6 +40,7 @@ class Solved(NamedTuple):
         head: state of the classifier, weight (C, D) and bias (C,).
         temperature: temperature that the logits were divided by.
         thresholds: logits from which on each label is predicted; None with one label an image.
+        answers: scores for prediction sets, and suspects; None with several labels an image.
         trial: results of all candidates on held-out images.
         choice: the chosen candidate.
     """
@@ -46,6 +48,7 @@ class Solved(NamedTuple):
     head: dict[str, Tensor]
     temperature: float
     thresholds: list[float] | None
+    answers: Answers | None
     trial: Trial
     choice: Choice
 
@@ -90,10 +93,11 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths)
     thresholds = best_thresholds(held_out.logits, held_out.targets).tolist() if data.multi_label else None
     temperature = 1.0 if data.multi_label else fit_temperature(loss, held_out.logits, held_out.targets)
+    answered = None if data.multi_label else answers(loss, held_out, temperature, len(assigned))
     heads = solve_path(train, [loss], [v for v in l2_strengths if v >= l2_strength])[l2_strength]
     weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
     head = {"weight": weight / temperature, "bias": temperature_scaled(loss, bias[None], temperature)[0]}
-    return Solved(head, temperature, thresholds, trial, choice)
+    return Solved(head, temperature, thresholds, answered, trial, choice)
 
 
 def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
@@ -112,6 +116,7 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     model: LongTailedClassifier = cli.make_all(data).model
     model.backbone.load_state_dict(setup.model.backbone.state_dict())
     model.thresholds = solved.thresholds
+    model.set_scores = None if solved.answers is None else solved.answers.set_scores
     check_features(model, data, "train", setup.trainer)
     _ = trainer.logger.experiment  # type: ignore[union-attr]  # creates the folder
     trainer.strategy.connect(model)
@@ -173,9 +178,15 @@ def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None
     else:
         methods = {str(c.recipe): trial.measured[c].sum(0) for c in (choice.plain, choice.chosen)}
         by_class = page.accuracy_table(names, methods, counts, held_out)
-    tables = [page.score_table(scores, metric, note), by_class]
+    tables, pictures = [page.score_table(scores, metric, note), by_class], ""
+    if solved.answers is not None:
+        write_suspects(run, solved.answers.suspects, setup.data)
+        pictures = suspect_gallery(solved.answers.suspects, setup.data)
     page.show(tables, finding)
-    write_text(run.recommendation_page, page.html("Recommendation", finding, tables, scores, metric))
+    if run.result.exists() and (sets := set_table(run.read_result())) is not None:
+        tables.append(sets)
+    content = page.html("Recommendation", finding, tables, scores, metric, pictures)
+    write_text(run.recommendation_page, content)
     trust = "" if is_known("model.backbone", cli.config.model.backbone) else " --trust_checkpoint true"
     sys.stdout.write(
         f"Page: {run.recommendation_page}\nNext: lt-cb test --ckpt_path {run.checkpoint}{trust}, or predict\n"

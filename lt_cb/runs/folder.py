@@ -35,6 +35,7 @@ class RunDir:
         self.predictions = self.path / "predictions.csv"  # of ``predict``
         self.recommendation = self.path / "recommendation.json"  # of ``recommend``: choice, and scores by fold
         self.recommendation_page = self.path / "recommendation.html"
+        self.suspects = self.path / "suspects.csv"  # training images whose label looks wrong
         self.heads = self.path / "heads.csv"  # of ``heads``: balanced accuracy of each head
         self.heads_page = self.path / "heads.html"
         self.grid = self.path / "grid.json"  # the run that a grid has planned here

@@ -60,14 +60,16 @@ def theme(ink: str = "currentColor", **more: Any) -> dict[str, Any]:  # noqa: AN
     }
 
 
-def page(title: str, finding: str, tables: list[Section], pictures: list[Picture], columns: list[str]) -> str:
-    """Return the page: the finding, the first table, the charts of a chosen data set, and the other tables."""
+def page(
+    title: str, finding: str, tables: list[Section], pictures: list[Picture], columns: list[str], more: str = ""
+) -> str:
+    """Return the page: the finding, the first table, charts of a chosen data set, the other tables, and ``more``."""
     drawn = [_select("dataset", columns)]
     for picture in pictures:
         methods = dict.fromkeys(row["method"] for row in picture.spec["data"]["values"])
         choice = _select("method", list(methods)) if picture.name == "confusion" else ""
         drawn.append(f'{_heading(picture)}\n{choice}<div class="picture" id="{picture.name}"></div>')
-    body = "\n".join([_table(tables[0]), *drawn, *map(_table, tables[1:])])
+    body = "\n".join([_table(tables[0]), *drawn, *map(_table, tables[1:]), more])
     content = json.dumps({"specs": {picture.name: picture.spec for picture in pictures}, "config": theme()})
     content = content.replace("<", "\\u003c")  # so that no name ends the script element
     return f"""<!doctype html>
