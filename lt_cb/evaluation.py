@@ -144,12 +144,17 @@ class EvaluatedModule(LightningModule):
 
         A share of about ``level`` of the sets has the true class, for each class, whatever the class frequencies are.
         """
+        self.check_sets()
+        assert self.set_scores is not None
+        return prediction_sets(balanced_posterior(self.loss, logits), thresholds(self.set_scores, level))
+
+    def check_sets(self) -> None:
+        """Raise InputError if no held-out images have calibrated prediction sets."""
         if self.set_scores is None:
             raise InputError(
-                "there are no held-out images to calibrate prediction sets: take a checkpoint of recommend, or of fit "
-                "with --data.val_fraction."
+                "no held-out images have calibrated prediction sets for this checkpoint: take one of recommend, or of "
+                "fit with --data.val_fraction."
             )
-        return prediction_sets(balanced_posterior(self.loss, logits), thresholds(self.set_scores, level))
 
     def _log_results(self, stage: str) -> None:
         trains = stage == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking

@@ -2,9 +2,11 @@
 
 import csv
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Trainer
 
 from lt_cb.commands.cli import CommandLine, Options, command
@@ -17,6 +19,7 @@ from lt_cb.features import MACHINE_OPTIONS
 from lt_cb.hardware import mixed_precision
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
+from lt_cb.task import LABEL_SEPARATOR
 from lt_cb.text import printable, spreadsheet_safe
 
 IMAGES: Options = {
@@ -33,6 +36,7 @@ IMAGES: Options = {
 TOP: Options = {
     "top": (int, 1, "Columns for so many of the most probable classes."),
     "probabilities": (bool, False, "A column for each class."),
+    "sets": (float | None, None, "A column with all classes an image may have, right in this share, as 0.9."),
 }
 
 
@@ -48,6 +52,23 @@ def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[An
     config, skips = cli.config, cli.config.on_unreadable == "skip"
     view = trained_view(cli, model)
     return folder_loader(config.images, view, config.batch_size, config.num_workers, skip_unreadable=skips)
+
+
+def _ask_for_sets(model: LongTailedClassifier, level: float) -> None:
+    """Make ``predict_step`` return prediction sets; raise InputError if the checkpoint has none."""
+    if model.multi_label:
+        raise InputError(
+            "--sets is for one label an image, but this network was trained on several: leave it out; predict writes "
+            "all labels above their thresholds."
+        )
+    if not 0.0 < level < 1.0:
+        raise InputError(f"--sets is {level:g}, but must be above 0 and below 1: the share of right sets, as 0.9.")
+    model.set_level = level
+    model.check_sets()
+
+
+def _set_names(held: list[bool], class_names: Sequence[str]) -> str:
+    return LABEL_SEPARATOR.join(name for name, inside in zip(class_names, held, strict=True) if inside)
 
 
 @command({**IMAGES, **TOP}, uses=("model",))
@@ -66,6 +87,8 @@ def predict(cli: CommandLine) -> None:
             "--top is for one label an image, but this network was trained on several: predict writes all labels above "
             "their thresholds; --probabilities true adds a column for each class."
         )
+    if config.sets is not None:
+        _ask_for_sets(model, config.sets)
     if config.top > 1 or config.probabilities:
         model.top = classes if config.probabilities else config.top
     files, loader = image_loader(cli, model)
@@ -77,12 +100,17 @@ def predict(cli: CommandLine) -> None:
     folder = trainer.log_dir  # a broadcast that all processes must join
     if not trainer.is_global_zero or not batches:
         return
-    if any(probabilities.isnan().any() for _, probabilities in batches):
+    if any(probabilities.isnan().any() for _, probabilities, *_ in batches):
         raise InputError(
             "the probabilities are nan: the weights are damaged, or the training diverged. Take another checkpoint."
         )
     file = RunDir(folder or ".").predictions
-    header, rows = model.task.prediction_table(batches, model.class_names, config.top, config.probabilities)
+    pairs = [batch[:2] for batch in batches]
+    header, rows = model.task.prediction_table(pairs, model.class_names, config.top, config.probabilities)
+    if config.sets is not None:
+        header.append("set")
+        sets = torch.cat([batch[2] for batch in batches]).tolist()
+        rows = ([*row, _set_names(held, model.class_names)] for row, held in zip(rows, sets, strict=True))
     with whole_file(file) as stream:
         writer = csv.writer(stream)
         writer.writerow(["file", *map(spreadsheet_safe, header)])

@@ -25,7 +25,7 @@ def mean_by_image(posterior: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         posterior: of held-out images, shape (M, C); repeated folds hold out an image several times.
         rows: positions of these images, int64 of shape (M,).
     """
-    images, place, times = rows.unique(return_inverse=True, return_counts=True)
+    images, place, times = rows.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
     total = posterior.new_zeros(len(images), posterior.shape[1]).index_add_(0, place, posterior)
     return total / times[:, None], images
 
