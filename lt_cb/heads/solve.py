@@ -38,6 +38,7 @@ class Basis:
 
         Raise InputError if a feature is not finite, or all are constant.
         """
+        _check_finite(features)
         width = features.shape[1]
         total, products = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
         for block in torch.split(features, BLOCK_ROWS):
@@ -48,7 +49,7 @@ class Basis:
             products = products + (centred.T @ centred).double()
         covariance = products / len(features)
         if not covariance.isfinite().all():
-            raise InputError("features are not finite: the backbone yields NaN or infinite values, choose another.")
+            raise InputError("features are too large to be squared in float32: choose another backbone.")
         scale = covariance.diagonal().sqrt()
         varies = scale > 1e-6 * mean.abs().clamp(min=1e-6)
         if not varies.any():
@@ -69,6 +70,17 @@ class Basis:
         """Return weight, (C, D), and bias, (C,), of the same head for features as the backbone yields them."""
         weight = (weight.double() @ self.axes.double().T) / self.scale.double()
         return weight.float(), (bias.double() - weight @ self.mean.double()).float()
+
+
+def _check_finite(features: Tensor) -> None:
+    """Raise InputError if features, floating of shape (N, D), are NaN or infinite."""
+    for name, found in (("NaN", torch.isnan), ("infinite", torch.isinf)):
+        images = torch.cat([found(block).any(1) for block in torch.split(features, BLOCK_ROWS)])
+        if images.any():
+            raise InputError(
+                f"the features of {int(images.sum())} of {len(features)} images are {name}: check the backbone's "
+                "weights, set --trainer.precision 32-true, or choose another backbone."
+            )
 
 
 @dataclass
