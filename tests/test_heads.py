@@ -460,9 +460,16 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     checkpoint = f"--ckpt_path={run.checkpoint}"
     tested = run_command("test", checkpoint).read_result()
     assert (tested.scores, tested.metrics) == (result.scores, result.metrics)  # both start from the images
-    predictions = run_command("predict", checkpoint, f"--images={photos / 'test'}").predictions
-    rows = [(Path(row["file"]).parent.name, row["class"]) for row in csv.DictReader(predictions.open())]
-    assert all(name == predicted for name, predicted in rows if name != "d")
+    predictions = run_command("predict", checkpoint, f"--images={photos / 'test'}", "--sets=0.9").predictions
+    rows = [(Path(row["file"]).parent.name, row["class"], row["set"]) for row in csv.DictReader(predictions.open())]
+    assert all(name == predicted for name, predicted, _ in rows if name != "d")
+    sets = {name: [held.split(";") for true, _, held in rows if true == name] for name in "abcd"}
+    covered = [np.mean([name in held for held in sets[name]]) for name in "abcd"]
+    assert result.set_level == 0.9
+    assert result.set_coverage == pytest.approx(covered)
+    assert result.set_size == pytest.approx([np.mean([len(held) for held in sets[name]]) for name in "abcd"])
+    assert result.metrics["test/coverage"] == pytest.approx(np.mean(covered), abs=1e-6)
+    assert "<h2>Prediction sets</h2>" in page
     assert run_command("recommend", checkpoint, "--lambdas=[0.1]").recommendation.is_file()
 
 

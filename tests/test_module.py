@@ -441,3 +441,35 @@ def test_thresholds_are_chosen_on_held_out_images_only(val_fraction: float, tmp_
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=2, enable_checkpointing=False)
     run.fit(model, datamodule=data)
     assert (model.thresholds is not None) == bool(val_fraction)
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.3])
+def test_sets_are_calibrated_on_held_out_images_only(val_fraction: float, tmp_path: Path) -> None:
+    data = LongTailedDataModule("digits", imbalance_factor=20, val_fraction=val_fraction, crop_padding=0)
+    loss = LogitAdjustedLoss(data.class_counts)
+    model = LongTailedClassifier(loss, "resnet20", in_channels=1, mean=data.mean, std=data.std)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2)
+    run.fit(model, datamodule=data)
+    loaded = LongTailedClassifier.load_from_checkpoint(run.checkpoint_callback.best_model_path, weights_only=True)
+    if not val_fraction:
+        assert model.set_scores is loaded.set_scores is None
+        with pytest.raises(InputError, match="no held-out images have calibrated"):
+            model.prediction_sets(torch.zeros(1, 10), 0.9)
+        return
+    scores = loaded.eval().set_scores
+    assert scores is not None
+    assert model.set_scores is not None
+    assert all(map(torch.equal, scores, model.set_scores))
+    images, targets = next(iter(data.ordered_dataloader("val", torch.arange(len(data.targets("val"))), 1000)))
+    targets = data.targets("val")[targets]
+    with torch.no_grad():
+        true = (loaded(images) / 1.0).softmax(1).gather(1, targets[:, None])[:, 0]  # trained under a uniform prior
+    for label, own in enumerate(scores):
+        torch.testing.assert_close(own, true[targets == label].sort().values, rtol=1e-4, atol=1e-6)
+    run.test(loaded, datamodule=data, verbose=False)
+    assert 0 < run.callback_metrics["test/coverage"] <= 1
+    assert run.callback_metrics["test/set_size"] >= 1
+    loaded.set_level = 0.9
+    _, _, sets = loaded.predict_step((images,), 0)
+    assert sets.shape == (len(images), 10)
+    assert sets.any(1).all()

@@ -225,6 +225,8 @@ def test_options_for_one_label_are_refused(table: Path, capsys: pytest.CaptureFi
         assert sentence.startswith(
             "the checkpoint was trained on any number of labels an image, but these data have one"
         )
+    sentence = refused(capsys, "predict", "--ckpt_path", checkpoint, "--images=test", "--sets=0.9")
+    assert "--sets is for one label an image" in sentence
     sentence = refused(capsys, "predict", "--ckpt_path", checkpoint, "--images=test", "--top=2")
     assert sentence.startswith("--top is for one label an image")
 
