@@ -12,7 +12,7 @@ from lt_cb.data.sources.columns import TableOptions
 from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 
 
 class ImageFolder(FileSource):
@@ -53,7 +53,7 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
     """Return the images in the class folders of a split, with paths that start from ``base``."""
     listing = list_tree(folder, least, others)
     if not len(listing.labels):
-        raise InputError(f"there are no images in the class folders of '{folder}': add some.")
+        raise DataError(f"there are no images in the class folders of '{folder}': add some.")
     if folder == base:
         return listing
     return listing._replace(paths=np.char.add(os.fsencode(f"{folder.name}/"), listing.paths))
@@ -64,7 +64,7 @@ def _by_classes_of(train: Listing, train_folder: Path, folder: Path, others: lis
     paths, labels, names = _list_folder(folder, folder.parent, others, least=1)
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
-        raise InputError(
+        raise DataError(
             f"'{folder}' has images of {enumerate_names(unknown)}, but '{train_folder}' has none: add "
             f"some there, or remove the class folders from '{folder.name}'."
         )
@@ -234,7 +234,7 @@ class Manifest(FileSource):
         table = list_table(file, options)
         listings = with_test(table.listings)
         if table.divided and (missing := {"train", "test"} - listings.keys()):
-            raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
+            raise DataError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
         self.folder = table.folder
         if not table.divided:

@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.columns import OPTION, TableOptions
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Labels
 from lt_cb.text import printable
 
@@ -98,4 +98,4 @@ def _check_equal(
             for a, b in differing[:MAX_ROWS]
         )
         more = f" and {len(differing) - MAX_ROWS} more" if len(differing) > MAX_ROWS else ""
-        raise InputError(f"'{file}' has images with more than one {kind}: {rows}{more}: {remedy}")
+        raise DataError(f"'{file}' has images with more than one {kind}: {rows}{more}: {remedy}")

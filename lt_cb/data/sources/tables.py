@@ -15,7 +15,7 @@ from lt_cb.data.sources.image_files import find_files
 from lt_cb.data.sources.kinds import choose_task, find_repeats
 from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
 from lt_cb.data.sources.reading import Columns, read_table
-from lt_cb.errors import InputError
+from lt_cb.errors import DataError, InputError
 from lt_cb.longtail.subset import Labels
 
 SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
@@ -46,7 +46,7 @@ def list_table(file: Path, options: TableOptions = TableOptions()) -> Table:  # 
                 f"{several}."
             )
     if not texts["path"]:
-        raise InputError(f"'{file}' has a header, but no row: set --data.root to another file.")
+        raise DataError(f"'{file}' has a header, but no row: set --data.root to another file.")
     if layout.label:
         labels, names = _by_name(columns[layout.label], layout.separator)
     else:
@@ -62,7 +62,7 @@ def list_table(file: Path, options: TableOptions = TableOptions()) -> Table:  # 
         return Table({"train": Listing(paths, labels, names)}, folder, False, not layout.label, repeats)
     split_of = {name: SPLIT_NAMES.get(name.lower()) for name in set(texts["split"])}
     if unknown := [name.lower() for name, split in split_of.items() if split is None]:
-        raise InputError(f"'{file}' has split '{min(unknown)}', but allowed are train, val and test.")
+        raise DataError(f"'{file}' has split '{min(unknown)}', but allowed are train, val and test.")
     given_splits = [str(split_of[name]) for name in texts["split"]]
     repeats = find_repeats(file, folder, given, labels, names, given_splits)
     splits = np.array(given_splits, str)
