@@ -86,7 +86,7 @@ def _waves(image: Image.Image) -> Floats:
     small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0).convert("L")
     waves = (_cosines @ np.asarray(small, np.float32) @ _cosines.T).ravel()[_lowest]
     length = float(np.linalg.norm(waves))
-    return (waves / length if length > BLANK * SIDE else np.zeros_like(waves)).astype(np.float32)
+    return np.asarray(waves / length if length > BLANK * SIDE else 0 * waves, np.float32)
 
 
 def near_duplicates(rows: Rows, left: Indices, right: Indices) -> list[tuple[int, int]]:
@@ -96,7 +96,7 @@ def near_duplicates(rows: Rows, left: Indices, right: Indices) -> list[tuple[int
     do not all look alike. Two images are near-duplicates if the cosine of their frequencies is at least 0.875.
     """
     waves = rows["waves"].astype(np.float32)
-    shown = waves.any(1)
+    shown: npt.NDArray[np.bool_] = np.any(waves, 1)
     mean = waves[shown].sum(0) / (shown.sum() + PRIOR)
     spread = (((waves[shown] - mean) ** 2).sum(0) + PRIOR * _spectrum) / (shown.sum() + PRIOR)
     waves = ((waves - mean) / np.sqrt(spread)).astype(np.float32)

@@ -50,14 +50,14 @@ class ImageFiles:
     def classes(self, i: int) -> str:
         """Return the classes of an image."""
         if self.labels.ndim == 1:
-            return self.source.class_names[self.labels[i]]
+            return self.source.class_names[int(self.labels[i])]
         return ", ".join(self.source.class_names[c] for c in np.flatnonzero(self.labels[i] == 1)) or "no label"
 
     @cached_property
     def missing(self) -> Indices:
         """Images without a file."""
         unread = np.flatnonzero(self.rows["width"] == 0)
-        return unread[[not os.path.lexists(self.file(i)) for i in unread]] if len(unread) else unread
+        return np.array([i for i in unread.tolist() if not os.path.lexists(self.file(i))], np.int64)
 
     @cached_property
     def unreadable(self) -> dict[int, str]:

@@ -1,0 +1,87 @@
+"""What ``lt-cb inspect`` says of image files: sizes and formats, unreadable files, duplicates and near-duplicates."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from lt_cb.data.sources.checks import ImageFiles
+from lt_cb.text import printable
+
+MAX_LISTED = 5  # of images or groups, in a sentence
+MOST = 4  # sizes, modes or formats, in a cell
+
+
+def share(number: int, total: int) -> str:
+    """Return a number as a share in percent."""
+    return f"{100 * number / max(total, 1):.1f} %"
+
+
+def shares(counts: Iterable[tuple[str, int]], counted: bool = False) -> str:
+    """Return names with their shares, and with their numbers if asked for; the first of them."""
+    known = list(counts)
+    total = sum(n for _, n in known)
+    listed = [f"{name} {n} ({share(n, total)})" if counted else f"{name} ({share(n, total)})" for name, n in known]
+    return ", ".join(listed[:MOST]) + (f" and {len(known) - MOST} more" if len(known) > MOST else "")
+
+
+def facts(files: ImageFiles, side: int) -> list[tuple[str, str]]:
+    """Return names and values of what the readable files are; ``side`` is the size they are scaled to."""
+    rows = files.rows[files.readable]
+    if not len(rows):
+        return []
+    sizes, numbers = np.unique(np.stack([rows["width"], rows["height"]], 1), axis=0, return_counts=True)
+    names = [f"{width} x {height}" for width, height in sizes.tolist()]
+    area = sizes.astype(np.int64).prod(1)
+    small = int((np.minimum(rows["width"], rows["height"]) < side).sum())
+    splits = ((split, int((files.splits == split).sum())) for split in files.source.splits)
+    found = [
+        ("splits", shares(splits, counted=True)),
+        ("sizes", shares(Counter(dict(zip(names, numbers.tolist(), strict=True))).most_common())),
+    ]
+    if len(names) > 1:
+        found += [("smallest", names[area.argmin()]), ("largest", names[area.argmax()])]
+    for name, column in (("modes", "mode"), ("formats", "format")):
+        found.append((name, shares(Counter(text.decode() for text in rows[column].tolist()).most_common())))
+    return [*found, (f"enlarged to {side} pixels", f"{share(small, len(rows))}, as a side is shorter")]
+
+
+def findings(files: ImageFiles) -> list[str]:
+    """Return sentences on files that cannot be read and on files that show the same, the worst first."""
+    lines = []
+    if len(files.missing):
+        lines.append(f"missing: {_listed(files.name(i) for i in files.missing.tolist())}")
+    if files.unreadable:
+        lines.append(f"unreadable: {_listed(f'{files.name(i)}: {why}' for i, why in files.unreadable.items())}")
+    across = [group for group in files.duplicates if files.across(group)]
+    differing = [group for group in files.duplicates if files.differ(group)]
+    others = [group for group in files.duplicates if not files.across(group) and not files.differ(group)]
+    for what, groups in (
+        ("duplicates between train and other splits", across),
+        ("duplicates with different labels", differing),
+        ("other duplicates", others),
+    ):
+        if groups:
+            lines.append(f"{what}: {len(groups)} groups of equal images, {_groups(files, groups)}")
+    for split, pairs in files.near_duplicates.items():
+        if pairs:
+            unlike = sum(map(files.differ, pairs))
+            lines.append(
+                f"near-duplicates between train and {split}: {len(pairs)} pairs ({unlike} with different labels), "
+                f"{_groups(files, pairs, ' and ')}"
+            )
+    if not files.duplicates and not any(files.near_duplicates.values()):
+        lines.append("duplicates and near-duplicates: none")
+    return [printable(line) + "." for line in lines]
+
+
+def _groups(files: ImageFiles, groups: Sequence[Sequence[int]], sign: str = " = ") -> str:
+    """Return the images of some groups."""
+    return "such as " + "; ".join(sign.join(map(files.name, group[:3])) for group in groups[: MAX_LISTED - 2])
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """Return a number of images and the first of them."""
+    known = list(texts)
+    more = f"; and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
+    return f"{len(known)} images, {'; '.join(known[:MAX_LISTED])}{more}"
