@@ -59,8 +59,9 @@ def inspect(cli: CommandLine) -> None:
         problem = files.problem()
         about, found = facts(files, data.image_size), findings(files)
         console.print(_facts_table(about))
-        _print(console, found)
-        _write_page(cli, console, inspect_page(data, Training.of_files(files), [*found, *lines], about, files))
+        _print(console, [", ".join(filter(None, finding)) + "." for finding in found])
+        headlines = [*(f"{what}." for what, _ in found), *lines]
+        _write_page(cli, console, inspect_page(data, Training.of_files(files), headlines, about, files))
     if problem:
         sys.stderr.write(f"lt-cb: fit would stop: {printable(problem)}\n")
         raise SystemExit(1)

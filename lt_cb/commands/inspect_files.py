@@ -46,42 +46,39 @@ def facts(files: ImageFiles, side: int) -> list[tuple[str, str]]:
     return [*found, (f"enlarged to {side} pixels", f"{share(small, len(rows))}, as a side is shorter")]
 
 
-def findings(files: ImageFiles) -> list[str]:
-    """Return sentences on files that cannot be read and on files that show the same, the worst first."""
-    lines = []
+def findings(files: ImageFiles) -> list[tuple[str, str]]:
+    """Return what is wrong with files, the worst first: numbers, and examples or an empty text."""
+    found = []
     if len(files.missing):
-        lines.append(f"missing: {_listed(files.name(i) for i in files.missing.tolist())}")
+        found.append((f"missing: {len(files.missing)} images", _listed(map(files.name, files.missing.tolist()))))
     if files.unreadable:
-        lines.append(f"unreadable: {_listed(f'{files.name(i)}: {why}' for i, why in files.unreadable.items())}")
-    across = [group for group in files.duplicates if files.across(group)]
-    differing = [group for group in files.duplicates if files.differ(group)]
-    others = [group for group in files.duplicates if not files.across(group) and not files.differ(group)]
-    for what, groups in (
-        ("duplicates between train and other splits", across),
-        ("duplicates with different labels", differing),
-        ("other duplicates", others),
+        reasons = (f"{files.name(i)}: {why}" for i, why in files.unreadable.items())
+        found.append((f"unreadable: {len(files.unreadable)} images", _listed(reasons)))
+    groups = files.duplicates
+    for what, some in (
+        ("duplicates between train and other splits", [group for group in groups if files.across(group)]),
+        ("duplicates with different labels", [group for group in groups if files.differ(group)]),
+        ("other duplicates", [group for group in groups if not files.across(group) and not files.differ(group)]),
     ):
-        if groups:
-            lines.append(f"{what}: {len(groups)} groups of equal images, {_groups(files, groups)}")
+        if some:
+            found.append((f"{what}: {len(some)} groups of equal images", _groups(files, some, " = ")))
     for split, pairs in files.near_duplicates.items():
         if pairs:
             unlike = sum(map(files.differ, pairs))
-            lines.append(
-                f"near-duplicates between train and {split}: {len(pairs)} pairs ({unlike} with different labels), "
-                f"{_groups(files, pairs, ' and ')}"
-            )
-    if not files.duplicates and not any(files.near_duplicates.values()):
-        lines.append("duplicates and near-duplicates: none")
-    return [printable(line) + "." for line in lines]
+            numbers = f"{len(pairs)} pairs, {unlike} with different labels"
+            found.append((f"near-duplicates between train and {split}: {numbers}", _groups(files, pairs, " and ")))
+    if not groups and not any(files.near_duplicates.values()):
+        found.append(("duplicates, and near-duplicates between train and other splits: none", ""))
+    return [(what, printable(examples)) for what, examples in found]
 
 
-def _groups(files: ImageFiles, groups: Sequence[Sequence[int]], sign: str = " = ") -> str:
+def _groups(files: ImageFiles, groups: Sequence[Sequence[int]], sign: str) -> str:
     """Return the images of some groups."""
-    return "such as " + "; ".join(sign.join(map(files.name, group[:3])) for group in groups[: MAX_LISTED - 2])
+    return "such as " + _listed(sign.join(map(files.name, group[:3])) for group in groups)
 
 
 def _listed(texts: Iterable[str]) -> str:
-    """Return a number of images and the first of them."""
+    """Return the first of some texts."""
     known = list(texts)
     more = f"; and {len(known) - MAX_LISTED} more" if len(known) > MAX_LISTED else ""
-    return f"{len(known)} images, {'; '.join(known[:MAX_LISTED])}{more}"
+    return "; ".join(known[:MAX_LISTED]) + more

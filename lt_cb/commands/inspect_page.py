@@ -30,7 +30,7 @@ STYLE = """
 .pairs { display: flex; flex-wrap: wrap; gap: 1rem; } .pairs .row { background: var(--mild); padding: .5rem; }
 figure { margin: 0; width: 9rem; } figcaption { font-size: .75rem; line-height: 1.3; }
 .tiny { image-rendering: pixelated; }
-@media (max-width: 40rem) { .class { grid-template-columns: 1fr; } .row img { height: 56px; } }"""
+@media (max-width: 40rem) { .class { grid-template-columns: 1fr; gap: .4rem; } .class img { height: 42px; } }"""
 
 
 @dataclass
@@ -92,7 +92,6 @@ def inspect_page(
 def _of_files(files: ImageFiles) -> list[str]:
     """Return the sections on files that show the same or cannot be read."""
     near = [pair for pairs in files.near_duplicates.values() for pair in pairs]
-    near.sort(key=lambda pair: not files.differ(pair))
     sections: list[tuple[str, str, list[list[int]]]] = [
         ("Duplicates", "Files with the same pixels: first those in train and another split.", files.duplicates),
         ("Near-duplicates", "A training image, and one of another split that looks like it.", list(map(list, near))),

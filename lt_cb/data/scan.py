@@ -44,11 +44,11 @@ _spectrum = 1 / (_i**2 + _j**2)[_lowest]
 _spectrum /= _spectrum.sum()
 
 
-def scan(files: Sequence[Path], folder: Path, channels: int) -> Rows:
-    """Return a row of facts for each file of a data set in a folder, decoding the files that are new or changed."""
+def scan(files: Sequence[Path], root: Path, channels: int) -> Rows:
+    """Return a row of facts for each file of a data set, which has its root; only new and changed files are read."""
     rows = np.zeros(len(files), ROW)
     stamps = np.array([_digest(os.fsencode(stamp(file))) for file in files], np.uint64)
-    cache = cache_file(f"scan 1 {channels} {os.path.abspath(folder)}")
+    cache = cache_file(f"scan 1 {channels} {os.path.abspath(root)}")
     known = (read_cache(cache) or {}).get("rows")
     if known is not None and known.dtype == ROW and len(known):
         at = np.searchsorted(known["stamp"], stamps).clip(max=len(known) - 1)
@@ -66,7 +66,8 @@ def scan(files: Sequence[Path], folder: Path, channels: int) -> Rows:
         call_with_each(look, len(new), "Looking at the images")
     finally:  # after an interruption, too
         if len(new):
-            write_cache(cache, "looks at the images", {"rows": np.unique(rows[rows["stamp"] > 0])})
+            done, first = np.unique(rows["stamp"], return_index=True)
+            write_cache(cache, "looks at the images", {"rows": rows[first[done > 0]]})
     return rows
 
 
@@ -95,22 +96,23 @@ def near_duplicates(rows: Rows, left: Indices, right: Indices) -> list[tuple[int
     The frequencies are centred and scaled by their spread over all rows, so that images of one kind, such as X-rays,
     do not all look alike. Two images are near-duplicates if the cosine of their frequencies is at least 0.875.
     """
-    waves = rows["waves"].astype(np.float32)
-    shown: npt.NDArray[np.bool_] = np.any(waves, 1)
-    mean = waves[shown].sum(0) / (shown.sum() + PRIOR)
-    spread = (((waves[shown] - mean) ** 2).sum(0) + PRIOR * _spectrum) / (shown.sum() + PRIOR)
+    shown = np.flatnonzero(rows["waves"].any(1))  # neither unreadable nor blank
+    waves = rows["waves"][shown].astype(np.float32)
+    mean = waves.sum(0) / (len(shown) + PRIOR)
+    spread = (((waves - mean) ** 2).sum(0) + PRIOR * _spectrum) / (len(shown) + PRIOR)
     waves = ((waves - mean) / np.sqrt(spread)).astype(np.float32)
     waves /= np.linalg.norm(waves, axis=1, keepdims=True)
-    left, right = left[shown[left]], right[shown[right]]
-    if not len(left):
+    ones, others = (np.flatnonzero(np.isin(shown, side)) for side in (left, right))
+    if not len(ones):
         return []
     found: list[tuple[float, int, int]] = []
-    step = max(1, PAIRS // len(left))
-    starts = range(0, len(right), step)
+    step = max(1, PAIRS // len(ones))
+    starts = range(0, len(others), step)
+    known = np.ascontiguousarray(waves[ones].T)
     for start in progress(starts, "Looking for near-duplicates", len(starts)):
-        part = right[start : start + step]
-        cosines = waves[part] @ waves[left].T
+        part = others[start : start + step]
+        cosines = waves[part] @ known
         nearest = cosines.argmax(1)
         similar = cosines[np.arange(len(part)), nearest]
-        found += [(-similar[k], int(left[nearest[k]]), int(part[k])) for k in np.flatnonzero(similar >= ALIKE)]
-    return [(one, other) for _, one, other in sorted(found)]
+        found += [(-similar[k], shown[ones[nearest[k]]], shown[part[k]]) for k in np.flatnonzero(similar >= ALIKE)]
+    return [(int(one), int(other)) for _, one, other in sorted(found)]

@@ -127,7 +127,7 @@ def look_at(source: FileSource) -> ImageFiles | None:
         return None
     splits = np.repeat(list(listings), [len(listing.paths) for listing in listings.values()])
     labels = np.concatenate([listing.labels for listing in listings.values()])
-    return ImageFiles(source, paths, splits, labels, scan(files, source.folder, source.view.channels))
+    return ImageFiles(source, paths, splits, labels, scan(files, source.root, source.view.channels))
 
 
 def warn_of_repeated_paths(source: FileSource) -> None:
