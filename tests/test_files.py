@@ -4,8 +4,6 @@ import csv
 import itertools
 import json
 import os
-import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 

@@ -50,10 +50,10 @@ def findings(files: ImageFiles) -> list[tuple[str, str]]:
     """Return what is wrong with files, the worst first: numbers, and examples or an empty text."""
     found = []
     if len(files.missing):
-        found.append((f"missing: {len(files.missing)} images", _listed(map(files.name, files.missing.tolist()))))
+        found.append((f"missing files: {len(files.missing)}", _listed(map(files.name, files.missing.tolist()))))
     if files.unreadable:
         reasons = (f"{files.name(i)}: {why}" for i, why in files.unreadable.items())
-        found.append((f"unreadable: {len(files.unreadable)} images", _listed(reasons)))
+        found.append((f"unreadable files: {len(files.unreadable)}", _listed(reasons)))
     groups = files.duplicates
     for what, some in (
         ("duplicates between train and other splits", [group for group in groups if files.across(group)]),
@@ -61,11 +61,11 @@ def findings(files: ImageFiles) -> list[tuple[str, str]]:
         ("other duplicates", [group for group in groups if not files.across(group) and not files.differ(group)]),
     ):
         if some:
-            found.append((f"{what}: {len(some)} groups of equal images", _groups(files, some, " = ")))
+            found.append((f"{what}: {len(some)}", _groups(files, some, " = ")))
     for split, pairs in files.near_duplicates.items():
         if pairs:
             unlike = sum(map(files.differ, pairs))
-            numbers = f"{len(pairs)} pairs, {unlike} with different labels"
+            numbers = f"{len(pairs)} pair{'s' * (len(pairs) > 1)}, {unlike} with different labels"
             found.append((f"near-duplicates between train and {split}: {numbers}", _groups(files, pairs, " and ")))
     if not groups and not any(files.near_duplicates.values()):
         found.append(("duplicates, and near-duplicates between train and other splits: none", ""))
