@@ -90,8 +90,7 @@ class TestTable1:
         assert sum(class_weights(data.class_counts, 0.999).tolist()) == pytest.approx(classes)
         capsys.readouterr()
         words = ["inspect", "--data.source", source, "--data.root", str(root), "--data.image_size", "224"]
-        if source == "Manifest":
-            words += [f"--page={tmp_path}/page.html"]
+        words += [f"--page={tmp_path}/page.html"]
         with pytest.raises(SystemExit) as stopped:  # fit needs the images
             main(words)
         shown = capsys.readouterr()

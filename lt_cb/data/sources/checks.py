@@ -120,11 +120,13 @@ class ImageFiles:
 
 def look_at(source: FileSource) -> ImageFiles | None:
     """Look at all image files of a data set; None if there are annotations only, published apart from the images."""
+    if source.annotated_apart:
+        train = source.listing("train").paths.tolist()
+        if not any((source.folder / os.fsdecode(path)).exists() for path in train):
+            return None
     listings = {split: source.listing(split) for split in source.splits}
     paths = [os.fsdecode(path) for listing in listings.values() for path in listing.paths.tolist()]
     files = [source.folder / path for path in paths]
-    if source.annotated_apart and not any(file.exists() for file in files):
-        return None
     splits = np.repeat(list(listings), [len(listing.paths) for listing in listings.values()])
     labels = np.concatenate([listing.labels for listing in listings.values()])
     return ImageFiles(source, paths, splits, labels, scan(files, source.root, source.view.channels))
