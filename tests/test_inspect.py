@@ -1,6 +1,7 @@
 """``lt-cb inspect``: counts and weights, a look at every file, exit codes, and the page."""
 
 import io
+import os
 import re
 import shutil
 import warnings
@@ -172,6 +173,19 @@ class TestFiles:
         assert code == 0
         assert "1 train images cannot be read: skipped." in out
 
+    def test_no_file_can_be_read(self, photos: Path, capsys: Capture) -> None:
+        for file in photos.rglob("*.png"):
+            file.write_bytes(b"")
+        os.remove(photos / "train/cat/0.png")
+        os.mkfifo(photos / "train/cat/0.png")
+        (photos / "train/cat/link.png").symlink_to("/nowhere/a.png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            code, out, err, page = inspect(capsys, *words_for(photos))
+        assert (code, page.pictures()) == (1, [])
+        assert "unreadable files: 26, 'train/cat/0.png' (train, cat): it is no regular file; " in out
+        assert "fit would stop: 26 images cannot be read" in err
+
     def test_missing_files_of_a_table(self, photos: Path, capsys: Capture) -> None:
         table = photos / "t.csv"
         table.write_text(
@@ -194,6 +208,7 @@ class TestFiles:
         words = words_for(photos)
         assert code_of(*words, "--data.image_size=0") == 2
         assert code_of(*words, "--data.rooot=x") == 2
+        assert code_of(*words, f"--page={photos}") == 2
         assert code_of("--data.source=ImageFolder", "--data.root=nowhere") == 2
         shutil.rmtree(photos / "train/dog")
         (photos / "train/dog").mkdir()

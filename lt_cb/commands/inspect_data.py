@@ -36,7 +36,7 @@ def inspect(cli: CommandLine) -> None:
 
     The exit code is 1 if the data cannot be trained on.
     """
-    data, console = _make_data(cli), Console()
+    page, data, console = _page_of(cli), _make_data(cli), Console()
     counts = data.class_counts
     suggested = suggest_beta(counts)
     held_out = [n - count for n, count in zip(data.subset_counts, counts, strict=True)]
@@ -51,7 +51,7 @@ def inspect(cli: CommandLine) -> None:
     _print(console, [*lines, *weights])
     source = data.source
     if not isinstance(source, FileSource):
-        _page_of_arrays(cli, console, data, lines)
+        _page_of_arrays(page, console, data, lines)
         return
     files = look_at(source)
     problem: str | None = f"no image is in '{source.folder}', so that only the annotations are inspected."
@@ -61,7 +61,7 @@ def inspect(cli: CommandLine) -> None:
         console.print(_facts_table(about))
         _print(console, [", ".join(filter(None, finding)) + "." for finding in found])
         headlines = [*(f"{what}." for what, _ in found), *lines]
-        _write_page(cli, console, inspect_page(data, Training.of_files(files), headlines, about, files))
+        _write_page(page, console, inspect_page(data, Training.of_files(files), headlines, about, files))
     if problem:
         sys.stderr.write(f"lt-cb: fit would stop: {printable(problem)}\n")
         raise SystemExit(1)
@@ -90,7 +90,7 @@ def _facts_table(about: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def _page_of_arrays(cli: CommandLine, console: Console, data: LongTailedDataModule, lines: Sequence[str]) -> None:
+def _page_of_arrays(page: Path, console: Console, data: LongTailedDataModule, lines: Sequence[str]) -> None:
     """Write the page of a data set that needs no image files, if its data are there."""
     data.source.may_download = False
     try:
@@ -98,13 +98,20 @@ def _page_of_arrays(cli: CommandLine, console: Console, data: LongTailedDataModu
     except InputError as error:
         _print(console, [f"No page of thumbnails: {printable(str(error))}"])
     else:
-        _write_page(cli, console, inspect_page(data, training, lines))
+        _write_page(page, console, inspect_page(data, training, lines))
 
 
-def _write_page(cli: CommandLine, console: Console, text: str) -> None:
+def _page_of(cli: CommandLine) -> Path:
+    """Return the path of the page."""
     config = cli.config
     folder = Path(config.folder) if config.folder else Path(config.trainer.default_root_dir) / config.name
     page = Path(config.page) if config.page else folder / "inspect.html"
+    if page.is_dir():
+        raise InputError(f"--page is '{page}', which is a folder: give the name of an HTML file.")
+    return page
+
+
+def _write_page(page: Path, console: Console, text: str) -> None:
     write_text(page, text)
     _print(console, [printable(f"Page: {page}")])
 
