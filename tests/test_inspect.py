@@ -261,7 +261,7 @@ class TestFiles:
         assert (about["smallest"], about["largest"]) == ("20 x 10", "100 x 300")
         assert about["modes"] == "RGB (83.9 %), CMYK (3.2 %), I;16 (3.2 %), L (3.2 %) and 2 more"
         assert about["formats"] == "PNG (90.3 %), JPEG (6.5 %), GIF (3.2 %)"
-        assert about["enlarged to 32 pixels"].startswith("16.1 %")
+        assert about["below 32 pixels, enlarged"] == "16.1 %"
 
 
 class TestDuplicates:

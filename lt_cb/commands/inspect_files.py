@@ -43,7 +43,7 @@ def facts(files: ImageFiles, side: int) -> list[tuple[str, str]]:
         found += [("smallest", names[area.argmin()]), ("largest", names[area.argmax()])]
     for name, column in (("modes", "mode"), ("formats", "format")):
         found.append((name, shares(Counter(text.decode() for text in rows[column].tolist()).most_common())))
-    return [*found, (f"enlarged to {side} pixels", f"{share(small, len(rows))}, as a side is shorter")]
+    return [*found, (f"below {side} pixels, enlarged", share(small, len(rows)))]
 
 
 def findings(files: ImageFiles) -> list[tuple[str, str]]:
