@@ -33,7 +33,7 @@ def hospital(root: str, counts: dict[str, int], seed: int = 1000, **image: Any) 
     """Write class folders of other images with the same names of files."""
     for label, (name, count) in enumerate(counts.items()):
         for i in range(count):
-            draw(Path(root, name, f"{i}.png"), "cdegh".index(name[0]), seed + i, **image)
+            draw(Path(root, name, f"{i}.png"), "cdegh".index(name[0].lower()), seed + i, **image)
         Path(root, name, "readme.txt").write_text(str(label))
 
 
@@ -65,11 +65,9 @@ def result(name: str, *args: str, command: str = "test") -> dict[str, Any]:
     return found
 
 
-def line(capsys: pytest.CaptureFixture[str], start: str) -> str:
+def line(caplog: pytest.LogCaptureFixture, start: str) -> str:
     """Return the one line that starts so."""
-    captured = capsys.readouterr()
-    lines = [each.removeprefix("INFO: ") for each in (captured.out + captured.err).splitlines()]
-    (found,) = [each for each in lines if each.startswith(start)]
+    (found,) = [message for message in caplog.messages if message.startswith(start)]
     return found
 
 
@@ -87,11 +85,11 @@ def predicted(root: str) -> list[tuple[str, str]]:
 
 
 class TestClassFolders:
-    def test_all_images_are_tested(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_all_images_are_tested(self, caplog: pytest.LogCaptureFixture) -> None:
         hospital("b", {"cat": 3, "dog": 4, "eel": 1})
-        capsys.readouterr()
+        caplog.clear()
         tested = result("b", "--data.root=b")
-        assert line(capsys, "testing") == "testing all 8 images of 'b' with the classes of the checkpoint"
+        assert line(caplog, "testing") == "testing all 8 images of 'b' with the classes of the checkpoint"
         assert (tested["test_counts"], tested["class_counts"]) == ([3, 4, 1], own()["class_counts"])
         assert (tested["class_names"], tested["shot_groups"]) == (own()["class_names"], own()["shot_groups"])
         pairs = predicted("b")
@@ -99,15 +97,15 @@ class TestClassFolders:
         assert tested["tested_on"] == "b"
         assert own()["tested_on"] is None
 
-    def test_splits_of_other_names(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_splits_of_other_names(self, caplog: pytest.LogCaptureFixture) -> None:
         hospital("plain", {"cat": 3, "dog": 4, "eel": 1})
         expected = result("b", "--data.root=plain")["metrics"]
         for split in ("test", "Testing", "valid"):
             shutil.copytree("plain", f"{split}_only/{split}")
-            capsys.readouterr()
+            caplog.clear()
             assert result("b", f"--data.root={split}_only")["metrics"] == expected
             kind = "val" if split == "valid" else "test"
-            assert line(capsys, "testing").startswith(f"testing the 8 {kind} images of '{split}_only' with the classes")
+            assert line(caplog, "testing").startswith(f"testing the 8 {kind} images of '{split}_only' with the classes")
 
     def test_a_training_folder_there_is_not_read(self) -> None:
         hospital("b/test", {"cat": 3, "dog": 4})
@@ -158,12 +156,12 @@ class TestClassFolders:
             tested, pairs = result("b", "--data.root=b"), predicted("b")
             assert tested["correct"] == [pairs.count((name, name)) for name in COUNTS]
 
-    def test_a_prior_and_validate(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_prior_and_validate(self, caplog: pytest.LogCaptureFixture) -> None:
         hospital("b", {"cat": 3, "dog": 4, "eel": 1})
         assert result("b", "--data.root=b", "--prior=uniform")["prior"] == pytest.approx([1 / 3] * 3)
-        capsys.readouterr()
+        caplog.clear()
         main(["validate", f"--ckpt_path={CHECKPOINT}", "--data.root=b", "--folder=runs/v", "--verbose=false"])
-        assert line(capsys, "validating").startswith("validating on all 8 images of 'b'")
+        assert line(caplog, "validating").startswith("validating on all 8 images of 'b'")
         with Path("runs/v/metrics.csv").open() as stream:
             (row,) = csv.DictReader(stream)
         assert float(row["val/acc"]) == pytest.approx(result("b", "--data.root=b")["metrics"]["test/acc"])
@@ -174,18 +172,18 @@ class TestTrainingImages:
     """The same images at another place are found by their content."""
 
     @pytest.mark.parametrize("root", ["photos", "./photos/", "../{}/photos"])
-    def test_the_same_place(self, root: str, capsys: pytest.CaptureFixture[str], trained: Path) -> None:
-        capsys.readouterr()
+    def test_the_same_place(self, root: str, caplog: pytest.LogCaptureFixture, trained: Path) -> None:
+        caplog.clear()
         tested = result("b", f"--data.root={root.format(trained.name)}")
-        assert "testing" not in capsys.readouterr().out
+        assert "testing" not in caplog.text
         assert (tested["metrics"], tested["test_counts"]) == (own()["metrics"], [4, 2, 1])
         assert tested["tested_on"] is None
 
-    def test_a_moved_folder_is_tested_on_held_out_images(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_moved_folder_is_tested_on_held_out_images(self, caplog: pytest.LogCaptureFixture) -> None:
         shutil.copytree("photos", "moved")
-        capsys.readouterr()
+        caplog.clear()
         tested = result("b", "--data.root=moved")
-        assert line(capsys, "testing") == (
+        assert line(caplog, "testing") == (
             "testing the 7 held-out images, as in training, of 'moved' with the classes of the checkpoint"
         )
         assert (tested["metrics"], tested["test_counts"]) == (own()["metrics"], [4, 2, 1])
@@ -199,14 +197,14 @@ class TestTrainingImages:
         with pytest.warns(UserWarning, match=r"4 of the 13 images of 'b' are training images of the che"):
             assert result("b", "--data.root=b")["test_counts"] == [3, 4, 6]
 
-    def test_a_checkpoint_without_digests(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_checkpoint_without_digests(self, caplog: pytest.LogCaptureFixture) -> None:
         content = torch.load(CHECKPOINT, weights_only=True)
         del content["lt_cb_trained_on"]
         torch.save(content, "old.ckpt")
         hospital("b", {"cat": 3, "dog": 4, "eel": 1})
-        capsys.readouterr()
+        caplog.clear()
         result("b", "--data.root=b", "--ckpt_path=old.ckpt")
-        assert line(capsys, "testing").endswith(
+        assert line(caplog, "testing").endswith(
             "; it does not say which images it was trained on: none of them may be here"
         )
 
@@ -217,15 +215,15 @@ class TestTablesAndAnnotations:
         hospital("b", {"cat": 3, "dog": 4, "eel": 1})
 
     @pytest.mark.parametrize("split", ["", ",split"])
-    def test_a_table(self, split: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_table(self, split: str, caplog: pytest.LogCaptureFixture) -> None:
         expected = result("b", "--data.root=b")
         files = sorted(Path("b").rglob("*.png"))
         rows = [f"{file},{file.parent.name}{split and ',test'}\n" for file in files]
         Path("b.csv").write_text(f"path,label{split}\n" + "".join(rows))
-        capsys.readouterr()
+        caplog.clear()
         tested = result("b", "--data.root=b.csv")
         assert (tested["metrics"], tested["test_counts"]) == (expected["metrics"], [3, 4, 1])
-        out = "".join(capsys.readouterr())
+        out = caplog.text
         assert "'b.csv' is read as Manifest, though the training was of ImageFolder: --data.source changes it" in out
         assert f"testing {'the 8 test' if split else 'all 8'} images of 'b.csv' with the classes" in out
 

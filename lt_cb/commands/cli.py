@@ -18,7 +18,7 @@ from lt_cb.commands.elsewhere import digests_in, is_elsewhere, kind_of
 from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.messages import run_command
 from lt_cb.commands.restored import check_kinds, check_named, plain_settings
-from lt_cb.commands.words import FIRST, LOSS, ConfigFile, class_options, environment, first_look, resetting
+from lt_cb.commands.words import FIRST, LOSS, ConfigFile, class_options, environment, first_look, joined, resetting
 from lt_cb.data import LongTailedDataModule, sources
 from lt_cb.data.elsewhere import make_elsewhere
 from lt_cb.data.sources.base import FileSource
@@ -91,7 +91,7 @@ class CommandLine(LightningCLI):
         self.command, self._options, self._defaults = command, options or {}, defaults
         self._groups = ("trainer", "model", "data") if "data" in uses else ("trainer", "model")
         self.data: LongTailedDataModule | None = None
-        words = class_options([*environment(), *words])
+        words = class_options([*environment(), *joined(words)])
         self._first = first_look(words)
         self.checkpoint: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}

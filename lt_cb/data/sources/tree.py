@@ -37,7 +37,8 @@ def find_splits(root: Path) -> dict[Split, Path]:
         if rank:
             splits[split] = root / min(rank, key=rank.__getitem__)
     if is_test_only():
-        is_wrong = not splits and (not names or _is_misspelt(root, names))
+        nested = len(names) == 1 and len(_subfolders(root / names[0])) > 1 and not _stray(root / names[0])
+        is_wrong = not splits and (not names or nested or _is_misspelt(root, names))
     else:
         is_wrong = "train" not in splits and (bool(splits) or len(names) < 2 or _is_misspelt(root, names))
     if is_wrong:
