@@ -53,7 +53,7 @@ def here(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start each test where the training was, without what other tests wrote."""
     monkeypatch.chdir(trained)
     for path in trained.iterdir():
-        if path.name not in ("photos", "runs", "cache"):
+        if path.name not in ("photos", "labels", "runs", "cache"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -188,6 +188,10 @@ class TestTrainingImages:
         )
         assert (tested["metrics"], tested["test_counts"]) == (own()["metrics"], [4, 2, 1])
 
+    def test_another_share_held_out_has_training_images(self) -> None:
+        with pytest.warns(UserWarning, match=r"11 of the 18 images of 'photos' are training images of the checkpoint"):
+            assert result("b", "--data.split=0.5")["test_counts"] == [10, 5, 3]
+
     def test_training_images_among_others_are_named(self) -> None:
         hospital("b", {"cat": 3, "dog": 4, "eel": 1})
         trained_on = Path("runs/photos/version_0/checkpoints/last.ckpt")
@@ -205,7 +209,7 @@ class TestTrainingImages:
         caplog.clear()
         result("b", "--data.root=b", "--ckpt_path=old.ckpt")
         assert line(caplog, "testing").endswith(
-            "; it does not say which images it was trained on: none of them may be here"
+            "; it does not say which images it was trained on, so make sure that none is here"
         )
 
 
@@ -263,3 +267,111 @@ def test_the_report_does_not_mix_places(capsys: pytest.CaptureFixture[str]) -> N
     assert "site/photos" in out
     error = f"{100 - 100 * tested['metrics']['test/acc']:.2f}"
     assert error in out
+
+
+@pytest.fixture(scope="module")
+def several(trained: Path) -> str:
+    """Train once on a table with a column a class; return the checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained)
+        shutil.copytree("photos/cat", "labels/cat")
+        rows = [[f"cat/{i}.png", i % 2, i % 3 == 0, i % 4 == 0, "train" if i < 15 else "test"] for i in range(20)]
+        write_table("labels/several.csv", ["path", "cat", "dog", "eel", "split"], rows)
+        main(["fit", "--data.source=Manifest", "--data.root=labels/several.csv", "--name=several", *OPTIONS])
+        start = ["--ckpt_path=runs/several/version_0/checkpoints/last.ckpt", "--folder=runs/recommended"]
+        main(["recommend", *start, "--lambdas=[0.1]", "--betas=[0.9]", "--folds=2"])
+    return "runs/several/version_0/checkpoints/last.ckpt"
+
+
+def write_table(file: str, header: list[str], rows: list[list[Any]]) -> None:
+    with Path(file).open("w", newline="") as stream:
+        csv.writer(stream).writerows([header, *([int(c) if isinstance(c, bool) else c for c in row] for row in rows)])
+
+
+class TestSeveralLabels:
+    def test_missing_columns_and_unknown_labels(self, several: str) -> None:
+        hospital("b", {"cat": 6})
+        rows = [[f"b/cat/{i}.png", i % 2, "" if i == 5 else i < 3] for i in range(6)]
+        write_table("b.csv", ["path", "eel", "cat"], rows)
+        for checkpoint in (several, "runs/recommended/checkpoints/last.ckpt"):
+            with pytest.warns(UserWarning, match="'b.csv' has no images of 'dog': the means leave these classes out"):
+                tested = result("b", "--data.root=b.csv", f"--ckpt_path={checkpoint}")
+            assert (tested["test_counts"], tested["known_counts"]) == ([3, 0, 3], [5, 0, 6])
+            precisions = tested["per_class_average_precision"]
+            assert precisions[1] is None
+            assert tested["metrics"]["test/mAP"] == pytest.approx((precisions[0] + precisions[2]) / 2)
+
+    def test_the_columns_of_the_training(self, several: str) -> None:
+        """Label columns that the training named need not all be there."""
+        hospital("b", {"cat": 6})
+        write_table("b.csv", ["path", "age", "cat"], [[f"b/cat/{i}.png", 40 + i, i % 2] for i in range(6)])
+        options = ["--data.source=Manifest", "--data.source.label_columns=[cat, dog, eel]", f"--ckpt_path={several}"]
+        with pytest.warns(UserWarning, match="'b.csv' has no images of 'dog', 'eel'"):
+            assert result("b", "--data.root=b.csv", *options)["known_counts"] == [6, 0, 0]
+
+    def test_one_label_an_image(self, several: str, caplog: pytest.LogCaptureFixture) -> None:
+        hospital("b", {"cat": 3, "dog": 4, "eel": 1})
+        caplog.clear()
+        assert result("b", "--data.root=b", f"--ckpt_path={several}")["test_counts"] == [3, 4, 1]
+        assert line(caplog, "each") == "each of 8 images has one label here: it counts as without the others"
+
+    def test_a_moved_table(self, several: str) -> None:
+        before = json.loads(Path("runs/several/version_0/result.json").read_text())
+        shutil.copytree("labels", "moved")
+        tested = result("b", "--data.root=moved/several.csv", f"--ckpt_path={several}")
+        assert (tested["metrics"], tested["class_counts"]) == (before["metrics"], before["class_counts"])
+
+
+class TestPredict:
+    @pytest.fixture(autouse=True)
+    def images(self) -> None:
+        for i in range(4):
+            draw(Path("new", f"{i}.png"), 0, i)
+        draw(Path("new/deep/4.png"), 0, 4)
+        Path("new/notes.pdf").write_text("no image")
+        Path("lists").mkdir()
+
+    @staticmethod
+    def files(*images: str) -> list[str]:
+        shutil.rmtree("runs/predicted", ignore_errors=True)
+        main(["predict", f"--ckpt_path={CHECKPOINT}", "--folder=runs/predicted", *images, "--trainer.accelerator=cpu"])
+        with Path("runs/predicted/predictions.csv").open() as stream:
+            return [row["file"] for row in csv.DictReader(stream)]
+
+    def test_kinds_of_images(self) -> None:
+        assert self.files("--images", "new/3.png", "new/0.png") == ["new/3.png", "new/0.png"]  # of a shell
+        assert self.files("--images=[new/3.png, new/0.png]") == ["new/3.png", "new/0.png"]
+        assert self.files("--images", "new/deep", "new/[01].png") == ["new/deep/4.png", "new/0.png", "new/1.png"]
+        with pytest.warns(
+            UserWarning, match=r"1 file is no image that can be read, going by the name: 'new/notes\.pdf'"
+        ):
+            assert self.files("--images", "new/*") == [f"new/{i}.png" for i in range(4)]
+        with pytest.warns(UserWarning, match="1 file is no image"):
+            assert len(self.files("--images=new/**")) == 5
+        Path("lists/a.txt").write_text("\ufeff../new/2.png\r\n\r\nnew/1.png\r\n", encoding="utf-8")
+        assert self.files("--images", "lists/a.txt") == ["lists/../new/2.png", "new/1.png"]
+        with pytest.warns(UserWarning, match=r"1 images are given more than once, and used once: 'new/1\.png'"):
+            assert self.files("--images", "new/1.png", "./new/1.png", "new/0.png") == ["new/1.png", "new/0.png"]
+
+    def test_unreadable_images_are_skipped_in_order(self) -> None:
+        Path("new/0.png").write_text("no image")
+        with pytest.warns(UserWarning, match="1 images cannot be read and are skipped"):
+            files = self.files("--images", "new/3.png", "new/0.png", "new/1.png", "--on_unreadable=skip")
+        assert files == ["new/3.png", "new/1.png"]
+
+    def test_refusals(self, capsys: pytest.CaptureFixture[str]) -> None:
+        predict = ("predict", f"--ckpt_path={CHECKPOINT}", "--images")
+        assert refused(capsys, *predict, "new/0.png", "new/none.png").startswith(
+            "there is no file or folder 'new/none."
+        )
+        assert refused(capsys, *predict, "new/*.jpg").startswith("no file matches 'new/*.jpg': set --images to images")
+        assert refused(capsys, *predict, "new/*.pdf").startswith("there are no images in 'new/*.pdf'")
+        assert "'new/notes.pdf' cannot be read as an image" in refused(capsys, *predict, "new/notes.pdf")
+        Path("lists/a.txt").write_text("new/1.png\nnone.png\n")
+        assert refused(capsys, *predict, "lists/a.txt").startswith(
+            "1 of 2 images in the list 'lists/a.txt' are not there: 'none.png (line 2)'. Write paths that start from"
+        )
+        Path("lists/a.txt").write_text("\n")
+        assert refused(capsys, *predict, "lists/a.txt").startswith("the list 'lists/a.txt' names no image")
+        assert refused(capsys, *predict).startswith("predict needs images")
+        assert refused(capsys, *predict[:2], "--images=[]").startswith("predict needs images")

@@ -20,7 +20,7 @@ from lt_cb.commands.messages import run_command
 from lt_cb.commands.restored import check_kinds, check_named, plain_settings
 from lt_cb.commands.words import FIRST, LOSS, ConfigFile, class_options, environment, first_look, joined, resetting
 from lt_cb.data import LongTailedDataModule, sources
-from lt_cb.data.elsewhere import make_elsewhere
+from lt_cb.data.elsewhere import make_elsewhere, warn_of_training_images
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.names import canonical_source
@@ -232,6 +232,8 @@ class CommandLine(LightningCLI):
         data: LongTailedDataModule = parser.instantiate_classes(Namespace(data=config.data)).data  # type: ignore[no-untyped-call]
         if config.data.root == (self.trained.get("data") or {}).get("root") != "data":
             data.source.may_download = False  # into a folder that a checkpoint names
+        if self.command == "test" and self.trained and data.tested_on is None:
+            warn_of_training_images(data.source, config.data.root, digests_in(self.checkpoint or {}))
         return data
 
     def _adopt(self, config: Namespace, parser: Parser) -> None:

@@ -96,6 +96,12 @@ def make_elsewhere(
     return data
 
 
+def warn_of_training_images(source: Source, root: str, trained: Indices | None) -> None:
+    """Warn if held-out test images were trained on, as their choice has changed with ``split``, or with new images."""
+    if isinstance(source, FileSource) and source.undivided is not None:
+        _choose(source, "test", trained).warn(root)
+
+
 class _Choice(NamedTuple):
     """The images to test on, in words, and which of them are training images."""
 
@@ -106,8 +112,12 @@ class _Choice(NamedTuple):
     def say(self, root: str, split: Split, is_known: bool) -> None:
         """Say in one line which images are tested, and warn of training images among them."""
         verb = "testing" if split == "test" else "validating on"
-        unknown = "" if is_known else "; it does not say which images it was trained on: none of them may be here"
+        unknown = "" if is_known else "; it does not say which images it was trained on, so make sure that none is here"
         rank_zero_info(f"{verb} {self.words} of '{root}' with the classes of the checkpoint{unknown}")
+        self.warn(root)
+
+    def warn(self, root: str) -> None:
+        """Warn of training images, if there are any."""
         if self.overlap:
             rank_zero_warn(
                 f"{len(self.overlap):,} of the {len(self.listing.paths):,} images of '{root}' are training images of "
