@@ -84,7 +84,7 @@ def make_elsewhere(
             choice = moved or choice
         choice.say(root, split, trained is not None)
         _replace_images(made, adopt_classes(choice.listing, facts, root))
-        whole["source"] = lambda _: made
+        whole["source"] = lambda *_, **__: made
     with test_only(split):
         data = data_class(**whole)
     if isinstance(made, FileSource):  # some may have been skipped
@@ -99,7 +99,8 @@ def make_elsewhere(
 def warn_of_training_images(source: Source, root: str, trained: Indices | None) -> None:
     """Warn if held-out test images were trained on, as their choice has changed with ``split``, or with new images."""
     if isinstance(source, FileSource) and source.undivided is not None:
-        _choose(source, "test", trained).warn(root)
+        remedy = "Set --data.split as in training, and give images added since then a folder of their own."
+        _choose(source, "test", trained).warn(root, remedy)
 
 
 class _Choice(NamedTuple):
@@ -114,14 +115,14 @@ class _Choice(NamedTuple):
         verb = "testing" if split == "test" else "validating on"
         unknown = "" if is_known else "; it does not say which images it was trained on, so make sure that none is here"
         rank_zero_info(f"{verb} {self.words} of '{root}' with the classes of the checkpoint{unknown}")
-        self.warn(root)
+        self.warn(root, "Remove them.")
 
-    def warn(self, root: str) -> None:
+    def warn(self, root: str, remedy: str) -> None:
         """Warn of training images, if there are any."""
         if self.overlap:
             rank_zero_warn(
                 f"{len(self.overlap):,} of the {len(self.listing.paths):,} images of '{root}' are training images of "
-                f"the checkpoint, so that the scores are too high: {enumerate_names(self.overlap)}. Remove them.",
+                f"the checkpoint, so that the scores are too high: {enumerate_names(self.overlap)}. {remedy}",
                 stacklevel=1,
             )
 
