@@ -91,7 +91,7 @@ class CommandLine(LightningCLI):
         self.command, self._options, self._defaults = command, options or {}, defaults
         self._groups = ("trainer", "model", "data") if "data" in uses else ("trainer", "model")
         self.data: LongTailedDataModule | None = None
-        words = class_options([*environment(), *joined(words)])
+        words = class_options([*environment(), *(joined(words) if "images" in self._options else words)])
         self._first = first_look(words)
         self.checkpoint: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}

@@ -84,6 +84,7 @@ def make_elsewhere(
             choice = moved or choice
         choice.say(root, split, trained is not None)
         _replace_images(made, adopt_classes(choice.listing, facts, root))
+        made.channels = facts["in_channels"]  # grey for a network that was trained on grey images
         whole["source"] = lambda *_, **__: made
     with test_only(split):
         data = data_class(**whole)
