@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,10 +81,11 @@ def make_elsewhere(
     if isinstance(made, FileSource):
         choice = _choose(made, (*found, "test")[0], trained)
         if choice.overlap and made.undivided is not None:
-            moved = _held_out(make_source(source, root), options.get("split", TEST_SHARE), trained)
-            choice = moved or choice
-        choice.say(root, split, trained is not None)
+            with suppress(InputError):  # such as classes of one image, of which none can be held out
+                moved = _held_out(make_source(source, root), options.get("split", TEST_SHARE), trained)
+                choice = moved or choice
         _replace_images(made, adopt_classes(choice.listing, facts, root))
+        choice.say(root, split, trained is not None)
         made.channels = facts["in_channels"]  # grey for a network that was trained on grey images
         whole["source"] = lambda *_, **__: made
     with test_only(split):
@@ -178,7 +180,7 @@ def adopt_classes(listing: Listing, facts: Mapping[str, Any], root: str) -> List
         rank_zero_warn(
             f"'{root}' has no images of {enumerate_names(missing)}: the means leave these classes out.", stacklevel=1
         )
-    labels = _several(listing, column, len(names)) if facts["multi_label"] else _one(listing, column, root)
+    labels = _several(listing, column, len(names), root) if facts["multi_label"] else _one(listing, column, root)
     return Listing(listing.paths, labels, list(names))
 
 
@@ -196,11 +198,11 @@ def _one(listing: Listing, column: Indices, root: str) -> Labels:
     return labels
 
 
-def _several(listing: Listing, column: Indices, num_classes: int) -> Labels:
+def _several(listing: Listing, column: Indices, num_classes: int, root: str) -> Labels:
     """Return labels, int8 of shape (N, C); classes that the data do not name are unknown."""
     given = listing.labels
     if given.ndim == 1:
-        rank_zero_info(f"each of {len(given):,} images has one label here: it counts as without the others")
+        rank_zero_info(f"each of {len(given):,} images of '{root}' has one label: the others count as absent")
         given = np.eye(len(column), dtype=np.int8)[given]
     known = column >= 0
     labels = np.full((len(given), num_classes), -1, np.int8)
