@@ -6,10 +6,11 @@ from typing import Literal
 
 import numpy as np
 
+from lt_cb.data.sources.annotations import list_annotations
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths, warn_of_unknown_negatives
 from lt_cb.data.sources.columns import TableOptions
-from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
+from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
