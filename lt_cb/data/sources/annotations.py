@@ -27,7 +27,7 @@ class Annotations(NamedTuple):
     def used(self) -> list[str]:
         """Return the ids of the categories that any image has."""
         ids = list(self.categories)
-        return [ids[column] for column in np.unique(self.pairs[:, 1])]
+        return [ids[column] for column in np.bincount(self.pairs[:, 1]).nonzero()[0]]
 
 
 def read_annotations(file: Path) -> Annotations:
@@ -67,14 +67,11 @@ def _entry(fields: dict[str, Any]) -> object:
 
 def _parse(file: Path) -> dict[str, Any]:
     """Return the lists of an annotation file, with images and annotations as tuples of `FIELDS`."""
-    text = file.read_bytes()
-    if not text.strip():
-        raise InputError(f"'{file}' names no image: set --data.root to another file.")
     try:
-        content: Any = json.loads(text, object_hook=_entry)
+        content: Any = json.loads(_read(file), object_hook=_entry)
         if _is_complete(content):
             return dict(content)
-        why = _describe(json.loads(text))
+        why = _describe(json.loads(_read(file)))
     except MALFORMED as error:
         raise InputError(
             f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again."
@@ -83,6 +80,11 @@ def _parse(file: Path) -> dict[str, Any]:
         f"'{file}' is no annotation file with images, annotations and categories, but {why}: export it in COCO's "
         "format. A table, also as JSON lines (.jsonl), is read by --data.source Manifest."
     )
+
+
+def _read(file: Path) -> str:
+    text = file.read_bytes()
+    return text.decode(json.detect_encoding(text))
 
 
 def _is_complete(content: object) -> bool:

@@ -108,15 +108,17 @@ def _list(
     numbers: dict[Split, Indices] = {}  # labels of each image
     for split, (_, images, pairs, categories) in read.items():
         columns = np.array([label_of.get(number, -1) for number in categories], np.int64)
-        codes[split] = np.unique(pairs[:, 0] * len(names) + columns[pairs[:, 1]])
+        given = np.sort(pairs[:, 0] * len(names) + columns[pairs[:, 1]])
+        codes[split] = given[np.diff(given, prepend=-1) > 0]
         numbers[split] = np.bincount(codes[split] // len(names), minlength=len(images))
     one = _has_one_label(root, read, numbers, names, task)
     listings: dict[Split, Listing] = {}
     for split, (file, images, _, _) in read.items():
         rows, labels = np.divmod(codes[split], len(names))
-        slashed = [image.replace("\\", "/") for image in images]
-        place = place_of_images(folder, file, split, slashed)
-        paths = encode(os.path.join(place, image) for image in slashed)
+        if any("\\" in image for image in images):
+            images = [image.replace("\\", "/") for image in images]
+        place = place_of_images(folder, file, split, images)
+        paths = encode(os.path.join(place, image) for image in images) if place else encode(images)
         if one:
             listings[split] = Listing(paths[rows], labels, names)
         else:
