@@ -62,7 +62,7 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
 
 def _by_classes_of(train: Listing, train_folder: Path, folder: Path, others: list[str]) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, folder.parent, others, least=1)
+    paths, labels, names = _list_folder(folder, folder.parent, others, least=1)[:3]
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise InputError(
@@ -194,6 +194,7 @@ class Manifest(FileSource):
         path_column: name of the column of paths.
         label_column: name of the column of class names.
         split_column: name of the column of splits.
+        group_column: name of a column such as patient or lesion; its images are never divided between splits or folds.
         image_folder: folder of the images; None is the folder of the table, or one beside the table.
         extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
         blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false.
@@ -214,6 +215,7 @@ class Manifest(FileSource):
         extension: str | None = None,
         blank: Literal["no", "unknown", False] = "unknown",
         task: Literal["one", "several"] | None = None,
+        group_column: str | None = None,
     ) -> None:
         if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
             raise InputError(
@@ -231,6 +233,7 @@ class Manifest(FileSource):
             separator,
             blank or "no",
             task,
+            group_column,
         )
         table = list_table(file, options)
         listings = with_test(table.listings)
@@ -238,6 +241,7 @@ class Manifest(FileSource):
             raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
         self.folder = table.folder
+        self.group_name, self.group_hint = group_column or "", table.group_hint
         if not table.divided:
             self.hold_out_test(listings["train"])
         if not table.by_column:
