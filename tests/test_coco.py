@@ -195,6 +195,30 @@ class TestFiles:
             COCO(str(tmp_path))
 
 
+class TestGroups:
+    def test_locations_stay_together(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        names = species("", {3: 30, 7: 20, 10: 10})
+        write(tmp_path / "a.json", names)
+        content = json.loads((tmp_path / "a.json").read_text())
+        location_of = {}
+        for i, image in enumerate(content["images"]):
+            image["location"] = location_of[image["file_name"]] = i % 12
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        data = LongTailedDataModule("COCO", str(tmp_path), image_size=9)
+        assert "'location' has 12 values for 60 images: --data.source COCO --data.source.group_column" in caplog.text
+        assert len(data.source.labels("test")) == 12
+        source = COCO(str(tmp_path), group_column="location")
+        places = [{location_of[path.decode()] for path in source.listing(split).paths} for split in ("train", "test")]
+        assert places[0] | places[1] == set(range(12))
+        assert not places[0] & places[1]
+        with pytest.raises(ValueError, match=r"group_column is 'locatoin', but .* have .*Did you mean 'location'\?"):
+            COCO(str(tmp_path), group_column="locatoin")
+        for split in ("train", "val"):
+            (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"12 groups of 'location' in '.*' are in train and in test: '0', '1', "):
+            COCO(str(tmp_path), group_column="location")
+
+
 class TestClasses:
     def test_class_field(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """Two species of one family are one label of an image."""

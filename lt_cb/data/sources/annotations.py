@@ -14,6 +14,7 @@ from lt_cb.longtail.subset import Indices
 
 ID, FILE_NAME, IMAGE_ID, CATEGORY_ID = range(4)  # places in an entry
 FIELDS = ("id", "file_name", "image_id", "category_id")
+GROUPS = ("location", "seq_id")  # fields of camera traps' images that tell what belongs together
 
 
 class Annotations(NamedTuple):
@@ -23,6 +24,7 @@ class Annotations(NamedTuple):
     images: list[str]  # names of the files
     pairs: Indices  # of each annotation, its position in images and in categories, shape (M, 2); M may be 0
     categories: dict[str, dict[str, Any]]  # all fields of each category by its id, sorted by id
+    groups: dict[str, list[str]]  # by the name of a field that any image has, its text for each image, or ""
 
     def used(self) -> list[str]:
         """Return the ids of the categories that any image has."""
@@ -30,10 +32,10 @@ class Annotations(NamedTuple):
         return [ids[column] for column in np.bincount(self.pairs[:, 1]).nonzero()[0]]
 
 
-def read_annotations(file: Path) -> Annotations:
+def read_annotations(file: Path, group_fields: Sequence[str] = GROUPS) -> Annotations:
     """Read an annotation file. It may have no annotations, as files of test images."""
     check_is_file(file)
-    content = _parse(file)
+    content = _parse(file, group_fields)
     images, given = content["images"], content.get("annotations") or []
     names = [str(name) for name in _field(file, images, "images", FILE_NAME)]
     ids = _ids(file, _field(file, images, "images", ID), "images")
@@ -55,20 +57,21 @@ def read_annotations(file: Path) -> Annotations:
     if len(pairs):
         pairs[:, 1] = place_of[pairs[:, 1]]
     by_id = dict(zip(texts, categories, strict=True))
-    return Annotations(file, names, pairs, {text: by_id[text] for text in order})
+    groups = {name: [entry[place] for entry in images] for place, name in enumerate(group_fields, len(FIELDS))}
+    groups = {name: [_text(value) for value in values] for name, values in groups.items() if any(v is not None for v in values)}
+    return Annotations(file, names, pairs, {text: by_id[text] for text in order}, groups)
 
 
-def _entry(fields: dict[str, Any]) -> object:
-    """Return the needed fields of an image or an annotation; they take a tenth of the memory."""
-    if "file_name" in fields or "image_id" in fields:
-        return tuple(map(fields.get, FIELDS))
-    return fields
+def _parse(file: Path, more: Sequence[str]) -> dict[str, Any]:
+    """Return the lists of an annotation file, with images and annotations as tuples of `FIELDS` and more fields."""
+    kept = (*FIELDS, *more)
 
+    def entry(fields: dict[str, Any]) -> object:
+        """Return the needed fields of an image or an annotation: they take a tenth of the memory."""
+        return tuple(map(fields.get, kept)) if "file_name" in fields or "image_id" in fields else fields
 
-def _parse(file: Path) -> dict[str, Any]:
-    """Return the lists of an annotation file, with images and annotations as tuples of `FIELDS`."""
     try:
-        content: Any = json.loads(_read(file), object_hook=_entry)
+        content: Any = json.loads(_read(file), object_hook=entry)
         if _is_complete(content):
             return dict(content)
         why = _describe(json.loads(_read(file)))
@@ -139,6 +142,8 @@ def _ids(file: Path, ids: list[Any], kind: str) -> list[Any]:
 
 
 def _text(number: object) -> str:
+    if number is None:
+        return ""
     return str(int(number) if isinstance(number, float) and number.is_integer() else number)
 
 
@@ -183,6 +188,11 @@ def class_values(annotations: Annotations, field: str) -> dict[str, str]:
             f"with id {lacking[0]}: complete them, or set class_field to another field."
         )
     return values
+
+
+def image_fields(file: Path) -> list[str]:
+    """Return the fields of the first image."""
+    return sorted(json.loads(_read(file))["images"][0])
 
 
 def list_annotations(file: Path) -> Listing:

@@ -1,6 +1,8 @@
 """COCO: images with one or several labels, from annotation files in COCO's format."""
 
 import os
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -9,17 +11,20 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.annotation_files import find_annotations, place_of_images
 from lt_cb.data.sources.annotations import (
+    GROUPS,
     Annotations,
     check_annotated,
     class_values,
     distinct_names,
+    image_fields,
     read_annotations,
     sort_ids,
 )
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths
+from lt_cb.data.sources.grouping import read_groups
 from lt_cb.data.sources.listing import Listing, Split, data_folder, encode
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices
 
 OPTION = "--data.source COCO --data.source."
@@ -47,6 +52,7 @@ class COCO(FileSource):
         class_field: field of the categories that is the class, such as ``supercategory``. Categories with the same
             value are one class; of ``name``, they stay apart.
         image_folder: folder of the images, relative to the folder of the data; None looks for it.
+        group_column: field of the images, such as ``location``; its images are never divided between splits or folds.
     """
 
     default_size = 224
@@ -54,7 +60,12 @@ class COCO(FileSource):
     tests_from = "test annotations"
 
     def __init__(
-        self, root: str, task: Task | None = None, class_field: str = "name", image_folder: str | None = None
+        self,
+        root: str,
+        task: Task | None = None,
+        class_field: str = "name",
+        image_folder: str | None = None,
+        group_column: str | None = None,
     ) -> None:
         given = Path(os.path.expanduser(root))
         base, files = find_annotations(given if given.is_file() else data_folder(root))
@@ -63,12 +74,14 @@ class COCO(FileSource):
                 f"'{root}' has no annotations of split train: it needs annotations/instances_train2017.json, "
                 "train.json or train/_annotations.coco.json. If the file has another name, set --data.root to it."
             )
-        read = _read(base, files)
+        read = _read(base, files, GROUPS if group_column is None else [group_column])
         folder = base if image_folder is None else _given_folder(base, image_folder)
-        listings = _list(root, read, class_field, task, folder)
+        groups = {} if group_column is None else _groups(root, read, group_column)
+        listings = _list(root, read, class_field, task, folder, groups)
         repeats = _check_repeats(root, folder, listings)
         super().__init__(root, listings)
         self.folder = folder
+        self.group_name, self.group_hint = group_column or "", _suggest_groups(read["train"])
         if "test" not in listings:
             self.hold_out_test(listings["train"])
         check_classes(self, "add annotations, or leave the category out")
@@ -76,9 +89,9 @@ class COCO(FileSource):
             warn_of_repeated_paths(self)
 
 
-def _read(base: Path, files: dict[Split, Path]) -> dict[Split, Annotations]:
+def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> dict[Split, Annotations]:
     """Return the annotations of each split, and say which files they are of."""
-    read = {split: read_annotations(file) for split, file in files.items()}
+    read = {split: read_annotations(file, group_fields) for split, file in files.items()}
     check_annotated(read["train"])
     without = [split for split, annotations in read.items() if not len(annotations.pairs)]
     for split in without:
@@ -100,32 +113,72 @@ def _given_folder(base: Path, image_folder: str) -> Path:
 
 
 def _list(
-    root: str, read: dict[Split, Annotations], field: str, task: Task | None, folder: Path
+    root: str,
+    read: dict[Split, Annotations],
+    field: str,
+    task: Task | None,
+    folder: Path,
+    groups: dict[Split, Indices],
 ) -> dict[Split, Listing]:
     """Return the images of each split."""
     names, label_of = _classes(read, field)
     codes: dict[Split, Indices] = {}  # row times number of classes, plus label; each once
     numbers: dict[Split, Indices] = {}  # labels of each image
-    for split, (_, images, pairs, categories) in read.items():
+    for split, (_, images, pairs, categories, _) in read.items():
         columns = np.array([label_of.get(number, -1) for number in categories], np.int64)
         given = np.sort(pairs[:, 0] * len(names) + columns[pairs[:, 1]])
         codes[split] = given[np.diff(given, prepend=-1) > 0]
         numbers[split] = np.bincount(codes[split] // len(names), minlength=len(images))
     one = _has_one_label(root, read, numbers, names, task)
     listings: dict[Split, Listing] = {}
-    for split, (file, images, _, _) in read.items():
+    for split, (file, images, *_) in read.items():
         rows, labels = np.divmod(codes[split], len(names))
         if any("\\" in image for image in images):
             images = [image.replace("\\", "/") for image in images]
         place = place_of_images(folder, file, split, images)
         paths = encode(os.path.join(place, image) for image in images) if place else encode(images)
+        of_groups = groups.get(split)
         if one:
-            listings[split] = Listing(paths[rows], labels, names)
+            listings[split] = Listing(paths[rows], labels, names, None if of_groups is None else of_groups[rows])
         else:
             several = np.zeros((len(images), len(names)), np.int8)
             several[rows, labels] = 1
-            listings[split] = Listing(paths, several, names)
+            listings[split] = Listing(paths, several, names, of_groups)
     return listings
+
+
+def _groups(root: str, read: dict[Split, Annotations], name: str) -> dict[Split, Indices]:
+    """Return the group of each image by a field of the images; raise if a group is in two splits."""
+    for annotations in read.values():
+        if name not in annotations.groups:
+            fields = image_fields(annotations.file)
+            raise InputError(
+                f"group_column is '{name}', but the images of '{annotations.file}' have {enumerate_names(fields)}."
+                + did_you_mean(name, fields)
+            )
+    texts = [text for annotations in read.values() for text in annotations.groups[name]]
+    ends = np.cumsum([len(annotations.images) for annotations in read.values()])[:-1]
+    groups = dict(zip(read, np.split(read_groups(Path(root), name, texts, None), ends), strict=True))
+    for one, other in combinations(read, 2):
+        if len(shared := np.intersect1d(groups[one], groups[other])):
+            texts = [read[one].groups[name][row] for row in np.flatnonzero(np.isin(groups[one], shared))]
+            raise InputError(
+                f"{len(shared)} groups of '{name}' in '{root}' are in {one} and in {other}: "
+                f"{enumerate_names(list(dict.fromkeys(texts)))}. Leave out {OPTION}group_column to use the splits as "
+                "they are, or set --data.root to a single file to divide."
+            )
+    return groups
+
+
+def _suggest_groups(annotations: Annotations) -> str:
+    """Return a sentence on a field of camera traps' images that may name groups, or nothing."""
+    for name, texts in annotations.groups.items():
+        if 1 < (values := len(set(texts))) < len(texts):
+            option = f"{OPTION}group_column {name}"
+            return (
+                f"'{name}' has {values:,} values for {len(texts):,} images: {option} keeps the images of each together."
+            )
+    return ""
 
 
 def _classes(read: dict[Split, Annotations], field: str) -> tuple[list[str], dict[str, int]]:
