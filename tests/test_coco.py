@@ -260,7 +260,8 @@ class TestClasses:
 
 
 def with_image(annotation: str, categories: str) -> str:
-    return f'{{"images": [{{"id": 5, "file_name": "a.jpg"}}], "annotations": [{annotation}], "categories": [{categories}]}}'
+    images = '"images": [{"id": 5, "file_name": "a.jpg"}]'
+    return f'{{{images}, "annotations": [{annotation}], "categories": [{categories}]}}'
 
 
 ANNOTATION = '{"image_id": 5, "category_id": 1}'

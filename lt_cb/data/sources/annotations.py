@@ -58,7 +58,11 @@ def read_annotations(file: Path, group_fields: Sequence[str] = GROUPS) -> Annota
         pairs[:, 1] = place_of[pairs[:, 1]]
     by_id = dict(zip(texts, categories, strict=True))
     groups = {name: [entry[place] for entry in images] for place, name in enumerate(group_fields, len(FIELDS))}
-    groups = {name: [_text(value) for value in values] for name, values in groups.items() if any(v is not None for v in values)}
+    groups = {
+        name: [_text(value) for value in values]
+        for name, values in groups.items()
+        if any(v is not None for v in values)
+    }
     return Annotations(file, names, pairs, {text: by_id[text] for text in order}, groups)
 
 
