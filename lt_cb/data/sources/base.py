@@ -158,9 +158,8 @@ class FileSource(Source):
         self.counts = count_labels(self.labels("train"), len(self.class_names))
         if not len(self.labels("test")) and undivided.groups is not None:
             raise InputError(
-                f"no image of '{self.root}' can be held out for testing, because each of its "
-                f"{len(np.unique(undivided.groups))} groups of '{self.group_name}' is the only one of a class: set "
-                "group_column to another column, or leave it out."
+                f"no test images can be held out of '{self.root}': each group of '{self.group_name}' has all images of "
+                "a class. Set group_column to another column, or leave it out."
             )
         if not len(self.labels("test")):
             raise InputError(
