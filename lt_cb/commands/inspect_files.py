@@ -43,6 +43,10 @@ def facts(files: ImageFiles, side: int) -> list[tuple[str, str]]:
         found += [("smallest", names[area.argmin()]), ("largest", names[area.argmax()])]
     for name, column in (("modes", "mode"), ("formats", "format")):
         found.append((name, shares(Counter(text.decode() for text in rows[column].tolist()).most_common())))
+    groups = {split: files.source.groups(split) for split in files.source.splits}
+    numbered = [(split, len(np.unique(ids))) for split, ids in groups.items() if ids is not None]
+    if numbered:
+        found.insert(1, ("groups", shares(numbered, counted=True)))
     return [*found, (f"below {side} pixels, enlarged", share(small, len(rows)))]
 
 

@@ -136,7 +136,7 @@ def warn_of_repeated_paths(source: FileSource) -> None:
     """Warn of files that are listed more than once."""
     groups: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
     for split in source.splits:
-        paths, labels, _ = source.listing(split)
+        paths, labels = source.listing(split)[:2]
         for path, label in zip(paths.tolist(), labels, strict=True):
             groups[os.path.abspath(source.folder / os.fsdecode(path))].append((split, label.tobytes()))
     repeated = {path: group for path, group in groups.items() if len(group) > 1}

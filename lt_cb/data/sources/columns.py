@@ -30,6 +30,7 @@ class TableOptions(NamedTuple):
     separator: str | None = None
     blank: Literal["no", "unknown"] = "unknown"
     task: Literal["one", "several"] | None = None
+    group_column: str | None = None
 
 
 class Layout(NamedTuple):
@@ -41,6 +42,7 @@ class Layout(NamedTuple):
     labels: list[str]  # columns of 1 and 0, if there is no column of names
     separator: str | None  # between names; None if a cell is one name
     guesses: dict[str, str]  # values of options that were guessed
+    group: str | None  # column of groups, which stay in one split
 
 
 def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
@@ -50,10 +52,11 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
         for option, name in zip(("path_column", "split_column", "label_column"), _single(options), strict=True)
     )
     guesses = {}
+    group = options.group_column and match_columns(file, columns, [options.group_column], "group_column")[0]
     taken = {split or _first(columns, ["split"]), label, *(options.label_columns or ())}
     path = path or _first(columns, PATHS, taken)
     split = split or _first(columns, ["split"])
-    others = [name for name in columns if name not in (path, split)]
+    others = [name for name in columns if name not in (path, split, group)]
     if label is None and options.label_columns is None:
         label = _guess_label(columns, others)
         if label and label.lower() not in LABELS[:2]:
@@ -73,7 +76,7 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
         if separator and label.lower() != "labels":
             guesses["separator"] = separator
     labels = [] if label else match_columns(file, columns, options.label_columns or others, "label_columns")
-    return Layout(path, split, label, labels, separator, guesses)
+    return Layout(path, split, label, labels, separator, guesses, group)
 
 
 def say_guesses(file: Path, guesses: dict[str, str]) -> None:

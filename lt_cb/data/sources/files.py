@@ -6,10 +6,11 @@ from typing import Literal
 
 import numpy as np
 
+from lt_cb.data.sources.annotations import list_annotations
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths, warn_of_unknown_negatives
 from lt_cb.data.sources.columns import TableOptions
-from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
+from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
 from lt_cb.errors import DataError, InputError, enumerate_names
@@ -61,7 +62,7 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
 
 def _by_classes_of(train: Listing, train_folder: Path, folder: Path, others: list[str]) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, folder.parent, others, least=1)
+    paths, labels, names = _list_folder(folder, folder.parent, others, least=1)[:3]
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise DataError(
@@ -136,7 +137,7 @@ class INaturalist2018(_Listed):
 
     Annotations: ``train2018.json`` and ``val2018.json`` of the competition, or the list files
     ``iNaturalist18_train.txt`` and ``iNaturalist18_val.txt``. Images: as these say, or in torchvision's folder
-    ``2018``. The validation images are the test split.
+    ``2018``. The validation images are the test split. For iNaturalist 2019 and 2021 use `COCO`.
     """
 
     year = 2018
@@ -193,6 +194,7 @@ class Manifest(FileSource):
         path_column: name of the column of paths.
         label_column: name of the column of class names.
         split_column: name of the column of splits.
+        group_column: name of a column such as patient or lesion; its images are never divided between splits or folds.
         image_folder: folder of the images; None is the folder of the table, or one beside the table.
         extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
         blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false.
@@ -213,6 +215,7 @@ class Manifest(FileSource):
         extension: str | None = None,
         blank: Literal["no", "unknown", False] = "unknown",
         task: Literal["one", "several"] | None = None,
+        group_column: str | None = None,
     ) -> None:
         if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
             raise InputError(
@@ -230,6 +233,7 @@ class Manifest(FileSource):
             separator,
             blank or "no",
             task,
+            group_column,
         )
         table = list_table(file, options)
         listings = with_test(table.listings)
@@ -237,6 +241,7 @@ class Manifest(FileSource):
             raise DataError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
         self.folder = table.folder
+        self.group_name, self.group_hint = group_column or "", table.group_hint
         if not table.divided:
             self.hold_out_test(listings["train"])
         if not table.by_column:

@@ -11,12 +11,13 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.sources.columns import CELLS, OPTION, SEPARATORS, TableOptions, find_columns, say_guesses
+from lt_cb.data.sources.grouping import read_groups, suggest_groups
 from lt_cb.data.sources.image_files import find_files
 from lt_cb.data.sources.kinds import choose_task, find_repeats
 from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
 from lt_cb.data.sources.reading import Columns, read_table
 from lt_cb.errors import DataError, InputError
-from lt_cb.longtail.subset import Labels
+from lt_cb.longtail.subset import Indices, Labels
 
 SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
 SPLIT_NAMES |= {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
@@ -30,6 +31,7 @@ class Table(NamedTuple):
     divided: bool  # whether there is a column of splits; otherwise all images are in train
     by_column: bool  # whether there is a column for each label
     repeats: bool  # whether an image has several rows
+    group_hint: str  # the option that keeps images of a column such as patient_id together, if it is not given
 
 
 def list_table(file: Path, options: TableOptions = TableOptions()) -> Table:  # noqa: B008 (immutable)
@@ -57,19 +59,28 @@ def list_table(file: Path, options: TableOptions = TableOptions()) -> Table:  # 
         layout.guesses["image_folder"] = folder.name
     say_guesses(file, layout.guesses)
     paths = encode(given)
+    hint = "" if layout.group else suggest_groups(columns, [layout.path, layout.split, layout.label, *layout.labels])
     if "split" not in texts:
         repeats = find_repeats(file, folder, given, labels, names, None)
-        return Table({"train": Listing(paths, labels, names)}, folder, False, not layout.label, repeats)
+        groups = _groups(file, columns, layout.group, None)
+        listing = Listing(paths, labels, names, groups)
+        return Table({"train": listing}, folder, False, not layout.label, repeats, hint)
     split_of = {name: SPLIT_NAMES.get(name.lower()) for name in set(texts["split"])}
     if unknown := [name.lower() for name, split in split_of.items() if split is None]:
         raise DataError(f"'{file}' has split '{min(unknown)}', but allowed are train, val and test.")
     given_splits = [str(split_of[name]) for name in texts["split"]]
     repeats = find_repeats(file, folder, given, labels, names, given_splits)
     splits = np.array(given_splits, str)
+    groups = _groups(file, columns, layout.group, given_splits)
+    listing = Listing(paths, labels, names, groups)
     listings: dict[Split, Listing] = {
-        split: Listing(paths[rows], labels[rows], names) for split in SPLITS if (rows := splits == split).any()
+        split: listing.select(rows) for split in SPLITS if (rows := splits == split).any()
     }
-    return Table(listings, folder, True, not layout.label, repeats)
+    return Table(listings, folder, True, not layout.label, repeats, hint)
+
+
+def _groups(file: Path, columns: Columns, name: str | None, splits: Sequence[str] | None) -> Indices | None:
+    return None if name is None else read_groups(file, name, _texts(columns[name]), splits)
 
 
 def _text(value: object) -> str:
