@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.grouped import num_groups
+from lt_cb.data.grouped import num_groups, say_groups
 from lt_cb.data.sources import Manifest
 from lt_cb.data.sources.listing import Listing, draw_test
 from lt_cb.errors import InputError
@@ -187,8 +187,10 @@ class TestTables:
         file = table(split=lambda i, lesion: ("train", "train", "test")[int(lesion[1:]) % 3])
         for i in range(400):
             Image.fromarray(np.full((8, 8, 3), i % 256, np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / "7.png").write_text("no image")
         with pytest.warns(UserWarning, match="no validation image of"):
-            data = module(file, val_fraction=0.3)
+            data = module(file, val_fraction=0.3, on_unreadable="skip")
+        assert sum(data.skipped.values()) == 1
         for split in ("train", "val", "test"):
             before = data.groups(split)
             targets = data.targets(split)
@@ -244,8 +246,11 @@ class TestTables:
             assert (num_groups(data) == {}) == bool(said)
         file = table(split=lambda i, lesion: "train" if i % 2 or lesion == RAREST else "test")
         for fraction in (0.0, 0.1):
-            module(file, None, val_fraction=fraction)
+            data = module(file, None, val_fraction=fraction)
             assert ("keeps the images" in caplog.text) == bool(fraction)
+            say_groups(data, drawn=True)  # before folds
+            assert caplog.text.count("keeps the images") == 1
+            caplog.clear()
 
     def test_columns_of_labels(self, tmp_path: Path) -> None:
         rows = [f"{i}.png,{i // 3},{i % 2},{int(i % 5 == 0)}" for i in range(60)]
