@@ -6,10 +6,11 @@ from typing import Literal
 
 import numpy as np
 
+from lt_cb.data.sources.annotations import list_annotations
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths, warn_of_unknown_negatives
 from lt_cb.data.sources.columns import TableOptions
-from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
+from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
 from lt_cb.data.sources.tables import list_table, warn_of_several
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
@@ -136,7 +137,7 @@ class INaturalist2018(_Listed):
 
     Annotations: ``train2018.json`` and ``val2018.json`` of the competition, or the list files
     ``iNaturalist18_train.txt`` and ``iNaturalist18_val.txt``. Images: as these say, or in torchvision's folder
-    ``2018``. The validation images are the test split.
+    ``2018``. The validation images are the test split. For iNaturalist 2019 and 2021 use `COCO`.
     """
 
     year = 2018

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -109,53 +109,6 @@ def _read(file: Path) -> bytes:
     if not content.strip():
         raise InputError(f"'{file}' names no image: set --data.root to another file.")
     return content
-
-
-def read_annotations(file: Path) -> tuple[list[str], Indices, list[tuple[int, str]]]:
-    """Read an annotation file in COCO's format.
-
-    Returns:
-        Names of the image files; for each annotation, its position in images and in categories, shape (M, 2); ids and
-        names of the categories, sorted by id.
-    """
-    text = _read(file)
-    try:
-        content = json.loads(text)
-        categories = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
-        column = {category: label for label, (category, _) in enumerate(categories)}
-        row = {image["id"]: position for position, image in enumerate(content["images"])}
-        names = [str(image["file_name"]) for image in content["images"]]
-        given = [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]]
-        unknown = [entry for entry in given if entry[0] not in row or entry[1] not in column]
-    except MALFORMED as error:
-        why = f"no {error}" if isinstance(error, KeyError) else error
-        raise InputError(
-            f"'{file}' is no annotation file with images, annotations and categories ({why}): fetch it again."
-        ) from error
-    if unknown:
-        image, category = unknown[0]
-        raise InputError(
-            f"{len(unknown)} of {len(given)} annotations of '{file}' have an image or category that the file does not "
-            f"list, such as image {image!r}, category {category!r}: complete its lists, or remove the annotations."
-        )
-    pairs = [(row[image], column[category]) for image, category in given]
-    if not pairs:
-        raise InputError(f"'{file}' has no annotated image: set --data.root to another file.")
-    if len(row) < len(names) or len(column) < len(categories):
-        raise InputError(f"'{file}' gives the same id to several images or categories: number them anew.")
-    return names, np.array(pairs, np.int64), categories
-
-
-def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:
-    """Return the names of categories, with their ids if names repeat."""
-    names = [name for _, name in categories]
-    return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in categories]
-
-
-def list_annotations(file: Path) -> Listing:
-    """Return one image for each annotation in COCO's format, as in iNaturalist's competitions; classes sorted by id."""
-    images, pairs, categories = read_annotations(file)
-    return Listing(encode(images[row] for row in pairs[:, 0]), pairs[:, 1], distinct_names(categories))
 
 
 def category_names(file: Path, default: list[str]) -> list[str]:

@@ -23,6 +23,11 @@ def read_table(file: Path) -> Columns:
     """Return the columns of a table by their names; columns without a name, such as pandas' index, are left out."""
     check_is_file(file)
     ending = file.suffix.lower()
+    if ending == ".json":
+        raise InputError(
+            f"'{file}' is no CSV, Parquet or JSON lines (.jsonl). If it has annotations in COCO's format: "
+            "--data.source COCO."
+        )
     if ending == ".parquet":
         return _read_parquet(file)
     return _read_json_lines(file) if ending in JSON_LINES else read_csv(file, "set --data.root to one.")
