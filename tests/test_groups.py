@@ -19,6 +19,7 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.data.grouped import num_groups, say_groups
 from lt_cb.data.sources import Manifest
 from lt_cb.data.sources.listing import Listing, draw_test
+from lt_cb.data.sources.tested import test_only as only_tested
 from lt_cb.errors import InputError
 from lt_cb.heads.folds import stratified_folds
 from lt_cb.longtail.groups import count_groups, group_folds, hold_out_groups
@@ -219,6 +220,11 @@ class TestTables:
         groups = np.concatenate([source.groups("train"), source.groups("test")])
         assert np.count_nonzero(np.unique(groups, return_counts=True)[1] == 1) >= len(groups) // 2
         assert f"{len(groups) // 2} of {len(groups)} rows of '{file}' have no 'patient'" in caplog.text
+
+    def test_data_to_test_on_need_no_groups(self, table: Callable[..., str]) -> None:
+        with only_tested("test"):
+            for name in ("lesion_id", "no such column"):
+                assert num_groups(module(table(), name)) == {}
 
     def test_each_class_in_one_group(self, table: Callable[..., str]) -> None:
         file = table(site=lambda i, lesion: "x")
