@@ -52,7 +52,11 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
         for option, name in zip(("path_column", "split_column", "label_column"), _single(options), strict=True)
     )
     guesses = {}
-    group = options.group_column and match_columns(file, columns, [options.group_column], "group_column")[0]
+    group = options.group_column
+    if group and is_test_only():  # nothing is divided
+        group = _first(columns, [group])
+    elif group:
+        group = match_columns(file, columns, [group], "group_column")[0]
     taken = {split or _first(columns, ["split"]), label, *(options.label_columns or ())}
     path = path or _first(columns, PATHS, taken)
     split = split or _first(columns, ["split"])

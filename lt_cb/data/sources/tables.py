@@ -16,6 +16,7 @@ from lt_cb.data.sources.image_files import find_files
 from lt_cb.data.sources.kinds import choose_task, find_repeats
 from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
 from lt_cb.data.sources.reading import Columns, read_table
+from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import DataError, InputError
 from lt_cb.longtail.subset import Indices, Labels
 
@@ -80,7 +81,7 @@ def list_table(file: Path, options: TableOptions = TableOptions()) -> Table:  # 
 
 
 def _groups(file: Path, columns: Columns, name: str | None, splits: Sequence[str] | None) -> Indices | None:
-    return None if name is None else read_groups(file, name, _texts(columns[name]), splits)
+    return None if name is None or is_test_only() else read_groups(file, name, _texts(columns[name]), splits)
 
 
 def _text(value: object) -> str:
