@@ -1,11 +1,13 @@
 """Find the columns of a table: those that its options name, or a guess, which is said in one line."""
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.listing import SPLITS, Split
@@ -21,6 +23,12 @@ LABELS += ("categories", "breed", "attribute_ids", "class_id", "category_id", "l
 VERIFIED = "confidence"  # 1: verified to be present; 0: verified to be absent (Open Images)
 IMAGE = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp|gif)$", re.IGNORECASE)
 CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan": -1, "none": -1, "-1": -1, "-1.0": -1}
+FACTS = re.compile(  # columns of 1 and 0 that describe an image, and are no classes
+    r"((is|has)[\W_]*)?(fe)?male|sex|gender|age|(k[\W_]*)?folds?[\W_]*\d*|(is[\W_]*)?(val(id(ated|ation)?)?|train(ing)?|"
+    r"test(ing)?|verified|duplicated?|augmented|flipped|holdout|crowd|public)|index|group|patient([\W_]*id)?",
+    re.IGNORECASE,
+)
+MANY = ("labels", "findinglabels", "targets", "tags", "categories", "attributeids")  # columns of several names
 SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
 SPLIT_NAMES |= {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
@@ -83,6 +91,17 @@ def say_guesses(file: object, guesses: dict[str, str]) -> None:
     if guesses:
         given = ", ".join(f"{option} '{value}'" for option, value in sorted(guesses.items(), reverse=True))
         rank_zero_info(f"guessed for '{file}': {given}. Change it by {OPTION}{max(guesses)} VALUE.")
+
+
+def as_option(names: Sequence[str]) -> str:
+    """Return names as the value of an option, between single quotes."""
+    plain = yaml.safe_dump(list(names), default_flow_style=True, width=math.inf, allow_unicode=True).strip()
+    return plain if not re.search("['\"]", plain) else json.dumps(list(names), ensure_ascii=False)
+
+
+def has_many(column: str) -> bool:
+    """Return whether the name of a column is that of several labels."""
+    return _plain(column) in MANY
 
 
 def is_blank(cell: object) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_unknown_negatives
@@ -235,7 +236,10 @@ class Manifest(FileSource):
         )
         table = list_table(Path(os.path.expanduser(root)), options)
         self.tests_from = "test table" if Path(os.path.expanduser(root)).is_dir() else "split column"
+        has_test = "test" in table.listings
         listings = with_test(table.listings)
+        if not has_test and "test" in listings:
+            rank_zero_info(f"no test images in '{root}': the val images are the test images.")
         if table.divided and (missing := {"train", "test"} - listings.keys()):
             raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)

@@ -1,26 +1,20 @@
 """Decide from all images of a table whether they have one label or several."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.sources.columns import OPTION, TableOptions
+from lt_cb.data.sources.columns import FACTS, OPTION, TableOptions, as_option, has_many
 from lt_cb.data.sources.table_files import TableFiles
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels
 
 MAX_ROWS = 5  # that a message lists
-FACTS = re.compile(  # columns of 1 and 0 that describe an image, and are no classes
-    r"((is|has)[\W_]*)?(fe)?male|sex|gender|age|(k[\W_]*)?folds?[\W_]*\d*|(is[\W_]*)?(val(id(ated|ation)?)?|train(ing)?|"
-    r"test(ing)?|verified|duplicated?|augmented|flipped|holdout|crowd|public)|index|group|patient([\W_]*id)?",
-    re.IGNORECASE,
-)
 
 
 def choose_task(
-    tables: TableFiles, labels: Labels, rows: Indices, names: Sequence[str], by_name: bool, options: TableOptions
+    tables: TableFiles, labels: Labels, rows: Indices, names: Sequence[str], column: str | None, options: TableOptions
 ) -> Labels:
     """Return class indices if each image has one label, or the labels of shape (N, C) as they are.
 
@@ -29,7 +23,7 @@ def choose_task(
         labels: class indices (N,), -1 for none, or 1, 0 and -1 for unknown, (N, C).
         rows: row of each image, for messages.
         names: C class names.
-        by_name: whether labels are names in one column.
+        column: the column of names, None for columns of 1 and 0.
         options: options of the table.
     """
     if labels.ndim == 1:
@@ -37,6 +31,11 @@ def choose_task(
             raise InputError(
                 f"{tables.row(rows[none[0]])} of '{tables}' has no label: give it one, or leave the row out. If images "
                 "have several labels, or none: --data.task several."
+            )
+        if column and has_many(column) and options.task is None:
+            rank_zero_info(
+                f"one label an image: each of {len(labels)} rows of '{tables}' has exactly one name in '{column}'. For "
+                "several labels: --data.task several."
             )
         return labels
     if options.task == "several":
@@ -50,18 +49,19 @@ def choose_task(
                 f"{given}. Correct them, or set task to several."
             )
         return _classes(labels)
-    if not by_name and options.label_columns is None:
+    if not column and options.label_columns is None:
         _check_facts(tables, labels, names)
     if (numbers == 1).all() and len(names) > 1 and labels.min() == 0 and options.separator is None:
-        where = "name" if by_name else f"1 in {len(names)} columns, {enumerate_names(names)}"
+        where = "name" if column else f"1 in {len(names)} columns, {enumerate_names(names)}"
         rank_zero_info(
             f"one label an image: each of {len(labels)} rows of '{tables}' has exactly one {where}. For several "
             "labels: --data.task several."
         )
         return _classes(labels)
-    where = "names" if by_name else f"{len(names)} label column{'s' * (len(names) > 1)}"
+    where = "names" if column else f"{len(names)} label column{'s' * (len(names) > 1)}"
     unknown = f" {(labels < 0).sum()} cells are unknown (-1, or empty: {OPTION}blank no)." if labels.min() < 0 else ""
-    change = "" if by_name or options.label_columns else f" For other label columns: {OPTION}label_columns."
+    change = "" if column or options.label_columns else f" For other label columns: {OPTION}label_columns."
+    change = f" For classes 0 and 1: {OPTION}label_column {names[0]}." if not column and len(names) == 1 else change
     rank_zero_info(
         f"several labels an image: {where} {enumerate_names(names)}; of {len(labels)} images of '{tables}', "
         f"{(numbers == 0).sum()} have none and {(numbers > 1).sum()} several, at most {numbers.max()}.{unknown}{change}"
@@ -78,16 +78,15 @@ def _check_facts(tables: TableFiles, labels: Labels, names: Sequence[str]) -> No
     """Raise if some columns are no classes, going by their names, or because the others are exclusive."""
     numbers = (labels == 1).sum(1)
     exclusive = (numbers == 1).all() and labels.min() == 0
-    odd = [name for name in names if FACTS.fullmatch(name)]
-    why = "may be no labels"
-    if not exclusive and not odd and (kept := _exclusive_columns(labels)):
+    odd, why = [name for name in names if FACTS.fullmatch(name)], "may be no labels"
+    if not exclusive and (kept := _exclusive_columns(labels)):
         odd = [name for label, name in enumerate(names) if label not in kept]
-        why = "are not exclusive with the others, in which each row has exactly one 1"
+        why = "are not exclusive with the others, which have exactly one 1 in each row"
     if odd and (len(odd) < len(names) or not exclusive):
         classes = [name for name in names if name not in odd]
         raise InputError(
             f"columns of '{tables}' {why}: {enumerate_names(odd)}. Name the label columns: {OPTION}label_columns "
-            f"'[{', '.join(classes)}]'. If all are labels: --data.task several."
+            f"'{as_option(classes)}'. If all are labels: --data.task several."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lt_cb.data.sources.columns import CELLS, OPTION, TableOptions
+from lt_cb.data.sources.columns import CELLS, FACTS, OPTION, TableOptions, as_option, has_many
 from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.table_files import TableFiles
 from lt_cb.errors import InputError, enumerate_names
@@ -22,7 +22,6 @@ LIST = re.compile(r"\[.*\]", re.DOTALL)
 BLANKS = {"", "nan", "none"}
 NEGATIVES = {"-1", "-1.0"}
 WHOLE = re.compile(r"-?\d+(\.0*)?")  # 1.0 is how pandas writes 1 if a cell is empty
-MANY = ("labels", "finding labels", "targets", "tags", "categories", "attribute_ids")  # columns of several names
 
 
 def as_text(value: object) -> str:
@@ -54,7 +53,7 @@ def by_name(
     separator = options.separator
     if separator is None and options.task != "one":
         separator = _guess_separator(column, texts, options)
-        if separator and column.lower() != "labels":
+        if separator and column.lower() != "labels" and any(separator in text for text in texts):
             guesses["separator"] = separator
     parts = [_parts(key, separator) for key in index]
     if all(WHOLE.fullmatch(name) for names in parts for name in names):
@@ -73,13 +72,12 @@ def by_name(
 
 def _guess_separator(column: str, texts: Sequence[str], options: TableOptions) -> str | None:
     """Return the character between names, judging by the cells, or None if each has one name."""
-    many = column.lower().replace("_", " ") in MANY
     filled = [text for text in texts if text]
     if filled and all(map(LIST.fullmatch, filled)):
         return ","
     for sign in SIGNS:
         parts = {text: names for text in filled if len(names := _parts(text, sign)) > 1}
-        if parts and _are_names(sign, parts, {*filled} - parts.keys(), many):
+        if parts and _are_names(sign, parts, {*filled} - parts.keys(), has_many(column)):
             return sign
     return ";" if options.task == "several" or (column.lower() == "labels" and len(filled) < len(texts)) else None
 
@@ -122,7 +120,7 @@ def by_column(tables: TableFiles, columns: Columns, names: Sequence[str], option
             value_of = {cell: values[text] for cell, text in text_of.items()}
             labels[:, c] = np.fromiter(map(value_of.__getitem__, cells), np.int8, len(cells))
     if wrong:
-        right = [name for name in names if name not in wrong]
+        right = [name for name in names if name not in wrong and not FACTS.fullmatch(name)]
         raise InputError(_no_labels(tables, wrong, right, options))
     if options.blank is None and not any(CELLS[text] == 0 for text in found):
         _read_as_no(tables, labels, found)
@@ -135,11 +133,11 @@ def _no_labels(tables: TableFiles, wrong: dict[str, str], right: Sequence[str], 
     some = f"column '{name}' of '{tables}' has {cell}, but a label column has 1, 0, or empty for unknown."
     if options.label_columns is not None:
         return f"{some} Leave it out of label_columns."
-    others = f" Columns {enumerate_names(list(wrong))} are no labels." if len(wrong) > 1 else ""
+    others = f" So have {enumerate_names(list(wrong)[1:])}." if len(wrong) > 1 else ""
     by_names = f"the column of class names by {OPTION}label_column NAME."
     if not right:
         return f"{some}{others} Name {by_names}"
-    return f"{some}{others} Name the label columns by {OPTION}label_columns '[{', '.join(right)}]', or {by_names}"
+    return f"{some}{others} Name the label columns by {OPTION}label_columns '{as_option(right)}', or {by_names}"
 
 
 def _read_as_no(tables: TableFiles, labels: Labels, found: set[str]) -> None:

@@ -19,6 +19,7 @@ from lt_cb.longtail.subset import Indices, Labels
 from lt_cb.text import printable
 
 MAX_ROWS = 5  # that a message lists
+MISTAKES = 0.2  # largest share of images whose rows with different labels are taken for mistakes
 BOX = re.compile(r"(^|[\W_])(bbox|x_?min|x1)($|[\W_])", re.IGNORECASE)  # columns of tables with a row for each box
 
 
@@ -60,8 +61,9 @@ def join_rows(
 ) -> tuple[Labels, bool]:
     """Return the labels of the images, and whether rows were joined, so that an image has several labels.
 
-    Rows are joined if most images have rows with different labels, if the table has boxes, or verified absent labels:
-    then it has a row for each label. Otherwise, different labels of one image are a mistake.
+    Rows are joined if many images have rows with different labels, and few have equal rows, as two annotators give. So
+    they are if the table has boxes, or verified absent labels: then it has a row for each label. Otherwise, different
+    labels of one image are a mistake.
     """
     ids, first = images
     absent = _absent(tables, columns, options) if by_name and labels.ndim == 1 else None
@@ -71,7 +73,9 @@ def join_rows(
         if len(first) < len(ids):
             _warn_of_copies(tables, paths, images)
         return labels[first], False
-    for_each_label = 2 * len(np.unique(ids[rows])) > len(first) or any(map(BOX.search, columns))
+    num_images, num_copies = len(np.unique(ids[rows])), len(ids) - len(first) - len(rows)
+    for_each_label = num_images > max(1, len(first) * MISTAKES) and num_copies < len(rows)
+    for_each_label = for_each_label or any(map(BOX.search, columns))
     if options.task != "several" and absent is None and not (by_name and options.task is None and for_each_label):
         remedy = "correct them. If images have several labels, a row for each: --data.task several."
         _refuse(tables, paths, images, rows, "label", lambda row: _label_text(labels[row], names), remedy)
@@ -139,10 +143,9 @@ def _refuse(
     if not len(differing):
         return
     pairs = [(int(images.first[images.ids[row]]), int(row)) for row in differing[:MAX_ROWS]]
+    given = [[f"{tables.row(row)} ({printable(value(row))})".removeprefix("row ") for row in pair] for pair in pairs]
     found = "; ".join(
-        f"'{printable(paths[a])}' in {tables.row(a)} ({printable(value(a))}) and {tables.row(b)} "
-        f"({printable(value(b))})"
-        for a, b in pairs
+        f"'{printable(paths[row])}' in rows {a} and {b}" for (row, _), (a, b) in zip(pairs, given, strict=True)
     )
     more = f" and {len(differing) - MAX_ROWS} more" if len(differing) > MAX_ROWS else ""
     raise InputError(f"'{tables}' has images with more than one {kind}: {found}{more}: {remedy}")

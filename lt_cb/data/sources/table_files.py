@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.decode import is_image
 from lt_cb.data.sources.columns import OPTION, Layout, TableOptions, find_columns, first_column, is_blank
 from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.reading import JSON_LINES, Columns, read_table
-from lt_cb.data.sources.tree import SPLIT_NAMES
+from lt_cb.data.sources.tree import SPLIT_NAMES, has_images, subfolders
 from lt_cb.errors import InputError, enumerate_names
 
 ENDINGS = (".csv", ".tsv", ".parquet", *JSON_LINES)
 IN_SPLIT_FOLDERS = ("metadata", "_classes")  # of Hugging Face's imagefolder, of Roboflow
+NO_CLASS = re.compile(  # folders of images that are no classes
+    r"(train|test|val|valid)[\W_].*|(.*[\W_])?(images?|imgs?|masks?|jpe?gs?|pngs?|photos?)[\W_]?\d*", re.IGNORECASE
+)
 IGNORED = re.compile(r"sample_?submission", re.IGNORECASE)  # of Kaggle: made-up labels
 
 
@@ -62,7 +64,7 @@ def read_tables(root: Path, options: TableOptions) -> tuple[TableFiles, Columns,
     sizes = [_size(table) for *_, table in read]
     tables = TableFiles(root, [file for _, file, _ in read], np.cumsum([0, *sizes[:-1]]).tolist())
     if len(read) > 1:
-        given = ", ".join(f"{tables.name(i)} {split} ({sizes[i]} rows)" for i, (split, *_) in enumerate(read))
+        given = ", ".join(f"{split} from {tables.name(i)} ({sizes[i]} rows)" for i, (split, *_) in enumerate(read))
         rank_zero_info(f"tables of '{root}': {given}.")
         layout = layout._replace(split=layout.split or "split")
         columns = _join([(table, split) for split, _, table in read], sizes, str(layout.split))
@@ -140,10 +142,10 @@ def refuse_table_without_classes(root: Path) -> None:
 def _has_classes(root: Path) -> bool:
     """Return whether images lie in root/<class>/ or root/<split>/<class>/."""
     splits = {name for usual in SPLIT_NAMES.values() for name in usual}
-    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    depth = {folder: "*/*" if folder.name.lower() in splits else "*" for folder in folders}
-    with_images = [folder for folder in folders if any(is_image(file.name) for file in folder.glob(depth[folder]))]
-    return len(with_images) > 1 or any(depth[folder] == "*/*" for folder in with_images)
+    folders = [root / name for name in subfolders(root) if not NO_CLASS.fullmatch(name)]
+    classes = [folder for folder in folders if folder.name.lower() not in splits]
+    nested = [split / name for split in folders if split not in classes for name in subfolders(split)]
+    return any(map(has_images, nested)) or sum(map(has_images, classes)) > 1
 
 
 def _tables_in(folder: Path) -> list[Path]:

@@ -41,7 +41,7 @@ def list_table(root: Path, options: TableOptions = TableOptions()) -> Table:  # 
         check_splits(tables, given, images, splits)
     labels, joined = join_rows(tables, columns, given, images, labels, names, layout.label is not None, options)
     if not joined:
-        labels = choose_task(tables, labels, images.first, names, layout.label is not None, options)
+        labels = choose_task(tables, labels, images.first, names, layout.label, options)
     if layout.label:
         warn_of_names(tables, names)
     listing = Listing(encode([given[row] for row in images.first.tolist()]), labels, names)

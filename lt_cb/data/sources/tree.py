@@ -29,7 +29,7 @@ LAYOUTS = "train/<class>/* (val and test likewise, if you have them) or <class>/
 
 def find_splits(root: Path) -> dict[Split, Path]:
     """Return the folder of each split, none if the folders in root are the classes; warn of ignored folders."""
-    names = _subfolders(root)
+    names = subfolders(root)
     splits: dict[Split, Path] = {}
     for split, usual in SPLIT_NAMES.items():
         rank = {name: (usual.index(name.lower()), name != name.lower()) for name in names if name.lower() in usual}
@@ -37,10 +37,10 @@ def find_splits(root: Path) -> dict[Split, Path]:
             splits[split] = root / min(rank, key=rank.__getitem__)
     if "train" not in splits and (splits or len(names) < 2 or _is_misspelt(root, names)):
         hint = _hint(names)
-        if len(names) == 1 and not splits and len(_subfolders(root / names[0])) > 1:
+        if len(names) == 1 and not splits and len(subfolders(root / names[0])) > 1:
             hint = f" Did you mean --data.root '{root / names[0]}'?"
         raise InputError(f"'{root}' needs {LAYOUTS}, but its folders are: {enumerate_names(names) or 'none'}.{hint}")
-    others = [name for name in names if root / name not in splits.values() and _has_images(root / name)]
+    others = [name for name in names if root / name not in splits.values() and has_images(root / name)]
     if splits and others:
         read, ignored = enumerate_names([folder.name for folder in splits.values()]), enumerate_names(others)
         rank_zero_warn(
@@ -53,7 +53,7 @@ def find_splits(root: Path) -> dict[Split, Path]:
 
 def _is_misspelt(root: Path, names: Sequence[str]) -> bool:
     """Return whether all folders in root have folders instead of images, and a name such as ``trian`` is among them."""
-    return bool(_hint(names)) and all(_subfolders(root / name) and not _stray(root / name) for name in names)
+    return bool(_hint(names)) and all(subfolders(root / name) and not _stray(root / name) for name in names)
 
 
 def _hint(names: Sequence[str]) -> str:
@@ -64,7 +64,7 @@ def _hint(names: Sequence[str]) -> str:
     return f" Did you mean {', '.join(questions)}?" if questions else ""
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted, without hidden ones and those of a Mac's archive."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
@@ -75,7 +75,8 @@ def _stray(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
+    """Return whether an image is in a folder or below it."""
     return any(is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
@@ -142,7 +143,7 @@ def list_tree(folder: Path, least: int = 2, others: list[str] | None = None) -> 
 
 
 def _class_folders(folder: Path, least: int) -> list[str]:
-    names = _subfolders(folder)
+    names = subfolders(folder)
     if len(names) < least:
         why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
         raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
