@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError, enumerate_names
+from lt_cb.longtail.several import spread
 from lt_cb.longtail.subset import Indices, Labels
 
 Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which processes share
@@ -50,8 +51,8 @@ def as_paths(paths: Paths) -> list[Path]:
 def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
     """Split images into training and test images: ``share`` of each class, rounded, are for testing.
 
-    A class of two images or more has at least one of each. An image of several labels counts for its rarest label. The
-    test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change when
+    A class of two images or more has at least one of each. An image of several labels counts for its rarest label; a
+    label of two images or more has one for training, and one for testing where the labels allow it. The test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change when
     images are added.
     """
     paths, labels, names = listing
@@ -63,6 +64,11 @@ def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
     ranks[order] = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
     quotas = np.minimum(np.maximum(np.floor(counts * share + 0.5), 1), counts - 1)
     is_test = ranks < quotas[classes]
+    if labels.ndim == 2:
+        by_digest = np.argsort(np.frombuffer(b"".join(digests), np.uint64))
+        positive, held_out = labels[by_digest] == 1, is_test[by_digest]
+        spread(positive, held_out, positive.sum(0))
+        is_test[by_digest] = held_out
     return Listing(paths[~is_test], labels[~is_test], names), Listing(paths[is_test], labels[is_test], names)
 
 
