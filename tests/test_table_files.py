@@ -63,7 +63,7 @@ class TestSeveralFiles:
         assert sizes(data.source) == {"train": 8, "test": 2}
         assert "test.csv' has no labels ('label'): it is not read as test images." in caplog.text
         assert "no test table: 20 % of each class are held out" in caplog.text
-        with pytest.raises(ValueError, match="no folders of classes, but a table, 'train.csv': read it by --config"):
+        with pytest.raises(ValueError, match=r"no folders of classes, but a table, 'train.csv': read it by --config"):
             ImageFolder(root)
 
     def test_roboflow(self, files: Files) -> None:
@@ -257,5 +257,5 @@ class TestFormats:
         assert source.class_names == ["cat", "dog"]
         assert sum((source.labels(split) == 1).sum(0) for split in source.splits).tolist() == [6, 4]
         parquet.write_table(pyarrow.table({"image": [{"bytes": b"x"}] * 2, "label": [0, 1]}), tmp_path / "t.parquet")
-        with pytest.raises(ValueError, match="column 'image' of .* holds images, not paths"):
+        with pytest.raises(ValueError, match=r"column 'image' of .* holds images, not paths"):
             Manifest(str(tmp_path))

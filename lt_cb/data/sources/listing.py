@@ -52,8 +52,10 @@ def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
     """Split images into training and test images: ``share`` of each class, rounded, are for testing.
 
     A class of two images or more has at least one of each. An image of several labels counts for its rarest label; a
-    label of two images or more has one for training, and one for testing where the labels allow it. The test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change when
-    images are added.
+    label of two images or more then has one for training, and one for testing where the labels allow it.
+
+    The test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change
+    when images are added.
     """
     paths, labels, names = listing
     digests = [hashlib.blake2b(path, digest_size=8).digest() for path in paths.tolist()]
