@@ -10,7 +10,7 @@ from layouts.base import Expected, cycle, image, layout, one, ones, table
 
 
 @layout
-def aptos(root: Path) -> Expected:
+def aptos_2019(root: Path) -> Expected:
     """APTOS 2019: whole numbers as classes, test.csv without labels."""
     rows = [(f"{i * 7919 + 4096:012x}", grade) for i, grade in enumerate(cycle("01234", (18, 5, 9, 3, 4)))]
     for name, _ in rows:
@@ -91,19 +91,19 @@ def _hpa(root: Path, header: str, separator: str, alone: Sequence[str]) -> Expec
 
 
 @layout
-def hpa_2018(root: Path) -> Expected:
+def human_protein_atlas_2018(root: Path) -> Expected:
     """Human Protein Atlas 2018: numbers separated by spaces; four grey images a row, <Id>_green.png has the protein."""
     return _hpa(root, "Id,Target", " ", ("2", "25", "2"))
 
 
 @layout
-def hpa_2021(root: Path) -> Expected:
+def human_protein_atlas_2021(root: Path) -> Expected:
     """HPA Single Cell 2021: numbers joined by |."""
     return _hpa(root, "ID,Label", "|", ("14", "18", "14"))
 
 
 @layout
-def kaggle_train_csv(root: Path) -> Expected:
+def kaggle_train_csv_and_train(root: Path) -> Expected:
     """Kaggle's usual layout: train.csv with id and label, train/<id>.jpg, a test.csv without labels."""
     rows = [(f"{i:05}", label) for i, label in enumerate(cycle(("cat", "dog", "owl")))]
     for name, _ in rows:
@@ -116,7 +116,7 @@ def kaggle_train_csv(root: Path) -> Expected:
 
 
 @layout
-def kaggle_labels_csv(root: Path) -> Expected:
+def kaggle_dog_breeds(root: Path) -> Expected:
     """Kaggle's Dog Breed Identification: labels.csv with id and breed, images in train/."""
     rows = [(f"{i * 104729 + 17:032x}", breed) for i, breed in enumerate(cycle(("boston_bull", "dingo", "pekinese")))]
     for name, _ in rows:

@@ -27,7 +27,7 @@ def ham10000(root: Path) -> Expected:
 
 
 @layout
-def isic2019(root: Path) -> Expected:
+def isic_2019(root: Path) -> Expected:
     """ISIC 2019: one column a class with 1.0 and 0.0, of which UNK is never 1; the images in a folder of their own."""
     names = ["MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK"]
     rows = []
@@ -64,13 +64,13 @@ def _nih(root: Path, name: str, trailing: str) -> Expected:
 
 
 @layout
-def nih_chestxray14(root: Path) -> Expected:
+def nih_chestx_ray14(root: Path) -> Expected:
     """NIH ChestX-ray14: findings joined by |, images in twelve folders, brackets with a comma in the header."""
     return _nih(root, "Data_Entry_2017_v2020.csv", "")
 
 
 @layout
-def nih_2017(root: Path) -> Expected:
+def nih_chestx_ray14_first_table(root: Path) -> Expected:
     """The first table of NIH ChestX-ray14: a comma ends each line."""
     return _nih(root, "Data_Entry_2017.csv", ",")
 
@@ -149,7 +149,7 @@ def open_images(root: Path) -> Expected:
 
 
 @layout
-def iwildcam_wilds(root: Path) -> Expected:
+def iwildcam_of_wilds(root: Path) -> Expected:
     """iWildCam of WILDS: metadata.csv with splits id_val and id_test beside train, val and test; images in train/."""
     rng = random.Random(5)
     rows: list[tuple[object, ...]] = []
@@ -194,7 +194,7 @@ def inaturalist_2021(root: Path) -> Expected:
 
 
 @layout
-def iwildcam(root: Path) -> Expected:
+def iwildcam_2021(root: Path) -> Expected:
     """iWildCam 2021: one annotation file with one category an image; the file of test images has no annotations."""
     images, annotations = [], []
     categories = [{"id": i, "name": name} for i, name in ((0, "empty"), (2, "tayassu pecari"), (372, "homo sapiens"))]

@@ -46,13 +46,13 @@ def _roboflow_classes(root: Path, exclusive: bool) -> Expected:
 
 
 @layout
-def roboflow_one_hot(root: Path) -> Expected:
+def roboflow_csv_one_class(root: Path) -> Expected:
     """Roboflow's csv export of single labels: _classes.csv in each split, each row with one 1."""
     return _roboflow_classes(root, exclusive=True)
 
 
 @layout
-def roboflow_multilabel(root: Path) -> Expected:
+def roboflow_csv_multi_label(root: Path) -> Expected:
     """Roboflow's csv export of several labels, with a space behind each comma of the header."""
     return _roboflow_classes(root, exclusive=False)
 
@@ -82,7 +82,7 @@ def roboflow_coco(root: Path) -> Expected:
 
 
 @layout
-def huggingface_csv(root: Path) -> Expected:
+def hugging_face_csv(root: Path) -> Expected:
     """Hugging Face imagefolder: metadata.csv in each split's folder, with file_name and one class."""
     splits = {}
     for split, folder, sizes in (("train", "train", RARE), ("test", "test", (4, 3, 2))):
@@ -95,7 +95,7 @@ def huggingface_csv(root: Path) -> Expected:
 
 
 @layout
-def huggingface_one_csv(root: Path) -> Expected:
+def hugging_face_csv_without_splits(root: Path) -> Expected:
     """Hugging Face imagefolder without splits: metadata.csv beside the images."""
     rows = [(f"{i:04}.png", label) for i, label in enumerate(cycle(("cat", "dog", "owl")))]
     for name, _ in rows:
@@ -109,7 +109,7 @@ def _json_lines(file: Path, rows: Sequence[Mapping[str, object]]) -> list[dict[s
 
 
 @layout
-def huggingface_jsonl(root: Path) -> Expected:
+def hugging_face_jsonl(root: Path) -> Expected:
     """Hugging Face imagefolder: metadata.jsonl in each split's folder, with one class."""
     splits = {}
     for split, folder, sizes in (
@@ -125,7 +125,7 @@ def huggingface_jsonl(root: Path) -> Expected:
 
 
 @layout
-def huggingface_lists(root: Path) -> Expected:
+def hugging_face_lists_of_classes(root: Path) -> Expected:
     """Hugging Face imagefolder: metadata.jsonl with a list of classes for each image, also an empty one."""
     rng = random.Random(8)
     rows = [
@@ -149,19 +149,19 @@ def _folders(root: Path, splits: Mapping[str, tuple[str, Sequence[int]]]) -> Exp
 
 
 @layout
-def torchvision_root(root: Path) -> Expected:
+def torchvision_folders(root: Path) -> Expected:
     """torchvision's ImageFolder: root/<class>/*."""
     return _folders(root, {"all": ("", RARE)})
 
 
 @layout
-def torchvision_train_val(root: Path) -> Expected:
+def torchvision_train_and_val(root: Path) -> Expected:
     """The folders of torchvision's and PyTorch's tutorials: train/<class> and val/<class>."""
     return _folders(root, {"train": ("train", RARE), "test": ("val", (4, 3, 2))})
 
 
 @layout
-def keras_directory(root: Path) -> Expected:
+def keras_folders(root: Path) -> Expected:
     """The folder of image_dataset_from_directory, with the text that its flowers archive has."""
     expected = _folders(root, {"all": ("", RARE)})
     (root / "LICENSE.txt").write_text("made up")
@@ -169,7 +169,7 @@ def keras_directory(root: Path) -> Expected:
 
 
 @layout
-def keras_train_validation(root: Path) -> Expected:
+def keras_train_and_validation(root: Path) -> Expected:
     """Keras' cats_and_dogs_filtered: train/<class>, validation/<class>, and a script."""
     expected = _folders(root, {"train": ("train", RARE), "test": ("validation", (4, 3, 2))})
     (root / "vectorize.py").write_text("made up")
