@@ -36,7 +36,7 @@ class ImageFolder(FileSource):
             train = _list_folder(train_folder, base, others)
             listings: dict[Split, Listing] = {"train": train}
             for split, folder in splits.items():
-                listings[split] = _by_classes_of(train, train_folder, folder, others)
+                listings[split] = _by_classes_of(train, train_folder, folder, base, others)
         finally:  # a folder may have no other files
             warn_of_others(others)
         super().__init__(root, listings)
@@ -56,12 +56,12 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
         raise InputError(f"there are no images in the class folders of '{folder}': add some.")
     if folder == base:
         return listing
-    return listing._replace(paths=np.char.add(os.fsencode(f"{folder.name}/"), listing.paths))
+    return listing._replace(paths=np.char.add(os.fsencode(f"{folder.relative_to(base)}/"), listing.paths))
 
 
-def _by_classes_of(train: Listing, train_folder: Path, folder: Path, others: list[str]) -> Listing:
+def _by_classes_of(train: Listing, train_folder: Path, folder: Path, base: Path, others: list[str]) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, folder.parent, others, least=1)
+    paths, labels, names = _list_folder(folder, base, others, least=1)
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise InputError(
