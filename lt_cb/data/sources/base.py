@@ -78,12 +78,14 @@ class FileSource(Source):
             pixels, and scales others to 64.
         annotated_apart: whether annotations are published apart from the images, and can be inspected without them.
         tests_from: what a data set without test images lacks.
+        place_option: option that says where the images are.
         undivided: training and test images together, if the data set has no test images of its own.
     """
 
     default_size: int | None = None
     annotated_apart: bool = False
     tests_from: str = "test folder"
+    place_option: str = "--data.root"
     undivided: Listing | None = None
 
     def __init__(self, root: str, listings: Mapping[Split, Listing]) -> None:
@@ -127,7 +129,7 @@ class FileSource(Source):
     def files(self, split: Split) -> tuple[Paths, Labels]:
         """Return full paths, shape (N,), and their labels, after checking that all files exist."""
         paths, labels, _ = self.listing(split)
-        check_files(self.folder, paths)
+        check_files(self.folder, paths, self.place_option)
         folder = os.fsencode(self.folder)
         return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
-from lt_cb.data.sources.checks import warn_of_repeated_paths, warn_of_unknown_negatives
+from lt_cb.data.sources.checks import warn_of_unknown_negatives
 from lt_cb.data.sources.columns import TableOptions
 from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
-from lt_cb.data.sources.tables import list_table, warn_of_several
+from lt_cb.data.sources.table_files import refuse_table_without_classes
+from lt_cb.data.sources.tables import list_table
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
 
@@ -29,6 +31,7 @@ class ImageFolder(FileSource):
 
     def __init__(self, root: str) -> None:
         base = data_folder(root)
+        refuse_table_without_classes(base)
         splits = self._find_splits(base)
         train_folder = splits.pop("train", base)
         others: list[str] = []  # files that are no images
@@ -181,25 +184,26 @@ class Manifest(FileSource):
     - ``split``: train, val or test. Without test images, val is the test split. Without this column, a share of each
       class is held out, see `draw_test`.
 
-    For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing. Without
-    ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for unknown.
+    For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing, or a row for
+    each label. Without ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for
+    unknown.
 
     Other common names of these columns are guessed. Names are matched without regard to case.
 
     Args:
-        root: path of the table.
-        separator: separator of several labels in the label column; None is a semicolon in ``labels`` only.
+        root: path of the table, or of a folder that has one, or ``train.csv``, ``val.csv`` and ``test.csv``, also as
+            ``train/metadata.csv`` or ``train/_classes.csv``. A test table without labels is not read.
+        separator: separator of several labels in the label column; None guesses it from the cells.
         label_columns: names of the label columns; None takes all further columns.
         path_column: name of the column of paths.
         label_column: name of the column of class names.
         split_column: name of the column of splits.
-        image_folder: folder of the images; None is the folder of the table, or one beside the table.
+        image_folder: folder of the images; None is the folder of the table, or one beside or below it.
         extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
-        blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false.
-        task: ``one`` or ``several`` labels an image; None takes one if exactly one column of each row is 1.
+        blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false. None is
+            unknown, unless the columns are exclusive and no cell is 0.
+        task: ``one`` or ``several`` labels an image; None decides from all rows.
     """
-
-    tests_from = "split column"
 
     def __init__(
         self,
@@ -211,7 +215,7 @@ class Manifest(FileSource):
         split_column: str | None = None,
         image_folder: str | None = None,
         extension: str | None = None,
-        blank: Literal["no", "unknown", False] = "unknown",
+        blank: Literal["no", "unknown", False] | None = None,
         task: Literal["one", "several"] | None = None,
     ) -> None:
         if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
@@ -219,7 +223,6 @@ class Manifest(FileSource):
                 f"separator is {separator!r}, label_column {label_column!r} and label_columns {label_columns}, but one "
                 "of them may be given, and not empty: labels are names in one column, or have a column each."
             )
-        file = Path(os.path.expanduser(root))
         options = TableOptions(
             path_column,
             label_column,
@@ -228,20 +231,20 @@ class Manifest(FileSource):
             image_folder,
             extension,
             separator,
-            blank or "no",
+            "no" if blank is False else blank,
             task,
         )
-        table = list_table(file, options)
+        table = list_table(Path(os.path.expanduser(root)), options)
+        self.tests_from = "test table" if Path(os.path.expanduser(root)).is_dir() else "split column"
+        has_test = "test" in table.listings
         listings = with_test(table.listings)
+        if not has_test and "test" in listings:
+            rank_zero_info(f"no test images in '{root}': the val images are the test images.")
         if table.divided and (missing := {"train", "test"} - listings.keys()):
             raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
         self.folder = table.folder
         if not table.divided:
             self.hold_out_test(listings["train"])
-        if not table.by_column:
-            warn_of_several(file, self.class_names)
         check_classes(self, "add some, or leave the label out")
-        if table.repeats:
-            warn_of_repeated_paths(self)
         warn_of_unknown_negatives(self)

@@ -189,7 +189,7 @@ def _folder_names(paths: list[bytes], labels: list[int], num_classes: int) -> li
     return [os.path.relpath(folder, common) for folder in folders]
 
 
-def check_files(folder: Path, paths: Paths) -> None:
+def check_files(folder: Path, paths: Paths, option: str = "--data.root") -> None:
     """Check that all files of a list exist, and that no relative path leads out of the folder."""
     names = [os.fsdecode(path) for path in paths.tolist() if b".." in path]
     if leaving := [name for name in names if not os.path.isabs(name) and os.path.normpath(name).startswith("..")]:
@@ -209,6 +209,6 @@ def check_files(folder: Path, paths: Paths) -> None:
     missing = [os.fsdecode(path) for path in listed if os.path.basename(path) not in files_in(os.path.dirname(path))]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set --data.root "
+            f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set {option} "
             "to where they are."
         )

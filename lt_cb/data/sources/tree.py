@@ -30,7 +30,7 @@ LAYOUTS = "train/<class>/* (val and test likewise, if you have them) or <class>/
 
 def find_splits(root: Path) -> dict[Split, Path]:
     """Return the folder of each split, none if the folders in root are the classes; warn of ignored folders."""
-    names = _subfolders(root)
+    names = subfolders(root)
     splits: dict[Split, Path] = {}
     for split, usual in SPLIT_NAMES.items():
         rank = {name: (usual.index(name.lower()), name != name.lower()) for name in names if name.lower() in usual}
@@ -39,11 +39,11 @@ def find_splits(root: Path) -> dict[Split, Path]:
     splits = splits or _splits_by_word(root, names)
     if "train" not in splits and (splits or len(names) < 2 or _is_misspelt(root, names)):
         hint = _hint(names)
-        if len(names) == 1 and not splits and len(_subfolders(root / names[0])) > 1:
+        if len(names) == 1 and not splits and len(subfolders(root / names[0])) > 1:
             hint = f" Did you mean --data.root '{root / names[0]}'?"
         raise InputError(f"'{root}' needs {LAYOUTS}, but its folders are: {enumerate_names(names) or 'none'}.{hint}")
     read = [folder.relative_to(root).parts[0] for folder in splits.values()]
-    others = [name for name in names if name not in read and _has_images(root / name)]
+    others = [name for name in names if name not in read and has_images(root / name)]
     if splits and others:
         rank_zero_warn(
             f"Images of '{root}' are read only from {enumerate_names(read)}. Other folders with images are ignored: "
@@ -61,8 +61,8 @@ def _splits_by_word(root: Path, names: Sequence[str]) -> dict[Split, Path]:
     splits: dict[Split, Path] = {}
     for split, usual in SPLIT_NAMES.items():
         named = [name for name in names if set(re.split(r"[\W_]+", name.lower())) & set(usual)]
-        folders = [root / name / name if _subfolders(root / name) == [name] else root / name for name in named]
-        if len(folders) == 1 and len(_subfolders(folders[0])) > 1 and not _stray(folders[0]):
+        folders = [root / name / name if subfolders(root / name) == [name] else root / name for name in named]
+        if len(folders) == 1 and len(subfolders(folders[0])) > 1 and not _stray(folders[0]):
             splits[split] = folders[0]
     if "train" not in splits:
         return {}
@@ -73,7 +73,7 @@ def _splits_by_word(root: Path, names: Sequence[str]) -> dict[Split, Path]:
 
 def _has_no_classes(folder: Path) -> bool:
     """Return whether a folder has images without a class, as the test images of many competitions; warn of it."""
-    images = [] if _subfolders(folder) else _stray(folder)
+    images = [] if subfolders(folder) else _stray(folder)
     if images:
         rank_zero_warn(
             f"'{folder}' has {len(images)} images, but no folders of classes: not used. Predict them by lt-cb predict.",
@@ -84,7 +84,7 @@ def _has_no_classes(folder: Path) -> bool:
 
 def _is_misspelt(root: Path, names: Sequence[str]) -> bool:
     """Return whether all folders in root have folders instead of images, and a name such as ``trian`` is among them."""
-    return bool(_hint(names)) and all(_subfolders(root / name) and not _stray(root / name) for name in names)
+    return bool(_hint(names)) and all(subfolders(root / name) and not _stray(root / name) for name in names)
 
 
 def _hint(names: Sequence[str]) -> str:
@@ -95,7 +95,7 @@ def _hint(names: Sequence[str]) -> str:
     return f" Did you mean {', '.join(questions)}?" if questions else ""
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted, without hidden ones and those of a Mac's archive."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
@@ -106,7 +106,8 @@ def _stray(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
+    """Return whether an image is in a folder or below it."""
     return any(is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
@@ -192,7 +193,7 @@ def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]
 
 
 def _class_folders(folder: Path, least: int) -> list[str]:
-    names = _subfolders(folder)
+    names = subfolders(folder)
     if len(names) < least:
         why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
         raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
