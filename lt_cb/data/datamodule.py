@@ -165,7 +165,8 @@ class LongTailedDataModule(LightningDataModule):
     def _hold_out_test(self, share: float) -> None:
         """Hold out test images if the data set has none, before the long-tailed subset is chosen."""
         if isinstance(self.source, FileSource) and self.source.undivided is not None:
-            self.source.hold_out_test(self.source.undivided, share)
+            if share != TEST_SHARE:  # which the source has held out
+                self.source.hold_out_test(self.source.undivided, share)
             held_out = f"{100 * share:g} % of each class are held out as test images (--data.split)"
             rank_zero_info(f"no {self.source.tests_from}: {held_out}")
         elif share != TEST_SHARE:

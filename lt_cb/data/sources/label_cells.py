@@ -43,7 +43,7 @@ def by_name(
 
     An empty name has index -1 among class indices.
     """
-    has_lists = any(isinstance(cell, list) for cell in cells)
+    has_lists = list in set(map(type, cells))
     keys: list[Any] = [] if has_lists else as_texts(cells)
     if has_lists:
         keys = [tuple(map(as_text, cell)) if isinstance(cell, list) else as_text(cell) for cell in cells]
@@ -110,10 +110,10 @@ def by_column(tables: TableFiles, columns: Columns, names: Sequence[str], option
     found: set[str] = set()
     wrong: dict[str, str] = {}  # a cell of each column that has other values
     for c, name in enumerate(names):
-        cells = columns[name] if not any(isinstance(cell, list) for cell in columns[name]) else as_texts(columns[name])
+        cells = columns[name] if list not in set(map(type, columns[name])) else as_texts(columns[name])
         text_of = {cell: as_text(cell).lower() for cell in set(cells)}
         found |= {*text_of.values()}
-        if text_of.items() and (others := {cell for cell, text in text_of.items() if text not in CELLS}):
+        if others := {cell for cell, text in text_of.items() if text not in CELLS}:
             row = next(row for row, cell in enumerate(cells) if cell in others)
             wrong[name] = f"'{cells[row]}' in {tables.row(row)}"
         else:

@@ -19,6 +19,7 @@ from lt_cb.longtail.subset import Indices, Labels
 from lt_cb.text import printable
 
 MAX_ROWS = 5  # that a message lists
+NOT_PLAIN = re.compile(r"^/|//|(^|/)\.")  # paths that another path may equal
 MISTAKES = 0.2  # largest share of images whose rows with different labels are taken for mistakes
 BOX = re.compile(r"(^|[\W_])(bbox|x_?min|x1)($|[\W_])", re.IGNORECASE)  # columns of tables with a row for each box
 
@@ -33,12 +34,12 @@ class Images(NamedTuple):
 def find_images(folder: Path, paths: Sequence[str]) -> Images:
     """Return the images that rows name; ``./a.png`` and ``a.png`` are the same."""
     base = os.path.join(os.path.abspath(folder), "")
+    keys = [
+        os.path.normpath(os.path.join(base, path)).removeprefix(base) if NOT_PLAIN.search(path) else path
+        for path in paths
+    ]
     index: dict[str, int] = {}
-    ids = np.empty(len(paths), np.int64)
-    for row, path in enumerate(paths):
-        plain = not path.startswith(("/", "./", "../")) and "/." not in path and "//" not in path
-        key = base + path if plain else os.path.normpath(os.path.join(base, path))
-        ids[row] = index.setdefault(key, len(index))
+    ids = np.array([index.setdefault(key, len(index)) for key in keys], np.int64)
     return Images(ids, np.unique(ids, return_index=True)[1] if len(index) < len(paths) else np.arange(len(paths)))
 
 

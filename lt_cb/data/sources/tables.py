@@ -56,7 +56,7 @@ def list_table(root: Path, options: TableOptions = TableOptions()) -> Table:  # 
 
 def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> list[str]:
     """Return the cells of a column, none of which may be empty."""
-    if any(isinstance(cell, dict) for cell in columns[name]):
+    if dict in set(map(type, columns[name])):
         raise InputError(f"column '{name}' of '{tables}' holds images, not paths: write the images to files.")
     texts = as_texts(columns[name])
     if not texts:
