@@ -204,11 +204,11 @@ def stratify(labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indic
         left -= positive[images].sum(0)
     rest = order[free[order]]
     held_out[rest[: round(len(rest) * fraction)]] = True
-    _spread(positive, held_out, totals)
+    spread(positive, held_out, totals)
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _spread(positive: npt.NDArray[np.bool_], held_out: npt.NDArray[np.bool_], totals: Indices) -> None:
+def spread(positive: npt.NDArray[np.bool_], held_out: npt.NDArray[np.bool_], totals: Indices) -> None:
     """Change ``held_out`` so that each class has a training image, and a held-out one where possible."""
     for c in np.flatnonzero((totals > 0) & ~positive[~held_out].any(0)):
         if not positive[~held_out, c].any():  # an image that was moved before may have this class too

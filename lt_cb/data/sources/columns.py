@@ -30,7 +30,8 @@ FACTS = re.compile(  # columns of 1 and 0 that describe an image, and are no cla
 )
 MANY = ("labels", "findinglabels", "targets", "tags", "categories", "attributeids")  # columns of several names
 SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
-SPLIT_NAMES |= {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+SPLIT_NAMES |= {"training": "train", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("valid", "validation", "validate", "dev"), "val")
 
 
 class TableOptions(NamedTuple):

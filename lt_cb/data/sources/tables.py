@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.sources.columns import SPLIT_NAMES, Layout, TableOptions, say_guesses
 from lt_cb.data.sources.grouping import read_groups, suggest_groups
@@ -18,6 +19,7 @@ from lt_cb.data.sources.repeats import check_splits, find_images, join_rows
 from lt_cb.data.sources.table_files import TableFiles, read_tables
 from lt_cb.errors import InputError
 from lt_cb.longtail.subset import Indices
+from lt_cb.text import printable
 
 
 class Table(NamedTuple):
@@ -85,12 +87,18 @@ def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> lis
 
 
 def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
-    """Return the split of each row."""
+    """Return the split of each row, an empty text for other splits, which are left out."""
     texts = _required(tables, columns, name, "split")
-    split_of = {text: SPLIT_NAMES.get(text.lower()) for text in set(texts)}
-    if unknown := [text.lower() for text, split in split_of.items() if split is None]:
+    split_of = {text: SPLIT_NAMES.get(text.lower()) for text in dict.fromkeys(texts)}
+    unknown = {text: texts.count(text) for text, split in split_of.items() if split is None}
+    if unknown and not {"train"} < set(split_of.values()) - {None}:
         raise InputError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
-    return np.array([str(split_of[text]) for text in texts])
+    if unknown:
+        listed = ", ".join(f"'{printable(text)}' ({number} rows)" for text, number in unknown.items())
+        rank_zero_warn(
+            f"'{tables}' has other splits than train, val and test, which are left out: {listed}.", stacklevel=1
+        )
+    return np.array([split_of[text] or "" for text in texts])
 
 
 def _find_files(
