@@ -15,6 +15,7 @@ from lt_cb.errors import InputError
 from lt_cb.heads.recipes import POST_HOC, SIGMOID, SOFTMAX, Candidate, Recipe
 from lt_cb.heads.solve import FeatureSet, solve_path
 from lt_cb.lab.report.tables import half_width
+from lt_cb.longtail.groups import count_groups, group_folds
 from lt_cb.longtail.several import stratify
 from lt_cb.longtail.subset import count_labels
 from lt_cb.losses import Loss
@@ -25,15 +26,20 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact as the final one
 
 
-def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -> Tensor:
+def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
     """Return the fold of each training image in [0, K), int64 of shape (N,), or -1 if it is always trained on.
 
     The images of a class are spread evenly over all folds. A class with fewer images than folds is never held out;
     raise InputError if fewer than two classes remain. Targets are class indices, int64 of shape (N,), or multi-hot int8
     of shape (N, C).
+
+    With groups, int64 of shape (N,), each group is in one fold, see `group_folds`. A class in fewer groups than folds
+    is then held out in some folds only.
     """
     assigned = torch.full((len(targets),), -1)
-    if targets.ndim == 2:
+    if groups is not None:
+        assigned = torch.from_numpy(group_folds(targets.numpy(), groups.numpy(), num_classes, folds, seed))
+    elif targets.ndim == 2:
         labels = targets.numpy()
         frequent = (labels == 1).sum(0) >= folds
         left = np.flatnonzero(~(labels[:, ~frequent] == 1).any(1))
@@ -53,10 +59,13 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
     counts = [count_labels(targets[assigned == k].numpy(), num_classes) for k in range(folds)]
     num_held_out = int((torch.tensor(counts) > 0).all(0).sum())
     if num_held_out < 2:
-        most = sorted([0, 0, *count_labels(targets.numpy(), num_classes)])[-2]  # images of the second largest class
+        sizes, unit = count_labels(targets.numpy(), num_classes), "training images"
+        if groups is not None:
+            sizes, unit = count_groups(targets.numpy(), groups.numpy(), num_classes), "groups of training images"
+        most = sorted([0, 0, *sizes])[-2]  # images, or groups, of the second largest class
         advice = f"set --folds {min(most, folds - 1)} or fewer, or add images" if most > 1 else "add images"
         raise InputError(
-            f"{num_held_out} of {num_classes} classes have {folds} training images or more, but at least 2 are needed "
+            f"{num_held_out} of {num_classes} classes have {folds} {unit} or more, but at least 2 are needed "
             f"to choose by: {advice}."
         )
     return assigned

@@ -10,6 +10,7 @@ from torch import Tensor
 from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.restored import is_known
 from lt_cb.data import LongTailedDataModule
+from lt_cb.data.grouped import say_groups
 from lt_cb.errors import enumerate_names
 from lt_cb.features import check_features, classifier_of, frozen_features
 from lt_cb.heads import page
@@ -72,15 +73,25 @@ def _check_images(data: LongTailedDataModule, folds: int) -> None:
     """Check that folds can be made and the test images can be read, before features are computed."""
     counts = torch.tensor(data.class_counts)
     one_label = torch.arange(len(counts)).repeat_interleave(counts)
-    targets = torch.from_numpy(data.training_labels()) if data.multi_label else one_label
-    stratified_folds(targets, len(counts), folds, data.subset_seed)
+    groups = _groups(data)
+    if groups is None:
+        say_groups(data, drawn=True)
+    known = data.multi_label or groups is not None
+    targets = torch.from_numpy(data.training_labels()) if known else one_label
+    stratified_folds(targets, len(counts), folds, data.subset_seed, groups)
     data.targets("test")
+
+
+def _groups(data: LongTailedDataModule) -> Tensor | None:
+    """Return the groups of the training images, which folds keep together."""
+    groups = data.groups("train")
+    return None if groups is None else torch.from_numpy(groups)
 
 
 def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_strengths: Sequence[float]) -> Solved:
     """Choose a recipe, and solve its head on all training images."""
     data, num_classes = setup.data, setup.model.num_classes
-    assigned = stratified_folds(targets, num_classes, folds, data.subset_seed)
+    assigned = stratified_folds(targets, num_classes, folds, data.subset_seed, _groups(data))
     basis = Basis.fit(features)
     train = basis.project(features, targets, num_classes)
     trial = cross_validate(train, assigned, setup.recipes, l2_strengths)
@@ -136,7 +147,7 @@ def _record(solved: Solved, metric: str) -> dict[str, Any]:
     }
 
 
-def _finding(choice: Choice, never_held_out: Sequence[str], folds: int) -> str:
+def _finding(choice: Choice, ignored: Sequence[str], folds: int, unit: str) -> str:
     """Return the choice and its gain in words."""
     sentences = [f"Chosen: {choice.chosen}."]
     plain = f"plain {choice.plain.recipe}"
@@ -147,10 +158,10 @@ def _finding(choice: Choice, never_held_out: Sequence[str], folds: int) -> str:
         gain = f"It is {100 * choice.gain:.1f} points better than {plain} at its best λ, {choice.plain.l2_strength:g}"
         chance = "" if choice.low > 0 else ", but with so few images this may be chance"
         sentences.append(f"{gain}{chance} ({interval}).")
-    if never_held_out:
+    if ignored:
         sentences.append(
-            f"The choice ignores {enumerate_names(never_held_out)}: with fewer training images than the {folds} folds, "
-            "a class is never held out."
+            f"The choice ignores {enumerate_names(ignored)}: with fewer {unit} than the {folds} folds, a class is not "
+            "held out in each."
         )
     return " ".join(sentences)
 
@@ -161,8 +172,10 @@ def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None
     names, counts, scores = setup.model.class_names, trial.counts.sum(0).tolist(), trial.scores()
     metric = METRICS[setup.data.task.main_metric].title.lower()
     write_json(run.recommendation, _record(solved, metric))
-    never_held_out = [name for name, count in zip(names, counts, strict=True) if not count]
-    finding = _finding(choice, never_held_out, folds)
+    in_all_folds = (trial.counts > 0).all(0).tolist()
+    ignored = [name for name, held_out in zip(names, in_all_folds, strict=True) if not held_out]
+    unit = "training images" if setup.data.groups("train") is None else "groups of training images"
+    finding = _finding(choice, ignored, folds, unit)
     note = (
         f"Means over {folds} folds of the training images, in percent. The best is bold. Since it is the best of many, "
         "it will be a little worse on new images."

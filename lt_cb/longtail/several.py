@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lt_cb.errors import InputError, enumerate_names
+from lt_cb.longtail.groups import hold_out_groups
 from lt_cb.longtail.profile import exponents
-from lt_cb.longtail.subset import Indices, Labels, Subset
+from lt_cb.longtail.subset import Indices, Labels, Subset, long_tailed_subset
 
 CHUNK = 0.02  # share of the remaining images that is removed before all costs are computed again
 STEEPNESS = 8  # exponent of the cost of a shortfall; a high one protects the class that lacks most
@@ -21,16 +22,28 @@ MAX_CANDIDATES = 512  # images of a class among which the next one to remove is 
 
 
 def choose(
-    labels: Labels, subset: Subset, class_counts: Sequence[int], class_names: Sequence[str], fraction: float
+    labels: Labels,
+    subset: Subset,
+    class_counts: Sequence[int],
+    class_names: Sequence[str],
+    fraction: float,
+    groups: Indices | None = None,
 ) -> tuple[Indices, Indices]:
     """Choose the images for training and the ``fraction`` held out for validation; return their sorted positions.
 
-    At most ``class_counts`` images of each class are kept, from ``subset.class_counts``.
+    At most ``class_counts`` images of each class are kept, from ``subset.class_counts``. Images of one group are not
+    divided. Images of one label must have groups; others have `long_tailed_subset` and `hold_out`.
     """
     keep = np.arange(len(labels))
-    if subset.factor is not None or subset.counts is not None:
+    if labels.ndim == 1:
+        keep = np.sort(np.concatenate(long_tailed_subset(labels, class_counts, subset.seed)))
+    elif subset.factor is not None or subset.counts is not None:
         powers = None if subset.factor is None else exponents(subset.type, len(class_names))
         keep = multilabel_subset(labels, class_counts, powers, class_names, subset.seed)
+    if groups is not None:
+        order = np.random.default_rng([subset.seed, len(keep)]).permutation(len(keep))
+        is_held_out = hold_out_groups(labels[keep], groups[keep], len(class_names), fraction, order)
+        return keep[~is_held_out], keep[is_held_out]
     train, held_out = stratify(labels[keep], fraction, subset.seed)
     return keep[train], keep[held_out]
 

@@ -15,7 +15,7 @@ from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.sources.listing import TEST_SHARE, Listing, Paths, Split, as_paths, check_files, draw_test
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
-from lt_cb.longtail.subset import Labels, count_labels
+from lt_cb.longtail.subset import Indices, Labels, count_labels
 
 SEVERAL_SIZES = 64  # pixels that images of several sizes are scaled to
 
@@ -36,6 +36,8 @@ class Source(ABC):
         channels: 3 for RGB, 1 for grey.
         has_val: whether there is a validation split.
         may_download: whether missing data may be downloaded.
+        group_name: the kind of the groups, if there are any, such as the name of their column.
+        group_hint: what to say when splits are drawn without groups.
     """
 
     class_names: list[str]
@@ -45,6 +47,8 @@ class Source(ABC):
     has_val: bool = False
     multi_label: bool = False
     may_download: bool = True
+    group_name: str = "group"
+    group_hint: str = ""
 
     def __init__(self, root: str) -> None:
         self.root = Path(os.path.expanduser(root))
@@ -60,6 +64,14 @@ class Source(ABC):
     def labels(self, split: Split) -> Labels:
         """Return the labels of `load`. Override it where labels can be read without the images."""
         return self.load(split)[1]
+
+    def groups(self, split: Split) -> Indices | None:
+        """Return the group of each image, int64 of shape (N,), or None without groups.
+
+        Images of one number, such as one patient's, are never divided between splits. A group has the same number in
+        each split.
+        """
+        return None
 
 
 SourceFactory = Callable[[str], Source]
@@ -80,6 +92,7 @@ class FileSource(Source):
         tests_from: what a data set without test images lacks.
         place_option: option that says where the images are.
         undivided: training and test images together, if the data set has no test images of its own.
+        test_share: share of each class that is held out from them.
     """
 
     default_size: int | None = None
@@ -87,6 +100,7 @@ class FileSource(Source):
     tests_from: str = "test folder"
     place_option: str = "--data.root"
     undivided: Listing | None = None
+    test_share: float | None = None
 
     def __init__(self, root: str, listings: Mapping[Split, Listing]) -> None:
         super().__init__(root)
@@ -126,18 +140,30 @@ class FileSource(Source):
         """Return the labels of `load`, without reading the images."""
         return self.listing(split).labels
 
+    def groups(self, split: Split) -> Indices | None:
+        """Return the groups of the images of `load`."""
+        return self.listing(split).groups
+
     def files(self, split: Split) -> tuple[Paths, Labels]:
         """Return full paths, shape (N,), and their labels, after checking that all files exist."""
-        paths, labels, _ = self.listing(split)
+        paths, labels = self.listing(split)[:2]
         check_files(self.folder, paths, self.place_option)
         folder = os.fsencode(self.folder)
         return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
 
     def hold_out_test(self, undivided: Listing, share: float = TEST_SHARE) -> None:
         """Divide the images of a data set without test images; see ``draw_test``."""
-        self.undivided = undivided
+        if self.undivided is undivided and self.test_share == share:
+            return
+        self.undivided, self.test_share = undivided, share
         self.listings["train"], self.listings["test"] = draw_test(undivided, share)
         self.counts = count_labels(self.labels("train"), len(self.class_names))
+        if not len(self.labels("test")) and undivided.groups is not None:
+            raise InputError(
+                f"no image of '{self.root}' can be held out for testing, because each of its "
+                f"{len(np.unique(undivided.groups))} groups of '{self.group_name}' is the only one of a class: set "
+                "group_column to another column, or leave it out."
+            )
         if not len(self.labels("test")):
             raise InputError(
                 f"no class of '{self.root}' has two images, so that none can be held out as a test image: add images, "
@@ -152,8 +178,8 @@ class FileSource(Source):
             rows = find_unreadable(files, self.view, f"Checking {split} images")
             if len(rows) == len(files):
                 raise InputError(f"no {split} image can be read: replace the files, or remove the split.")
-            paths, labels = np.delete(listing.paths, rows), np.delete(listing.labels, rows, axis=0)
-            self.listings[split] = Listing(paths, labels, self.class_names)
+            kept = listing._replace(class_names=self.class_names)
+            self.listings[split] = kept.select(np.delete(np.arange(len(files)), rows))
             skipped[split] = [files[row] for row in rows]
         before, self.counts = self.counts, count_labels(self.labels("train"), len(self.class_names))
         triples = zip(self.class_names, before, self.counts, strict=True)
@@ -166,6 +192,17 @@ class FileSource(Source):
         """Return one split, decoded or from the cache."""
         paths, labels = self.files(split)
         return load_images(as_paths(paths), self.view, f"Decoding {split} images"), labels
+
+
+def hold_out_test(source: Source, share: float) -> None:
+    """Hold out test images if a data set has none, before the long-tailed subset is chosen."""
+    if isinstance(source, FileSource) and source.undivided is not None:
+        source.hold_out_test(source.undivided, share)
+        whole = "" if source.undivided.groups is None else f", in whole groups of '{source.group_name}'"
+        held_out = f"{100 * share:g} % of each class are held out as test images{whole} (--data.split)"
+        rank_zero_info(f"no {source.tests_from}: {held_out}")
+    elif share != TEST_SHARE:
+        rank_zero_warn(f"--data.split {share:g} is ignored: the data set has test images.", stacklevel=1)
 
 
 def with_test(splits: dict[Split, Any]) -> dict[Split, Any]:

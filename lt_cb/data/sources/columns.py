@@ -30,7 +30,8 @@ FACTS = re.compile(  # columns of 1 and 0 that describe an image, and are no cla
 )
 MANY = ("labels", "findinglabels", "targets", "tags", "categories", "attributeids")  # columns of several names
 SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
-SPLIT_NAMES |= {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+SPLIT_NAMES |= {"training": "train", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("valid", "validation", "validate", "dev"), "val")
 
 
 class TableOptions(NamedTuple):
@@ -45,6 +46,7 @@ class TableOptions(NamedTuple):
     separator: str | None = None
     blank: Literal["no", "unknown"] | None = None
     task: Literal["one", "several"] | None = None
+    group_column: str | None = None
 
 
 class Layout(NamedTuple):
@@ -55,6 +57,7 @@ class Layout(NamedTuple):
     label: str | None  # column of names
     labels: list[str]  # columns of 1 and 0, if there is no column of names
     guesses: dict[str, str]  # values of options that were guessed
+    group: str | None  # column of groups, which stay in one split
 
 
 def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
@@ -65,9 +68,10 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
     )
     named = match_columns(file, columns, options.label_columns or [], "label_columns")
     guesses = {}
-    split = split or first_column(columns, ["split"]) or _guess_split(columns, {path, label, *named})
-    path = path or _guess_path(columns, {split, label, *named})
-    others = [name for name in columns if name not in (path, split)]
+    group = options.group_column and match_columns(file, columns, [options.group_column], "group_column")[0]
+    split = split or first_column(columns, ["split"]) or _guess_split(columns, {path, label, group, *named})
+    path = path or _guess_path(columns, {split, label, group, *named})
+    others = [name for name in columns if name not in (path, split, group)]
     if label is None and not named:
         label = _guess_label(columns, others)
         if label and label.lower() not in LABELS[:2]:
@@ -83,7 +87,7 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
         guesses["path_column"] = path
     if split and split.lower() != "split" and options.split_column is None:
         guesses["split_column"] = split
-    return Layout(path, split, label, [] if label else named or others, guesses)
+    return Layout(path, split, label, [] if label else named or others, guesses, group)
 
 
 def say_guesses(file: object, guesses: dict[str, str]) -> None:

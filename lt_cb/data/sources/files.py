@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
+from lt_cb.data.sources.annotations import list_annotations
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_unknown_negatives
 from lt_cb.data.sources.columns import TableOptions
-from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
+from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
 from lt_cb.data.sources.table_files import refuse_table_without_classes
 from lt_cb.data.sources.tables import list_table
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
@@ -39,7 +40,7 @@ class ImageFolder(FileSource):
             train = _list_folder(train_folder, base, others)
             listings: dict[Split, Listing] = {"train": train}
             for split, folder in splits.items():
-                listings[split] = _by_classes_of(train, train_folder, folder, others)
+                listings[split] = _by_classes_of(train, train_folder, folder, base, others)
         finally:  # a folder may have no other files
             warn_of_others(others)
         super().__init__(root, listings)
@@ -59,12 +60,12 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
         raise InputError(f"there are no images in the class folders of '{folder}': add some.")
     if folder == base:
         return listing
-    return listing._replace(paths=np.char.add(os.fsencode(f"{folder.name}/"), listing.paths))
+    return listing._replace(paths=np.char.add(os.fsencode(f"{folder.relative_to(base)}/"), listing.paths))
 
 
-def _by_classes_of(train: Listing, train_folder: Path, folder: Path, others: list[str]) -> Listing:
+def _by_classes_of(train: Listing, train_folder: Path, folder: Path, base: Path, others: list[str]) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, folder.parent, others, least=1)
+    paths, labels, names = _list_folder(folder, base, others, least=1)[:3]
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise InputError(
@@ -198,6 +199,7 @@ class Manifest(FileSource):
         path_column: name of the column of paths.
         label_column: name of the column of class names.
         split_column: name of the column of splits.
+        group_column: name of a column such as patient or lesion; its images are never divided between splits or folds.
         image_folder: folder of the images; None is the folder of the table, or one beside or below it.
         extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
         blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false. None is
@@ -217,6 +219,7 @@ class Manifest(FileSource):
         extension: str | None = None,
         blank: Literal["no", "unknown", False] | None = None,
         task: Literal["one", "several"] | None = None,
+        group_column: str | None = None,
     ) -> None:
         if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
             raise InputError(
@@ -233,6 +236,7 @@ class Manifest(FileSource):
             separator,
             "no" if blank is False else blank,
             task,
+            group_column,
         )
         table = list_table(Path(os.path.expanduser(root)), options)
         self.tests_from = "test table" if Path(os.path.expanduser(root)).is_dir() else "split column"
@@ -244,6 +248,7 @@ class Manifest(FileSource):
             raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
         self.folder = table.folder
+        self.group_name, self.group_hint = group_column or "", table.group_hint
         if not table.divided:
             self.hold_out_test(listings["train"])
         check_classes(self, "add some, or leave the label out")

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.sources.columns import SPLIT_NAMES, TableOptions, say_guesses
+from lt_cb.data.sources.columns import SPLIT_NAMES, Layout, TableOptions, say_guesses
+from lt_cb.data.sources.grouping import read_groups, suggest_groups
 from lt_cb.data.sources.image_files import find_files
 from lt_cb.data.sources.kinds import choose_task
 from lt_cb.data.sources.label_cells import as_texts, by_column, by_name, warn_of_names
@@ -15,6 +18,8 @@ from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.repeats import check_splits, find_images, join_rows
 from lt_cb.data.sources.table_files import TableFiles, read_tables
 from lt_cb.errors import InputError
+from lt_cb.longtail.subset import Indices
+from lt_cb.text import printable
 
 
 class Table(NamedTuple):
@@ -23,6 +28,7 @@ class Table(NamedTuple):
     listings: dict[Split, Listing]  # of each split, in the order of the table
     folder: Path  # of the images
     divided: bool  # whether there is a column of splits; otherwise all images are in train
+    group_hint: str  # the option that keeps images of a column such as patient_id together, if it is not given
 
 
 def list_table(root: Path, options: TableOptions = TableOptions()) -> Table:  # noqa: B008 (immutable)
@@ -44,14 +50,27 @@ def list_table(root: Path, options: TableOptions = TableOptions()) -> Table:  # 
         labels = choose_task(tables, labels, images.first, names, layout.label, options)
     if layout.label:
         warn_of_names(tables, names)
-    listing = Listing(encode([given[row] for row in images.first.tolist()]), labels, names)
+    groups, hint = _groups(tables, columns, layout, splits)
+    first = images.first
+    groups = None if groups is None else groups[first]
+    listing = Listing(encode([given[row] for row in first.tolist()]), labels, names, groups)
     if splits is None:
-        return Table({"train": listing}, folder, False)
-    splits = splits[images.first]
+        return Table({"train": listing}, folder, False, hint)
+    splits = splits[first]
     listings: dict[Split, Listing] = {
-        split: Listing(listing.paths[rows], labels[rows], names) for split in SPLITS if (rows := splits == split).any()
+        split: listing.select(rows) for split in SPLITS if (rows := splits == split).any()
     }
-    return Table(listings, folder, True)
+    return Table(listings, folder, True, hint)
+
+
+def _groups(
+    tables: TableFiles, columns: Columns, layout: Layout, splits: npt.NDArray[np.str_] | None
+) -> tuple[Indices | None, str]:
+    """Return the group of each row, or None and a sentence on a column that may have groups."""
+    if layout.group is None:
+        return None, suggest_groups(columns, [layout.path, layout.split, layout.label, *layout.labels])
+    given = None if splits is None else splits.tolist()
+    return read_groups(tables, layout.group, as_texts(columns[layout.group]), given), ""
 
 
 def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> list[str]:
@@ -68,12 +87,18 @@ def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> lis
 
 
 def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
-    """Return the split of each row."""
+    """Return the split of each row, an empty text for other splits, which are left out."""
     texts = _required(tables, columns, name, "split")
-    split_of = {text: SPLIT_NAMES.get(text.lower()) for text in set(texts)}
-    if unknown := [text.lower() for text, split in split_of.items() if split is None]:
+    split_of = {text: SPLIT_NAMES.get(text.lower()) for text in dict.fromkeys(texts)}
+    unknown = {text: texts.count(text) for text, split in split_of.items() if split is None}
+    if unknown and not {"train"} < set(split_of.values()) - {None}:
         raise InputError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
-    return np.array([str(split_of[text]) for text in texts])
+    if unknown:
+        listed = ", ".join(f"'{printable(text)}' ({number} rows)" for text, number in unknown.items())
+        rank_zero_warn(
+            f"'{tables}' has other splits than train, val and test, which are left out: {listed}.", stacklevel=1
+        )
+    return np.array([split_of[text] or "" for text in texts])
 
 
 def _find_files(
