@@ -62,6 +62,7 @@ def test_one_command_reads_a_layout(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -70,7 +71,8 @@ def test_one_command_reads_a_layout(
     before = sorted(folder.rglob("*"))
     with caplog.at_level("INFO", "lightning.pytorch"):
         main(["inspect", *shlex.split(ROWS[name].options)])
-    printed = [*caplog.messages, *capsys.readouterr().out.splitlines()]
+    warned = [str(warning.message) for warning in recwarn]
+    printed = [*caplog.messages, *warned, *capsys.readouterr().out.splitlines()]
     for line in ROWS[name].lines:
         pattern = ".*".join(map(re.escape, line.split("...")))
         assert [text for text in printed if re.fullmatch(pattern, text)], (line, printed)

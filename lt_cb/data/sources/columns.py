@@ -32,6 +32,7 @@ MANY = ("labels", "findinglabels", "targets", "tags", "categories", "attributeid
 SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
 SPLIT_NAMES |= {"training": "train", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("valid", "validation", "validate", "dev"), "val")
+SPLIT_FLAGS: dict[str, Split] = {"is_valid": "val", "is_val": "val", "is_test": "test"}  # columns of true and false
 
 
 class TableOptions(NamedTuple):
@@ -62,6 +63,11 @@ class Layout(NamedTuple):
 
 def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
     """Return the columns that the options name, or else those with names that are common for their content."""
+    if options.path_column is None and (images := [name for name in columns if IMAGE.search(name)]):
+        raise InputError(
+            f"the first line of '{file}' names an image, '{images[0]}', but must name the columns: put a line such as "
+            "path,label above it."
+        )
     path, split, label = (
         None if name is None else match_columns(file, columns, [name], option)[0]
         for option, name in zip(("path_column", "split_column", "label_column"), _single(options), strict=True)
@@ -152,8 +158,11 @@ def _guess_path(columns: Columns, taken: set[str | None]) -> str | None:
 
 
 def _guess_split(columns: Columns, taken: set[str | None]) -> str | None:
-    """Return a column that has names of splits only, and two or more of them."""
+    """Return a column that has names of splits only, and two or more of them, or says whether an image is in one."""
     for name, cells in columns.items():
+        is_flag = name not in taken and name.lower() in SPLIT_FLAGS
+        if is_flag and {CELLS.get(text.strip().lower()) for text in set(map(str, cells))} == {0, 1}:
+            return name
         if name not in taken and str(next(iter(cells), "")).strip().lower() in SPLIT_NAMES:
             splits = {SPLIT_NAMES.get(text.strip().lower()) for text in set(map(str, cells))}
             if None not in splits and len(splits) > 1:

@@ -1,14 +1,15 @@
 """Tables of image files, CSV, Parquet or JSON lines, with a class, several labels, or a column for each label."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lt_cb.data.sources.columns import SPLIT_NAMES, Layout, TableOptions, say_guesses
+from lt_cb.data.sources.columns import CELLS, OPTION, SPLIT_FLAGS, SPLIT_NAMES, Layout, TableOptions, say_guesses
 from lt_cb.data.sources.grouping import read_groups, suggest_groups
 from lt_cb.data.sources.image_files import find_files
 from lt_cb.data.sources.kinds import choose_task
@@ -17,7 +18,7 @@ from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
 from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.repeats import check_splits, find_images, join_rows
 from lt_cb.data.sources.table_files import TableFiles, read_tables
-from lt_cb.errors import InputError
+from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Indices
 from lt_cb.text import printable
 
@@ -35,7 +36,7 @@ def list_table(root: Path, options: TableOptions = TableOptions()) -> Table:  # 
     """Return the images of each split of a table, or of the tables in a folder. See `Manifest` for the options."""
     tables, columns, layout = read_tables(root, options)
     paths = _required(tables, columns, layout.path, "path")
-    splits = None if layout.split is None else _splits(tables, columns, layout.split)
+    splits = _splits_of_folders(tables, paths) if layout.split is None else _splits(tables, columns, layout.split)
     if layout.label:
         labels, names = by_name(layout.label, columns[layout.label], options, layout.guesses)
     else:
@@ -90,6 +91,9 @@ def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
     """Return the split of each row, an empty text for other splits, which are left out."""
     texts = _required(tables, columns, name, "split")
     split_of = {text: SPLIT_NAMES.get(text.lower()) for text in dict.fromkeys(texts)}
+    if name.lower() in SPLIT_FLAGS:
+        flags: dict[int | None, Split] = {0: "train", 1: SPLIT_FLAGS[name.lower()]}
+        split_of = {text: flags.get(CELLS.get(text.lower()), split) for text, split in split_of.items()}
     unknown = {text: texts.count(text) for text, split in split_of.items() if split is None}
     if unknown and not {"train"} < set(split_of.values()) - {None}:
         raise InputError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
@@ -99,6 +103,20 @@ def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
             f"'{tables}' has other splits than train, val and test, which are left out: {listed}.", stacklevel=1
         )
     return np.array([split_of[text] or "" for text in texts])
+
+
+def _splits_of_folders(tables: TableFiles, paths: list[str]) -> npt.NDArray[np.str_] | None:
+    """Return the split of each row if all paths begin with folders of splits, such as ``train/1.jpg``, or None."""
+    tops = [re.split(r"[\\/]", path.removeprefix("./"), maxsplit=1)[0] for path in paths]
+    split_of = {top: SPLIT_NAMES.get(top.lower()) for top in dict.fromkeys(tops)}
+    if None in split_of.values() or not {"train"} < set(split_of.values()):
+        return None
+    listed = enumerate_names(list(split_of))
+    rank_zero_info(
+        f"guessed for '{tables}': the splits are the folders that the paths begin with, {listed}. For others, name the "
+        f"column by {OPTION}split_column."
+    )
+    return np.array([split_of[top] for top in tops], str)
 
 
 def _find_files(
