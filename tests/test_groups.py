@@ -232,7 +232,7 @@ class TestTables:
     ) -> None:
         images = len(Path(file := table()).read_text().splitlines()) - 1
         line = (
-            f"'lesion_id' has {sum(TAIL)} values for {images} images: --data.source Manifest "
+            f"'lesion_id' has {sum(TAIL)} values for {images} images: "
             "--data.source.group_column lesion_id keeps the images of each together."
         )
         for group, said in ((None, 1), ("lesion_id", 0)):
