@@ -226,7 +226,7 @@ class TestFiles:
         table = photos / "t.csv"
         table.write_text("\n".join(["path,label,split", *rows, "./train/cat/0.png,cat,train"]))
         with pytest.warns(
-            UserWarning, match=r"1 images are listed more than once in '\S+': 'train/cat/0.png'. 0 of them"
+            UserWarning, match=r"1 of 5 rows of '\S+' repeat an image with the same label, such as './train/cat/0.png'"
         ):
             code, out, *_ = inspect(capsys, "--data.source=Manifest", f"--data.root={table}")
         assert code == 0

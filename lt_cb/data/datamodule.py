@@ -44,6 +44,7 @@ class LongTailedDataModule(LightningDataModule):
             ``Manifest`` (a table of files), or the class path of a custom `lt_cb.data.Source`, with ``init_args`` if it
             has options. In Python also a function that makes a source of its root.
         root: folder of the data.
+        task: ``one`` or ``several`` labels an image, for a source that may have either; None decides from the data.
         split: share of each class held out as test images, above 0 and below 1, if there is no test folder or column
             of splits. The same images for all seeds. Unused if there are test images.
         imbalance_factor: largest class count divided by the smallest, at least 1; None keeps all training images.
@@ -84,6 +85,7 @@ class LongTailedDataModule(LightningDataModule):
         self,
         source: str | SourceFactory = "Digits",
         root: str = "data",
+        task: Literal["one", "several"] | None = None,
         split: float = TEST_SHARE,
         imbalance_factor: float | None = None,
         imbalance_type: ImbalanceType = "exponential",
@@ -122,7 +124,7 @@ class LongTailedDataModule(LightningDataModule):
         if not 0.0 < split < 1.0:
             raise InputError(f"split is {split}, but must be above 0 and below 1: the share of images to test on.")
         check_fraction("drs_start", drs_start)
-        self.source = make_source(source, root)
+        self.source = make_source(source, root, {} if task is None else {"task": task})
         hold_out_test(self.source, split)
         self.multi_label = self.source.multi_label  # targets are then int8 of shape (B, C), -1 for unknown
         self.task = Task.of(self.multi_label)

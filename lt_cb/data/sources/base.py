@@ -91,6 +91,7 @@ class FileSource(Source):
             pixels, and scales others to 64.
         annotated_apart: whether annotations are published apart from the images, and can be inspected without them.
         tests_from: what a data set without test images lacks.
+        place_option: option that says where the images are.
         undivided: training and test images together, if the data set has no test images of its own.
         test_share: share of each class that is held out from them.
     """
@@ -98,6 +99,7 @@ class FileSource(Source):
     default_size: int | None = None
     annotated_apart: bool = False
     tests_from: str = "test folder"
+    place_option: str = "--data.root"
     undivided: Listing | None = None
     test_share: float | None = None
 
@@ -148,7 +150,7 @@ class FileSource(Source):
     def files(self, split: Split) -> tuple[Paths, Labels]:
         """Return full paths, shape (N,), and their labels, after checking that all files exist."""
         paths, labels = self.listing(split)[:2]
-        check_files(self.folder, paths)
+        check_files(self.folder, paths, self.place_option)
         folder = os.fsencode(self.folder)
         return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
 

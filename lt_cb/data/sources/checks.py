@@ -159,6 +159,6 @@ def warn_of_unknown_negatives(source: FileSource) -> None:
         if names := enumerate_names([source.class_names[label] for label in undefined.nonzero()[0]]):
             rank_zero_warn(
                 f"'{source.root}' has no {split} image that is known to be without {names}: average precision and mAP "
-                "leave them out. If an empty cell means no, set --data.source Manifest --data.source.blank no.",
+                "leave them out. If an empty cell means no, set --data.source.blank no.",
                 stacklevel=1,
             )

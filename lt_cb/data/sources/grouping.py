@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,7 +16,7 @@ LIKELY = ("patient", "subject", "participant", "person", "individual", "lesion",
 MAX_GROUPS = 5  # that a message lists
 
 
-def read_groups(file: Path, name: str, texts: Sequence[str], splits: Sequence[str] | None) -> Indices:
+def read_groups(file: object, name: str, texts: Sequence[str], splits: Sequence[str] | None) -> Indices:
     """Return the group of each row, a number for each text in a column; raise if a group is in two given splits.
 
     A row without a text is a group of its own.
@@ -31,7 +30,7 @@ def read_groups(file: Path, name: str, texts: Sequence[str], splits: Sequence[st
     return groups
 
 
-def _check_splits(file: Path, name: str, texts: Sequence[str], groups: Indices, splits: Sequence[str]) -> None:
+def _check_splits(file: object, name: str, texts: Sequence[str], groups: Indices, splits: Sequence[str]) -> None:
     first: dict[int, int] = {}  # row of each group
     other: dict[int, int] = {}  # row of the group in another split
     for row, group in enumerate(groups.tolist()):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from lt_cb.data.images import progress
 from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.groups import hold_out_groups
+from lt_cb.longtail.several import spread
 from lt_cb.longtail.subset import Indices, Labels
 
 Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which processes share
@@ -57,11 +58,12 @@ def as_paths(paths: Paths) -> list[Path]:
 def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
     """Split images into training and test images: ``share`` of each class, rounded, are for testing.
 
-    A class of two images or more has at least one of each. An image of several labels counts for its rarest label. The
-    test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change when
-    images are added.
+    A class of two images or more has at least one of each. An image of several labels counts for its rarest label; a
+    label of two images or more then has one for training, and one for testing where the labels allow it. Images of one
+    group stay together, see `hold_out_groups`. A class in one group then has no test image.
 
-    Images of one group stay together, see `hold_out_groups`. A class in one group then has no test image.
+    The test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change
+    when images are added.
     """
     paths, labels, names, groups = listing
     digests = [hashlib.blake2b(path, digest_size=8).digest() for path in paths.tolist()]
@@ -76,6 +78,11 @@ def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
     ranks[order] = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
     quotas = np.minimum(np.maximum(np.floor(counts * share + 0.5), 1), counts - 1)
     is_test = ranks < quotas[classes]
+    if labels.ndim == 2:
+        by_digest = np.argsort(numbers)
+        positive, held_out = labels[by_digest] == 1, is_test[by_digest]
+        spread(positive, held_out, positive.sum(0))
+        is_test[by_digest] = held_out
     return listing.select(~is_test), listing.select(is_test)
 
 
@@ -155,7 +162,7 @@ def _folder_names(paths: list[bytes], labels: list[int], num_classes: int) -> li
     return [os.path.relpath(folder, common) for folder in folders]
 
 
-def check_files(folder: Path, paths: Paths) -> None:
+def check_files(folder: Path, paths: Paths, option: str = "--data.root") -> None:
     """Check that all files of a list exist, and that no relative path leads out of the folder."""
     names = [os.fsdecode(path) for path in paths.tolist() if b".." in path]
     if leaving := [name for name in names if not os.path.isabs(name) and os.path.normpath(name).startswith("..")]:
@@ -175,6 +182,6 @@ def check_files(folder: Path, paths: Paths) -> None:
     missing = [os.fsdecode(path) for path in listed if os.path.basename(path) not in files_in(os.path.dirname(path))]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set --data.root "
+            f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set {option} "
             "to where they are."
         )

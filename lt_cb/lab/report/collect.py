@@ -32,6 +32,7 @@ NEWER_DEFAULTS: dict[str, Any] = {  # of settings that older kept configurations
     "data.interpolation": "bilinear",
     "data.on_unreadable": "refuse",
     "data.split": 0.2,
+    "data.task": None,
 }
 
 
