@@ -315,7 +315,9 @@ def test_finding_is_honest() -> None:
 
     def finding(chosen: Candidate, low: float, by_repeat: list[Candidate], ignored: list[str] | None = None) -> str:
         gain = 0.0 if chosen == plain else 0.05
-        return _finding(Choice(chosen, plain, gain, low, 0.1, default, by_repeat), grid, ignored or [], 5)
+        return _finding(
+            Choice(chosen, plain, gain, low, 0.1, default, by_repeat), grid, ignored or [], "one training image"
+        )
 
     assert finding(default, 0.012, [default] * 3) == (
         "Chosen: logit adjustment τ 1, λ 0.3. It is the default: nothing else is better by more than one standard "

@@ -165,7 +165,7 @@ def test_images_without_labels_weigh_as_a_class(table: Path) -> None:
 def test_recommend_and_heads_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *FIT])
     checkpoint = str(newest("several") / "checkpoints/last.ckpt")
-    grid = ["--ckpt_path", checkpoint, "--lambdas=[0.1,0.01]", "--betas=[0.99]", "--folds=3"]
+    grid = ["--ckpt_path", checkpoint, "--lambdas=[0.1,0.01]", "--betas=[0.99]", "--gammas=[1.0]", "--folds=3"]
     main(["recommend", *grid, "--name=recommended"])
     out = capsys.readouterr().out
     found = json.loads((newest("recommended") / "recommendation.json").read_text())
@@ -220,11 +220,8 @@ def test_options_for_one_label_are_refused(table: Path, capsys: pytest.CaptureFi
     cells = [row.split(",") for row in table.read_text().splitlines()[1:]]
     rows = [",".join([row[0], sorted(NAMES)[i % 3], row[-1]]) for i, row in enumerate(cells)]
     Path("single.csv").write_text("\n".join(["path,label,split", *rows]))
-    for command in ("test", "fit"):
-        sentence = refused(capsys, command, "--ckpt_path", checkpoint, "--data.root=single.csv")
-        assert sentence.startswith(
-            "the checkpoint was trained on any number of labels an image, but these data have one"
-        )
+    sentence = refused(capsys, "fit", "--ckpt_path", checkpoint, "--data.root=single.csv")
+    assert sentence.startswith("the checkpoint was trained on any number of labels an image, but these data have one")
     sentence = refused(capsys, "predict", "--ckpt_path", checkpoint, "--images=test", "--sets=0.9")
     assert "--sets is for one label an image" in sentence
     sentence = refused(capsys, "predict", "--ckpt_path", checkpoint, "--images=test", "--top=2")

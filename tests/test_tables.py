@@ -14,7 +14,8 @@ from lt_cb.__main__ import main
 from lt_cb.commands.restored import plain_settings
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.sources import Manifest
-from lt_cb.data.sources.tables import _by_name
+from lt_cb.data.sources.columns import TableOptions
+from lt_cb.data.sources.label_cells import by_name
 
 Table = Callable[[str], str]
 
@@ -56,25 +57,36 @@ class TestNames:
 
     @given(st.lists(st.lists(st.sampled_from("abcde"), max_size=6), min_size=1))
     def test_any_lists_of_names(self, lists: list[list[str]]) -> None:
-        labels, names = _by_name([" ; ".join(part) for part in lists], ";")
+        labels, names = by_name("labels", [" ; ".join(part) for part in lists], TableOptions(separator=";"), {})
         assert names == sorted({name for part in lists for name in part})
         assert [{names[c] for c in np.flatnonzero(row)} for row in labels] == [set(part) for part in lists]
 
     @pytest.mark.parametrize(
-        ("header", "sign", "remedy"),
+        ("header", "sign", "guessed"),
         [
-            ("label", ";", "call the column labels instead of label."),
-            ("label", "|", "set --data.source Manifest --data.source.separator '|'."),
-            ("labels", "|", "set --data.source Manifest --data.source.separator '|'."),
+            ("label", ";", True),
+            ("label", "|", True),
+            ("labels", "|", True),
+            ("labels", " ", True),
+            ("label", ",", False),
+            ("label", " ", False),
         ],
     )
-    def test_a_name_made_of_other_names_warns(self, table: Table, header: str, sign: str, remedy: str) -> None:
-        file = table(rows(["cat", "dog", f"cat{sign} dog", "cat"], header))
-        with pytest.warns(UserWarning, match=rf"'cat\{sign} dog', taken for one name") as caught:
+    def test_a_name_made_of_other_names(
+        self, table: Table, caplog: pytest.LogCaptureFixture, header: str, sign: str, guessed: bool
+    ) -> None:
+        caplog.set_level("INFO", "lightning.pytorch")
+        file = table(rows(["cat", "dog", f'"cat{sign} dog"', "cat"], header))
+        with pytest.warns(UserWarning, match="'dog'") as caught:
             source = Manifest(file)
-        assert any(str(warning.message).endswith(remedy) for warning in caught)
-        assert source.class_names == ["cat", f"cat{sign} dog", "dog"]
-        assert Manifest(file, sign).labels("train").tolist() == [[1, 0], [0, 1], [1, 1]]
+        remedy = f"taken for one name: if it is several labels, set --data.source.separator '{sign}'."
+        assert any(str(warning.message).endswith(remedy) for warning in caught) is not guessed
+        assert (f"separator '{sign}'" in caplog.text) is (guessed and (header, sign) != ("labels", ";"))
+        several = [[1, 0], [0, 1], [1, 1]]
+        assert source.multi_label is guessed
+        assert not guessed or source.labels("train").tolist() == several
+        assert Manifest(file, sign).labels("train").tolist() == several
+        assert Manifest(file, task="one").class_names == ["cat", f"cat{sign} dog", "dog"]
 
     def test_an_empty_cell_of_a_single_label_raises(self, table: Table) -> None:
         with pytest.raises(ValueError, match=r"row 2 of .* has no label: give it one"):

@@ -18,6 +18,7 @@ from rich.text import Text
 
 import lt_cb
 from lt_cb.data import LongTailedDataModule
+from lt_cb.data.grouped import num_groups
 from lt_cb.hardware import processor
 from lt_cb.loggers import wandb_logger
 from lt_cb.module import LongTailedClassifier
@@ -104,6 +105,7 @@ class ResultFile(Callback):
             confusion=module.confusion if len(counts) <= MAX_CONFUSION else None,
             test_images=of_classes["images"],
             skipped_images={str(split): number for split, number in data.skipped.items()} if data else {},
+            groups=num_groups(data) if data else {},
             prior=module.prior,
             epochs=trainer.current_epoch if self.epochs is None else self.epochs,
             checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,

@@ -20,7 +20,7 @@ LISTED = ("model.loss", "model.loss.weighting", "model.second_stage", "data.samp
 SHORT_HELP = {  # options of the short help, if a command has them
     "run": "config ckpt_path images top probabilities on_unreadable to format trust_checkpoint name folder "
     "seed_everything test_best change_loss prior batch_size num_workers folds lambdas betas gammas taus seeds",
-    "data": "source root split imbalance_factor imbalance_type n_max subset_seed val_fraction sampler drs_start "
+    "data": "source root task split imbalance_factor imbalance_type n_max subset_seed val_fraction sampler drs_start "
     "batch_size image_size crop horizontal_flip augment num_workers",
     "model": "loss backbone backbone_args optimizer lr_scheduler drw_start second_stage mix metrics fast",
     "trainer": "max_epochs check_val_every_n_epoch accelerator devices precision accumulate_grad_batches "

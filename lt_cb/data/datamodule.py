@@ -7,14 +7,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lt_cb.data.decode import resize
+from lt_cb.data.grouped import say_groups
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.placement import fits_in_memory, make_loader
 from lt_cb.data.loaders.resident import ResidentLoader
-from lt_cb.data.sources.base import FileSource, SourceFactory, check_labels
+from lt_cb.data.sources.base import FileSource, SourceFactory, check_labels, hold_out_test
 from lt_cb.data.sources.listing import TEST_SHARE, Paths, Split
 from lt_cb.data.sources.make import make_source
 from lt_cb.data.view import CENTRE, Crop, Interpolation, View
@@ -22,7 +22,7 @@ from lt_cb.errors import InputError
 from lt_cb.longtail import Subset, hold_out, long_tailed_subset
 from lt_cb.longtail.sampler import Sampler
 from lt_cb.longtail.several import choose
-from lt_cb.longtail.subset import ImbalanceType, Indices, Labels, count_labels, training_counts
+from lt_cb.longtail.subset import ImbalanceType, Indices, Labels, count_labels, count_unlabelled, training_counts
 from lt_cb.schedule import check_fraction, training_progress
 from lt_cb.task import Task
 
@@ -44,6 +44,7 @@ class LongTailedDataModule(LightningDataModule):
             ``Manifest`` (a table of files), or the class path of a custom `lt_cb.data.Source`, with ``init_args`` if it
             has options. In Python also a function that makes a source of its root.
         root: folder of the data.
+        task: ``one`` or ``several`` labels an image, for a source that may have either; None decides from the data.
         split: share of each class held out as test images, above 0 and below 1, if there is no test folder or column
             of splits. The same images for all seeds. Unused if there are test images.
         imbalance_factor: largest class count divided by the smallest, at least 1; None keeps all training images.
@@ -84,6 +85,7 @@ class LongTailedDataModule(LightningDataModule):
         self,
         source: str | SourceFactory = "Digits",
         root: str = "data",
+        task: Literal["one", "several"] | None = None,
         split: float = TEST_SHARE,
         imbalance_factor: float | None = None,
         imbalance_type: ImbalanceType = "exponential",
@@ -122,8 +124,8 @@ class LongTailedDataModule(LightningDataModule):
         if not 0.0 < split < 1.0:
             raise InputError(f"split is {split}, but must be above 0 and below 1: the share of images to test on.")
         check_fraction("drs_start", drs_start)
-        self.source = make_source(source, root)
-        self._hold_out_test(split)
+        self.source = make_source(source, root, {} if task is None else {"task": task})
+        hold_out_test(self.source, split)
         self.multi_label = self.source.multi_label  # targets are then int8 of shape (B, C), -1 for unknown
         self.task = Task.of(self.multi_label)
         self.view = View(
@@ -158,35 +160,38 @@ class LongTailedDataModule(LightningDataModule):
         self._chosen: tuple[Indices, Indices] | None = None  # positions for training and for validation
         counts = None if subset_counts is None else tuple(subset_counts)
         self.subset = Subset(imbalance_factor, imbalance_type, n_max, counts, subset_seed)
+        self.tested_on: str | None = None  # other data than those of a checkpoint, see `lt_cb.data.elsewhere`
         self._count_classes()
 
-    def _hold_out_test(self, share: float) -> None:
-        """Hold out test images if the data set has none, before the long-tailed subset is chosen."""
-        if isinstance(self.source, FileSource) and self.source.undivided is not None:
-            self.source.hold_out_test(self.source.undivided, share)
-            held_out = f"{100 * share:g} % of each class are held out as test images (--data.split)"
-            rank_zero_info(f"no {self.source.tests_from}: {held_out}")
-        elif share != TEST_SHARE:
-            rank_zero_warn(f"--data.split {share:g} is ignored: the data set has test images.", stacklevel=1)
-
     def _count_classes(self) -> None:
-        """Set class counts. With several labels an image, they are known only after the images are chosen."""
+        """Set class counts. With several labels or groups, they are known only after the images are chosen."""
         names = self.class_names
         self.subset_counts = self.subset.class_counts(self.source.counts, names)
         self.class_counts = training_counts(self.subset_counts, self.val_fraction)
         self.num_images, self.num_unlabelled = sum(self.class_counts), 0
-        if self.multi_label:
+        groups = self.source.groups("train")
+        if self.multi_label or groups is not None:
             labels = self.source.labels("train")
             check_labels(self.source, "train", labels)
-            rows, held_out = self._chosen = choose(labels, self.subset, self.subset_counts, names, self.val_fraction)
+            rows, held_out = self._chosen = choose(
+                labels, self.subset, self.subset_counts, names, self.val_fraction, groups
+            )
             self.class_counts = count_labels(labels[rows], len(names))
             self.subset_counts = count_labels(labels[np.append(rows, held_out)], len(names))
-            self.num_images, self.num_unlabelled = len(rows), int((labels[rows] != 1).all(1).sum())
+            self.num_images, self.num_unlabelled = len(rows), count_unlabelled(labels[rows])
+        say_groups(self)
 
     def training_labels(self) -> Labels:
-        """Return the labels of the training images, int8 of shape (N, C), if an image has several labels."""
+        """Return the labels of the training images, if an image has several labels, or with groups."""
         assert self._chosen is not None
         return self.source.labels("train")[self._chosen[0]]
+
+    def groups(self, split: Split) -> Indices | None:
+        """Return the group of each image of a split in the order of ``rows``, int64 of shape (N,), or None."""
+        groups = self.source.groups(self.origin(split))
+        if groups is not None and self._chosen is not None and self.origin(split) == "train":
+            groups = groups[self._chosen[int(split == "val")]]
+        return groups
 
     def accumulation(self, devices: int) -> int | None:
         """Return the number of batches that make a ``global_batch_size``, or None without one."""
@@ -208,6 +213,7 @@ class LongTailedDataModule(LightningDataModule):
             "subset_seed": self.subset_seed,
             "subset_sha256": hashlib.sha256(self.rows["train"].tobytes()).hexdigest() if "train" in self.rows else None,
             "validated_on": "held_out" if self.val_fraction else self.validation_split,
+            **({"tested_on": self.tested_on, "validated_on": None} if self.tested_on else {}),
         }
 
     def prepare_data(self) -> None:

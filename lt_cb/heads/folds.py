@@ -15,6 +15,7 @@ from lt_cb.errors import InputError
 from lt_cb.heads.recipes import BALANCED, POST_HOC, SIGMOID, SOFTMAX, Candidate, Recipe
 from lt_cb.heads.solve import FeatureSet, solve_path
 from lt_cb.lab.report.extra import stats
+from lt_cb.longtail.groups import count_groups, group_folds
 from lt_cb.longtail.several import stratify
 from lt_cb.longtail.subset import count_labels
 from lt_cb.losses import Loss
@@ -28,16 +29,20 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact as the final one
 
 
-def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -> Tensor:
+def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
     """Return the fold of each training image in [0, K), int64 of shape (N,), or -1 if it is always trained on.
 
     The images of a class are spread evenly over the folds; a class with fewer images than folds is held out in as many
     folds as it has images. A class of one image, or with several labels of fewer images than folds, is never held out.
     Targets are class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C). Raise InputError if a fold is
     empty, or fewer than two classes are held out.
+
+    With groups, int64 of shape (N,), each group is in one fold, see `group_folds`.
     """
     assigned = torch.full((len(targets),), -1)
-    if targets.ndim == 2:
+    if groups is not None:
+        assigned = torch.from_numpy(group_folds(targets.numpy(), groups.numpy(), num_classes, folds, seed))
+    elif targets.ndim == 2:
         labels = targets.numpy()
         frequent = (labels == 1).sum(0) >= folds
         left = np.flatnonzero(~(labels[:, ~frequent] == 1).any(1))
@@ -54,26 +59,29 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int) -
                 # a random first fold for each class, so that the larger folds differ between classes
                 places = (np.arange(len(members)) + rng.integers(folds)) % folds
                 assigned[torch.from_numpy(rng.permutation(members))] = torch.from_numpy(places)
-    _check_folds(assigned, targets, num_classes, folds)
+    _check_folds(assigned, targets, num_classes, folds, groups)
     return assigned
 
 
-def _check_folds(assigned: Tensor, targets: Tensor, num_classes: int, folds: int) -> None:
-    """Raise InputError if a fold is empty, or fewer than two classes are held out."""
-    counts = sorted([0, 0, *count_labels(targets.numpy(), num_classes)])
+def _check_folds(assigned: Tensor, targets: Tensor, num_classes: int, folds: int, groups: Tensor | None) -> None:
+    """Raise InputError if fewer than two classes are held out, or a fold is empty."""
+    sizes = count_labels(targets.numpy(), num_classes)
+    if groups is not None:
+        sizes = count_groups(targets.numpy(), groups.numpy(), num_classes)
+    unit = "training images" if groups is None else "groups of training images"
+    least = folds if targets.ndim == 2 and groups is None else 2
     held_out = sum(count > 0 for count in count_labels(targets[assigned >= 0].numpy(), num_classes))
+    second, largest = sorted([0, 0, *sizes])[-2:]
     if held_out < 2:
-        advice = "add images"
-        if targets.ndim == 2 and counts[-2] > 1:
-            advice = f"set --folds {min(counts[-2], folds - 1)} or fewer, or add images"
-        least = folds if targets.ndim == 2 else 2
+        fewer = f"set --folds {min(second, folds - 1)} or fewer, or "
+        advice = f"{fewer if least == folds and second > 1 else ''}add images"
         raise InputError(
-            f"{held_out} of {num_classes} classes have {least} training images or more, but at least 2 are needed to "
-            f"choose by: {advice}."
+            f"{held_out} of {num_classes} classes have {least} {unit} or more, but at least 2 are needed to choose by: "
+            f"{advice}."
         )
-    if counts[-1] < folds or len(assigned[assigned >= 0].unique()) < folds:
-        advice = f"set --folds {min(counts[-1], folds - 1)} or fewer, or add images"
-        raise InputError(f"no class has {folds} training images, one for each fold: {advice}.")
+    if largest < folds or len(assigned[assigned >= 0].unique()) < folds:
+        advice = f"set --folds {min(largest, folds - 1)} or fewer, or add images"
+        raise InputError(f"no class has {folds} {unit}, one for each fold: {advice}.")
 
 
 @dataclass
@@ -81,7 +89,7 @@ class Trial:
     """Results of all candidates on held-out images, by class and fold, for J repeats of K folds."""
 
     counts: Tensor  #: held-out images, int64 of shape (J K, C)
-    measured: dict[Candidate, Tensor]  #: correct images, int64, or average precision, float64, of shape (K, C)
+    measured: dict[Candidate, Tensor]  #: correct images, int64, or average precision, float64, of shape (J K, C)
 
     def rates(self, candidate: Candidate) -> Tensor:
         """Return accuracy, or average precision, by fold and class, float64 of shape (J K, C)."""
@@ -123,9 +131,16 @@ def measure_all(
     return measured
 
 
-def repeated_folds(targets: Tensor, num_classes: int, folds: int, seed: int, repeats: int = REPEATS) -> Tensor:
-    """Return ``stratified_folds`` of J successive seeds, int64 of shape (J, N); raise InputError as they do."""
-    return torch.stack([stratified_folds(targets, num_classes, folds, seed + j) for j in range(repeats)])
+def repeated_folds(
+    targets: Tensor,
+    num_classes: int,
+    folds: int,
+    seed: int,
+    groups: Tensor | None = None,
+    repeats: int = REPEATS,
+) -> Tensor:
+    """Return `stratified_folds` of J successive seeds, int64 of shape (J, N); raise InputError as they do."""
+    return torch.stack([stratified_folds(targets, num_classes, folds, seed + j, groups) for j in range(repeats)])
 
 
 def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]) -> Trial:

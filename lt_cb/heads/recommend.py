@@ -10,6 +10,7 @@ from torch import Tensor
 from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.restored import is_known
 from lt_cb.data import LongTailedDataModule
+from lt_cb.data.grouped import say_groups
 from lt_cb.errors import enumerate_names
 from lt_cb.features import check_features, classifier_of, frozen_features
 from lt_cb.heads import page
@@ -25,7 +26,7 @@ from lt_cb.heads.folds import (
     repeated_folds,
     temperature_scaled,
 )
-from lt_cb.heads.recipes import SIGMOID, Candidate, settings_of
+from lt_cb.heads.recipes import Candidate, settings_of
 from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
 from lt_cb.heads.solve import Basis, solve_path
 from lt_cb.metrics import best_thresholds
@@ -77,15 +78,25 @@ def _check_images(data: LongTailedDataModule, folds: int) -> None:
     """Check that folds can be made and the test images can be read, before features are computed."""
     counts = torch.tensor(data.class_counts)
     one_label = torch.arange(len(counts)).repeat_interleave(counts)
-    targets = torch.from_numpy(data.training_labels()) if data.multi_label else one_label
-    repeated_folds(targets, len(counts), folds, data.subset_seed)
+    groups = _groups(data)
+    if groups is None:
+        say_groups(data, drawn=True)
+    known = data.multi_label or groups is not None
+    targets = torch.from_numpy(data.training_labels()) if known else one_label
+    repeated_folds(targets, len(counts), folds, data.subset_seed, groups)
     data.targets("test")
+
+
+def _groups(data: LongTailedDataModule) -> Tensor | None:
+    """Return the groups of the training images, which folds keep together."""
+    groups = data.groups("train")
+    return None if groups is None else torch.from_numpy(groups)
 
 
 def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_strengths: Sequence[float]) -> Solved:
     """Choose a recipe, and solve its head on all training images."""
     data, num_classes = setup.data, setup.model.num_classes
-    assigned = repeated_folds(targets, num_classes, folds, data.subset_seed)
+    assigned = repeated_folds(targets, num_classes, folds, data.subset_seed, _groups(data))
     basis = Basis.fit(features)
     train = basis.project(features, targets, num_classes)
     trial = cross_validate(train, assigned, setup.recipes, l2_strengths)
@@ -145,7 +156,7 @@ def _record(solved: Solved, metric: str) -> dict[str, Any]:
     }
 
 
-def _finding(choice: Choice, candidates: Collection[Candidate], never_held_out: Sequence[str], folds: int) -> str:
+def _finding(choice: Choice, candidates: Collection[Candidate], ignored: Sequence[str], few: str) -> str:
     """Return the choice in words: its gain, how far other folds agree, and what it left out."""
     chosen, plain = choice.chosen, f"plain {choice.plain.recipe}"
     sentences = [f"Chosen: {chosen}."]
@@ -166,11 +177,8 @@ def _finding(choice: Choice, candidates: Collection[Candidate], never_held_out: 
     other_choices = f"; with other folds the choice is {' or '.join(others)}" if others else ""
     sentences.append(f"{agreed} of {len(choice.by_repeat)} repeats of the folds choose it{other_choices}.")
     sentences += _ends_of_grid(chosen, candidates)
-    if never_held_out:
-        few = (
-            f"fewer training images than the {folds} folds" if choice.plain.recipe == SIGMOID else "one training image"
-        )
-        sentences.append(f"The choice ignores {enumerate_names(never_held_out)}: a class of {few} is never held out.")
+    if ignored:
+        sentences.append(f"The choice ignores {enumerate_names(ignored)}: a class of {few} is never held out.")
     return " ".join(sentences)
 
 
@@ -198,8 +206,11 @@ def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None
     names, counts, scores = setup.model.class_names, (trial.counts.sum(0) // REPEATS).tolist(), trial.scores()
     metric = METRICS[setup.data.task.main_metric].title.lower()
     write_json(run.recommendation, _record(solved, metric))
-    never_held_out = [name for name, count in zip(names, counts, strict=True) if not count]
-    finding = _finding(choice, list(scores), never_held_out, folds)
+    ignored = [name for name, count in zip(names, counts, strict=True) if not count]
+    few = "one group of training images" if setup.data.groups("train") is not None else "one training image"
+    if setup.data.multi_label and setup.data.groups("train") is None:
+        few = f"fewer training images than the {folds} folds"
+    finding = _finding(choice, list(scores), ignored, few)
     note = (
         f"Means over {folds} folds of the training images, repeated {REPEATS} times, in percent. The best is bold. "
         "Since it is the best of many, it will be a little worse on new images."

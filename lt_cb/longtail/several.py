@@ -5,14 +5,16 @@ removes one image at a time, always the one that harms the other classes least. 
 the imbalance factor: a larger factor continues where a smaller one stopped, and its subset is contained in the other.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lt_cb.errors import InputError, enumerate_names
+from lt_cb.longtail.groups import hold_out_groups
 from lt_cb.longtail.profile import exponents
-from lt_cb.longtail.subset import Indices, Labels, Subset
+from lt_cb.longtail.subset import Indices, Labels, Subset, long_tailed_subset
 
 CHUNK = 0.02  # share of the remaining images that is removed before all costs are computed again
 STEEPNESS = 8  # exponent of the cost of a shortfall; a high one protects the class that lacks most
@@ -20,16 +22,28 @@ MAX_CANDIDATES = 512  # images of a class among which the next one to remove is 
 
 
 def choose(
-    labels: Labels, subset: Subset, class_counts: Sequence[int], class_names: Sequence[str], fraction: float
+    labels: Labels,
+    subset: Subset,
+    class_counts: Sequence[int],
+    class_names: Sequence[str],
+    fraction: float,
+    groups: Indices | None = None,
 ) -> tuple[Indices, Indices]:
     """Choose the images for training and the ``fraction`` held out for validation; return their sorted positions.
 
-    At most ``class_counts`` images of each class are kept, from ``subset.class_counts``.
+    At most ``class_counts`` images of each class are kept, from ``subset.class_counts``. Images of one group are not
+    divided. Images of one label must have groups; others have `long_tailed_subset` and `hold_out`.
     """
     keep = np.arange(len(labels))
-    if subset.factor is not None or subset.counts is not None:
+    if labels.ndim == 1:
+        keep = np.sort(np.concatenate(long_tailed_subset(labels, class_counts, subset.seed)))
+    elif subset.factor is not None or subset.counts is not None:
         powers = None if subset.factor is None else exponents(subset.type, len(class_names))
         keep = multilabel_subset(labels, class_counts, powers, class_names, subset.seed)
+    if groups is not None:
+        order = np.random.default_rng([subset.seed, len(keep)]).permutation(len(keep))
+        is_held_out = hold_out_groups(labels[keep], groups[keep], len(class_names), fraction, order)
+        return keep[~is_held_out], keep[is_held_out]
     train, held_out = stratify(labels[keep], fraction, subset.seed)
     return keep[train], keep[held_out]
 
@@ -166,27 +180,35 @@ def stratify(labels: Labels, fraction: float, seed: int) -> tuple[Indices, Indic
         return np.arange(num_images), np.arange(0)
     totals = positive.sum(0)
     quota = np.where(totals > 0, np.ceil((totals - 1) * fraction), 0)
-    lacking = np.stack([totals - quota, quota], 1)  # images of each class, for training and for validation
-    room = np.array([num_images, 0]) + np.array([-1, 1]) * np.ceil((num_images - 1) * fraction)
+    lacking = [(totals - quota).tolist(), quota.tolist()]  # images of each class, for training and for validation
+    num_held_out = math.ceil((num_images - 1) * fraction)
+    room = [num_images - num_held_out, num_held_out]
     order = np.random.default_rng([seed, num_images, 1]).permutation(num_images)
     left = totals.copy()
     free, held_out = np.ones(num_images, bool), np.zeros(num_images, bool)
     while left.any():
-        rarest = np.where(left > 0, left, num_images + 1).argmin()
-        for image in order[free[order] & positive[order, rarest]]:
-            (train, validation), (train_room, validation_room) = lacking[rarest], room
-            side = int((validation, validation_room) > (train, train_room))
-            held_out[image], free[image] = side == 1, False
+        rarest = int(np.where(left > 0, left, num_images + 1).argmin())
+        images = order[free[order] & positive[order, rarest]]
+        rows, columns = positive[images].nonzero()
+        classes, ends = columns.tolist(), np.searchsorted(rows, np.arange(len(images)), "right").tolist()
+        sides, start = [], 0
+        for end in ends:
+            side = int((lacking[1][rarest], room[1]) > (lacking[0][rarest], room[0]))
+            sides.append(side)
             room[side] -= 1
-            lacking[positive[image], side] -= 1
-            left -= positive[image]
+            lacks = lacking[side]
+            for c in classes[start:end]:
+                lacks[c] -= 1
+            start = end
+        held_out[images], free[images] = np.array(sides, bool), False
+        left -= positive[images].sum(0)
     rest = order[free[order]]
     held_out[rest[: round(len(rest) * fraction)]] = True
-    _spread(positive, held_out, totals)
+    spread(positive, held_out, totals)
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _spread(positive: npt.NDArray[np.bool_], held_out: npt.NDArray[np.bool_], totals: Indices) -> None:
+def spread(positive: npt.NDArray[np.bool_], held_out: npt.NDArray[np.bool_], totals: Indices) -> None:
     """Change ``held_out`` so that each class has a training image, and a held-out one where possible."""
     for c in np.flatnonzero((totals > 0) & ~positive[~held_out].any(0)):
         if not positive[~held_out, c].any():  # an image that was moved before may have this class too

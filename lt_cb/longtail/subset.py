@@ -85,6 +85,11 @@ def count_labels(labels: Labels, num_classes: int) -> list[int]:
     return [int(count) for count in counts]
 
 
+def count_unlabelled(labels: Labels) -> int:
+    """Return the number of images without a label."""
+    return int((labels != 1).all(1).sum()) if labels.ndim == 2 else 0
+
+
 def long_tailed_subset(labels: Labels, class_counts: Sequence[int], seed: int) -> list[Indices]:
     """Return the indices of ``class_counts[c]`` samples of each class c, for class indices of shape (N,).
 

@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lt_cb.data.decode import Images, own_size
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.sources.listing import TEST_SHARE, Listing, Paths, Split, as_paths, check_files, draw_test
+from lt_cb.data.sources.tested import is_test_only, tested_part
 from lt_cb.data.view import View
-from lt_cb.errors import InputError, enumerate_names
-from lt_cb.longtail.subset import Labels, count_labels
+from lt_cb.errors import DataError, InputError, enumerate_names
+from lt_cb.longtail.subset import Indices, Labels, count_labels
 
 SEVERAL_SIZES = 64  # pixels that images of several sizes are scaled to
 
@@ -36,6 +37,8 @@ class Source(ABC):
         channels: 3 for RGB, 1 for grey.
         has_val: whether there is a validation split.
         may_download: whether missing data may be downloaded.
+        group_name: the kind of the groups, if there are any, such as the name of their column.
+        group_hint: what to say when splits are drawn without groups.
     """
 
     class_names: list[str]
@@ -45,6 +48,8 @@ class Source(ABC):
     has_val: bool = False
     multi_label: bool = False
     may_download: bool = True
+    group_name: str = "group"
+    group_hint: str = ""
 
     def __init__(self, root: str) -> None:
         self.root = Path(os.path.expanduser(root))
@@ -60,6 +65,14 @@ class Source(ABC):
     def labels(self, split: Split) -> Labels:
         """Return the labels of `load`. Override it where labels can be read without the images."""
         return self.load(split)[1]
+
+    def groups(self, split: Split) -> Indices | None:
+        """Return the group of each image, int64 of shape (N,), or None without groups.
+
+        Images of one number, such as one patient's, are never divided between splits. A group has the same number in
+        each split.
+        """
+        return None
 
 
 SourceFactory = Callable[[str], Source]
@@ -78,13 +91,17 @@ class FileSource(Source):
             pixels, and scales others to 64.
         annotated_apart: whether annotations are published apart from the images, and can be inspected without them.
         tests_from: what a data set without test images lacks.
+        place_option: option that says where the images are.
         undivided: training and test images together, if the data set has no test images of its own.
+        test_share: share of each class that is held out from them.
     """
 
     default_size: int | None = None
     annotated_apart: bool = False
     tests_from: str = "test folder"
+    place_option: str = "--data.root"
     undivided: Listing | None = None
+    test_share: float | None = None
 
     def __init__(self, root: str, listings: Mapping[Split, Listing]) -> None:
         super().__init__(root)
@@ -114,6 +131,8 @@ class FileSource(Source):
     @property
     def splits(self) -> tuple[Split, ...]:
         """The existing splits."""
+        if is_test_only():
+            return ("test",)
         return ("train", "val", "test") if self.has_val else ("train", "test")
 
     def listing(self, split: Split) -> Listing:
@@ -124,20 +143,34 @@ class FileSource(Source):
         """Return the labels of `load`, without reading the images."""
         return self.listing(split).labels
 
+    def groups(self, split: Split) -> Indices | None:
+        """Return the groups of the images of `load`."""
+        return self.listing(split).groups
+
     def files(self, split: Split) -> tuple[Paths, Labels]:
         """Return full paths, shape (N,), and their labels, after checking that all files exist."""
-        paths, labels, _ = self.listing(split)
-        check_files(self.folder, paths)
+        paths, labels = self.listing(split)[:2]
+        check_files(self.folder, paths, self.place_option)
         folder = os.fsencode(self.folder)
         return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
 
     def hold_out_test(self, undivided: Listing, share: float = TEST_SHARE) -> None:
         """Divide the images of a data set without test images; see ``draw_test``."""
-        self.undivided = undivided
+        if self.undivided is undivided and self.test_share == share:
+            return
+        self.undivided, self.test_share = undivided, share
+        if is_test_only():  # all are test images
+            self.listings["train"] = self.listings["test"] = undivided
+            return
         self.listings["train"], self.listings["test"] = draw_test(undivided, share)
         self.counts = count_labels(self.labels("train"), len(self.class_names))
+        if not len(self.labels("test")) and undivided.groups is not None:
+            raise DataError(
+                f"no test images can be held out of '{self.root}': each group of '{self.group_name}' has all images of "
+                "a class. Set group_column to another column, or leave it out."
+            )
         if not len(self.labels("test")):
-            raise InputError(
+            raise DataError(
                 f"no class of '{self.root}' has two images, so that none can be held out as a test image: add images, "
                 "or a folder of test images."
             )
@@ -149,14 +182,14 @@ class FileSource(Source):
             listing, files = self.listing(split), as_paths(self.files(split)[0])
             rows = find_unreadable(files, self.view, f"Checking {split} images")
             if len(rows) == len(files):
-                raise InputError(f"no {split} image can be read: replace the files, or remove the split.")
-            paths, labels = np.delete(listing.paths, rows), np.delete(listing.labels, rows, axis=0)
-            self.listings[split] = Listing(paths, labels, self.class_names)
+                raise DataError(f"no {split} image can be read: replace the files, or remove the split.")
+            kept = listing._replace(class_names=self.class_names)
+            self.listings[split] = kept.select(np.delete(np.arange(len(files)), rows))
             skipped[split] = [files[row] for row in rows]
         before, self.counts = self.counts, count_labels(self.labels("train"), len(self.class_names))
         triples = zip(self.class_names, before, self.counts, strict=True)
         if lost := enumerate_names([name for name, old, new in triples if old and not new]):
-            raise InputError(f"no train image of {lost} can be read: replace the files, or remove the class.")
+            raise DataError(f"no train image of {lost} can be read: replace the files, or remove the class.")
         warn_of_skipped([file for files in skipped.values() for file in files])
         return {split: len(files) for split, files in skipped.items()}
 
@@ -166,8 +199,21 @@ class FileSource(Source):
         return load_images(as_paths(paths), self.view, f"Decoding {split} images"), labels
 
 
+def hold_out_test(source: Source, share: float) -> None:
+    """Hold out test images if a data set has none, before the long-tailed subset is chosen."""
+    if isinstance(source, FileSource) and source.undivided is not None:
+        source.hold_out_test(source.undivided, share)
+        whole = "" if source.undivided.groups is None else f", in whole groups of '{source.group_name}'"
+        held_out = f"{100 * share:g} % of each class are held out as test images{whole} (--data.split)"
+        rank_zero_info(f"no {source.tests_from}: {held_out}")
+    elif share != TEST_SHARE:
+        rank_zero_warn(f"--data.split {share:g} is ignored: the data set has test images.", stacklevel=1)
+
+
 def with_test(splits: dict[Split, Any]) -> dict[Split, Any]:
     """Return the splits, in which validation becomes the test split if there is no other."""
+    if is_test_only():
+        return tested_part(splits)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     return splits
@@ -175,13 +221,15 @@ def with_test(splits: dict[Split, Any]) -> dict[Split, Any]:
 
 def check_classes(source: FileSource, remedy: str) -> None:
     """Check that each class has a training image, and warn of classes without an image in another split."""
+    if is_test_only():
+        return
     if not any(source.counts):
-        raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
+        raise DataError(f"no training image of '{source.root}' has a label: {remedy}.")
     for split in source.splits:
         counts = count_labels(source.labels(split), len(source.class_names))
         missing = enumerate_names([name for name, n in zip(source.class_names, counts, strict=True) if not n])
         if missing and split == "train":
-            raise InputError(
+            raise DataError(
                 f"'{source.root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
             )
         if missing:

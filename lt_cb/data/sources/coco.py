@@ -1,87 +1,256 @@
-"""COCO: images with several labels, from annotation files in COCO's format."""
+"""COCO: images with one or several labels, from annotation files in COCO's format."""
 
 import os
-import re
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
+from lt_cb.data.sources.annotation_files import find_annotations, place_of_images
+from lt_cb.data.sources.annotations import (
+    GROUPS,
+    Annotations,
+    check_annotated,
+    class_values,
+    distinct_names,
+    image_fields,
+    read_annotations,
+    sort_ids,
+)
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths
-from lt_cb.data.sources.listing import Listing, Split, data_folder, distinct_names, encode, read_annotations
-from lt_cb.errors import InputError
+from lt_cb.data.sources.grouping import read_groups
+from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folder, encode
+from lt_cb.errors import InputError, did_you_mean, enumerate_names
+from lt_cb.longtail.subset import Indices
 
-FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+OPTION = "--data.source COCO --data.source."
+EMPTY = ("empty", "blank", "nothinghere")  # categories of camera traps for images that show nothing
+Task = Literal["one", "several"]
 
 
 class COCO(FileSource):
     """Images labelled with the categories of their annotations, in COCO's JSON format.
 
     - Annotations of each split: ``annotations/instances_train2017.json`` (any year; the last one counts), or
-      ``train.json`` in the root or in ``annotations``, or ``train/_annotations.coco.json``. Validation is ``val`` or
-      ``valid``, and becomes the test split if there is no other.
+      ``train.json`` in the root or in ``annotations``, or ``train/_annotations.coco.json``, or a name with ``train``
+      in it. ``val``, ``valid`` or ``validation``, and ``test`` likewise. A single file needs no such name.
+    - Validation becomes the test split if there is no other. Without both, test images are held out, see `draw_test`.
     - Images: as the annotations say, or in the folder ``train2017``, ``train`` or ``images``, or beside the
-      annotations. An image without annotations has no label.
+      annotations.
     - Classes: the categories in the order of their ids, without categories that no image has.
+    - One label an image, if each image has annotations of exactly one class. Otherwise several, and an image without
+      annotations has no label. If there is a category ``empty``, such images are left out instead.
 
     Args:
-        root: folder of annotations and images.
+        root: folder of annotations and images, or the training annotations.
+        task: ``one`` or ``several`` labels an image; None decides by the annotations. With ``one``, images without
+            annotations are left out.
+        class_field: field of the categories that is the class, such as ``supercategory``. Categories with the same
+            value are one class; of ``name``, they stay apart.
+        image_folder: folder of the images, relative to the folder of the data; None looks for it.
+        group_column: field of the images, such as ``location``; its images are never divided between splits or folds.
     """
 
     default_size = 224
     annotated_apart = True
+    tests_from = "test annotations"
 
-    def __init__(self, root: str) -> None:
-        base = data_folder(root)
-        files = with_test({split: file for split in FOLDERS if (file := _find(base, split)) is not None})
-        if missing := {"train", "test"} - files.keys():
+    def __init__(
+        self,
+        root: str,
+        task: Task | None = None,
+        class_field: str = "name",
+        image_folder: str | None = None,
+        group_column: str | None = None,
+    ) -> None:
+        given = Path(os.path.expanduser(root))
+        if given.suffix.lower() == ".json" and not given.is_dir():
+            check_is_file(given)
+        base, files = find_annotations(given if given.is_file() else data_folder(root))
+        if not files:
             raise InputError(
-                f"'{root}' has no annotations of split {max(missing)}: it needs annotations/instances_train2017.json, "
-                "train.json or train/_annotations.coco.json, and the same of val or test."
+                f"'{root}' has no annotations of split train: it needs annotations/instances_train2017.json, "
+                "train.json or train/_annotations.coco.json. If the file has another name, set --data.root to it."
             )
-        super().__init__(root, _list(base, files))
+        read = _read(base, files, GROUPS if group_column is None else [group_column])
+        folder = base if image_folder is None else _given_folder(base, image_folder)
+        groups = {} if group_column is None else _groups(root, read, group_column)
+        listings = _list(root, read, class_field, task, folder, groups)
+        repeats = _check_repeats(root, folder, listings)
+        super().__init__(root, listings)
+        self.folder = folder
+        self.group_name, self.group_hint = group_column or "", _suggest_groups(read["train"])
+        if "test" not in listings:
+            self.hold_out_test(listings["train"])
         check_classes(self, "add annotations, or leave the category out")
-        warn_of_repeated_paths(self)
+        if repeats:
+            warn_of_repeated_paths(self)
 
 
-def _find(root: Path, split: Split) -> Path | None:
-    """Return the annotation file of a split, or None."""
-    for name in FOLDERS[split]:
-        listed = sorted((root / "annotations").glob(f"instances_{name}*.json"))
-        years = [file for file in listed if re.fullmatch(rf"instances_{name}\d*", file.stem)]
-        others = (root / f"{name}.json", root / f"annotations/{name}.json", root / name / "_annotations.coco.json")
-        if found := [*years[-1:], *filter(Path.is_file, others)]:
-            return found[0]
-    return None
+def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> dict[Split, Annotations]:
+    """Return the annotations of each split, and say which files they are of."""
+    read = {split: read_annotations(file, group_fields) for split, file in files.items()}
+    check_annotated(read["train"])
+    without = [split for split, annotations in read.items() if not len(annotations.pairs)]
+    for split in without:
+        del read[split]
+        name = os.path.relpath(files[split], base)
+        rank_zero_info(f"'{name}' in '{base}' has no annotations, so that its images are not used for {split}.")
+    read = with_test(read)
+    named = ", ".join(f"{split} '{os.path.relpath(read[split].file, base)}'" for split in read)
+    rank_zero_info(f"annotations in '{base}': {named}. To read another file: --data.root FILE.")
+    return read
 
 
-def _list(root: Path, files: dict[Split, Path]) -> dict[Split, Listing]:
-    """Return the images of each split. Classes are the categories, sorted by id, that any image has."""
-    read = {split: read_annotations(file) for split, file in files.items()}
-    names: dict[int, str] = {}
-    used: set[int] = set()
-    for split, (_, pairs, categories) in read.items():
-        for number, name in categories:
-            if names.setdefault(number, name) != name:
-                raise InputError(
-                    f"category {number} of '{files[split]}' is '{name}', but '{names[number]}' elsewhere: "
-                    "number the categories of all splits alike."
-                )
-        used |= {categories[column][0] for column in np.unique(pairs[:, 1])}
-    label_of = {number: label for label, number in enumerate(sorted(used))}
-    class_names = distinct_names([(number, names[number]) for number in label_of])
+def _given_folder(base: Path, image_folder: str) -> Path:
+    given = Path(os.path.expanduser(image_folder))
+    folder = next((place for place in (base / given, given) if place.is_dir()), None)
+    if folder is None:
+        raise InputError(f"image_folder is '{image_folder}', but there is no such folder: set it to the images'.")
+    return folder
+
+
+def _list(
+    root: str,
+    read: dict[Split, Annotations],
+    field: str,
+    task: Task | None,
+    folder: Path,
+    groups: dict[Split, Indices],
+) -> dict[Split, Listing]:
+    """Return the images of each split."""
+    names, label_of = _classes(read, field)
+    codes: dict[Split, Indices] = {}  # row times number of classes, plus label; each once
+    numbers: dict[Split, Indices] = {}  # labels of each image
+    for split, (_, images, pairs, categories, _) in read.items():
+        columns = np.array([label_of.get(number, -1) for number in categories], np.int64)
+        given = np.sort(pairs[:, 0] * len(names) + columns[pairs[:, 1]])
+        codes[split] = given[np.diff(given, prepend=-1) > 0]
+        numbers[split] = np.bincount(codes[split] // len(names), minlength=len(images))
+    one = _has_one_label(root, read, numbers, names, task)
     listings: dict[Split, Listing] = {}
-    for split, (images, pairs, categories) in read.items():
-        labels = np.zeros((len(images), len(used)), np.int8)
-        labels[pairs[:, 0], [label_of[categories[column][0]] for column in pairs[:, 1]]] = 1
-        folder = _image_folder(root, files[split], images[0])
-        listings[split] = Listing(encode(os.path.join(folder, image) for image in images), labels, class_names)
+    for split, (file, images, *_) in read.items():
+        rows, labels = np.divmod(codes[split], len(names))
+        if any("\\" in image for image in images):
+            images = [image.replace("\\", "/") for image in images]
+        place = place_of_images(folder, file, split, images)
+        paths = encode(os.path.join(place, image) for image in images) if place else encode(images)
+        of_groups = groups.get(split)
+        if one:
+            listings[split] = Listing(paths[rows], labels, names, None if of_groups is None else of_groups[rows])
+        else:
+            several = np.zeros((len(images), len(names)), np.int8)
+            several[rows, labels] = 1
+            listings[split] = Listing(paths, several, names, of_groups)
     return listings
 
 
-def _image_folder(root: Path, annotations: Path, first: str) -> str:
-    """Return the folder in the root that file names start from, judging by the first image."""
-    stem = annotations.stem.removeprefix("instances_")
-    own = str(annotations.parent.relative_to(root))
-    places = ("", stem, f"images/{stem}", stem.rstrip("0123456789"), "images", own)
-    return next((place for place in places if (root / place / first).is_file()), "")
+def _groups(root: str, read: dict[Split, Annotations], name: str) -> dict[Split, Indices]:
+    """Return the group of each image by a field of the images; raise if a group is in two splits."""
+    for annotations in read.values():
+        if name not in annotations.groups:
+            fields = image_fields(annotations.file)
+            raise InputError(
+                f"group_column is '{name}', but the images of '{annotations.file}' have {enumerate_names(fields)}."
+                + did_you_mean(name, fields)
+            )
+    texts = [text for annotations in read.values() for text in annotations.groups[name]]
+    ends = np.cumsum([len(annotations.images) for annotations in read.values()])[:-1]
+    groups = dict(zip(read, np.split(read_groups(Path(root), name, texts, None), ends), strict=True))
+    for one, other in combinations(read, 2):
+        if len(shared := np.intersect1d(groups[one], groups[other])):
+            texts = [read[one].groups[name][row] for row in np.flatnonzero(np.isin(groups[one], shared))]
+            raise InputError(
+                f"{len(shared)} groups of '{name}' in '{root}' are in {one} and in {other}: "
+                f"{enumerate_names(list(dict.fromkeys(texts)))}. Leave out {OPTION}group_column to use the splits as "
+                "they are, or set --data.root to a single file to divide."
+            )
+    return groups
+
+
+def _suggest_groups(annotations: Annotations) -> str:
+    """Return a sentence on a field of camera traps' images that may name groups, or nothing."""
+    for name, texts in annotations.groups.items():
+        if 1 < (values := len(set(texts))) < len(texts):
+            option = f"{OPTION}group_column {name}"
+            return (
+                f"'{name}' has {values:,} values for {len(texts):,} images: {option} keeps the images of each together."
+            )
+    return ""
+
+
+def _classes(read: dict[Split, Annotations], field: str) -> tuple[list[str], dict[str, int]]:
+    """Return the names of the classes, sorted by the ids of their categories, and the class of each category id."""
+    values: dict[str, str] = {}
+    for annotations in read.values():
+        for number, value in class_values(annotations, field).items():
+            if values.setdefault(number, value) != value:
+                raise InputError(
+                    f"category {number} of '{annotations.file}' is '{value}', but '{values[number]}' elsewhere: "
+                    "number the categories of all splits alike."
+                )
+    used = sort_ids(list({number for annotations in read.values() for number in annotations.used()}))
+    if field == "name":
+        return distinct_names([(number, values[number]) for number in used]), {n: c for c, n in enumerate(used)}
+    names = list(dict.fromkeys(values[number] for number in used))
+    rank_zero_info(f"class_field '{field}': {len(used):,} categories are {len(names):,} classes.")
+    index = {name: label for label, name in enumerate(names)}
+    return names, {number: index[values[number]] for number in used}
+
+
+def _has_one_label(
+    root: str, read: dict[Split, Annotations], numbers: dict[Split, Indices], names: list[str], task: Task | None
+) -> bool:
+    """Return whether images have one label, by the option or by all annotations, and say so in one line."""
+    of_all = np.concatenate(list(numbers.values()))
+    total, none, several = len(of_all), int((of_all == 0).sum()), int((of_all > 1).sum())
+    if task == "one" and several:
+        wrong = [read[split].images[row] for split, n in numbers.items() for row in np.flatnonzero(n > 1)[:10]]
+        raise InputError(
+            f"task is one, but {several:,} of {total:,} images of '{root}' have several categories: "
+            f"{enumerate_names(wrong[:5])}. Correct them, or set task to several."
+        )
+    explained = none == 0 or any(name.lower() in EMPTY for name in names)
+    one = task == "one" or (task is None and not several and explained and len(names) > 1)
+    if one and none:
+        counts = f"{total - none:,} images of '{root}' have one category, and {none:,} without annotations are left out"
+    elif one:
+        counts = f"each of {total:,} images of '{root}' has one category"
+    else:
+        counts = f"of {total:,} images of '{root}', {several:,} have several categories and {none:,} have none"
+    other = "several" if one else "one"
+    remedy = "" if task or several else f" For {other} label{'s' * one} an image: {OPTION}task {other}."
+    rank_zero_info(f"{'one label' if one else 'several labels'} an image: {counts}.{remedy}")
+    return one
+
+
+def _check_repeats(root: str, folder: Path, listings: dict[Split, Listing]) -> bool:
+    """Return whether any file is listed twice; raise if it is there in two splits, or has two single labels."""
+    paths = [_normal(path) for listing in listings.values() for path in listing.paths.tolist()]
+    if len(set(paths)) == len(paths):
+        return False
+    given = [
+        (split, label if listing.labels.ndim == 1 else None)
+        for split, listing in listings.items()
+        for label in listing.labels.tolist()
+    ]
+    first: dict[bytes, tuple[Split, int | None]] = {}
+    twice = [(os.fsdecode(path), now, first.setdefault(path, now)) for path, now in zip(paths, given, strict=True)]
+    across = [path for path, now, before in twice if now[0] != before[0] and (folder / path).exists()]
+    differing = [path for path, now, before in twice if now[0] == before[0] and now[1] != before[1]]
+    for wrong, kind, remedy in (
+        (across, "split", "keep each image in one split, so that none is both trained and tested on"),
+        (differing, "category", f"correct them. For several labels an image: {OPTION}task several"),
+    ):
+        if wrong:
+            names = enumerate_names(wrong)
+            raise InputError(f"{len(wrong)} images of '{root}' have more than one {kind}: {names}: {remedy}.")
+    return True
+
+
+def _normal(path: bytes) -> bytes:
+    return os.path.normpath(path) if path.startswith(b"./") or b"/." in path or b"//" in path else path

@@ -1,20 +1,39 @@
 """Find the columns of a table: those that its options name, or a guess, which is said in one line."""
 
+import json
+import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
+from lt_cb.data.sources.listing import SPLITS, Split
 from lt_cb.data.sources.reading import Columns
+from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 
-OPTION = "--data.source Manifest --data.source."
-PATHS: tuple[str, ...] = ("path", "image_path", "file_path", "filepath", "file_name", "filename", "file", "image")
-PATHS += ("image_id", "id_code", "image index", "image_name")
-LABELS = ("label", "labels", "class", "class_name", "category", "dx", "diagnosis", "finding", "finding labels")
-SEPARATORS = {"labels": ";", "finding labels": "|"}  # between names in these columns
+OPTION = "--data.source."
+PATHS: tuple[str, ...] = ("path", "image_path", "file_path", "filepath", "filepaths", "file_name", "filename", "file")
+PATHS += ("image", "image_id", "id_code", "image index", "image_name", "image_file", "img", "img_path")
+LABELS: tuple[str, ...] = ("label", "labels", "class", "class_name", "category", "dx", "diagnosis", "finding")
+LABELS += ("finding labels", "finding label", "label_name", "category_name", "target", "targets", "tags", "species")
+LABELS += ("categories", "breed", "attribute_ids", "class_id", "category_id", "label_id")
+VERIFIED = "confidence"  # 1: verified to be present; 0: verified to be absent (Open Images)
+IMAGE = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp|gif)$", re.IGNORECASE)
 CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan": -1, "none": -1, "-1": -1, "-1.0": -1}
+FACTS = re.compile(  # columns of 1 and 0 that describe an image, and are no classes
+    r"((is|has)[\W_]*)?(fe)?male|sex|gender|age|(k[\W_]*)?folds?[\W_]*\d*|(is[\W_]*)?(val(id(ated|ation)?)?|train(ing)?|"
+    r"test(ing)?|verified|duplicated?|augmented|flipped|holdout|crowd|public)|index|group|patient([\W_]*id)?",
+    re.IGNORECASE,
+)
+MANY = ("labels", "findinglabels", "targets", "tags", "categories", "attributeids")  # columns of several names
+SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
+SPLIT_NAMES |= {"training": "train", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("valid", "validation", "validate", "dev"), "val")
+SPLIT_FLAGS: dict[str, Split] = {"is_valid": "val", "is_val": "val", "is_test": "test"}  # columns of true and false
 
 
 class TableOptions(NamedTuple):
@@ -27,8 +46,9 @@ class TableOptions(NamedTuple):
     image_folder: str | None = None
     extension: str | None = None
     separator: str | None = None
-    blank: Literal["no", "unknown"] = "unknown"
+    blank: Literal["no", "unknown"] | None = None
     task: Literal["one", "several"] | None = None
+    group_column: str | None = None
 
 
 class Layout(NamedTuple):
@@ -38,22 +58,32 @@ class Layout(NamedTuple):
     split: str | None  # None if test images are held out
     label: str | None  # column of names
     labels: list[str]  # columns of 1 and 0, if there is no column of names
-    separator: str | None  # between names; None if a cell is one name
     guesses: dict[str, str]  # values of options that were guessed
+    group: str | None  # column of groups, which stay in one split
 
 
 def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
     """Return the columns that the options name, or else those with names that are common for their content."""
+    if options.path_column is None and (images := [name for name in columns if IMAGE.search(name)]):
+        raise InputError(
+            f"the first line of '{file}' names an image, '{images[0]}', but must name the columns: put a line such as "
+            "path,label above it."
+        )
     path, split, label = (
         None if name is None else match_columns(file, columns, [name], option)[0]
         for option, name in zip(("path_column", "split_column", "label_column"), _single(options), strict=True)
     )
+    named = match_columns(file, columns, options.label_columns or [], "label_columns")
     guesses = {}
-    taken = {split or _first(columns, ["split"]), label, *(options.label_columns or ())}
-    path = path or _first(columns, PATHS, taken)
-    split = split or _first(columns, ["split"])
-    others = [name for name in columns if name not in (path, split)]
-    if label is None and options.label_columns is None:
+    group = options.group_column
+    if group and is_test_only():  # nothing is divided
+        group = first_column(columns, [group])
+    elif group:
+        group = match_columns(file, columns, [group], "group_column")[0]
+    split = split or first_column(columns, ["split"]) or _guess_split(columns, {path, label, group, *named})
+    path = path or _guess_path(columns, {split, label, group, *named})
+    others = [name for name in columns if name not in (path, split, group)]
+    if label is None and not named:
         label = _guess_label(columns, others)
         if label and label.lower() not in LABELS[:2]:
             guesses["label_column"] = label
@@ -66,31 +96,51 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
         )
     if path.lower() != "path" and options.path_column is None:
         guesses["path_column"] = path
-    separator = options.separator
-    if label and separator is None and options.task != "one":
-        separator = SEPARATORS.get(label.lower(), ";" if options.task == "several" else None)
-        if separator and label.lower() != "labels":
-            guesses["separator"] = separator
-    labels = [] if label else match_columns(file, columns, options.label_columns or others, "label_columns")
-    return Layout(path, split, label, labels, separator, guesses)
+    if split and split.lower() != "split" and options.split_column is None:
+        guesses["split_column"] = split
+    return Layout(path, split, label, [] if label else named or others, guesses, group)
 
 
-def say_guesses(file: Path, guesses: dict[str, str]) -> None:
+def say_guesses(file: object, guesses: dict[str, str]) -> None:
     """Say in one line which options of a table were guessed."""
     if guesses:
         given = ", ".join(f"{option} '{value}'" for option, value in sorted(guesses.items(), reverse=True))
         rank_zero_info(f"guessed for '{file}': {given}. Change it by {OPTION}{max(guesses)} VALUE.")
 
 
+def as_option(names: Sequence[str]) -> str:
+    """Return names as the value of an option, between single quotes."""
+    plain = yaml.safe_dump(list(names), default_flow_style=True, width=math.inf, allow_unicode=True).strip()
+    return plain if not re.search("['\"]", plain) else json.dumps(list(names), ensure_ascii=False)
+
+
+def has_many(column: str) -> bool:
+    """Return whether the name of a column is that of several labels."""
+    return _plain(column) in MANY
+
+
+def is_blank(cell: object) -> bool:
+    """Return whether a cell is empty."""
+    if isinstance(cell, str):
+        return not cell.strip()
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
 def _single(options: TableOptions) -> tuple[str | None, str | None, str | None]:
     return options.path_column, options.split_column, options.label_column
 
 
-def _first(columns: Columns, names: Iterable[str], taken: Iterable[str | None] = ()) -> str | None:
-    """Return the first column that has one of the names, exactly or without regard to case."""
+def _plain(name: str) -> str:
+    """Return a name in small letters, without spaces, underscores and hyphens."""
+    return re.sub(r"[\s_-]", "", name.lower())
+
+
+def first_column(columns: Columns, names: Iterable[str], taken: Iterable[str | None] = ()) -> str | None:
+    """Return the first column that has one of the names, exactly or without regard to case, blanks and underscores."""
     free = [column for column in columns if column not in taken]
     for name in names:
         alike = [column for column in free if column.lower() == name.lower()]
+        alike = alike or [column for column in free if _plain(column) == _plain(name)]
         if alike:
             return name if name in alike else alike[0]
     return None
@@ -98,22 +148,45 @@ def _first(columns: Columns, names: Iterable[str], taken: Iterable[str | None] =
 
 def match_columns(file: Path, columns: Columns, names: Sequence[str], option: str) -> list[str]:
     """Return the columns that an option names, without regard to case."""
-    found = [_first(columns, [name.strip()]) for name in names]
+    found = [first_column(columns, [name.strip()]) for name in names]
     if missing := [name for name, column in zip(names, found, strict=True) if column is None]:
+        if is_test_only() and option == "label_columns" and any(found):  # a test needs not all classes
+            return [column for column in found if column is not None]
         existing = enumerate_names(list(columns))
         near = did_you_mean(missing[0], columns)
         raise InputError(f"{option} names {enumerate_names(missing)}, but '{file}' has columns {existing}.{near}")
     return [column for column in found if column is not None]
 
 
+def _guess_path(columns: Columns, taken: set[str | None]) -> str | None:
+    """Return the column with a usual name, or else the first one whose first cell ends like an image file."""
+    files = (name for name in columns if name not in taken and IMAGE.search(str(next(iter(columns[name]), "")).strip()))
+    return first_column(columns, PATHS, taken) or next(files, None) or first_column(columns, ["id"], taken)
+
+
+def _guess_split(columns: Columns, taken: set[str | None]) -> str | None:
+    """Return a column that has names of splits only, and two or more of them, or says whether an image is in one."""
+    for name, cells in columns.items():
+        is_flag = name not in taken and name.lower() in SPLIT_FLAGS
+        if is_flag and {CELLS.get(text.strip().lower()) for text in set(map(str, cells))} == {0, 1}:
+            return name
+        if name not in taken and str(next(iter(cells), "")).strip().lower() in SPLIT_NAMES:
+            splits = {SPLIT_NAMES.get(text.strip().lower()) for text in set(map(str, cells))}
+            if None not in splits and len(splits) > 1:
+                return name
+    return None
+
+
 def _guess_label(columns: Columns, others: Sequence[str]) -> str | None:
     """Return the column of names, or None if there is a column for each label."""
     for name in LABELS:
-        label = _first({column: columns[column] for column in others}, [name])
+        label = first_column({column: columns[column] for column in others}, [name])
         if label is None:
             continue
-        if name in LABELS[:2] or len(others) == 1:
+        if name in LABELS[:2] or len(others) == 1 or not _is_binary(columns[label]):
             return label
-        if any(str(cell).strip().lower() not in CELLS for cell in columns[label]):
-            return label
-    return None
+    return others[0] if len(others) == 1 and not _is_binary(columns[others[0]]) else None
+
+
+def _is_binary(cells: Sequence[object]) -> bool:
+    return all(str(cell).strip().lower() in CELLS for cell in cells)

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
+from lt_cb.data.sources.annotations import list_annotations
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
-from lt_cb.data.sources.checks import warn_of_repeated_paths, warn_of_unknown_negatives
+from lt_cb.data.sources.checks import warn_of_unknown_negatives
 from lt_cb.data.sources.columns import TableOptions
-from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_annotations, list_lines
-from lt_cb.data.sources.tables import list_table, warn_of_several
+from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
+from lt_cb.data.sources.table_files import refuse_table_without_classes
+from lt_cb.data.sources.tables import list_table
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 
 
 class ImageFolder(FileSource):
@@ -29,6 +32,7 @@ class ImageFolder(FileSource):
 
     def __init__(self, root: str) -> None:
         base = data_folder(root)
+        refuse_table_without_classes(base)
         splits = self._find_splits(base)
         train_folder = splits.pop("train", base)
         others: list[str] = []  # files that are no images
@@ -36,7 +40,7 @@ class ImageFolder(FileSource):
             train = _list_folder(train_folder, base, others)
             listings: dict[Split, Listing] = {"train": train}
             for split, folder in splits.items():
-                listings[split] = _by_classes_of(train, train_folder, folder, others)
+                listings[split] = _by_classes_of(train, train_folder, folder, base, others)
         finally:  # a folder may have no other files
             warn_of_others(others)
         super().__init__(root, listings)
@@ -53,18 +57,18 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
     """Return the images in the class folders of a split, with paths that start from ``base``."""
     listing = list_tree(folder, least, others)
     if not len(listing.labels):
-        raise InputError(f"there are no images in the class folders of '{folder}': add some.")
+        raise DataError(f"there are no images in the class folders of '{folder}': add some.")
     if folder == base:
         return listing
-    return listing._replace(paths=np.char.add(os.fsencode(f"{folder.name}/"), listing.paths))
+    return listing._replace(paths=np.char.add(os.fsencode(f"{folder.relative_to(base)}/"), listing.paths))
 
 
-def _by_classes_of(train: Listing, train_folder: Path, folder: Path, others: list[str]) -> Listing:
+def _by_classes_of(train: Listing, train_folder: Path, folder: Path, base: Path, others: list[str]) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, folder.parent, others, least=1)
+    paths, labels, names = _list_folder(folder, base, others, least=1)[:3]
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
-        raise InputError(
+        raise DataError(
             f"'{folder}' has images of {enumerate_names(unknown)}, but '{train_folder}' has none: add "
             f"some there, or remove the class folders from '{folder.name}'."
         )
@@ -136,7 +140,7 @@ class INaturalist2018(_Listed):
 
     Annotations: ``train2018.json`` and ``val2018.json`` of the competition, or the list files
     ``iNaturalist18_train.txt`` and ``iNaturalist18_val.txt``. Images: as these say, or in torchvision's folder
-    ``2018``. The validation images are the test split.
+    ``2018``. The validation images are the test split. For iNaturalist 2019 and 2021 use `COCO`.
     """
 
     year = 2018
@@ -181,25 +185,27 @@ class Manifest(FileSource):
     - ``split``: train, val or test. Without test images, val is the test split. Without this column, a share of each
       class is held out, see `draw_test`.
 
-    For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing. Without
-    ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for unknown.
+    For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing, or a row for
+    each label. Without ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for
+    unknown.
 
     Other common names of these columns are guessed. Names are matched without regard to case.
 
     Args:
-        root: path of the table.
-        separator: separator of several labels in the label column; None is a semicolon in ``labels`` only.
+        root: path of the table, or of a folder that has one, or ``train.csv``, ``val.csv`` and ``test.csv``, also as
+            ``train/metadata.csv`` or ``train/_classes.csv``. A test table without labels is not read.
+        separator: separator of several labels in the label column; None guesses it from the cells.
         label_columns: names of the label columns; None takes all further columns.
         path_column: name of the column of paths.
         label_column: name of the column of class names.
         split_column: name of the column of splits.
-        image_folder: folder of the images; None is the folder of the table, or one beside the table.
+        group_column: name of a column such as patient or lesion; its images are never divided between splits or folds.
+        image_folder: folder of the images; None is the folder of the table, or one beside or below it.
         extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
-        blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false.
-        task: ``one`` or ``several`` labels an image; None takes one if exactly one column of each row is 1.
+        blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false. None is
+            unknown, unless the columns are exclusive and no cell is 0.
+        task: ``one`` or ``several`` labels an image; None decides from all rows.
     """
-
-    tests_from = "split column"
 
     def __init__(
         self,
@@ -211,15 +217,15 @@ class Manifest(FileSource):
         split_column: str | None = None,
         image_folder: str | None = None,
         extension: str | None = None,
-        blank: Literal["no", "unknown", False] = "unknown",
+        blank: Literal["no", "unknown", False] | None = None,
         task: Literal["one", "several"] | None = None,
+        group_column: str | None = None,
     ) -> None:
         if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
             raise InputError(
                 f"separator is {separator!r}, label_column {label_column!r} and label_columns {label_columns}, but one "
                 "of them may be given, and not empty: labels are names in one column, or have a column each."
             )
-        file = Path(os.path.expanduser(root))
         options = TableOptions(
             path_column,
             label_column,
@@ -228,20 +234,22 @@ class Manifest(FileSource):
             image_folder,
             extension,
             separator,
-            blank or "no",
+            "no" if blank is False else blank,
             task,
+            group_column,
         )
-        table = list_table(file, options)
+        table = list_table(Path(os.path.expanduser(root)), options)
+        self.tests_from = "test table" if Path(os.path.expanduser(root)).is_dir() else "split column"
+        has_test = "test" in table.listings
         listings = with_test(table.listings)
+        if not has_test and "test" in listings:
+            rank_zero_info(f"no test images in '{root}': the val images are the test images.")
         if table.divided and (missing := {"train", "test"} - listings.keys()):
-            raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
+            raise DataError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
         self.folder = table.folder
+        self.group_name, self.group_hint = group_column or "", table.group_hint
         if not table.divided:
             self.hold_out_test(listings["train"])
-        if not table.by_column:
-            warn_of_several(file, self.class_names)
         check_classes(self, "add some, or leave the label out")
-        if table.repeats:
-            warn_of_repeated_paths(self)
         warn_of_unknown_negatives(self)

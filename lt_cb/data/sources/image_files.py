@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from lt_cb.errors import InputError
+from lightning.pytorch.utilities import rank_zero_info
+
+from lt_cb.errors import InputError, enumerate_names
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+NUM_TRIED = 10  # images that are looked for in a folder
 
 
 def find_files(
@@ -15,22 +18,52 @@ def find_files(
 ) -> tuple[Path, list[str]]:
     """Return the folder of the images, and their paths in it, completed.
 
-    Without ``image_folder``, it is the folder of the table, or one beside the table that has the first image.
+    Without ``image_folder``, it is the folder of the table, or one beside the table that has one of the first images.
+    If none has, all folders below the table's are searched for the names of the images.
     """
     if extension:
-        ending = "." + extension.strip().lstrip(".")
+        ending = extension.strip()
+        ending = "." + ending if ending[:1].isalnum() else ending  # jpg, .jpg, _green.png
         paths = [path if path.lower().endswith(ending.lower()) else path + ending for path in paths]
     if image_folder is not None:
         given = Path(os.path.expanduser(image_folder))
         folder = next((place for place in (table.parent / given, given) if place.is_dir()), None)
         if folder is None:
             raise InputError(f"image_folder is '{image_folder}', but there is no such folder: set it to the images'.")
-        return folder, _complete(folder, paths)
-    places = (table.parent, *(table.parent / name for name in (table.stem, f"{table.stem}_images", "images")))
-    for folder in places:
-        if os.path.lexists(folder / _complete(folder, paths[:1])[0]):
+        completed = _complete(folder, paths)
+        return folder, completed if _exist(folder, completed) else _search(folder, completed)
+    stem = table.stem.removesuffix("_labels")
+    beside = [table.parent / name for name in dict.fromkeys((stem, f"{stem}_images", table.stem, "images"))]
+    for folder in (table.parent, *beside, table.parent.parent, table.parent.parent / "images"):
+        if _exist(folder, _complete(folder, paths[:NUM_TRIED])):
             return folder, _complete(folder, paths)
-    return table.parent, _complete(table.parent, paths)
+    return table.parent, _search(table.parent, _complete(table.parent, paths))
+
+
+def _exist(folder: Path, paths: Sequence[str]) -> bool:
+    return any(os.path.lexists(folder / path) for path in paths[:NUM_TRIED])
+
+
+def _search(folder: Path, paths: list[str]) -> list[str]:
+    """Return the paths with the subfolders that have files of their names, if the paths are only names."""
+    if any("/" in path for path in paths[:NUM_TRIED]):
+        return paths
+    places: dict[str, list[str]] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in ENDINGS:
+                for key in {name, stem}:
+                    places.setdefault(key, []).append(os.path.join(os.path.relpath(place, folder), name))
+    several = [path for path in paths if len(places.get(path, ())) > 1]
+    if several:
+        found = enumerate_names(places[several[0]])
+        raise InputError(f"image '{several[0]}' is in several places, {found}: set --data.source.image_folder to one.")
+    if any(path in places for path in paths):
+        used = sorted({os.path.dirname(places[path][0]) for path in paths if path in places})
+        rank_zero_info(f"images are found in folders below '{folder}': {enumerate_names(used)}.")
+    return [places[path][0] if path in places else path for path in paths]
 
 
 def _complete(folder: Path, paths: Sequence[str]) -> list[str]:

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from lt_cb.data.images import progress
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
+from lt_cb.longtail.groups import hold_out_groups
+from lt_cb.longtail.several import spread
 from lt_cb.longtail.subset import Indices, Labels
 
 Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which processes share
@@ -30,6 +32,12 @@ class Listing(NamedTuple):
     paths: Paths  # shape (N,), relative to a folder
     labels: Labels  # class indices, int64 of shape (N,); with several labels an image int8 of shape (N, C)
     class_names: list[str]  # C names; some classes may have no file here
+    groups: Indices | None = None  # shape (N,); images of one number, such as one patient's, stay in one split
+
+    def select(self, rows: npt.NDArray[Any]) -> "Listing":
+        """Return some of the files: positions, or a bool for each."""
+        groups = None if self.groups is None else self.groups[rows]
+        return Listing(self.paths[rows], self.labels[rows], self.class_names, groups)
 
 
 def encode(paths: Iterable[str | bytes | Path]) -> Paths:
@@ -50,20 +58,32 @@ def as_paths(paths: Paths) -> list[Path]:
 def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
     """Split images into training and test images: ``share`` of each class, rounded, are for testing.
 
-    A class of two images or more has at least one of each. An image of several labels counts for its rarest label. The
-    test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change when
-    images are added.
+    A class of two images or more has at least one of each. An image of several labels counts for its rarest label; a
+    label of two images or more then has one for training, and one for testing where the labels allow it. Images of one
+    group stay together, see `hold_out_groups`. A class in one group then has no test image.
+
+    The test images are those whose paths have the smallest digests, so that they depend on no seed, and hardly change
+    when images are added.
     """
-    paths, labels, names = listing
+    paths, labels, names, groups = listing
     digests = [hashlib.blake2b(path, digest_size=8).digest() for path in paths.tolist()]
+    numbers = np.frombuffer(b"".join(digests), np.uint64)
+    if groups is not None:
+        held_out = hold_out_groups(labels, groups, len(names), share, numbers)
+        return listing.select(~held_out), listing.select(held_out)
     classes = labels if labels.ndim == 1 else _rarest(labels)
-    order = np.lexsort((np.frombuffer(b"".join(digests), np.uint64), classes))
+    order = np.lexsort((numbers, classes))
     counts = np.bincount(classes, minlength=len(names))
     ranks = np.empty_like(classes)  # within the class
     ranks[order] = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
     quotas = np.minimum(np.maximum(np.floor(counts * share + 0.5), 1), counts - 1)
     is_test = ranks < quotas[classes]
-    return Listing(paths[~is_test], labels[~is_test], names), Listing(paths[is_test], labels[is_test], names)
+    if labels.ndim == 2:
+        by_digest = np.argsort(numbers)
+        positive, held_out = labels[by_digest] == 1, is_test[by_digest]
+        spread(positive, held_out, positive.sum(0))
+        is_test[by_digest] = held_out
+    return listing.select(~is_test), listing.select(is_test)
 
 
 def _rarest(labels: Labels) -> Indices:
@@ -96,53 +116,6 @@ def _read(file: Path) -> bytes:
     if not content.strip():
         raise InputError(f"'{file}' names no image: set --data.root to another file.")
     return content
-
-
-def read_annotations(file: Path) -> tuple[list[str], Indices, list[tuple[int, str]]]:
-    """Read an annotation file in COCO's format.
-
-    Returns:
-        Names of the image files; for each annotation, its position in images and in categories, shape (M, 2); ids and
-        names of the categories, sorted by id.
-    """
-    text = _read(file)
-    try:
-        content = json.loads(text)
-        categories = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
-        column = {category: label for label, (category, _) in enumerate(categories)}
-        row = {image["id"]: position for position, image in enumerate(content["images"])}
-        names = [str(image["file_name"]) for image in content["images"]]
-        given = [(entry["image_id"], entry["category_id"]) for entry in content["annotations"]]
-        unknown = [entry for entry in given if entry[0] not in row or entry[1] not in column]
-    except MALFORMED as error:
-        why = f"no {error}" if isinstance(error, KeyError) else error
-        raise InputError(
-            f"'{file}' is no annotation file with images, annotations and categories ({why}): fetch it again."
-        ) from error
-    if unknown:
-        image, category = unknown[0]
-        raise InputError(
-            f"{len(unknown)} of {len(given)} annotations of '{file}' have an image or category that the file does not "
-            f"list, such as image {image!r}, category {category!r}: complete its lists, or remove the annotations."
-        )
-    pairs = [(row[image], column[category]) for image, category in given]
-    if not pairs:
-        raise InputError(f"'{file}' has no annotated image: set --data.root to another file.")
-    if len(row) < len(names) or len(column) < len(categories):
-        raise InputError(f"'{file}' gives the same id to several images or categories: number them anew.")
-    return names, np.array(pairs, np.int64), categories
-
-
-def distinct_names(categories: Sequence[tuple[int, str]]) -> list[str]:
-    """Return the names of categories, with their ids if names repeat."""
-    names = [name for _, name in categories]
-    return names if len(set(names)) == len(names) else [f"{name} ({number})" for number, name in categories]
-
-
-def list_annotations(file: Path) -> Listing:
-    """Return one image for each annotation in COCO's format, as in iNaturalist's competitions; classes sorted by id."""
-    images, pairs, categories = read_annotations(file)
-    return Listing(encode(images[row] for row in pairs[:, 0]), pairs[:, 1], distinct_names(categories))
 
 
 def category_names(file: Path, default: list[str]) -> list[str]:
@@ -189,11 +162,11 @@ def _folder_names(paths: list[bytes], labels: list[int], num_classes: int) -> li
     return [os.path.relpath(folder, common) for folder in folders]
 
 
-def check_files(folder: Path, paths: Paths) -> None:
+def check_files(folder: Path, paths: Paths, option: str = "--data.root") -> None:
     """Check that all files of a list exist, and that no relative path leads out of the folder."""
     names = [os.fsdecode(path) for path in paths.tolist() if b".." in path]
     if leaving := [name for name in names if not os.path.isabs(name) and os.path.normpath(name).startswith("..")]:
-        raise InputError(
+        raise DataError(
             f"{len(leaving)} of {len(paths)} paths lead out of '{folder}': {enumerate_names(leaving)}. Write absolute "
             "paths if that is intended."
         )
@@ -208,7 +181,7 @@ def check_files(folder: Path, paths: Paths) -> None:
     listed = progress(paths.tolist(), f"Looking for the images in {folder}", len(paths))
     missing = [os.fsdecode(path) for path in listed if os.path.basename(path) not in files_in(os.path.dirname(path))]
     if missing:
-        raise InputError(
-            f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set --data.root "
+        raise DataError(
+            f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set {option} "
             "to where they are."
         )

@@ -2,6 +2,8 @@
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from lt_cb.data.sources.base import Source, SourceFactory
 from lt_cb.data.sources.names import MODULES, PACKAGE, canonical_source
@@ -11,10 +13,10 @@ for _module in sorted(set(MODULES.values())):  # jsonargparse knows a class by i
     importlib.import_module(f"{PACKAGE}.{_module}")
 
 
-def make_source(source: str | SourceFactory, root: str) -> Source:
-    """Make a data set from its name, the class path of a custom one, or a factory."""
+def make_source(source: str | SourceFactory, root: str, options: Mapping[str, str] = MappingProxyType({})) -> Source:
+    """Make a data set from its name, the class path of a custom one, or a factory, with further options."""
     if not isinstance(source, str):
-        return source(root)
+        return _call(source, root, options)
     name = canonical_source(source)
     try:
         found = pkgutil.resolve_name(f"{PACKAGE}.{name}" if name in MODULES else name)
@@ -26,4 +28,16 @@ def make_source(source: str | SourceFactory, root: str) -> Source:
         ) from error
     if not isinstance(found, type) or not issubclass(found, Source):
         raise InputError(f"data source '{source}' is not a subclass of lt_cb.data.Source: give one that is.")
-    return found(root)
+    return _call(found, root, options)
+
+
+def _call(make: Callable[..., Source], root: str, options: Mapping[str, str]) -> Source:
+    """Make a data set, or name the options that it does not have."""
+    try:
+        return make(root, **options)
+    except TypeError as error:
+        if unknown := [name for name in options if f"unexpected keyword argument '{name}'" in str(error)]:
+            raise InputError(
+                f"--data.{unknown[0]} is {options[unknown[0]]}, but this data source has no such choice: leave it out."
+            ) from error
+        raise

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import gc
 import io
 import json
 import re
@@ -10,12 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from lt_cb.data.sources.listing import MALFORMED, check_is_file
 from lt_cb.errors import InputError, enumerate_names
 
 Columns = dict[str, list[Any]]
 DELIMITERS = ",;\t"  # the first one wins a tie
 BLOCK_ROWS = 4096
+PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")  # xlsx or zip, gzip, xls
 JSON_LINES = (".jsonl", ".ndjson")
 
 
@@ -23,9 +27,20 @@ def read_table(file: Path) -> Columns:
     """Return the columns of a table by their names; columns without a name, such as pandas' index, are left out."""
     check_is_file(file)
     ending = file.suffix.lower()
-    if ending == ".parquet":
-        return _read_parquet(file)
-    return _read_json_lines(file) if ending in JSON_LINES else read_csv(file, "set --data.root to one.")
+    if ending == ".json":
+        raise InputError(
+            f"'{file}' is no CSV, Parquet or JSON lines (.jsonl). If it has annotations in COCO's format: "
+            "--data.source COCO."
+        )
+    collects = gc.isenabled()
+    gc.disable()  # it would look at a million rows again and again, in three quarters of the time
+    try:
+        if ending == ".parquet":
+            return _read_parquet(file)
+        return _read_json_lines(file) if ending in JSON_LINES else read_csv(file, "set --data.root to one.")
+    finally:
+        if collects:
+            gc.enable()
 
 
 def read_csv(file: Path, remedy: str) -> Columns:
@@ -36,12 +51,14 @@ def read_csv(file: Path, remedy: str) -> Columns:
     header: list[str] = []
     columns: list[list[str]] = []
     try:
-        text = _decode(file.read_bytes())
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        text = _decode(file)
+        given = re.match(r'"?sep=([,;\t])"?\r?\n', text)  # a line of Excel
+        text = text[given.end() :] if given else text
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=given[1] if given else _delimiter(text))
         header = [name.strip() for name in next(filter(None, reader), [])]
         columns = [[] for _ in header]
         rows: list[list[str]] = []
-        for row in filter(None, reader):
+        for row in filter(any, reader):
             if len(row) != len(header):
                 line = f"line {reader.line_num} of '{file}'"
                 raise InputError(f"{line} has {len(row)} fields, but the header has {len(header)}.")
@@ -56,14 +73,17 @@ def read_csv(file: Path, remedy: str) -> Columns:
 
 
 def _append(columns: list[list[str]], rows: list[list[str]]) -> None:
-    """Move rows to the columns. In blocks, because a million lists slow the garbage collector down."""
+    """Move rows to the columns, in blocks, so that few lists are kept."""
     for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
         column.extend(cells)
     rows.clear()
 
 
-def _decode(content: bytes) -> str:
+def _decode(file: Path) -> str:
     """Return a text in UTF-8 or UTF-16, with or without a byte order mark, or else in Windows-1252."""
+    content = file.read_bytes()
+    if content.startswith(PACKED):
+        raise InputError(f"'{file}' is a spreadsheet or packed, not text: save it as CSV, or unpack it.")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
     beginning = content[:2]
@@ -72,7 +92,9 @@ def _decode(content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return content.decode("cp1252")
+        text = content.decode("cp1252")
+        rank_zero_info(f"'{file}' is not UTF-8: read as Windows-1252. Save it as UTF-8 if names look wrong.")
+        return text
 
 
 def _delimiter(text: str) -> str:
@@ -82,7 +104,7 @@ def _delimiter(text: str) -> str:
 
 
 def _is_name(name: str) -> bool:
-    return bool(name) and not re.fullmatch(r"Unnamed: \d+", name)  # pandas names columns so
+    return bool(name) and not re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name)  # pandas names columns so
 
 
 def _check_names(file: Path, names: Sequence[str]) -> None:
@@ -94,7 +116,7 @@ def _read_json_lines(file: Path) -> Columns:
     columns: Columns = {}
     size = 0
     try:
-        for number, line in enumerate(_decode(file.read_bytes()).split("\n"), 1):
+        for number, line in enumerate(_decode(file).split("\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -123,7 +145,7 @@ def _read_parquet(file: Path) -> Columns:
     try:
         table = parquet.read_table(file)
         _check_names(file, table.column_names)
-        columns: Columns = table.to_pydict()
+        columns: Columns = {name: cells for name, cells in table.to_pydict().items() if _is_name(name)}
     except (OSError, ArrowException) as error:
         raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
     return columns

@@ -1,25 +1,27 @@
 """Tables of image files, CSV, Parquet or JSON lines, with a class, several labels, or a column for each label."""
 
-import math
 import os
-from collections.abc import Sequence
-from itertools import product
+import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lt_cb.data.sources.columns import CELLS, OPTION, SEPARATORS, TableOptions, find_columns, say_guesses
+from lt_cb.data.sources.columns import CELLS, OPTION, SPLIT_FLAGS, SPLIT_NAMES, Layout, TableOptions, say_guesses
+from lt_cb.data.sources.grouping import read_groups, suggest_groups
 from lt_cb.data.sources.image_files import find_files
-from lt_cb.data.sources.kinds import choose_task, find_repeats
+from lt_cb.data.sources.kinds import choose_task
+from lt_cb.data.sources.label_cells import as_texts, by_column, by_name, warn_of_names
 from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
-from lt_cb.data.sources.reading import Columns, read_table
-from lt_cb.errors import InputError
-from lt_cb.longtail.subset import Labels
-
-SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
-SPLIT_NAMES |= {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+from lt_cb.data.sources.reading import Columns
+from lt_cb.data.sources.repeats import check_splits, find_images, join_rows
+from lt_cb.data.sources.table_files import TableFiles, read_tables
+from lt_cb.data.sources.tested import is_test_only
+from lt_cb.errors import DataError, InputError, enumerate_names
+from lt_cb.longtail.subset import Indices
+from lt_cb.text import printable
 
 
 class Table(NamedTuple):
@@ -28,107 +30,116 @@ class Table(NamedTuple):
     listings: dict[Split, Listing]  # of each split, in the order of the table
     folder: Path  # of the images
     divided: bool  # whether there is a column of splits; otherwise all images are in train
-    by_column: bool  # whether there is a column for each label
-    repeats: bool  # whether an image has several rows
+    group_hint: str  # the option that keeps images of a column such as patient_id together, if it is not given
 
 
-def list_table(file: Path, options: TableOptions = TableOptions()) -> Table:  # noqa: B008 (immutable)
-    """Return the images of each split of a table. See `Manifest` for the options."""
-    columns = read_table(file)
-    layout = find_columns(file, columns, options)
-    required = {"path": layout.path, "split": layout.split, "label": None if layout.separator else layout.label}
-    texts = {kind: _texts(columns[name]) for kind, name in required.items() if name is not None}
-    for kind, cells in texts.items():
-        if not all(cells):
-            several = "; for several labels an image, or none, call the column labels" if kind == "label" else ""
-            raise InputError(
-                f"row {cells.index('') + 1} of '{file}' has no {required[kind]}: give it one, or leave the row out"
-                f"{several}."
-            )
-    if not texts["path"]:
-        raise InputError(f"'{file}' has a header, but no row: set --data.root to another file.")
+def list_table(root: Path, options: TableOptions = TableOptions()) -> Table:  # noqa: B008 (immutable)
+    """Return the images of each split of a table, or of the tables in a folder. See `Manifest` for the options."""
+    tables, columns, layout = read_tables(root, options)
+    paths = _required(tables, columns, layout.path, "path")
+    splits = _splits_of_folders(tables, paths) if layout.split is None else _splits(tables, columns, layout.split)
     if layout.label:
-        labels, names = _by_name(columns[layout.label], layout.separator)
+        labels, names = by_name(layout.label, columns[layout.label], options, layout.guesses)
     else:
-        labels, names = _by_column(file, columns, layout.labels, options)
-    labels = choose_task(file, labels, names, not layout.label, options)
-    folder, given = find_files(file, texts["path"], options.image_folder, options.extension)
-    if folder != file.parent and options.image_folder is None:
-        layout.guesses["image_folder"] = folder.name
-    say_guesses(file, layout.guesses)
-    paths = encode(given)
-    if "split" not in texts:
-        repeats = find_repeats(file, folder, given, labels, names, None)
-        return Table({"train": Listing(paths, labels, names)}, folder, False, not layout.label, repeats)
-    split_of = {name: SPLIT_NAMES.get(name.lower()) for name in set(texts["split"])}
-    if unknown := [name.lower() for name, split in split_of.items() if split is None]:
-        raise InputError(f"'{file}' has split '{min(unknown)}', but allowed are train, val and test.")
-    given_splits = [str(split_of[name]) for name in texts["split"]]
-    repeats = find_repeats(file, folder, given, labels, names, given_splits)
-    splits = np.array(given_splits, str)
+        labels, names = by_column(tables, columns, layout.labels, options), layout.labels
+    folder, given = _find_files(tables, paths, options, layout.guesses)
+    say_guesses(tables, layout.guesses)
+    images = find_images(folder, given)
+    if splits is not None:
+        check_splits(tables, given, images, splits)
+    labels, joined = join_rows(tables, columns, given, images, labels, names, layout.label is not None, options)
+    if not joined:
+        labels = choose_task(tables, labels, images.first, names, layout.label, options)
+    if layout.label:
+        warn_of_names(tables, names)
+    groups, hint = _groups(tables, columns, layout, splits)
+    first = images.first
+    groups = None if groups is None else groups[first]
+    listing = Listing(encode([given[row] for row in first.tolist()]), labels, names, groups)
+    if splits is None:
+        return Table({"train": listing}, folder, False, hint)
+    splits = splits[first]
     listings: dict[Split, Listing] = {
-        split: Listing(paths[rows], labels[rows], names) for split in SPLITS if (rows := splits == split).any()
+        split: listing.select(rows) for split in SPLITS if (rows := splits == split).any()
     }
-    return Table(listings, folder, True, not layout.label, repeats)
+    return Table(listings, folder, True, hint)
 
 
-def _text(value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return (os.fsdecode(value) if isinstance(value, bytes) else str(value)).strip()  # Parquet has bytes
+def _groups(
+    tables: TableFiles, columns: Columns, layout: Layout, splits: npt.NDArray[np.str_] | None
+) -> tuple[Indices | None, str]:
+    """Return the group of each row, or None and a sentence on a column that may have groups."""
+    if layout.group is None:
+        return None, suggest_groups(columns, [layout.path, layout.split, layout.label, *layout.labels])
+    if is_test_only():  # nothing is divided
+        return None, ""
+    given = None if splits is None else splits.tolist()
+    return read_groups(tables, layout.group, as_texts(columns[layout.group]), given), ""
 
 
-def _texts(cells: Sequence[Any]) -> list[str]:
-    return [cell.strip() if type(cell) is str else _text(cell) for cell in cells]
+def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> list[str]:
+    """Return the cells of a column, none of which may be empty."""
+    if dict in set(map(type, columns[name])):
+        raise InputError(f"column '{name}' of '{tables}' holds images, not paths: write the images to files.")
+    texts = as_texts(columns[name])
+    if not texts:
+        raise DataError(f"'{tables}' has a header, but no row: set --data.root to another file.")
+    if not all(texts):
+        row = tables.row(texts.index(""))
+        raise InputError(f"{row} of '{tables}' has no {kind}: give it one, or leave the row out.")
+    return texts
 
 
-def _names_in(cell: object, separator: str | None) -> list[str]:
-    if not separator:
-        return [_text(cell)]
-    parts = cell if isinstance(cell, list) else _text(cell).split(separator)  # Parquet and JSON have lists
-    return [name for name in map(_text, parts) if name]
+def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
+    """Return the split of each row, an empty text for other splits, which are left out."""
+    texts = _required(tables, columns, name, "split")
+    split_of = {text: SPLIT_NAMES.get(text.lower()) for text in dict.fromkeys(texts)}
+    if name.lower() in SPLIT_FLAGS:
+        flags: dict[int | None, Split] = {0: "train", 1: SPLIT_FLAGS[name.lower()]}
+        split_of = {text: flags.get(CELLS.get(text.lower()), split) for text, split in split_of.items()}
+    unknown = {text: texts.count(text) for text, split in split_of.items() if split is None}
+    if unknown and not {"train"} < set(split_of.values()) - {None}:
+        raise InputError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
+    if unknown:
+        listed = ", ".join(f"'{printable(text)}' ({number} rows)" for text, number in unknown.items())
+        rank_zero_warn(
+            f"'{tables}' has other splits than train, val and test, which are left out: {listed}.", stacklevel=1
+        )
+    return np.array([split_of[text] or "" for text in texts])
 
 
-def _by_name(cells: list[Any], separator: str | None) -> tuple[Labels, list[str]]:
-    """Return labels and class names of a column of names."""
-    texts = [] if separator else _texts(cells)
-    given = [_names_in(cell, separator) for cell in cells] if separator else []
-    distinct = {name for names in given for name in names} | set(texts)
-    names = sorted(distinct, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, distinct)) else None)
-    index = {name: label for label, name in enumerate(names)}
-    if separator:
-        several = np.zeros((len(cells), len(names)), np.int8)
-        for row, part in zip(several, given, strict=True):
-            row[[index[name] for name in part]] = 1
-        return several, names
-    return np.array([index[name] for name in texts], np.int64), names
+def _splits_of_folders(tables: TableFiles, paths: list[str]) -> npt.NDArray[np.str_] | None:
+    """Return the split of each row if all paths begin with folders of splits, such as ``train/1.jpg``, or None."""
+    tops = [re.split(r"[\\/]", path.removeprefix("./"), maxsplit=1)[0] for path in paths]
+    split_of = {top: SPLIT_NAMES.get(top.lower()) for top in dict.fromkeys(tops)}
+    if None in split_of.values() or not {"train"} < set(split_of.values()):
+        return None
+    listed = enumerate_names(list(split_of))
+    rank_zero_info(
+        f"guessed for '{tables}': the splits are the folders that the paths begin with, {listed}. For others, name the "
+        f"column by {OPTION}split_column."
+    )
+    return np.array([split_of[top] for top in tops], str)
 
 
-def _by_column(file: Path, columns: Columns, names: Sequence[str], options: TableOptions) -> tuple[Labels, list[str]]:
-    """Return labels and class names of label columns."""
-    labels = np.zeros((len(columns[names[0]]), len(names)), np.int8)
-    values = CELLS | (dict.fromkeys(("", "nan", "none"), 0) if options.blank == "no" else {})
-    for c, name in enumerate(names):
-        cells = columns[name] if not any(isinstance(cell, list) for cell in columns[name]) else _texts(columns[name])
-        value_of = {cell: values.get(_text(cell).lower()) for cell in set(cells)}
-        if None in value_of.values():
-            row = next(row for row, cell in enumerate(cells) if value_of[cell] is None)
-            raise InputError(
-                f"column '{name}' of '{file}' has '{cells[row]}' in row {row + 1}, but without a column label or "
-                "labels, every column is a label: 1, 0, or empty for unknown. Remove it, or name the label columns by "
-                f"{OPTION}label_columns, or the column of names by {OPTION}label_column."
-            )
-        labels[:, c] = np.fromiter(map(value_of.__getitem__, cells), np.int8, len(cells))
-    return labels, list(names)
-
-
-def warn_of_several(file: Path, names: Sequence[str]) -> None:
-    """Warn if a class name consists of other class names, so that it may be several labels."""
-    known = set(names)
-    remedies = {sign: f"set {OPTION}separator '{sign}'" for sign in "|, "}
-    remedies = {SEPARATORS["labels"]: "call the column labels instead of label", **remedies}
-    for name, (sign, remedy) in product(names, remedies.items()):
-        if sign in name and {part.strip() for part in name.split(sign)} <= known:
-            given = f"a label of '{file}' is '{name}', taken for one name"
-            rank_zero_warn(f"{given}: if it is several labels, {remedy}.", stacklevel=1)
-            return
+def _find_files(
+    tables: TableFiles, paths: list[str], options: TableOptions, guesses: dict[str, str]
+) -> tuple[Path, list[str]]:
+    """Return the folder of the images, and their paths in it. Each of several tables may have a folder of its own."""
+    ends = [*tables.starts[1:], len(paths)]
+    found = [
+        find_files(file, paths[start:end], options.image_folder, options.extension)
+        for file, start, end in zip(tables.files, tables.starts, ends, strict=True)
+    ]
+    places = [os.path.relpath(folder, tables.folder) for folder, _ in found]
+    guessed = [place for place, file in zip(places, tables.files, strict=True) if tables.folder / place != file.parent]
+    if options.image_folder is None and guessed:
+        guesses["image_folder"] = ", ".join(dict.fromkeys(guessed))
+    if len(set(places)) == 1:
+        return found[0][0], [path for _, given in found for path in given]
+    folders = [
+        os.path.abspath(folder) if place.startswith("..") else place
+        for place, (folder, _) in zip(places, found, strict=True)
+    ]
+    joined = [os.path.join(folder, path) for folder, (_, given) in zip(folders, found, strict=True) for path in given]
+    return tables.folder, joined

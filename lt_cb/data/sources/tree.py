@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
 from lt_cb.data.sources.listing import Listing, Split, encode
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.data.sources.tested import is_test_only
+from lt_cb.errors import DataError, InputError, enumerate_names
 
 # files that often lie among images: hidden, or made by a file manager, or on the data
 ACCOMPANYING = re.compile(r"(^|/)(\.|(thumbs\.db|desktop\.ini|(readme|licen[sc]e|copying)(\..*)?)$)", re.IGNORECASE)
@@ -24,36 +25,72 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {  # of folders, in any case; the fi
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation"),
 }
+MASK = re.compile(r"_(mask|seg|segmentation|label)(_\d+)?\.\w+$", re.IGNORECASE)
 LAYOUTS = "train/<class>/* (val and test likewise, if you have them) or <class>/* for 2 classes or more"
 
 
 def find_splits(root: Path) -> dict[Split, Path]:
     """Return the folder of each split, none if the folders in root are the classes; warn of ignored folders."""
-    names = _subfolders(root)
+    names = subfolders(root)
     splits: dict[Split, Path] = {}
     for split, usual in SPLIT_NAMES.items():
         rank = {name: (usual.index(name.lower()), name != name.lower()) for name in names if name.lower() in usual}
         if rank:
             splits[split] = root / min(rank, key=rank.__getitem__)
-    if "train" not in splits and (splits or len(names) < 2 or _is_misspelt(root, names)):
+    splits = splits or _splits_by_word(root, names)
+    if is_test_only():
+        nested = len(names) == 1 and len(subfolders(root / names[0])) > 1 and not _stray(root / names[0])
+        is_wrong = not splits and (not names or nested or _is_misspelt(root, names))
+    else:
+        is_wrong = "train" not in splits and (bool(splits) or len(names) < 2 or _is_misspelt(root, names))
+    if is_wrong:
         hint = _hint(names)
-        if len(names) == 1 and not splits and len(_subfolders(root / names[0])) > 1:
+        if len(names) == 1 and not splits and len(subfolders(root / names[0])) > 1:
             hint = f" Did you mean --data.root '{root / names[0]}'?"
         raise InputError(f"'{root}' needs {LAYOUTS}, but its folders are: {enumerate_names(names) or 'none'}.{hint}")
-    others = [name for name in names if root / name not in splits.values() and _has_images(root / name)]
+    read = [folder.relative_to(root).parts[0] for folder in splits.values()]
+    others = [name for name in names if name not in read and has_images(root / name)]
     if splits and others:
-        read, ignored = enumerate_names([folder.name for folder in splits.values()]), enumerate_names(others)
         rank_zero_warn(
-            f"Images of '{root}' are read only from {read}. Other folders with images are ignored: {ignored}."
-            + _hint(others),
+            f"Images of '{root}' are read only from {enumerate_names(read)}. Other folders with images are ignored: "
+            f"{enumerate_names(others)}." + _hint(others),
             stacklevel=1,
         )
+    return {split: folder for split, folder in splits.items() if split == "train" or not _has_no_classes(folder)}
+
+
+def _splits_by_word(root: Path, names: Sequence[str]) -> dict[Split, Path]:
+    """Return folders such as ``seg_train`` and ``test_set``, if they have class folders, or one folder of their name.
+
+    A class may be a ``toy train``: its folder has images.
+    """
+    splits: dict[Split, Path] = {}
+    for split, usual in SPLIT_NAMES.items():
+        named = [name for name in names if set(re.split(r"[\W_]+", name.lower())) & set(usual)]
+        folders = [root / name / name if subfolders(root / name) == [name] else root / name for name in named]
+        if len(folders) == 1 and len(subfolders(folders[0])) > 1 and not _stray(folders[0]):
+            splits[split] = folders[0]
+    if "train" not in splits:
+        return {}
+    read = ", ".join(f"{split} '{folder.relative_to(root)}'" for split, folder in splits.items())
+    rank_zero_info(f"guessed for '{root}': {read}, by a word of their names.")
     return splits
+
+
+def _has_no_classes(folder: Path) -> bool:
+    """Return whether a folder has images without a class, as the test images of many competitions; warn of it."""
+    images = [] if subfolders(folder) else _stray(folder)
+    if images:
+        rank_zero_warn(
+            f"'{folder}' has {len(images)} images, but no folders of classes: not used. Predict them by lt-cb predict.",
+            stacklevel=1,
+        )
+    return bool(images)
 
 
 def _is_misspelt(root: Path, names: Sequence[str]) -> bool:
     """Return whether all folders in root have folders instead of images, and a name such as ``trian`` is among them."""
-    return bool(_hint(names)) and all(_subfolders(root / name) and not _stray(root / name) for name in names)
+    return bool(_hint(names)) and all(subfolders(root / name) and not _stray(root / name) for name in names)
 
 
 def _hint(names: Sequence[str]) -> str:
@@ -64,7 +101,7 @@ def _hint(names: Sequence[str]) -> str:
     return f" Did you mean {', '.join(questions)}?" if questions else ""
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted, without hidden ones and those of a Mac's archive."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
@@ -75,7 +112,8 @@ def _stray(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
+    """Return whether an image is in a folder or below it."""
     return any(is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
@@ -93,9 +131,10 @@ def is_other(file: Path) -> bool:
 
 def warn_of_others(files: Sequence[str]) -> None:
     """Warn of files that are no images, if there are any."""
+    files = sorted(set(files))
     if files:
         are = "1 file is no image" if len(files) == 1 else f"{len(files)} files are no images"
-        remedy = f"going by the name: {enumerate_names(sorted(files))}. Skipped; convert images to JPEG or PNG."
+        remedy = f"going by the name: {enumerate_names(files)}. Skipped; convert images to JPEG or PNG."
         rank_zero_warn(f"{are} that can be read, {remedy}", stacklevel=1)
 
 
@@ -131,23 +170,42 @@ def list_tree(folder: Path, least: int = 2, others: list[str] | None = None) -> 
     names = _class_folders(folder, least)
     paths: list[str] = []
     labels: list[int] = []
+    parts: set[frozenset[str]] = set()  # folders in the class folders
     for label, name in enumerate(progress(names, f"Finding images in {folder}", len(names))):
         places = [(os.path.relpath(place, folder), files) for place, files in walk(folder / name, folder)]
-        paths += sorted(f"{place}/{file}" for place, files in places for file in files if is_image(file))
+        found = [f"{place}/{file}" for place, files in places for file in files if is_image(file)]
+        paths += sorted(found)
+        parts.add(frozenset(path.split("/")[1] if path.count("/") > 1 else "" for path in found))
         if others is not None:
-            found = [Path(place, file) for place, files in places for file in files]
-            others += [str(folder / file) for file in found if is_other(file)]
+            files = [Path(place, file) for place, files in places for file in files]
+            others += [str(folder / file) for file in files if is_other(file)]
         labels += [label] * (len(paths) - len(labels))
+    _warn_of_parts(folder, paths, parts)
     return Listing(encode(paths), np.array(labels, np.int64), names)
 
 
+def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]]) -> None:
+    """Warn if all classes have the same folders, which may be masks or splits, or if files are named as masks."""
+    same = sorted(next(iter(parts))) if len(parts) == 1 else []
+    masks = {path for path in paths if MASK.search(path)}
+    paired = masks and {MASK.sub("", path) for path in masks} <= {os.path.splitext(path)[0] for path in paths}
+    if len(same) > 1:
+        given = f"each class folder of '{folder}' has images in the same folders, {enumerate_names(same)}"
+        remedy = "If they are splits, put them above the classes; if they are masks, move them away."
+        rank_zero_warn(f"{given}: all are read as images of the class. {remedy}", stacklevel=1)
+    elif paired:
+        given = f"{len(masks)} of {len(paths)} images in '{folder}' are named as masks of others"
+        remedy = f"such as '{min(masks)}': they are read as images of the class. Move them away if they are masks."
+        rank_zero_warn(f"{given}, {remedy}", stacklevel=1)
+
+
 def _class_folders(folder: Path, least: int) -> list[str]:
-    names = _subfolders(folder)
-    if len(names) < least:
+    names = subfolders(folder)
+    if len(names) < (1 if is_test_only() else least):
         why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
-        raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
+        raise DataError(f"'{folder}' has {len(names)} class folders, {why}.")
     if stray := _stray(folder):
-        raise InputError(
+        raise DataError(
             f"{len(stray)} images lie in '{folder}' itself, such as '{stray[0]}': move each to its class's folder."
         )
     return names

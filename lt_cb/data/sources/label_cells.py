@@ -1,0 +1,171 @@
+"""Read the labels of a table from its cells: names in one column, or columns of 1 and 0."""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lt_cb.data.sources.columns import CELLS, FACTS, OPTION, TableOptions, as_option, has_many
+from lt_cb.data.sources.reading import Columns
+from lt_cb.data.sources.table_files import TableFiles
+from lt_cb.errors import InputError, enumerate_names
+from lt_cb.longtail.subset import Labels
+
+SIGNS = ";|, "  # between names
+LIST = re.compile(r"\[.*\]", re.DOTALL)
+BLANKS = {"", "nan", "none"}
+NEGATIVES = {"-1", "-1.0"}
+WHOLE = re.compile(r"-?\d+(\.0*)?")  # 1.0 is how pandas writes 1 if a cell is empty
+
+
+def as_text(value: object) -> str:
+    """Return a cell as text without blanks around it; empty for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return (os.fsdecode(value) if isinstance(value, bytes) else str(value)).strip()  # Parquet has bytes
+
+
+def as_texts(cells: Sequence[Any]) -> list[str]:
+    """Return cells as texts."""
+    return [cell.strip() if type(cell) is str else as_text(cell) for cell in cells]
+
+
+def by_name(
+    column: str, cells: Sequence[Any], options: TableOptions, guesses: dict[str, str]
+) -> tuple[Labels, list[str]]:
+    """Return labels and class names of a column of names: class indices (N,), or 1 and 0 (N, C) if a cell has several.
+
+    An empty name has index -1 among class indices.
+    """
+    has_lists = list in set(map(type, cells))
+    keys: list[Any] = [] if has_lists else as_texts(cells)
+    if has_lists:
+        keys = [tuple(map(as_text, cell)) if isinstance(cell, list) else as_text(cell) for cell in cells]
+    index: dict[Any, int] = {}
+    codes = np.array([index.setdefault(key, len(index)) for key in keys], np.int64)
+    texts = [key for key in index if isinstance(key, str)]
+    separator = options.separator
+    if separator is None and options.task != "one":
+        separator = _guess_separator(column, texts, options)
+        if separator and (column.lower(), separator) != ("labels", ";") and any(separator in text for text in texts):
+            guesses["separator"] = separator
+    parts = [_parts(key, separator) for key in index]
+    if all(WHOLE.fullmatch(name) for names in parts for name in names):
+        parts = [[name.partition(".")[0] for name in names] for names in parts]
+    distinct = {name for names in parts for name in names}
+    names = sorted(distinct, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, distinct)) else None)
+    number = {name: label for label, name in enumerate(names)}
+    if separator or has_lists:
+        several = np.zeros((len(parts), len(names)), np.int8)
+        for row, part in zip(several, parts, strict=True):
+            row[[number[name] for name in part]] = 1
+        return several[codes], names
+    one = np.array([number[part[0]] if part else -1 for part in parts], np.int64)
+    return one[codes], names
+
+
+def _guess_separator(column: str, texts: Sequence[str], options: TableOptions) -> str | None:
+    """Return the character between names, judging by the cells, or None if each has one name."""
+    filled = [text for text in texts if text]
+    if filled and all(map(LIST.fullmatch, filled)):
+        return ","
+    for sign in SIGNS:
+        parts = {text: names for text in filled if len(names := _parts(text, sign)) > 1}
+        if parts and _are_names(sign, parts, {*filled} - parts.keys(), has_many(column)):
+            return sign
+    return ";" if options.task == "several" or (column.lower() == "labels" and len(filled) < len(texts)) else None
+
+
+def _are_names(sign: str, parts: dict[str, list[str]], alone: set[str], many: bool) -> bool:
+    """Return whether the parts of cells are names: a semicolon and a bar always are in a column of several names.
+
+    Other parts are known from other cells. All numbers apart by spaces are names, too.
+    """
+    uses = Counter(name for names in parts.values() for name in set(names))
+    known = [any(name in alone or uses[name] > 1 for name in names) for names in parts.values()]
+    if sign in ";|":
+        return many or 2 * sum(known) > len(known)
+    return (many and uses.keys() <= alone) or (sign == " " and all(map(str.isdecimal, uses)))
+
+
+def _parts(key: str | tuple[str, ...], separator: str | None) -> list[str]:
+    """Return the names in a cell."""
+    names = [key] if isinstance(key, str) else list(key)
+    if isinstance(key, str) and separator:
+        is_list = separator == "," and LIST.fullmatch(key)  # as Python and JSON write it
+        names = [part.strip().strip("'\"") for part in key[1:-1].split(",")] if is_list else key.split(separator)
+    return [name.strip() for name in names if name.strip()]
+
+
+def by_column(tables: TableFiles, columns: Columns, names: Sequence[str], options: TableOptions) -> Labels:
+    """Return the labels of columns of 1 and 0, int8 of shape (N, C), -1 for unknown."""
+    values = CELLS | (dict.fromkeys(BLANKS, 0) if options.blank == "no" else {})
+    labels = np.zeros((len(columns[names[0]]), len(names)), np.int8)
+    found: set[str] = set()
+    wrong: dict[str, str] = {}  # a cell of each column that has other values
+    for c, name in enumerate(names):
+        cells = columns[name] if list not in set(map(type, columns[name])) else as_texts(columns[name])
+        text_of = {cell: as_text(cell).lower() for cell in set(cells)}
+        found |= {*text_of.values()}
+        if others := {cell for cell, text in text_of.items() if text not in CELLS}:
+            row = next(row for row, cell in enumerate(cells) if cell in others)
+            wrong[name] = f"'{cells[row]}' in {tables.row(row)}"
+        else:
+            value_of = {cell: values[text] for cell, text in text_of.items()}
+            labels[:, c] = np.fromiter(map(value_of.__getitem__, cells), np.int8, len(cells))
+    if wrong:
+        right = [name for name in names if name not in wrong and not FACTS.fullmatch(name)]
+        raise InputError(_no_labels(tables, wrong, right, options))
+    if options.blank is None and not any(CELLS[text] == 0 for text in found):
+        _read_as_no(tables, labels, found)
+    return labels
+
+
+def _no_labels(tables: TableFiles, wrong: dict[str, str], right: Sequence[str], options: TableOptions) -> str:
+    """Return the message on columns that have other values than 1 and 0."""
+    name, cell = next(iter(wrong.items()))
+    some = f"column '{name}' of '{tables}' has {cell}, but a label column has 1, 0, or empty for unknown."
+    if options.label_columns is not None:
+        return f"{some} Leave it out of label_columns."
+    others = f" Nor are {enumerate_names(list(wrong)[1:])} labels." if len(wrong) > 1 else ""
+    by_names = f"the column of class names by {OPTION}label_column NAME."
+    if not right:
+        return f"{some}{others} Name {by_names}"
+    return f"{some}{others} Name the label columns by {OPTION}label_columns '{as_option(right)}', or {by_names}"
+
+
+def _read_as_no(tables: TableFiles, labels: Labels, found: set[str]) -> None:
+    """Read -1, or empty cells of exclusive columns, as 0 if no column has a 0, because all would be unknown."""
+    blanks, exclusive = found & BLANKS, labels.shape[1] > 1 and ((labels == 1).sum(1) == 1).all()
+    if found <= BLANKS or (blanks and (found & NEGATIVES or not exclusive)) or not found - {"1", "1.0", "true"}:
+        return
+    labels[labels == -1] = 0
+    what = "empty cells are" if blanks else "-1 is"
+    rank_zero_info(
+        f"{what} read as no, because no label column of '{tables}' has a 0. For unknown: {OPTION}blank unknown."
+    )
+
+
+def warn_of_names(tables: TableFiles, names: Sequence[str]) -> None:
+    """Warn of a class name that consists of other class names, and of names that differ only in case."""
+    known = set(names)
+    for name, sign in product(names, SIGNS):
+        if len(parts := set(_parts(name, sign))) > 1 and parts <= known:
+            given = f"a label of '{tables}' is '{name}', taken for one name"
+            rank_zero_warn(f"{given}: if it is several labels, set {OPTION}separator '{sign}'.", stacklevel=1)
+            break
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(" ".join(re.split(r"[\s_-]+", name.casefold())), []).append(name)
+    if groups := [enumerate_names(group) for group in alike.values() if len(group) > 1]:
+        rank_zero_warn(
+            f"classes of '{tables}' that are written almost alike: {'; '.join(groups[:5])}. They are different "
+            "classes: write them alike if they are the same.",
+            stacklevel=1,
+        )

@@ -1,0 +1,186 @@
+"""Find the tables of a data set: one file, or one for each split in a folder."""
+
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from lt_cb.data.sources.columns import OPTION, Layout, TableOptions, find_columns, first_column, is_blank
+from lt_cb.data.sources.listing import Split
+from lt_cb.data.sources.reading import JSON_LINES, Columns, read_table
+from lt_cb.data.sources.tested import is_test_only
+from lt_cb.data.sources.tree import SPLIT_NAMES, has_images, subfolders
+from lt_cb.errors import InputError, enumerate_names
+
+ENDINGS = (".csv", ".tsv", ".parquet", *JSON_LINES)
+IN_SPLIT_FOLDERS = ("metadata", "_classes")  # of Hugging Face's imagefolder, of Roboflow
+NO_CLASS = re.compile(  # folders of images that are no classes
+    r"(train|test|val|valid)[\W_].*|(.*[\W_])?(images?|imgs?|masks?|jpe?gs?|pngs?|photos?)[\W_]?\d*", re.IGNORECASE
+)
+IGNORED = re.compile(r"sample_?submission", re.IGNORECASE)  # of Kaggle: made-up labels
+
+
+class TableFiles(NamedTuple):
+    """The tables of a data set, whose rows are numbered through."""
+
+    root: Path  # as it was given: a table or a folder
+    files: list[Path]
+    starts: list[int]  # first row of each file
+
+    def __str__(self) -> str:
+        """Return the file or folder that was given."""
+        return str(self.root)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that paths start from."""
+        return self.root if self.root.is_dir() else self.root.parent
+
+    def row(self, row: int) -> str:
+        """Return a row in words, counted from 1 below the header."""
+        part = bisect_right(self.starts, row) - 1
+        number = f"row {row - self.starts[part] + 1}"
+        return number if len(self.files) == 1 else f"{number} of '{self.name(part)}'"
+
+    def name(self, part: int) -> str:
+        """Return the name of a file below the root."""
+        return str(self.files[part].relative_to(self.folder))
+
+
+def read_tables(root: Path, options: TableOptions) -> tuple[TableFiles, Columns, Layout]:
+    """Return the tables, the columns of all rows, and the layout of the first table, that of the training images."""
+    (first_split, first), *others = find_tables(root)
+    columns = read_table(first)
+    layout = find_columns(first, columns, options)
+    read: list[tuple[Split | None, Path, Columns]] = [(first_split, first, columns)]
+    for split, file in others:
+        table = read_table(file)
+        if _has_labels(file, split, table, layout, options):
+            read.append((split, file, _like(first, layout, file, table, columns)))
+    sizes = [_size(table) for *_, table in read]
+    tables = TableFiles(root, [file for _, file, _ in read], np.cumsum([0, *sizes[:-1]]).tolist())
+    if len(read) > 1:
+        given = ", ".join(f"{split} from {tables.name(i)} ({sizes[i]} rows)" for i, (split, *_) in enumerate(read))
+        rank_zero_info(f"tables of '{root}': {given}.")
+        layout = layout._replace(split=layout.split or "split")
+        columns = _join([(table, split) for split, _, table in read], sizes, str(layout.split))
+    elif root.is_dir():
+        rank_zero_info(f"table of '{root}': {tables.name(0)}.")
+    return tables, columns, layout
+
+
+def _size(columns: Columns) -> int:
+    return len(next(iter(columns.values()), []))
+
+
+def _like(first: Path, layout: Layout, file: Path, table: Columns, columns: Columns) -> Columns:
+    """Return the columns of a table by the names of the first table; None for cells that are not needed."""
+    found = {name: first_column(table, [name]) for name in columns}
+    for name in (layout.path, *([layout.label] if layout.label else layout.labels)):
+        if found[name] is None:
+            given = enumerate_names(list(table))
+            raise InputError(f"'{file}' has columns {given}, but no '{name}', as '{first}' has: add it.")
+    empty = [None] * _size(table)
+    like = {name: empty if column is None else table[column] for name, column in found.items()}
+    if layout.split and found[layout.split] is None:
+        del like[layout.split]
+    return like
+
+
+def _join(parts: Sequence[tuple[Columns, Split | None]], sizes: Sequence[int], split_column: str) -> Columns:
+    """Return the rows of all tables. Without a column of splits, a table has the split of its name."""
+    names = {name: None for table, _ in parts for name in table} | {split_column: None}
+    return {
+        name: [cell for (table, split), n in zip(parts, sizes, strict=True) for cell in table.get(name, [split] * n)]
+        for name in names
+    }
+
+
+def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
+    """Return the tables of a file or folder, with the training images first."""
+    if not root.is_dir():
+        folder = root.parent.parent if root.stem.lower() in IN_SPLIT_FOLDERS else root.parent
+        is_train = root.is_file() and {root.stem.lower(), root.parent.name.lower()} & {*SPLIT_NAMES["train"]}
+        found = _of_splits(folder) if is_train else {}
+        if found.get("train") == root and len(found) > 1:
+            others = enumerate_names([str(file.relative_to(folder)) for file in found.values() if file != root])
+            rank_zero_info(f"only '{root}' is read, not {others} beside it: for all of them, --data.root '{folder}'.")
+        return [(None, root)]
+    if found := _of_splits(root):
+        if "train" not in found and not is_test_only():
+            given = enumerate_names([str(file.relative_to(root)) for file in found.values()])
+            raise InputError(f"'{root}' has {given}, but no table of training images, such as train.csv: add one.")
+        return [(split if len(found) > 1 else None, file) for split, file in found.items()]
+    tables = _tables_in(root)
+    named = [file for file in tables if file.stem.lower() in IN_SPLIT_FOLDERS]
+    if len(chosen := named[:1] or tables) == 1:
+        return [(None, chosen[0])]
+    if tables:
+        names = enumerate_names([file.name for file in tables])
+        raise InputError(f"'{root}' has several tables, {names}: set --data.root to one of them.")
+    hint = " For folders of images, <class>/*: --config configs/image_folder.yaml." if _has_classes(root) else ""
+    raise InputError(
+        f"'{root}' has no table: it needs train.csv (also .parquet or .jsonl; val.csv and test.csv likewise), or set "
+        f"--data.root to a table.{hint}"
+    )
+
+
+def refuse_table_without_classes(root: Path) -> None:
+    """Raise if a folder has a table instead of the folders of classes."""
+    tables = list(_of_splits(root).values()) or _tables_in(root)
+    if tables and not _has_classes(root):
+        raise InputError(
+            f"'{root}' has no folders of classes, but a table, '{tables[0].relative_to(root)}': read it by --config "
+            "configs/own_table.yaml instead, or --data.source Manifest."
+        )
+
+
+def _has_classes(root: Path) -> bool:
+    """Return whether images lie in root/<class>/ or root/<split>/<class>/."""
+    splits = {name for usual in SPLIT_NAMES.values() for name in usual}
+    folders = [root / name for name in subfolders(root) if not NO_CLASS.fullmatch(name)]
+    classes = [folder for folder in folders if folder.name.lower() not in splits]
+    nested = [split / name for split in folders if split not in classes for name in subfolders(split)]
+    return any(map(has_images, nested)) or sum(map(has_images, classes)) > 1
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in ENDINGS]
+    files = [folder / name for name in names if not name.startswith(".") and not IGNORED.search(name)]
+    return sorted(files, key=lambda file: (ENDINGS.index(file.suffix.lower()), file.name))
+
+
+def _of_splits(root: Path) -> dict[Split, Path]:
+    """Return the tables whose names, or whose folders' names, are those of splits; train comes first."""
+    found: dict[Split, Path] = {}
+    tables = {file.stem.lower(): file for file in reversed(_tables_in(root))}
+    folders = {entry.name.lower(): Path(entry) for entry in os.scandir(root) if entry.is_dir()}
+    for split, names in sorted(SPLIT_NAMES.items(), key=lambda item: item[0] != "train"):
+        for name in names:
+            inside = _tables_in(folders[name]) if name in folders else []
+            named = [file for file in inside if file.stem.lower() in IN_SPLIT_FOLDERS]
+            if file := tables.get(name) or tables.get(f"{name}_labels") or next(iter(named), None):
+                found.setdefault(split, file)
+    return found
+
+
+def _has_labels(file: Path, split: Split | None, columns: Columns, layout: Layout, options: TableOptions) -> bool:
+    """Return whether a table has labels; say it if not. Raise for labels that the first table lacks."""
+    names: Sequence[str] = [layout.label] if layout.label else layout.labels
+    given = [column for name in names if (column := first_column(columns, [name]))]
+    if all(is_blank(cell) for name in given for cell in columns[name]):
+        rank_zero_info(f"'{file}' has no labels ({enumerate_names(names)}): it is not read as {split} images.")
+        return False
+    known = {name.lower() for name in (*names, layout.path, layout.split or "split")}
+    unknown = [name for name in columns if name.lower() not in known]
+    if unknown and layout.labels and options.label_columns is None:
+        raise InputError(
+            f"'{file}' has columns {enumerate_names(unknown)}, which the training images do not have: add them there, "
+            f"or name the label columns by {OPTION}label_columns."
+        )
+    return True
