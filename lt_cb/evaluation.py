@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.losses.prior import assumed_prior, balanced_posterior, log_posterior
 from lt_cb.metrics import Mean
+from lt_cb.models import last_linear
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.sets import TEST_LEVEL, HeldOutScores, SetCoverage, prediction_sets, thresholds
 from lt_cb.task import Task
+from lt_cb.unknown import Familiarity
 
 Batch = tuple[Tensor, Tensor]
 MetricFactory = Callable[[int], Metric]
@@ -26,6 +28,7 @@ class EvaluatedModule(LightningModule):
     """Base class of `lt_cb.module.LongTailedClassifier`: validation, test and prediction."""
 
     loss: Loss  #: training loss
+    backbone: nn.Module  #: network, images -> logits
     num_classes: int  #: C, the number of classes
     groups: dict[str, list[int]]  #: class indices by shot group
     task: Task  #: one label or several labels an image
@@ -38,6 +41,8 @@ class EvaluatedModule(LightningModule):
     thresholds: list[float] | None = None
     #: sorted scores of the held-out images of each class (`lt_cb.sets.held_out_scores`), with one label an image
     set_scores: list[Tensor] | None = None
+    familiarity: Familiarity | None = None  #: how familiar images of the known classes look, by ``recommend``
+    says_unknown = False  #: whether ``predict_step`` returns how unfamiliar an image looks
     set_level: float | None = None  #: promised coverage of the sets that ``predict_step`` returns; None returns none
     #: whether the validation images are the test images, so that they must not choose thresholds, nor calibrate sets;
     #: `lt_cb.data.LongTailedDataModule` sets it, set it yourself if you pass loaders to a Trainer
@@ -198,18 +203,38 @@ class EvaluatedModule(LightningModule):
 
     def save_choices(self, checkpoint: dict[str, Any]) -> None:
         """Add what held-out images chose to a checkpoint: thresholds, or scores for prediction sets."""
-        kept = {checkpoints.THRESHOLDS: self.thresholds, checkpoints.SET_SCORES: self.set_scores}
+        kept: dict[str, Any] = {checkpoints.THRESHOLDS: self.thresholds, checkpoints.SET_SCORES: self.set_scores}
+        kept[checkpoints.FAMILIARITY] = None if self.familiarity is None else self.familiarity.state()
         checkpoint.update({name: value for name, value in kept.items() if value is not None})
 
     def load_choices(self, checkpoint: dict[str, Any]) -> None:
         """Load what `save_choices` saved."""
         self.thresholds = checkpoints.thresholds(checkpoint, self.num_classes)
         self.set_scores = checkpoints.set_scores(checkpoint, self.num_classes)
+        self.familiarity = checkpoints.familiarity(checkpoint)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, ...]:
-        """Return predictions and probabilities, see `lt_cb.task.Task.predict`; with ``set_level`` also sets, (B, C)."""
+        """Return predictions and probabilities, see `lt_cb.task.Task.predict`.
+
+        With ``set_level`` also prediction sets, bool of shape (B, C), then with ``says_unknown`` the share of held-out
+        images that look more familiar, shape (B,).
+        """
         self.check_images(batch[0])
-        logits = self(batch[0]).float()
+        features, logits = self._features_and_logits(batch[0])
         precise = logits if logits.device.type == "mps" else logits.double()  # float32 ends at 1e-45
         predicted = self.task.predict(self.scores(logits), self.probabilities(precise), self.thresholds, self.top)
-        return predicted if self.set_level is None else (*predicted, self.prediction_sets(precise, self.set_level))
+        if self.set_level is not None:
+            predicted = *predicted, self.prediction_sets(precise, self.set_level)
+        if features is not None and self.familiarity is not None:
+            predicted = *predicted, self.familiarity.unknown(features, balanced_posterior(self.loss, logits))
+        return predicted
+
+    def _features_and_logits(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the inputs of the last layer, None without ``says_unknown``, and logits, shape (B, C)."""
+        classifier = last_linear(self.backbone, self.num_classes) if self.says_unknown else None
+        if classifier is None:
+            return None, self(images).float()
+        seen: list[Tensor] = []
+        with classifier.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0])):
+            logits = self(images).float()
+        return seen[-1], logits

@@ -43,6 +43,7 @@ TOP: Options = {
     "top": (int, 1, "Columns for so many of the most probable classes."),
     "probabilities": (bool, False, "A column for each class."),
     "sets": (float | None, None, "A column with all classes an image may have, right in this share, as 0.9."),
+    "unknown": (bool, False, "A column with the share of held-out training images that look more familiar."),
 }
 
 
@@ -74,6 +75,16 @@ def _ask_for_sets(model: LongTailedClassifier, level: float) -> None:
     model.check_sets()
 
 
+def _ask_for_unknown(model: LongTailedClassifier) -> None:
+    """Make ``predict_step`` return how unfamiliar images look; raise InputError if the checkpoint cannot tell."""
+    if model.familiarity is None:
+        raise InputError(
+            "--unknown needs the features of held-out images, which only a checkpoint of recommend with one label an "
+            "image has: leave it out, or run lt-cb recommend with --ckpt_path."
+        )
+    model.says_unknown = True
+
+
 def _set_names(held: list[bool], class_names: Sequence[str]) -> str:
     return LABEL_SEPARATOR.join(name for name, inside in zip(class_names, held, strict=True) if inside)
 
@@ -96,6 +107,8 @@ def predict(cli: CommandLine) -> None:
         )
     if config.sets is not None:
         _ask_for_sets(model, config.sets)
+    if config.unknown:
+        _ask_for_unknown(model)
     if config.top > 1 or config.probabilities:
         model.top = classes if config.probabilities else config.top
     files, loader = image_loader(cli, model)
@@ -118,6 +131,10 @@ def predict(cli: CommandLine) -> None:
         header.append("set")
         sets = torch.cat([batch[2] for batch in batches]).tolist()
         rows = ([*row, _set_names(held, model.class_names)] for row, held in zip(rows, sets, strict=True))
+    if config.unknown:
+        header.append("unknown")
+        shares = torch.cat([batch[-1] for batch in batches]).tolist()
+        rows = ([*row, f"{share:.3f}"] for row, share in zip(rows, shares, strict=True))
     with whole_file(file) as stream:
         writer = csv.writer(stream)
         writer.writerow(["file", *map(spreadsheet_safe, header)])

@@ -1,14 +1,18 @@
-"""Answers from held-out images besides the choice of a head: prediction sets and suspects."""
+"""Answers from held-out images besides the choice of a head: prediction sets, suspects and unknown images."""
 
 import csv
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lt_cb.callbacks.result import set_note
 from lt_cb.data import LongTailedDataModule
-from lt_cb.heads.folds import HeldOut, temperature_scaled
+from lt_cb.heads.folds import HeldOut, splits_of, temperature_scaled
 from lt_cb.heads.gallery import gallery, image_names, thumbnails
+from lt_cb.heads.solve import Basis
 from lt_cb.heads.suspects import Suspect, mean_by_image, suspect_table, suspects
 from lt_cb.lab.report.sections import Section
 from lt_cb.lab.report.tables import wilson
@@ -17,7 +21,9 @@ from lt_cb.losses.prior import balanced_posterior
 from lt_cb.runs.folder import RunDir, whole_file
 from lt_cb.runs.record import SHOTS, Record
 from lt_cb.sets import held_out_scores
+from lt_cb.unknown import Familiarity, class_means, nearest, quantiles_of
 
+MAX_AXES = 256  # of the distance; further axes are mostly noise, and would enlarge the checkpoint
 MAX_SHOWN = 24  # suspects in the gallery
 
 
@@ -26,16 +32,55 @@ class Answers(NamedTuple):
 
     set_scores: list[Tensor]  #: see `lt_cb.sets.held_out_scores`
     suspects: list[Suspect]  #: training images whose label looks wrong, the least probable labels first
+    familiarity: Familiarity  #: how familiar the known classes look
 
 
-def answers(loss: Loss, held_out: HeldOut, temperature: float, repeats: int) -> Answers:
-    """Return prediction sets' scores and suspects, from logits of images that a number of repeated folds hold out."""
+def answers(
+    features: Tensor, targets: Tensor, loss: Loss, held_out: HeldOut, temperature: float, folds: Tensor
+) -> Answers:
+    """Return what held-out images tell.
+
+    Args:
+        features: of the training images, as the backbone yields them, shape (N, D).
+        targets: their class indices, int64 of shape (N,).
+        loss: loss of the chosen head.
+        held_out: logits of the images that the folds hold out.
+        temperature: temperature to divide the logits by.
+        folds: folds of `repeated_folds`, int64 of shape (J, N).
+    """
     posterior = balanced_posterior(loss, temperature_scaled(loss, held_out.logits, temperature).double())
-    targets, num_classes = held_out.targets, posterior.shape[1]
-    true = posterior.gather(1, targets[:, None])[:, 0]
+    true = posterior.gather(1, held_out.targets[:, None])[:, 0]
+    scores = held_out_scores(true, held_out.targets, posterior.shape[1], len(folds))
     mean, rows = mean_by_image(posterior, held_out.rows)
-    labels = targets.new_zeros(int(rows.max()) + 1).index_copy_(0, held_out.rows, targets)[rows]
-    return Answers(held_out_scores(true, targets, num_classes, repeats), suspects(mean, labels, rows))
+    return Answers(
+        scores, suspects(mean, targets[rows], rows), fit_familiarity(features, targets, posterior.max(1).values, folds)
+    )
+
+
+def fit_familiarity(features: Tensor, targets: Tensor, highest: Tensor, folds: Tensor) -> Familiarity:
+    """Return how familiar images of the known classes look, calibrated on held-out images.
+
+    Axes and variances come from all training images, without their labels. The class means that an image is compared
+    with do not use it.
+
+    Args:
+        features: of the training images, shape (N, D).
+        targets: their class indices, int64 of shape (N,).
+        highest: highest balanced posterior of the images that the folds hold out, fold by fold, shape (M,).
+        folds: folds of `repeated_folds`, int64 of shape (J, N).
+    """
+    units = F.normalize(features.float(), dim=1)
+    basis, strongest = Basis.fit(units), slice(-MAX_AXES, None)
+    whitening = basis.axes[:, strongest] / basis.scale[:, None] / basis.variances[strongest].sqrt()
+    spots = (units - basis.mean) @ whitening
+    distances, labels = [], []
+    for held in splits_of(folds):
+        distances.append(nearest(spots[held], class_means(spots[~held], targets[~held])))
+        labels.append(targets[held])
+    distance, label, highest = torch.cat(distances), torch.cat(labels), highest.float()
+    quantiles = quantiles_of(highest, label), quantiles_of(distance, label)
+    made = Familiarity(basis.mean, whitening, class_means(spots, targets), *quantiles, torch.zeros(1))
+    return replace(made, ranks=quantiles_of(made.mean_rank(highest, distance), label))
 
 
 def write_suspects(run: RunDir, found: list[Suspect], data: LongTailedDataModule) -> None:

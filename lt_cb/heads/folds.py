@@ -146,7 +146,7 @@ def repeated_folds(
 def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]) -> Trial:
     """Hold out each fold of `repeated_folds` once, solve all heads on the other images, and measure them on it."""
     # the basis of the features uses no targets, and may have seen the held-out images
-    splits = _splits(folds)
+    splits = splits_of(folds)
     counts, results = [], []
     for held_out in progress(splits, "Heads of folds", len(splits)):
         counts.append(data.select(held_out).class_counts)
@@ -154,7 +154,7 @@ def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l
     return Trial(torch.tensor(counts), {c: torch.stack([result[c] for result in results]) for c in results[0]})
 
 
-def _splits(folds: Tensor) -> list[Tensor]:
+def splits_of(folds: Tensor) -> list[Tensor]:
     """Return the held-out images of each fold, bool of shape (N,), repeat by repeat."""
     return [repeat == k for repeat in folds for k in range(int(repeat.max()) + 1)]
 
@@ -174,7 +174,7 @@ def held_out_logits(data: FeatureSet, folds: Tensor, candidate: Candidate, l2_st
     """Solve a candidate on all folds of `repeated_folds` again, and return the logits of the held-out images."""
     path = [value for value in l2_strengths if value >= candidate.l2_strength]  # the larger ones are warm starts
     logits, rows = [], []
-    for held_out in _splits(folds):
+    for held_out in splits_of(folds):
         train = data.select(~held_out)
         loss = candidate.recipe.make(train.class_counts, train.num_unlabelled)
         heads = solve_path(train, [loss], path, COMPARISON_TOLERANCE)[candidate.l2_strength]

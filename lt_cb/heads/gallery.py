@@ -12,6 +12,7 @@ from lt_cb.data.decode import decode
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split, as_paths
 from lt_cb.data.view import View
+from lt_cb.lab.report.document import heading
 
 PIXELS = 96  # height and width of a thumbnail
 STYLE = """<style>.gallery { display: flex; flex-wrap: wrap; gap: 1rem; }
@@ -49,5 +50,4 @@ def gallery(title: str, words: str, uris: Sequence[str], captions: Sequence[str]
         f'<figure><img src="{uri}" alt=""><figcaption>{html.escape(caption)}</figcaption></figure>'
         for uri, caption in zip(uris, captions, strict=True)
     )
-    heading = f"<h2>{html.escape(title)}</h2>\n<p>{html.escape(words)}</p>"
-    return f'{STYLE}\n{heading}\n<div class="gallery">{"".join(figures)}</div>'
+    return f'{STYLE}\n{heading(title, words)}\n<div class="gallery">{"".join(figures)}</div>'

@@ -106,7 +106,7 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths)
     thresholds = best_thresholds(held_out.logits, held_out.targets).tolist() if data.multi_label else None
     temperature = 1.0 if data.multi_label else fit_temperature(loss, held_out.logits, held_out.targets)
-    answered = None if data.multi_label else answers(loss, held_out, temperature, len(assigned))
+    answered = None if data.multi_label else answers(features, targets, loss, held_out, temperature, assigned)
     heads = solve_path(train, [loss], [v for v in l2_strengths if v >= l2_strength])[l2_strength]
     weight, bias = basis.unproject(heads.weight[0], heads.bias[0])
     head = {"weight": weight / temperature, "bias": temperature_scaled(loss, bias[None], temperature)[0]}
@@ -129,7 +129,8 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     model: LongTailedClassifier = cli.make_all(data).model
     model.backbone.load_state_dict(setup.model.backbone.state_dict())
     model.thresholds = solved.thresholds
-    model.set_scores = None if solved.answers is None else solved.answers.set_scores
+    if solved.answers is not None:
+        model.set_scores, model.familiarity = solved.answers.set_scores, solved.answers.familiarity
     check_features(model, data, "train", setup.trainer)
     _ = trainer.logger.experiment  # type: ignore[union-attr]  # creates the folder
     trainer.strategy.connect(model)

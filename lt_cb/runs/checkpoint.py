@@ -18,6 +18,7 @@ from lt_cb.losses import Loss
 from lt_cb.runs.folder import BEFORE, MAX_ALIASED, is_larger, parse_yaml
 from lt_cb.runs.record import LOSS_FACTS
 from lt_cb.runs.schema import PerClass, mismatch
+from lt_cb.unknown import Familiarity
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
@@ -25,6 +26,7 @@ HISTORY = "lt_cb_history"  # settings of earlier parts of the training, see `lt_
 TRAINED_ON = "lt_cb_trained_on"  # digests of the training images, see `lt_cb.data.elsewhere`
 THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which each label is predicted
 SET_SCORES = "lt_cb_set_scores"  # one label an image: scores of held-out images, see `lt_cb.sets`
+FAMILIARITY = "lt_cb_familiarity"  # one label an image: `lt_cb.unknown.Familiarity`
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # the data give them to a model
@@ -212,6 +214,15 @@ def _are_scores(values: Any) -> bool:  # noqa: ANN401 - from a file
     """Return whether values are probabilities in ascending order."""
     is_list = isinstance(values, Tensor) and values.ndim == 1 and values.is_floating_point()
     return is_list and bool(((values >= 0) & (values <= 1)).all() and (values.diff() >= 0).all())
+
+
+def familiarity(content: Mapping[str, Any]) -> Familiarity | None:
+    """Return how familiar images of the known classes look; None if it was not measured."""
+    kept = content.get(FAMILIARITY)
+    try:
+        return None if kept is None else Familiarity.from_state(kept)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"the checkpoint's measure of unknown images is damaged ({error}).") from error
 
 
 def history(content: Mapping[str, Any]) -> dict[str, Any]:
