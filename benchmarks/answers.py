@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lt_cb.data import LongTailedDataModule
 from lt_cb.features import frozen_features
+from lt_cb.heads.answers import fit_familiarity
 from lt_cb.heads.folds import fit_temperature, held_out_logits, repeated_folds, temperature_scaled
 from lt_cb.heads.recipes import POST_HOC, Candidate, Recipe
 from lt_cb.heads.solve import Basis, FeatureSet, solve_path
@@ -33,11 +34,11 @@ from lt_cb.losses.prior import balanced_posterior
 from lt_cb.metrics import auroc, shot_groups
 from lt_cb.module import LongTailedClassifier
 from lt_cb.sets import held_out_scores, prediction_sets, quantile, thresholds
+from lt_cb.unknown import nearest
 
 FACTOR, SEEDS, FOLDS = 100.0, (0, 1, 2), 5
 CANDIDATE, PATH = Candidate(Recipe(POST_HOC, (("tau", 1.0),)), 0.3), [1.0, 0.3]
 LEVELS = (0.8, 0.9, 0.95)
-DRAWS = 3  # of wrong labels
 TASKS = {"cifar10": (128, 500), "cifar100_20": (96, 500), "fashion_mnist": (96, 600)}  # image size, largest class
 Row = dict[str, Any]
 
@@ -157,25 +158,53 @@ def uncorrected(kept: list[Tensor], level: float) -> float:
 
 def suspects(task: Task, seed: int) -> Iterator[Row]:
     """Yield how well wrong labels are found, if 10 % of the labels are drawn among the other classes."""
-    basis, classes = Basis.fit(task.features), task.classes
-    for draw in range(DRAWS):
-        rng = np.random.default_rng([draw, seed])
-        wrong = torch.from_numpy(rng.permutation(len(task.targets)) < round(0.1 * len(task.targets)))
-        other = (task.targets + torch.from_numpy(rng.integers(1, classes, len(wrong)))) % classes
-        labels = torch.where(wrong, other, task.targets)
-        loss, logits, _, rows, _ = held_out_posterior(basis.project(task.features, labels, classes), seed)
-        posteriors = {"self-confidence": logits.softmax(1), "balanced posterior": balanced_posterior(loss, logits)}
-        for method, posterior in posteriors.items():
-            mean, images = mean_by_image(posterior, rows)
-            score, is_wrong = mean.gather(1, labels[images][:, None])[:, 0], wrong[images]
-            worst = torch.zeros_like(is_wrong).index_fill_(0, score.argsort()[: len(score) // 10], True)
-            tail = (task.targets[images] >= classes - 3) & ~is_wrong
-            row = {"draw": draw, "method": method, "auroc": auroc(-score[:, None], is_wrong.long()[:, None])[0]}
-            row |= {"clean_tail": int(tail.sum()), "clean_tail_in_worst_tenth": int((tail & worst).sum())}
-            yield row | {"wrong_in_worst_tenth": is_wrong[worst].double().mean()}
+    basis, classes, rng = Basis.fit(task.features), task.classes, np.random.default_rng(seed)
+    wrong = torch.from_numpy(rng.permutation(len(task.targets)) < round(0.1 * len(task.targets)))
+    other = (task.targets + torch.from_numpy(rng.integers(1, classes, len(wrong)))) % classes
+    labels = torch.where(wrong, other, task.targets)
+    loss, logits, _, rows, _ = held_out_posterior(basis.project(task.features, labels, classes), seed)
+    posteriors = {"self-confidence": logits.softmax(1), "balanced posterior": balanced_posterior(loss, logits)}
+    for method, posterior in posteriors.items():
+        mean, images = mean_by_image(posterior, rows)
+        score, is_wrong = mean.gather(1, labels[images][:, None])[:, 0], wrong[images]
+        worst = torch.zeros_like(is_wrong).index_fill_(0, score.argsort()[: len(score) // 10], True)
+        tail = (task.targets[images] >= classes - 3) & ~is_wrong
+        row = {"method": method, "auroc": auroc(-score[:, None], is_wrong.long()[:, None])[0]}
+        row |= {"clean_tail": int(tail.sum()), "clean_tail_in_worst_tenth": int((tail & worst).sum())}
+        yield row | {"wrong_in_worst_tenth": is_wrong[worst].double().mean()}
 
 
-QUESTIONS: dict[str, Callable[[Task, int], Iterator[Row]]] = {"sets": sets, "suspects": suspects}
+def unknown(task: Task, seed: int) -> Iterator[Row]:
+    """Yield how well test images of a class without training images are told from those of the other classes."""
+    for left_out in range(0, task.classes, max(task.classes // 10, 1)):
+        known = task.targets != left_out
+        features, targets = task.features[known], task.targets[known]
+        targets = targets - (targets > left_out).long()
+        basis, classes = Basis.fit(features), task.classes - 1
+        train = basis.project(features, targets, classes)
+        test = basis.project(task.test_features, task.test_targets, classes)
+        folds = repeated_folds(targets, classes, FOLDS, seed, repeats=1)
+        held_out = held_out_logits(train, folds, CANDIDATE, PATH)
+        loss, logits = solve(train, test.features)
+        highest = balanced_posterior(loss, held_out.logits).max(1).values
+        familiarity = fit_familiarity(features, targets, highest, folds)
+        posterior = balanced_posterior(loss, logits)
+        distance = nearest(familiarity.project(task.test_features), familiarity.means)
+        scores = {"largest softmax probability": -logits.softmax(1).max(1).values}
+        scores |= {"largest balanced posterior": -posterior.max(1).values, "spherical Mahalanobis distance": distance}
+        scores["lt_cb"] = familiarity.unknown(task.test_features, posterior)
+        is_unknown = task.test_targets == left_out
+        for method, score in scores.items():
+            row: Row = {"left_out": left_out, "method": method}
+            row["auroc"] = auroc(score.double()[:, None], is_unknown.long()[:, None])[0]
+            if method == "lt_cb":
+                flagged = score >= 0.95
+                row |= {"known_flagged": flagged[~is_unknown].double().mean()}
+                row |= {"unknown_flagged": flagged[is_unknown].double().mean()}
+            yield row
+
+
+QUESTIONS: dict[str, Callable[[Task, int], Iterator[Row]]] = {"sets": sets, "suspects": suspects, "unknown": unknown}
 
 
 def main() -> None:

@@ -462,8 +462,12 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     checkpoint = f"--ckpt_path={run.checkpoint}"
     tested = run_command("test", checkpoint).read_result()
     assert (tested.scores, tested.metrics) == (result.scores, result.metrics)  # both start from the images
-    predictions = run_command("predict", checkpoint, f"--images={photos / 'test'}", "--sets=0.9").predictions
-    rows = [(Path(row["file"]).parent.name, row["class"], row["set"]) for row in csv.DictReader(predictions.open())]
+    predictions = run_command(
+        "predict", checkpoint, f"--images={photos / 'test'}", "--sets=0.9", "--unknown=true"
+    ).predictions
+    table = list(csv.DictReader(predictions.open()))
+    assert all(0 <= float(row["unknown"]) <= 1 for row in table)
+    rows = [(Path(row["file"]).parent.name, row["class"], row["set"]) for row in table]
     assert all(name == predicted for name, predicted, _ in rows if name != "d")
     sets = {name: [held.split(";") for true, _, held in rows if true == name] for name in "abcd"}
     covered = [np.mean([name in held for held in sets[name]]) for name in "abcd"]

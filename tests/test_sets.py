@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lt_cb.errors import InputError
 from lt_cb.losses import (
     EffectiveNumber,
     FocalLoss,
@@ -20,6 +21,7 @@ from lt_cb.losses import (
     SoftmaxLoss,
 )
 from lt_cb.losses.prior import balanced_posterior
+from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.sets import MAX_KEPT, HeldOutScores, SetCoverage, held_out_scores, prediction_sets, quantile, thresholds
 
 SCORES = st.lists(st.lists(st.floats(0, 1, width=32), max_size=30), min_size=1, max_size=6).filter(any)
@@ -157,3 +159,19 @@ def test_losses_without_a_prior_give_their_own_probabilities() -> None:
     assert torch.allclose(balanced_posterior(loss, logits), loss.probabilities(logits))
     for sigmoid in (SigmoidLoss(COUNTS), FocalLoss(COUNTS)):
         assert balanced_posterior(sigmoid, logits).sum(1).tolist() == pytest.approx([1.0] * 5, abs=1e-6)
+
+
+def test_damaged_scores_of_a_checkpoint_are_refused() -> None:
+    scores = [torch.tensor([0.1, 0.5]), torch.tensor([])]
+    assert checkpoints.set_scores({checkpoints.SET_SCORES: scores}, 2) == scores
+    assert checkpoints.set_scores({}, 2) is None
+    for damaged in (
+        scores[:1],
+        [scores[0].flip(0), scores[1]],
+        [scores[0] + 1, scores[1]],
+        [scores[1]] * 2,
+        3,
+        ["a"] * 2,
+    ):
+        with pytest.raises(InputError, match="held-out scores are not of 2 classes"):
+            checkpoints.set_scores({checkpoints.SET_SCORES: damaged}, 2)
