@@ -79,7 +79,7 @@ def _check_folds(assigned: Tensor, targets: Tensor, num_classes: int, folds: int
             f"{held_out} of {num_classes} classes have {least} {unit} or more, but at least 2 are needed to choose by: "
             f"{advice}."
         )
-    if largest < folds or len(assigned[assigned >= 0].unique()) < folds:
+    if largest < folds or len(set(assigned.tolist()) - {-1}) < folds:
         advice = f"set --folds {min(largest, folds - 1)} or fewer, or add images"
         raise InputError(f"no class has {folds} {unit}, one for each fold: {advice}.")
 
