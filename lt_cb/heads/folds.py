@@ -215,7 +215,7 @@ class Choice(NamedTuple):
     gain: float  #: score of ``chosen`` minus score of ``plain``, in [-1, 1]
     low: float  #: lower end of the 95 % interval of the gain, as if there had been no choice
     high: float  #: upper end of the interval
-    default: Candidate  #: taken unless another candidate is better by more than one standard error
+    default: Candidate  #: chosen unless another candidate is better by more than one standard error
     by_repeat: list[Candidate]  #: what each repeat of the folds alone chooses; empty without repeats
 
     @property
@@ -228,17 +228,15 @@ def choose(scores: Mapping[Candidate, Sequence[float]], repeats: int = REPEATS) 
     """Choose the default, unless another candidate is better by more than one standard error.
 
     The default is balanced softmax (logit adjustment with tau = 1) at the L2 strength nearest to `DEFAULT_L2`; with
-    several labels an image, or without balanced softmax, it is the plain loss at its best L2 strength. It must have at
-    least the mean score of the plain loss. Among the candidates that are better, the one with the best mean is chosen.
+    several labels an image, or without balanced softmax, it is the plain loss at its best L2 strength. Of several
+    better candidates, and if the default is worse than the plain loss, the candidate of the best mean is chosen.
 
     ``scores`` are in [0, 1], by fold and repeat by repeat, and have plain softmax or sigmoid. The standard errors are
     of paired differences, corrected for the overlap of the training images between folds (Nadeau and Bengio 2003).
     """
     means = {candidate: statistics.mean(values) for candidate, values in scores.items()}
     plain = _best(means, [c for c in means if c.recipe in (SOFTMAX, SIGMOID)])
-    default = min((c for c in means if c.recipe == BALANCED), key=lambda c: _steps_from_default(c), default=plain)
-    if means[default] < means[plain] - TIE:
-        default = plain
+    default = min((c for c in means if c.recipe == BALANCED), key=_steps_from_default, default=plain)
     overlap = 1 / (len(scores[plain]) // repeats - 1)  # held-out images per training image
     better = []
     for candidate in scores:
@@ -246,6 +244,8 @@ def choose(scores: Mapping[Candidate, Sequence[float]], repeats: int = REPEATS) 
         if gain > error + TIE:
             better.append(candidate)
     chosen = _best(means, better) if better else default
+    if means[chosen] < means[plain] - TIE:
+        chosen = _best(means, list(means))
     gain, error = _paired(scores[chosen], scores[plain], overlap)
     half = float(stats.t.ppf(0.975, len(scores[plain]) - 1)) * error
     by_repeat = []
