@@ -48,7 +48,7 @@ TASKS = {  # largest class, imbalance factors and subset seeds of each data set
 }
 FIXED = (0.03, 0.1, 0.3)  # lambda of balanced softmax without a choice
 TAUS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-LOGISTIC = tuple(10.0**exponent for exponent in range(-4, 3)) + (3.0, 0.3, 0.03)  # lambda, 1 / (N C) of scikit-learn
+LOGISTIC = (*(10.0**exponent for exponent in range(-4, 4)), 3.0, 0.3, 0.03)  # lambda, 1 / (N C) of scikit-learn
 RIDGE = tuple(10.0**exponent for exponent in range(-3, 7))  # alpha / N
 
 
