@@ -76,13 +76,14 @@ def make_elsewhere(
     """
     source, root = options.get("source", "Digits"), options.get("root", "data")
     whole = {**options, **WHOLE, "image_size": options.get("image_size") or facts["image_size"]}
+    task = {"task": options["task"]} if options.get("task") else {}
     with test_only(split) as found:
-        made = make_source(source, root)
+        made = make_source(source, root, task)
     if isinstance(made, FileSource):
         choice = _choose(made, (*found, "test")[0], trained)
         if choice.overlap and made.undivided is not None:
             with suppress(InputError):  # such as classes of one image, of which none can be held out
-                moved = _held_out(make_source(source, root), options.get("split", TEST_SHARE), trained)
+                moved = _held_out(make_source(source, root, task), options.get("split", TEST_SHARE), trained)
                 choice = moved or choice
         _replace_images(made, adopt_classes(choice.listing, facts, root))
         choice.say(root, split, trained is not None)
