@@ -180,6 +180,14 @@ class TestFiles:
         assert "has no annotations, so that its images are not used for test" in caplog.text
         assert len(source.files("train")[0]) == 10
 
+    def test_inaturalist_2021(self, tmp_path: Path) -> None:
+        for name, images in (("train", TRAIN), ("train_mini", {"train/a/3_0.jpg": [3]}), ("val", VAL)):
+            write(tmp_path / f"{name}.json", images)
+        write(tmp_path / "public_test.json", {"public_test/x.jpg": []}, annotations=None)
+        source = COCO(str(tmp_path))
+        assert (source.counts, source.has_val) == ([4, 2, 1], False)
+        assert counted(source, "test") == {"red fox": 1, "barn owl": 1, "grey wolf": 1}
+
     def test_images_elsewhere(self, tmp_path: Path) -> None:
         write(tmp_path / "lists/cct.json", TRAIN)
         draw(tmp_path / "disk", *TRAIN)
@@ -187,6 +195,13 @@ class TestFiles:
             assert len(COCO(str(tmp_path / "lists/cct.json"), image_folder=folder).files("train")[0]) == 5
         with pytest.raises(ValueError, match="image_folder is 'none', but there is no such folder"):
             COCO(str(tmp_path / "lists"), image_folder="none")
+
+    def test_roots_that_are_no_annotations_raise(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(ValueError, match=r"the list of images '.*none.json' is not there: set --data.root"):
+            COCO(str(tmp_path / "none.json"))
+        write(tmp_path / "a.json", TRAIN)
+        words = ["inspect", "--data.source=Manifest", f"--data.root={tmp_path / 'a.json'}"]
+        assert "If it has annotations in COCO's format: --data.source COCO." in refused(capsys, *words)
 
     def test_ambiguous_files_raise(self, tmp_path: Path) -> None:
         for name in ("a.json", "b.json"):

@@ -218,13 +218,17 @@ class TestFolderLoader:
 
     def test_folders_without_images_raise(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("no image")
+        (tmp_path / "a.png").write_text("no image")
         (tmp_path / "empty").mkdir()
         for path, sentence in (
-            ("", "predict needs images: set --images to an image, or to a folder of images"),
-            (tmp_path / "empty", f"there are no images in '{tmp_path}/empty': set --images to an image, or"),
-            (tmp_path / "none", f"there is no file or folder '{tmp_path}/none': set --images to an image, or"),
+            ("", "predict needs images: set --images to images, a folder, a pattern"),
+            (tmp_path / "empty", f"there are no images in '{tmp_path}/empty': set --images to images, a folder"),
+            (tmp_path / "none", f"there is no file or folder '{tmp_path}/none': set --images to images, a folder"),
             (tmp_path / "none.jpg", f"there is no file or folder '{tmp_path}/none.jpg'"),
-            (tmp_path / "a.txt", r"a\.txt' cannot be read as an image"),
+            (tmp_path / "a.txt", r"1 of 1 images in the list '\S+a\.txt' are not there: 'no image \(line 1\)'"),
+            (tmp_path / "a.png", r"a\.png' cannot be read as an image"),
+            (tmp_path / "*.jpg", r"no file matches '\S+\*\.jpg': set --images to images"),
+            (tmp_path / "*.txt", r"there are no images in '\S+\*\.txt': set --images to images"),
         ):
             with pytest.raises(ValueError, match=sentence):
                 folder_loader(str(path), View(9))

@@ -293,8 +293,8 @@ class TestErrors:
             ("t.txt", "", "names no image"),
             (
                 "t.csv",
-                "path,colour,split\na,b,train\n",
-                r"column 'colour' of '\S+t.csv' has 'b' in row 1, but without a column label or labels",
+                "path,colour,shape,split\na,b,1,train\n",
+                r"column 'colour' of '\S+t.csv' has 'b' in row 1, but a label column has 1, 0, or empty for unknown",
             ),
             ("t.csv", "path,label,split\n\na,b\n", r"line 3 of '\S+t.csv' has 2 fields, but the header has 3"),
             ("t.csv", "path,label,split\na,,train\n", r"row 1 of '\S+t.csv' has no label"),

@@ -220,7 +220,7 @@ class TestTables:
 
     def test_each_class_in_one_group(self, table: Callable[..., str]) -> None:
         file = table(site=lambda i, lesion: "x")
-        with pytest.raises(InputError, match=r"its 1 groups of 'site' is the only one of a class: set group_column to"):
+        with pytest.raises(InputError, match=r"each group of 'site' has all images of a class\. Set group_column to"):
             Manifest(file, group_column="site")
 
     def test_unknown_column(self, table: Callable[..., str]) -> None:

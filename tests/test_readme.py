@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def clone(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     header = ["path", "age", "Edema", "Hernia", "split"]
     (work / "chest.csv").write_text("\n".join(map(",".join, [header, *chest])))
     (work / "shares.csv").write_text("class,share\ncat,1\ndog,1\neel,8\n")
+    shutil.copytree(work / "photos/test", work / "hospital_B")
     (work / "new_photos").mkdir()
     Image.effect_noise((40, 30), 50).save(work / "new_photos/new.png")
     monkeypatch.chdir(work)

@@ -14,12 +14,15 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lt_cb.commands.elsewhere import digests_in, is_elsewhere, kind_of
 from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.messages import run_command
 from lt_cb.commands.restored import check_kinds, check_named, plain_settings
-from lt_cb.commands.words import FIRST, LOSS, ConfigFile, class_options, environment, first_look, resetting
+from lt_cb.commands.words import FIRST, LOSS, ConfigFile, class_options, environment, first_look, joined, resetting
 from lt_cb.data import LongTailedDataModule, sources
+from lt_cb.data.elsewhere import make_elsewhere, warn_of_training_images
 from lt_cb.data.sources.base import FileSource
+from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
@@ -71,6 +74,7 @@ class CommandLine(LightningCLI):
         config: the parsed options.
         checkpoint: content of ``--ckpt_path``, None without.
         trained: configuration of the checkpoint's run.
+        data: the data module, once `make_data` has made it.
         history: settings of earlier parts of the training, which its checkpoints will have.
     """
 
@@ -86,8 +90,8 @@ class CommandLine(LightningCLI):
     ) -> None:
         self.command, self._options, self._defaults = command, options or {}, defaults
         self._groups = ("trainer", "model", "data") if "data" in uses else ("trainer", "model")
-        self._data: LongTailedDataModule | None = None
-        words = class_options([*environment(), *words])
+        self.data: LongTailedDataModule | None = None
+        words = class_options([*environment(), *(joined(words) if "images" in self._options else words)])
         self._first = first_look(words)
         self.checkpoint: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}
@@ -185,7 +189,7 @@ class CommandLine(LightningCLI):
         check_named(self._unknown, config.as_dict())
         check_kinds(config.as_dict())
         if "data" in config and hasattr(sources, name := canonical_source(str(config.data.source))):
-            config = parser.parse_object({"data": {"source": {"class_path": f"lt_cb.data.sources.{name}"}}}, config)
+            config = parser.parse_object(_source(name), config)
         config.pop("trust_checkpoint")
         self.config = config
 
@@ -200,16 +204,20 @@ class CommandLine(LightningCLI):
         loss = ONE_LABEL.plain_loss
         if not any("help" in option or option == "-h" for option in options):
             parser.set_defaults({LOSS: {"class_path": SEVERAL_LABELS.plain_loss}})  # it has the options of both
-            self._data = self._make_data(parser.parse_args(args))
-            loss = self._data.task.plain_loss
+            self.data = self._make_data(parser.parse_args(args))
+            loss = self.data.task.plain_loss
         parser.set_defaults({LOSS: {"class_path": loss}})
 
     def instantiate_classes(self) -> None:
         """Make nothing: commands call `make_data`, `make_model` and `make_all`."""
 
     def make_data(self) -> LongTailedDataModule:
-        """Return the data module. A configuration without a loss gets the plain loss of the data's task."""
-        data, options = self._data or self._make_data(self.config), self.config.data
+        """Return the data module. A configuration without a loss gets the plain loss of the data's task.
+
+        ``test`` and ``validate`` of other data take the classes of the checkpoint, see `lt_cb.data.elsewhere`.
+        """
+        self.data = data = self.data or self._make_data(self.config)
+        options = self.config.data
         if options.image_size is None and isinstance(data.source, FileSource) and data.source.default_size is None:
             options.image_size = data.image_size  # of these images; a test of others keeps it
         if self.config.model.loss is None:
@@ -219,10 +227,27 @@ class CommandLine(LightningCLI):
     def _make_data(self, config: Namespace) -> LongTailedDataModule:
         parser = Parser()
         parser.add_lightning_class_args(self._datamodule_class, "data")
+        if self.command in ("test", "validate") and is_elsewhere(self.trained, config.data):
+            self._adopt(config, parser)
         data: LongTailedDataModule = parser.instantiate_classes(Namespace(data=config.data)).data  # type: ignore[no-untyped-call]
         if config.data.root == (self.trained.get("data") or {}).get("root") != "data":
             data.source.may_download = False  # into a folder that a checkpoint names
+        if self.command == "test" and self.trained and data.tested_on is None:
+            warn_of_training_images(data.source, config.data.root, digests_in(self.checkpoint or {}))
         return data
+
+    def _adopt(self, config: Namespace, parser: Parser) -> None:
+        """Let a parser make data on which the checkpoint was not trained."""
+        if (kind := kind_of(config.data)) is not None:
+            config.data.source = self.parser.parse_object(_source(kind), config).data.source
+        facts, trained = checkpoints.class_facts(self.checkpoint or {}), digests_in(self.checkpoint or {})
+        split: Split = "val" if self.command == "validate" else "test"
+        parser.add_instantiator(
+            lambda made, **options: make_elsewhere(made, options, facts, trained, split),
+            self._datamodule_class,
+            subclasses=False,
+            prepend=True,
+        )
 
     def set_loss(self, loss: dict[str, Any]) -> None:
         """Replace the loss of the configuration, a class path with init_args."""
@@ -272,6 +297,11 @@ def command(
         return run
 
     return decorate
+
+
+def _source(name: str) -> dict[str, Any]:
+    """Return the options that choose a source of lt_cb."""
+    return {"data": {"source": {"class_path": f"lt_cb.data.sources.{name}"}}}
 
 
 def _place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint

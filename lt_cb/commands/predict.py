@@ -10,6 +10,8 @@ from lightning.pytorch import Trainer
 from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.prior import PRIOR, set_prior
 from lt_cb.commands.save import run_folder
+from lt_cb.commands.words import SEPARATOR
+from lt_cb.data.given import find_given
 from lt_cb.data.loaders.placement import folder_loader
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
@@ -20,7 +22,11 @@ from lt_cb.runs.folder import RunDir, whole_file
 from lt_cb.text import printable, spreadsheet_safe
 
 IMAGES: Options = {
-    "images": (str | None, None, "An image, or a folder of images, searched with its subfolders."),
+    "images": (
+        list[str] | str | None,
+        None,
+        "Images, folders (searched with their subfolders), patterns such as 'new/*.jpg', or a .txt file of paths.",
+    ),
     "on_unreadable": (
         Literal["refuse", "skip"],
         "refuse",
@@ -46,8 +52,9 @@ def trained_view(cli: CommandLine, model: LongTailedClassifier) -> View:
 def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[Any], Any]:
     """Return the files of ``--images``, and a loader of batches of them."""
     config, skips = cli.config, cli.config.on_unreadable == "skip"
+    given = config.images.split(SEPARATOR) if isinstance(config.images, str) else config.images
     view = trained_view(cli, model)
-    return folder_loader(config.images, view, config.batch_size, config.num_workers, skip_unreadable=skips)
+    return folder_loader(given, view, config.batch_size, config.num_workers, skip_unreadable=skips)
 
 
 @command({**IMAGES, **TOP}, uses=("model",))
@@ -55,7 +62,7 @@ def predict(cli: CommandLine) -> None:
     """Predict, and write file, class and probability of each image, and of further classes if asked for."""
     config = cli.config
     if config.images is None and cli.checkpoint is not None:
-        raise InputError("predict needs images: set --images to an image, or to a folder of images.")
+        find_given([])
     model = cli.make_model()
     set_prior(cli, model)
     classes = len(model.class_names)

@@ -1,9 +1,12 @@
 """Trainer of a run: its folder, its loggers, and the callbacks that save configuration and checkpoints."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,11 +21,16 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lt_cb.callbacks import ResultFile
 from lt_cb.commands.cli import CommandLine
+from lt_cb.commands.elsewhere import digests_in
+from lt_cb.data import LongTailedDataModule
+from lt_cb.data.elsewhere import training_digests
 from lt_cb.errors import InputError
 from lt_cb.loggers import RunFolder, TensorBoard, WandB, wandb_logger
+from lt_cb.longtail.subset import Indices
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_text
 
@@ -34,15 +42,25 @@ class SaveConfig(SaveConfigCallback):
     """Saves the resolved configuration in the run folder and in every checkpoint."""
 
     history: Mapping[str, Any] = {}  # settings of earlier parts of the training
+    data: LongTailedDataModule | None = None
+    trained_before: Indices = np.empty(0, np.int64)  # digests of images of earlier parts of the training
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add to a checkpoint its configuration, its run at W&B, and the metrics of its epoch."""
         checkpoint[checkpoints.CONFIG] = self.parser.dump(self.config, skip_none=False)
         checkpoint[checkpoints.HISTORY] = dict(self.history)
+        if self._trained_on is not None:
+            checkpoint[checkpoints.TRAINED_ON] = self._trained_on
         if (logger := wandb_logger(trainer)) is not None:
             checkpoint[checkpoints.WANDB] = logger.version
         trained = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
         checkpoint[checkpoints.METRICS] = {"epoch": trainer.current_epoch, "step": trainer.global_step - 1, **trained}
+
+    @cached_property
+    def _trained_on(self) -> Tensor | None:
+        """Digests of all training images, also of earlier parts of the training."""
+        now = None if self.data is None else training_digests(self.data)
+        return None if now is None else torch.from_numpy(np.union1d(now, self.trained_before))
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration to the run folder, and send it to the further loggers."""
@@ -112,7 +130,9 @@ def run_trainer(cli: CommandLine, options: Namespace, loaded: dict[str, Any] | N
     callbacks += [ResultFile(), LastCheckpoint()]
     if not options.fast_dev_run:
         saves = SaveConfig(cli.parser, cli.config, save_to_log_dir=False)
-        saves.history = cli.history
+        saves.history, saves.data = cli.history, cli.data
+        if (before := digests_in(cli.checkpoint or {})) is not None:
+            saves.trained_before = before
         callbacks.append(saves)
     return make_trainer(options, [folder, *further], callbacks, loaded)
 

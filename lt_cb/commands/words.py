@@ -16,6 +16,7 @@ from lt_cb.runs.folder import ENVIRONMENT, is_option, parse_yaml, read_yaml, shi
 
 FIRST = ("ckpt_path", "model_class", "data_class", "trust_checkpoint")  # they decide how the rest is read
 LOSS = "model.loss"
+SEPARATOR = "\0"  # between several values of one option: no word has it
 
 
 class ConfigFile(ActionConfigFile):
@@ -91,6 +92,19 @@ def environment() -> Iterator[str]:
     for name in sorted(os.environ):
         if is_option(name):
             yield f"--{name.removeprefix(ENVIRONMENT).lower().replace('__', '.')}={os.environ[name]}"
+
+
+def joined(words: Sequence[str], option: str = "--images") -> list[str]:
+    """Return the words with all values behind an option as one, as the shell writes a pattern out as its files."""
+    joined: list[str] = []
+    behind = False
+    for word in words:
+        if behind and not word.startswith("-") and joined[-1] != option:
+            joined[-1] += SEPARATOR + word
+            continue
+        behind = word == option or (behind and not word.startswith("-"))
+        joined.append(word)
+    return joined
 
 
 def class_options(words: Sequence[str]) -> list[str]:

@@ -160,6 +160,7 @@ class LongTailedDataModule(LightningDataModule):
         self._chosen: tuple[Indices, Indices] | None = None  # positions for training and for validation
         counts = None if subset_counts is None else tuple(subset_counts)
         self.subset = Subset(imbalance_factor, imbalance_type, n_max, counts, subset_seed)
+        self.tested_on: str | None = None  # other data than those of a checkpoint, see `lt_cb.data.elsewhere`
         self._count_classes()
 
     def _count_classes(self) -> None:
@@ -212,6 +213,7 @@ class LongTailedDataModule(LightningDataModule):
             "subset_seed": self.subset_seed,
             "subset_sha256": hashlib.sha256(self.rows["train"].tobytes()).hexdigest() if "train" in self.rows else None,
             "validated_on": "held_out" if self.val_fraction else self.validation_split,
+            **({"tested_on": self.tested_on, "validated_on": None} if self.tested_on else {}),
         }
 
     def prepare_data(self) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def num_groups(data: "LongTailedDataModule") -> dict[str, int]:
     """Return the number of groups of each split; nothing without groups."""
+    if data.groups("train") is None:
+        return {}  # other splits need not be read
     splits: tuple[Split, ...] = ("train", data.validation_split, "test")
     groups = {str(split): data.groups(split) for split in dict.fromkeys(splits)}
     return {split: len(np.unique(numbers)) for split, numbers in groups.items() if numbers is not None}

@@ -82,6 +82,7 @@ class _Parts:
         of_class = counts / np.bincount(classes, counts)[classes]  # share of a class's images that a group has
         pairs, ends = list(zip(classes.tolist(), of_class.tolist(), strict=True)), np.bincount(owners).cumsum().tolist()
         self._classes = [pairs[start:end] for start, end in zip([0, *ends], ends, strict=False)]  # of each group
+        self._squares: list[float] = np.bincount(owners, of_class**2).tolist()
         largest, first = np.zeros(number), np.full(number, order.max(initial=0), order.dtype)
         np.maximum.at(largest, owners, np.where(classes < num_classes, of_class, 0.0))
         np.minimum.at(first, self._of_image, order)
@@ -98,21 +99,21 @@ class _Parts:
 
         Each goes to the part where it lowers the squared deviations from the shares most, relative to the share.
         """
+        parts = list(zip(self._lacking, self._shares, strict=True))
         for group in self._sequence:
-            gains = [
-                (sum(r * (2 * lacking[c] - r) for c, r in self._classes[group]) / share, -k)
-                for k, (lacking, share) in enumerate(zip(self._lacking, self._shares, strict=True))
-                if k == self._num_parts or self._may_hold(group, k)
-            ]
-            if gains:
-                self._assign(group, -max(gains)[1])
+            own, square = self._classes[group], self._squares[group]
+            gains = [(2 * sum([r * lacking[c] for c, r in own]) - square) / share for lacking, share in parts]
+            for k in sorted(range(len(parts)), key=gains.__getitem__, reverse=True):
+                if k == self._num_parts or self._may_hold(group, k):
+                    self._assign(group, k)
+                    break
 
     def hold_out_missing(self, most: float) -> None:
         """Move a group to part 0 for each class that has none there, the smallest that leaves ``1 - most`` of all."""
         share = self._shares[0]
         missing = [c for c, n in enumerate(self._num_groups) if n > 1 and not self._inside[0][c]]
         groups_of: dict[int, list[int]] = {c: [] for c in missing}
-        for group in self._sequence:
+        for group in self._sequence if missing else ():
             for c, _ in self._classes[group]:
                 if c in groups_of:
                     groups_of[c].append(group)

@@ -22,6 +22,7 @@ from lt_cb.runs.schema import PerClass, mismatch
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
 WANDB = "lt_cb_wandb_id"
 HISTORY = "lt_cb_history"  # settings of earlier parts of the training, see `lt_cb.runs.compare.history`
+TRAINED_ON = "lt_cb_trained_on"  # digests of the training images, see `lt_cb.data.elsewhere`
 THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which each label is predicted
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict

@@ -69,6 +69,7 @@ class Record:
     thresholds: PerClass[Rate] | None = None  #: probability from which on each label is predicted; None is 0.5
     confusion: PerClass[PerClass[int]] | None = None  #: by true, then predicted class; None for many classes
     test_images: int | None = None  #: number of test images
+    tested_on: str | None = None  #: other data than those of the training; None for its own test images
     skipped_images: dict[str, int] = field(default_factory=dict)  #: skipped unreadable images by split
     groups: dict[str, int] = field(default_factory=dict)  #: groups, such as patients, by split; empty without groups
     prior: PerClass[Rate] | None = None  #: class shares given by ``--prior``

@@ -1,6 +1,7 @@
 """Placement of images: on the device or in main memory if they fit, otherwise in their files."""
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lt_cb.data.given import find_given
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.loaders.streaming import StreamingLoader
 from lt_cb.data.sources.listing import Paths, encode
-from lt_cb.data.sources.tree import find_images
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.hardware import available_cores, available_memory
@@ -104,30 +105,24 @@ def make_loader(
 
 
 def folder_loader(
-    place: str,
+    given: str | Sequence[str],
     view: View,
     batch_size: int = 128,
     num_workers: int | None = None,
     device: torch.device | str = "cpu",
     skip_unreadable: bool = False,
 ) -> tuple[list[Path], EpochLoader]:
-    """Return N image files, sorted, and a loader that shows them in this order; targets are 0.
+    """Return N image files, and a loader that shows them in this order; targets are 0.
 
-    ``place`` is one image file, or a folder that is searched with its subfolders.
+    ``given`` names images, folders, patterns or lists, see `lt_cb.data.given`.
     """
-    if not place:
-        raise InputError("predict needs images: set --images to an image, or to a folder of images.")
-    if not Path(place).exists():
-        raise InputError(f"there is no file or folder '{place}': set --images to an image, or to a folder of images.")
-    files = find_images(Path(place)) if Path(place).is_dir() else [Path(place)]
-    if not files:
-        raise InputError(f"there are no images in '{place}': set --images to an image, or to a folder of images.")
+    files = find_given([given] if isinstance(given, str) else given)
     if skip_unreadable:
-        unreadable = [files[row] for row in find_unreadable(files, view, "Checking images")]
-        warn_of_skipped(unreadable)
-        files = sorted(set(files) - set(unreadable))
+        unreadable = {files[row] for row in find_unreadable(files, view, "Checking images")}
+        warn_of_skipped(sorted(unreadable))
+        files = [file for file in files if file not in unreadable]
         if not files:
-            raise InputError(f"no image in '{place}' can be read: set --images to another folder.")
+            raise InputError(f"none of the {len(unreadable)} images can be read: set --images to others.")
     images: Tensor | Paths = encode(files)
     if view.crop == "padded" and fits_in_memory(len(files), view):
         images = torch.from_numpy(load_images(files, view, "Decoding images"))

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lt_cb.data.decode import Images, own_size
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.sources.listing import TEST_SHARE, Listing, Paths, Split, as_paths, check_files, draw_test
+from lt_cb.data.sources.tested import is_test_only, tested_part
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels, count_labels
@@ -130,6 +131,8 @@ class FileSource(Source):
     @property
     def splits(self) -> tuple[Split, ...]:
         """The existing splits."""
+        if is_test_only():
+            return ("test",)
         return ("train", "val", "test") if self.has_val else ("train", "test")
 
     def listing(self, split: Split) -> Listing:
@@ -156,13 +159,15 @@ class FileSource(Source):
         if self.undivided is undivided and self.test_share == share:
             return
         self.undivided, self.test_share = undivided, share
+        if is_test_only():  # all are test images
+            self.listings["train"] = self.listings["test"] = undivided
+            return
         self.listings["train"], self.listings["test"] = draw_test(undivided, share)
         self.counts = count_labels(self.labels("train"), len(self.class_names))
         if not len(self.labels("test")) and undivided.groups is not None:
             raise InputError(
-                f"no image of '{self.root}' can be held out for testing, because each of its "
-                f"{len(np.unique(undivided.groups))} groups of '{self.group_name}' is the only one of a class: set "
-                "group_column to another column, or leave it out."
+                f"no test images can be held out of '{self.root}': each group of '{self.group_name}' has all images of "
+                "a class. Set group_column to another column, or leave it out."
             )
         if not len(self.labels("test")):
             raise InputError(
@@ -207,6 +212,8 @@ def hold_out_test(source: Source, share: float) -> None:
 
 def with_test(splits: dict[Split, Any]) -> dict[Split, Any]:
     """Return the splits, in which validation becomes the test split if there is no other."""
+    if is_test_only():
+        return tested_part(splits)
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     return splits
@@ -214,6 +221,8 @@ def with_test(splits: dict[Split, Any]) -> dict[Split, Any]:
 
 def check_classes(source: FileSource, remedy: str) -> None:
     """Check that each class has a training image, and warn of classes without an image in another split."""
+    if is_test_only():
+        return
     if not any(source.counts):
         raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
     for split in source.splits:

@@ -23,7 +23,7 @@ from lt_cb.data.sources.annotations import (
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths
 from lt_cb.data.sources.grouping import read_groups
-from lt_cb.data.sources.listing import Listing, Split, data_folder, encode
+from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folder, encode
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices
 
@@ -68,6 +68,8 @@ class COCO(FileSource):
         group_column: str | None = None,
     ) -> None:
         given = Path(os.path.expanduser(root))
+        if given.suffix.lower() == ".json" and not given.is_dir():
+            check_is_file(given)
         base, files = find_annotations(given if given.is_file() else data_folder(root))
         if not files:
             raise InputError(

@@ -140,7 +140,7 @@ class INaturalist2018(_Listed):
 
     Annotations: ``train2018.json`` and ``val2018.json`` of the competition, or the list files
     ``iNaturalist18_train.txt`` and ``iNaturalist18_val.txt``. Images: as these say, or in torchvision's folder
-    ``2018``. The validation images are the test split.
+    ``2018``. The validation images are the test split. For iNaturalist 2019 and 2021 use `COCO`.
     """
 
     year = 2018

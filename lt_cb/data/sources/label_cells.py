@@ -53,7 +53,7 @@ def by_name(
     separator = options.separator
     if separator is None and options.task != "one":
         separator = _guess_separator(column, texts, options)
-        if separator and column.lower() != "labels" and any(separator in text for text in texts):
+        if separator and (column.lower(), separator) != ("labels", ";") and any(separator in text for text in texts):
             guesses["separator"] = separator
     parts = [_parts(key, separator) for key in index]
     if all(WHOLE.fullmatch(name) for names in parts for name in names):
@@ -133,7 +133,7 @@ def _no_labels(tables: TableFiles, wrong: dict[str, str], right: Sequence[str], 
     some = f"column '{name}' of '{tables}' has {cell}, but a label column has 1, 0, or empty for unknown."
     if options.label_columns is not None:
         return f"{some} Leave it out of label_columns."
-    others = f" So have {enumerate_names(list(wrong)[1:])}." if len(wrong) > 1 else ""
+    others = f" Nor are {enumerate_names(list(wrong)[1:])} labels." if len(wrong) > 1 else ""
     by_names = f"the column of class names by {OPTION}label_column NAME."
     if not right:
         return f"{some}{others} Name {by_names}"
@@ -156,7 +156,7 @@ def warn_of_names(tables: TableFiles, names: Sequence[str]) -> None:
     """Warn of a class name that consists of other class names, and of names that differ only in case."""
     known = set(names)
     for name, sign in product(names, SIGNS):
-        if sign in name and {part.strip() for part in name.split(sign)} <= known:
+        if len(parts := set(_parts(name, sign))) > 1 and parts <= known:
             given = f"a label of '{tables}' is '{name}', taken for one name"
             rank_zero_warn(f"{given}: if it is several labels, set {OPTION}separator '{sign}'.", stacklevel=1)
             break

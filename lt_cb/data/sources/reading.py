@@ -27,6 +27,11 @@ def read_table(file: Path) -> Columns:
     """Return the columns of a table by their names; columns without a name, such as pandas' index, are left out."""
     check_is_file(file)
     ending = file.suffix.lower()
+    if ending == ".json":
+        raise InputError(
+            f"'{file}' is no CSV, Parquet or JSON lines (.jsonl). If it has annotations in COCO's format: "
+            "--data.source COCO."
+        )
     collects = gc.isenabled()
     gc.disable()  # it would look at a million rows again and again, in three quarters of the time
     try:

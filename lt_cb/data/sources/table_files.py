@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lt_cb.data.sources.columns import OPTION, Layout, TableOptions, find_columns, first_column, is_blank
 from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.reading import JSON_LINES, Columns, read_table
+from lt_cb.data.sources.tested import is_test_only
 from lt_cb.data.sources.tree import SPLIT_NAMES, has_images, subfolders
 from lt_cb.errors import InputError, enumerate_names
 
@@ -111,7 +112,7 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
             rank_zero_info(f"only '{root}' is read, not {others} beside it: for all of them, --data.root '{folder}'.")
         return [(None, root)]
     if found := _of_splits(root):
-        if "train" not in found:
+        if "train" not in found and not is_test_only():
             given = enumerate_names([str(file.relative_to(root)) for file in found.values()])
             raise InputError(f"'{root}' has {given}, but no table of training images, such as train.csv: add one.")
         return [(split if len(found) > 1 else None, file) for split, file in found.items()]

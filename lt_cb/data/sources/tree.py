@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
 from lt_cb.data.sources.listing import Listing, Split, encode
+from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import InputError, enumerate_names
 
 # files that often lie among images: hidden, or made by a file manager, or on the data
@@ -37,7 +38,12 @@ def find_splits(root: Path) -> dict[Split, Path]:
         if rank:
             splits[split] = root / min(rank, key=rank.__getitem__)
     splits = splits or _splits_by_word(root, names)
-    if "train" not in splits and (splits or len(names) < 2 or _is_misspelt(root, names)):
+    if is_test_only():
+        nested = len(names) == 1 and len(subfolders(root / names[0])) > 1 and not _stray(root / names[0])
+        is_wrong = not splits and (not names or nested or _is_misspelt(root, names))
+    else:
+        is_wrong = "train" not in splits and (bool(splits) or len(names) < 2 or _is_misspelt(root, names))
+    if is_wrong:
         hint = _hint(names)
         if len(names) == 1 and not splits and len(subfolders(root / names[0])) > 1:
             hint = f" Did you mean --data.root '{root / names[0]}'?"
@@ -125,9 +131,10 @@ def is_other(file: Path) -> bool:
 
 def warn_of_others(files: Sequence[str]) -> None:
     """Warn of files that are no images, if there are any."""
+    files = sorted(set(files))
     if files:
         are = "1 file is no image" if len(files) == 1 else f"{len(files)} files are no images"
-        remedy = f"going by the name: {enumerate_names(sorted(files))}. Skipped; convert images to JPEG or PNG."
+        remedy = f"going by the name: {enumerate_names(files)}. Skipped; convert images to JPEG or PNG."
         rank_zero_warn(f"{are} that can be read, {remedy}", stacklevel=1)
 
 
@@ -194,7 +201,7 @@ def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]
 
 def _class_folders(folder: Path, least: int) -> list[str]:
     names = subfolders(folder)
-    if len(names) < least:
+    if len(names) < (1 if is_test_only() else least):
         why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
         raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
     if stray := _stray(folder):

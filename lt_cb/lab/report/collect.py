@@ -109,7 +109,7 @@ def _read_folder(run: RunDir) -> Result:
     """Read a run with the metrics of its last validation."""
     record, config = run.read_result(), run.read_config()
     last = _last_validation(run)
-    if not last and record.prior is None and record.checkpoint:
+    if not last and record.prior is None and record.tested_on is None and record.checkpoint:
         trained = RunDir(Path(record.checkpoint).parent.parent)
         with contextlib.suppress(InputError):
             stages = [each["model"].get("second_stage") for each in (trained.read_config(), config)]

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from lt_cb.data.sources.names import canonical_source
+from lt_cb.data.sources.names import OWN_IMAGES, canonical_source
 from lt_cb.errors import InputError
 from lt_cb.runs.folder import flatten
 from lt_cb.runs.record import LIBRARIES, LOSS_FACTS, SHOTS, Record, training_callbacks
@@ -19,7 +19,7 @@ from lt_cb.task import Task
 
 CALLBACKS, STAGE, LENGTH = "trainer.callbacks", "model.second_stage", "trainer.max_epochs"
 WHOLE = "whole"
-NAMED_BY_ROOT = ("ImageFolder", "Manifest", "COCO")  # the user's own images
+NAMED_BY_ROOT = OWN_IMAGES
 ERRORS = {"error": "acc", "error_top5": "acc_top5"}  # error in percent -> accuracy
 # settings that are named wherever they differ from their defaults, if they differ between runs
 ALWAYS_NAMED: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None, CALLBACKS: None}
@@ -158,7 +158,7 @@ class Result:
         """Make the result of a run from the content of its ``config.yaml``."""
         callbacks = training_callbacks(config) if record.callbacks is None else record.callbacks
         settings = settings_of(config, callbacks) | {f"model.{key}": value for key, value in record.history.items()}
-        made = cls(folder, record, settings, source_of(flatten(config)), row, time)
+        made = cls(folder, record, settings, record.tested_on or source_of(flatten(config)), row, time)
         made.is_test = bool({"verbose", "prior"} & config.keys())
         made.details = details_of(record, flatten(config, full_paths=True))
         return made

@@ -1,0 +1,67 @@
+"""Whether ``test`` or ``validate`` have other data than their checkpoint's training, and of which kind."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, int64
+
+from lt_cb.data.sources.names import MODULES, OWN_IMAGES, canonical_source
+from lt_cb.longtail.subset import Indices
+from lt_cb.runs import checkpoint as checkpoints
+
+ANNOTATIONS = ("*.json", "annotations/*.json", "*/_annotations.coco.json")
+TABLES = ("*.csv", "*.tsv", "*.txt", "*.parquet", "*.jsonl", "*.ndjson")
+
+
+def is_elsewhere(trained: Mapping[str, Any], data: Namespace) -> bool:
+    """Return whether options of data name other data than those of a training's configuration.
+
+    A published data set is the same at any place.
+    """
+    before = trained.get("data")
+    if not isinstance(before, Mapping):
+        return False
+    sources = [source_name(before.get("source")), source_name(data.source)]
+    if sources[0] != sources[1]:
+        return True
+    if sources[1] in MODULES and sources[1] not in OWN_IMAGES:
+        return False
+    return _place(before.get("root")) != _place(data.root)
+
+
+def _place(root: Any) -> str:  # noqa: ANN401 - of a configuration
+    return os.path.realpath(os.path.expanduser(str(root)))
+
+
+def source_name(source: Any) -> str:  # noqa: ANN401 - of a configuration
+    """Return the class name of a source of lt_cb, or the class path of another one."""
+    path = source.get("class_path") if isinstance(source, Mapping | Namespace) else source
+    return canonical_source(str(path)).removeprefix("lt_cb.data.sources.")
+
+
+def kind_of(data: Namespace) -> str | None:
+    """Return the source that reads the root, and say it, if the one of the training cannot."""
+    now, root = source_name(data.source), Path(os.path.expanduser(data.root))
+    if now not in OWN_IMAGES or not root.exists():
+        return None
+    if root.is_file():
+        fits = "COCO" if root.suffix.lower() == ".json" else "Manifest"
+    elif any(next(root.glob(pattern), None) for pattern in ANNOTATIONS):
+        fits = "COCO"
+    else:
+        has_table = any(next(root.glob(pattern), None) for pattern in TABLES)
+        fits = "Manifest" if now == "Manifest" and has_table else "ImageFolder"
+    if fits == now:
+        return None
+    rank_zero_info(f"'{data.root}' is read as {fits}, though the training was of {now}: --data.source changes it")
+    return fits
+
+
+def digests_in(checkpoint: Mapping[str, Any]) -> Indices | None:
+    """Return the digests of the training images, None if a checkpoint has none."""
+    kept = checkpoint.get(checkpoints.TRAINED_ON)
+    return kept.numpy() if isinstance(kept, Tensor) and kept.dtype == int64 and kept.ndim == 1 else None

@@ -1,0 +1,70 @@
+"""Image files that a user names: by file, folder, pattern, or a list in a text file."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lt_cb.data.decode import is_image
+from lt_cb.data.sources.tree import find_images, is_other, warn_of_others
+from lt_cb.errors import InputError, enumerate_names
+
+REMEDY = "set --images to images, a folder, a pattern such as 'new/*.jpg', or a .txt file with a path on each line."
+LIST = ".txt"
+
+
+def find_given(given: Sequence[str]) -> list[Path]:
+    """Return the image files that texts name, in their order; those of a folder or pattern are sorted.
+
+    Raise InputError if one of the texts names no image.
+    """
+    if not any(given):
+        raise InputError(f"predict needs images: {REMEDY}")
+    files = [file for text in given for file in _find(os.path.expanduser(text))]
+    counts = Counter(map(os.path.abspath, files))
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        names = enumerate_names([os.path.relpath(name) for name in repeated])
+        rank_zero_warn(f"{len(repeated)} images are given more than once, and used once: {names}.", stacklevel=1)
+    first = {os.path.abspath(file): file for file in reversed(files)}
+    return [first[name] for name in counts]
+
+
+def _find(text: str) -> list[Path]:
+    path = Path(text)
+    if not text or not (path.exists() or glob.has_magic(text)):
+        raise InputError(f"there is no file or folder '{text}': {REMEDY}")
+    if path.is_dir():
+        files = find_images(path)
+    elif path.exists():
+        return list(_in_list(path)) if path.suffix.lower() == LIST else [path]
+    else:
+        matches = sorted(map(Path, glob.glob(text, recursive=True)))
+        if not matches:
+            raise InputError(f"no file matches '{text}': {REMEDY}")
+        warn_of_others([str(match) for match in matches if match.is_file() and is_other(match)])
+        files = [match for match in matches if is_image(match.name) and not match.is_dir()]
+    if not files:
+        raise InputError(f"there are no images in '{text}': {REMEDY}")
+    return files
+
+
+def _in_list(file: Path) -> Iterator[Path]:
+    """Yield the files of a list, whose paths start from its folder or from here."""
+    try:
+        lines = file.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
+    except OSError as error:
+        raise InputError(f"the list '{file}' cannot be read ({error.strerror}): {REMEDY}") from error
+    paths = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not paths:
+        raise InputError(f"the list '{file}' names no image: write a path on each line.")
+    places = {number: (file.parent / path, Path(os.path.expanduser(path))) for number, path in paths}
+    found = {number: next((place for place in both if place.is_file()), None) for number, both in places.items()}
+    if missing := [f"{path} (line {number})" for number, path in paths if found[number] is None]:
+        raise InputError(
+            f"{len(missing)} of {len(paths)} images in the list '{file}' are not there: {enumerate_names(missing)}. "
+            f"Write paths that start from '{file.parent}', or absolute ones."
+        )
+    yield from filter(None, found.values())
