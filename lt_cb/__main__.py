@@ -17,7 +17,7 @@ COMMANDS = {  # a function of the words behind the command, which may return an 
     "export": ("lt_cb.commands.export:export", "write a torch.export or ONNX file that maps images to probabilities"),
     "inspect": (
         "lt_cb.commands.inspect_data:inspect",
-        "class counts, effective numbers and class weights of a data set",
+        "look at the images of a data set: class counts and weights, duplicates, a page",
     ),
     "recommend": (
         "lt_cb.heads.recommend:recommend",

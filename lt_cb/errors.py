@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Wrong value from the user. The message names the value, the allowed values and the remedy."""
 
 
+class DataError(InputError):
+    """The data cannot be trained on: a file, a label or a class is at fault, and no option."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """Parser that raises `InputError` instead of exiting."""
 

@@ -124,37 +124,6 @@ def test_a_run_from_fit_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sentence.startswith("the checkpoint has 10 classes")
 
 
-def test_inspect_shows_numbers_and_weights_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["inspect", "--config", str(ROOT / "configs/quickstart.yaml"), "--betas=[0.99]"])
-    out = capsys.readouterr().out
-    numbers, weights = (part.splitlines() for part in out.split("Class weight"))
-    cells = {row.split()[1]: row.replace("│", " ").split() for row in numbers if row.startswith("│")}
-    assert cells["9"][1:] == ["2", "1.99", "1.993"]  # 1 + beta, for 0.99 and 1 - 1/134
-    cells = {row.split()[1]: row.replace("│", " ").split() for row in weights if row.startswith("│")}
-    assert cells["9"][2] == "4.021"
-    assert float(cells["max"][3]) == pytest.approx(float(cells["9"][2]) / float(cells["0"][2]), rel=1e-3)
-    assert "--model.loss.weighting.beta 0.992537" in out
-    assert not Path("runs").exists()
-    assert refused(capsys, "inspect", *FIT[1:], "--betas=[2]").startswith("beta is 2.0, but must be")
-
-
-def test_inspect_counts_what_is_held_out(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["inspect", *FIT[1:], "--data.val_fraction=0.1"])
-    out = capsys.readouterr().out
-    cells = [line.replace("│", " ").split() for line in out.split("Class weight")[0].splitlines() if line[:1] == "│"]
-    assert [row[2] for row in cells] == ["14", "9", "6", "4", "3", "2", "1", "1", "1", "1"]
-    assert [int(row[1]) + int(row[2]) for row in cells] == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
-    assert "42 more images are held out for validation (1 to 14 a class)." in out
-
-
-def test_many_classes_fit_on_a_screen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    main(["inspect", "--config", str(ROOT / "configs/cifar100_lt.yaml")])
-    out = capsys.readouterr().out
-    assert out.count("80 more") == 2
-    assert max(map(len, out.splitlines())) <= 100
-    assert "--model.loss.weighting.beta 0.998 " in out
-
-
 def test_resume_goes_on_in_the_same_configuration() -> None:
     run = fit("--model.loss=SigmoidLoss")
     before = json.loads((run / "result.json").read_text())["wall_time_s"]["fit"]
@@ -241,12 +210,6 @@ def test_a_checkpoint_of_pretrained_weights_needs_no_network(monkeypatch: pytest
     main(["test", f"--ckpt_path={checkpoint}"])
     main(["fit", f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2"])
     assert asked == [True, *[False] * 5]
-
-
-def test_inspect_makes_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lt_cb.module.build_backbone", None)
-    main(["inspect", *FIT[1:], "--model.backbone=resnet152", "--model.backbone_args={pretrained: true}"])
-    assert "imbalance factor 67.00" in capsys.readouterr().out
 
 
 def session(*args: str) -> Session:

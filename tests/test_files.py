@@ -4,8 +4,6 @@ import csv
 import itertools
 import json
 import os
-import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,14 +91,15 @@ class TestTable1:
         assert sum(class_weights(data.class_counts, 0.999).tolist()) == pytest.approx(classes)
         capsys.readouterr()
         words = ["inspect", "--data.source", source, "--data.root", str(root), "--data.image_size", "224"]
-        if source == "Manifest":  # a table of one's own has its images
-            with pytest.raises(SystemExit):
-                main(words)
-        else:
-            with pytest.warns(UserWarning, match="No image is in '.*': only the annotations are inspected"):
-                main(words)
+        words += [f"--page={tmp_path}/page.html"]
+        with pytest.raises(SystemExit) as stopped:  # fit needs the images
+            main(words)
+        shown = capsys.readouterr()
         expected = f"{classes} classes, {len(labels)} training images, imbalance factor {50 / min(counts):.2f}"
-        assert expected in capsys.readouterr().out
+        assert expected in shown.out
+        assert stopped.value.code == 1
+        if source != "Manifest":
+            assert "no image is in" in shown.err
 
 
 @pytest.fixture
@@ -359,46 +358,6 @@ class TestErrors:
         ):
             data.train_dataloader()
         assert len(data.test_dataloader()) == 1
-
-    def test_inspect_looks_at_the_files(
-        self, tmp_path: Path, images: Callable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        names = [f"im/{i}.png" for i in range(6)]
-        images(names)
-        rows = [f"{name},{i % 2},{split}" for i, name in enumerate(names) for split in ("train", "test")[i // 4 :][:1]]
-        table = Path("t.csv")
-        words = ["inspect", "--data.source=Manifest", "--data.root=t.csv"]
-
-        def warnings_of(*more: str) -> list[str]:
-            table.write_text("\n".join(["path,label,split", *rows, *more]))
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                main(words)
-            return [str(warning.message) for warning in caught if warning.category is UserWarning]
-
-        assert warnings_of() == []
-        several = "{0} of them are in several splits, {0} have different labels. "
-        (said,) = warnings_of("./im/0.png,0,train")
-        assert said.startswith("1 of 7 rows of 't.csv' repeat an image with the same label, such as './im/0.png'")
-        table.write_text("\n".join(["path,label,split", *rows, f"{tmp_path}/im/0.png,0,test", "im/1.png,0,train"]))
-        said = "'t.csv' has images with more than one split: 'im/0.png' in rows 1 (train) and 7 (test): keep each"
-        assert refused(capsys, *words).startswith(said)
-        table.write_text(table.read_text().replace("0,test", "0,train"))
-        said = "'t.csv' has images with more than one label: 'im/1.png' in rows 2 (1) and 8 (0): correct them."
-        assert refused(capsys, *words).startswith(said)
-        shutil.copy("im/0.png", "im/copy.png")
-        (said,) = warnings_of("im/copy.png,1,test")
-        assert said.startswith("1 images have the content of another in 't.csv': 'im/copy.png'. " + several.format(1))
-
-        Path("im/2.png").write_bytes(b"x")
-        Path("im/5.png").write_bytes(b"x")
-        assert refused(capsys, *words).startswith("'im/2.png' cannot be read as an image")
-        with pytest.warns(UserWarning, match="2 images cannot be read and are skipped: 'im/2.png', 'im/5.png'"):
-            main([*words, "--data.on_unreadable=skip"])
-        assert "1 train images cannot be read: skipped." in capsys.readouterr().out
-        table.write_text("\n".join(["path,label,split", *rows]).replace("/", "\\"))
-        assert refused(capsys, *words).startswith("'im/2.png' cannot be read as an image")  # back-slashes are slashes
 
     def test_only_absolute_paths_may_lead_out_of_the_folder(self, tmp_path: Path, images: Callable) -> None:
         images(["a.png", "below/b.png", "below/c.png"])

@@ -570,7 +570,7 @@ class TestOtherSources:
     def test_without_downloads_missing_data_raise(self, tmp_path: Path) -> None:
         for source in (CIFAR10(str(tmp_path)), FashionMNIST(str(tmp_path))):
             source.may_download = False
-            with pytest.raises(ValueError, match=r"and a checkpoint does not download: set --data\.root"):
+            with pytest.raises(ValueError, match=r"and nothing is downloaded: set --data\.root"):
                 source.load("test")
         assert not list(tmp_path.iterdir())
 

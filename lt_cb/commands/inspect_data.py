@@ -1,31 +1,124 @@
-"""``lt-cb inspect``: class counts, effective numbers and class weights, to choose a beta before training."""
+"""``lt-cb inspect``: a look at all images, class counts, effective numbers and class weights, before training."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lt_cb.commands.cli import CommandLine, command
+from lt_cb.commands.inspect_files import facts, findings
+from lt_cb.commands.inspect_page import Training, inspect_page
+from lt_cb.commands.messages import causes, input_error
 from lt_cb.data import FileSource, LongTailedDataModule
-from lt_cb.data.sources.checks import check_images
+from lt_cb.data.sources.checks import look_at
+from lt_cb.errors import DataError, InputError
 from lt_cb.longtail.subset import Labels
 from lt_cb.losses import EffectiveNumber, effective_number, suggest_beta
+from lt_cb.runs.folder import write_text
 from lt_cb.text import printable
 
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 MAX_ENDS = 10  # classes listed at each end of a long list
 
 
-@command({"betas": (list[float], list(BETAS), "Each in [0, 1).")}, uses=("data",))
+@command(
+    {
+        "betas": (list[float], list(BETAS), "Each in [0, 1)."),
+        "page": (str | None, None, "HTML page to write; default: inspect.html in the folder of the runs of --name."),
+    },
+    uses=("data",),
+)
 def inspect(cli: CommandLine) -> None:
-    """Print counts, effective numbers and weights of the training data; check the image files of all splits."""
-    data, console = cli.make_data(), Console()
-    counts, unit = data.class_counts, data.task.unit
+    """Look at all images, print counts and weights of the training data, and write a page of thumbnails.
+
+    The exit code is 1 if the data cannot be trained on.
+    """
+    page, data, console = _page_of(cli), _make_data(cli), Console()
+    counts = data.class_counts
     suggested = suggest_beta(counts)
     held_out = [n - count for n, count in zip(data.subset_counts, counts, strict=True)]
     for table in weight_tables(data, sorted({*cli.config.betas, suggested}), held_out):
         console.print(table)
+    lines = _count_lines(data, held_out)
+    weights = [
+        f"A start for the search: --model.loss.weighting.beta {suggested:.6g} (1 - 1 / largest class count).",
+        "Its weights are close to inverse frequency, within a factor of 0.63 for any data;",
+        "the paper tries 0.9, 0.99, 0.999 and 0.9999.",
+    ]
+    _print(console, [*lines, *weights])
+    source = data.source
+    if not isinstance(source, FileSource):
+        _page_of_arrays(page, console, data, lines)
+        return
+    files = look_at(source)
+    problem: str | None = f"no image is in '{source.folder}', so that only the annotations are inspected."
+    if files is not None:
+        problem = files.problem()
+        about, found = facts(files, data.image_size), findings(files)
+        console.print(_facts_table(about))
+        _print(console, [", ".join(filter(None, finding)) + "." for finding in found])
+        headlines = [*(f"{what}." for what, _ in found), *lines]
+        _write_page(page, console, inspect_page(data, Training.of_files(files), headlines, about, files))
+    if problem:
+        sys.stderr.write(f"lt-cb: fit would stop: {printable(problem)}\n")
+        raise SystemExit(1)
+
+
+def _make_data(cli: CommandLine) -> LongTailedDataModule:
+    """Return the data module. Data that cannot be trained on end with exit code 1, after one sentence."""
+    try:
+        return cli.make_data()
+    except InputError as error:
+        if not any(isinstance(cause, DataError) for cause in causes(error)):
+            raise
+        sys.stderr.write(f"lt-cb: error: {printable(input_error(error) or str(error))}\n")
+        raise SystemExit(1) from None
+
+
+def _print(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def _facts_table(about: Sequence[tuple[str, str]]) -> Table:
+    table = Table("image files", "share of the images")
+    for row in about:
+        table.add_row(*row)
+    return table
+
+
+def _page_of_arrays(page: Path, console: Console, data: LongTailedDataModule, lines: Sequence[str]) -> None:
+    """Write the page of a data set that needs no image files, if its data are there."""
+    data.source.may_download = False
+    try:
+        training = Training.of_arrays(*data.source.load("train"))
+    except InputError as error:
+        _print(console, [f"No page of thumbnails: {printable(str(error))}"])
+    else:
+        _write_page(page, console, inspect_page(data, training, lines))
+
+
+def _page_of(cli: CommandLine) -> Path:
+    """Return the path of the page."""
+    config = cli.config
+    folder = Path(config.folder) if config.folder else Path(config.trainer.default_root_dir) / config.name
+    page = Path(config.page) if config.page else folder / "inspect.html"
+    if page.is_dir():
+        raise InputError(f"--page is '{page}', which is a folder: give the name of an HTML file.")
+    return page
+
+
+def _write_page(page: Path, console: Console, text: str) -> None:
+    write_text(page, text)
+    _print(console, [printable(f"Page: {page}")])
+
+
+def _count_lines(data: LongTailedDataModule, held_out: Sequence[int]) -> list[str]:
+    """Return sentences on the numbers of images."""
+    counts, unit = data.class_counts, data.task.unit
     least, most = min(count for count in counts if count), max(counts)
     lines = [
         f"{len(counts)} classes, {data.num_images} training images, imbalance factor {most / least:.2f} "
@@ -37,15 +130,7 @@ def inspect(cli: CommandLine) -> None:
     if any(held_out):
         spread = f"{min(held_out)} to {max(held_out)} a class"
         lines.append(f"{sum(held_out)} more {unit}s are held out for validation ({spread}).")
-    lines += [
-        f"A start for the search: --model.loss.weighting.beta {suggested:.6g} (1 - 1 / largest class count).",
-        "Its weights are close to inverse frequency, within a factor of 0.63 for any data;",
-        "the paper tries 0.9, 0.99, 0.999 and 0.9999.",
-    ]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
-    if isinstance(data.source, FileSource):
-        check_images(data.source, readable=bool(data.skipped))
+    return lines
 
 
 def _label_line(labels: Labels) -> str:

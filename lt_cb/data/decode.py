@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from lt_cb.data.view import View
-from lt_cb.errors import InputError
+from lt_cb.errors import DataError
 
 Images = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -32,7 +32,7 @@ MAX_OWN_SIZE = 256
 _warned_16_bit = threading.Lock()  # acquired once in each process
 
 
-class UnreadableError(InputError):
+class UnreadableError(DataError):
     """A file cannot be read as an image."""
 
 
@@ -65,6 +65,19 @@ def decode(file: Path, view: View) -> Images:
         image = _converted(ImageOps.exif_transpose(opened), view.channels, file)
     image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
     return np.asarray(image).reshape(side, side, view.channels)
+
+
+def read_whole(file: Path, channels: int, least: int | None = None) -> tuple[Image.Image, str, str]:
+    """Return the upright image of a file at its own size, and the mode and format of the file.
+
+    With ``least``, a JPEG may be smaller, but not below that many pixels, which is faster.
+    """
+    with _opened(file) as opened:
+        mode, kind = opened.mode, opened.format or ""
+        if least is not None:
+            opened.draft(None, (least, least))
+        image = _converted(ImageOps.exif_transpose(opened), channels, file)
+    return image, mode, kind
 
 
 def decode_region(file: Path, region: Callable[[int, int], Box], view: View) -> Images:

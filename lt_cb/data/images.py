@@ -53,12 +53,6 @@ def find_unreadable(files: Sequence[Path], view: View, label: str) -> Indices:
     return rows
 
 
-def check_readable(files: Sequence[Path], view: View, label: str) -> None:
-    """Raise InputError for files that cannot be read as images."""
-    unreadable = [files[row] for row in find_unreadable(files, view, label)]
-    _raise_first(_errors(len(unreadable), label, lambda i: _decode_whole(unreadable[i], view)), unreadable)
-
-
 def _decode_whole(file: Path, view: View) -> None:
     decode_region(file, lambda width, height: (0, 0, width, height), view)
 
@@ -88,11 +82,16 @@ def _errors(count: int, label: str, function: Callable[[int], object]) -> dict[i
         except InputError as error:
             errors[i] = error
 
+    call_with_each(call, count, label)
+    return errors
+
+
+def call_with_each(function: Callable[[int], object], count: int, label: str) -> None:
+    """Call a function with 0 ... count - 1 in threads, and show the progress."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for _ in progress(pool.map(call, range(count)), label, count):
+            for _ in progress(pool.map(function, range(count)), label, count):
                 pass
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return errors

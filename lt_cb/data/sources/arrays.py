@@ -131,7 +131,5 @@ def _download(source: Source, name: str, split: Split) -> Any:  # noqa: ANN401 -
     try:
         return getattr(datasets, name)(str(source.root), train=split == "train", download=source.may_download)
     except (OSError, RuntimeError) as error:
-        why = (
-            f" and could not be downloaded ({error})" if source.may_download else ", and a checkpoint does not download"
-        )
+        why = f" and could not be downloaded ({error})" if source.may_download else ", and nothing is downloaded"
         raise InputError(f"{name} is not in '{source.root}'{why}: set --data.root to where the data are.") from error

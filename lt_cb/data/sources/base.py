@@ -15,7 +15,7 @@ from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.sources.listing import TEST_SHARE, Listing, Paths, Split, as_paths, check_files, draw_test
 from lt_cb.data.sources.tested import is_test_only, tested_part
 from lt_cb.data.view import View
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels, count_labels
 
 SEVERAL_SIZES = 64  # pixels that images of several sizes are scaled to
@@ -165,12 +165,12 @@ class FileSource(Source):
         self.listings["train"], self.listings["test"] = draw_test(undivided, share)
         self.counts = count_labels(self.labels("train"), len(self.class_names))
         if not len(self.labels("test")) and undivided.groups is not None:
-            raise InputError(
+            raise DataError(
                 f"no test images can be held out of '{self.root}': each group of '{self.group_name}' has all images of "
                 "a class. Set group_column to another column, or leave it out."
             )
         if not len(self.labels("test")):
-            raise InputError(
+            raise DataError(
                 f"no class of '{self.root}' has two images, so that none can be held out as a test image: add images, "
                 "or a folder of test images."
             )
@@ -182,14 +182,14 @@ class FileSource(Source):
             listing, files = self.listing(split), as_paths(self.files(split)[0])
             rows = find_unreadable(files, self.view, f"Checking {split} images")
             if len(rows) == len(files):
-                raise InputError(f"no {split} image can be read: replace the files, or remove the split.")
+                raise DataError(f"no {split} image can be read: replace the files, or remove the split.")
             kept = listing._replace(class_names=self.class_names)
             self.listings[split] = kept.select(np.delete(np.arange(len(files)), rows))
             skipped[split] = [files[row] for row in rows]
         before, self.counts = self.counts, count_labels(self.labels("train"), len(self.class_names))
         triples = zip(self.class_names, before, self.counts, strict=True)
         if lost := enumerate_names([name for name, old, new in triples if old and not new]):
-            raise InputError(f"no train image of {lost} can be read: replace the files, or remove the class.")
+            raise DataError(f"no train image of {lost} can be read: replace the files, or remove the class.")
         warn_of_skipped([file for files in skipped.values() for file in files])
         return {split: len(files) for split, files in skipped.items()}
 
@@ -224,12 +224,12 @@ def check_classes(source: FileSource, remedy: str) -> None:
     if is_test_only():
         return
     if not any(source.counts):
-        raise InputError(f"no training image of '{source.root}' has a label: {remedy}.")
+        raise DataError(f"no training image of '{source.root}' has a label: {remedy}.")
     for split in source.splits:
         counts = count_labels(source.labels(split), len(source.class_names))
         missing = enumerate_names([name for name, n in zip(source.class_names, counts, strict=True) if not n])
         if missing and split == "train":
-            raise InputError(
+            raise DataError(
                 f"'{source.root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
             )
         if missing:

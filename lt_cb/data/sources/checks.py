@@ -1,49 +1,154 @@
-"""Check the files of a data set: missing, unreadable, or there more than once."""
+"""Check the files of a data set: missing, unreadable, there more than once, or near-duplicates of others."""
 
-import hashlib
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from functools import cache
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.data.images import check_readable
+from lt_cb.data.decode import read_whole
+from lt_cb.data.scan import Rows, near_duplicates, scan
 from lt_cb.data.sources.base import FileSource
-from lt_cb.data.sources.listing import Split, as_paths
-from lt_cb.errors import enumerate_names
+from lt_cb.data.sources.listing import Split, check_files
+from lt_cb.errors import DataError, enumerate_names
+from lt_cb.longtail.subset import Indices, Labels
 
-BEGINNING = 65_536  # bytes that tell a file from others of its size
+Pairs = list[tuple[int, int]]
 
 
-def check_images(source: FileSource, readable: bool = False) -> None:
-    """Check that all files exist and, unless they are known to be readable, can be read; warn of equal files.
+@dataclass
+class ImageFiles:
+    """The image files of all splits of a data set, and what a look at each of them has shown.
 
-    Published annotations may be there without any image.
+    Attributes:
+        source: the data set.
+        paths: paths as they are listed, relative to the folder of the data set, N of them.
+        splits: split of each.
+        labels: labels of each, shape (N,) or (N, C).
+        rows: facts about each, see `scan`.
     """
-    if source.annotated_apart and not any((source.folder / path).exists() for path in _listed(source, "train")):
-        rank_zero_warn(f"No image is in '{source.folder}': only the annotations are inspected.", stacklevel=1)
-        return
-    for split in source.splits:
-        files = as_paths(source.files(split)[0])
-        if not readable:
-            check_readable(files, source.view, f"Checking {split} images")
-    size_of = cache(os.path.getsize)
-    sizes = Counter(map(size_of, {path for split in source.splits for path in _listed(source, split)}))
 
-    def content(path: str) -> object:
-        if sizes[size_of(path)] == 1:
-            return path
-        with open(path, "rb") as stream:
-            return size_of(path), hashlib.sha256(stream.read(BEGINNING)).digest()
+    source: FileSource
+    paths: list[str]
+    splits: npt.NDArray[np.str_]
+    labels: Labels
+    rows: Rows
 
-    _warn_of_repeats(source, content, "images have the content of another", "Keep one of each.", between=2)
+    def file(self, i: int) -> Path:
+        """Return the full path of an image."""
+        return self.source.folder / self.paths[i]
+
+    def name(self, i: int) -> str:
+        """Return path, split and classes of an image."""
+        return f"'{self.paths[i]}' ({self.splits[i]}, {self.classes(i)})"
+
+    def classes(self, i: int) -> str:
+        """Return the classes of an image."""
+        if self.labels.ndim == 1:
+            return self.source.class_names[int(self.labels[i])]
+        return ", ".join(self.source.class_names[c] for c in np.flatnonzero(self.labels[i] == 1)) or "no label"
+
+    @cached_property
+    def missing(self) -> Indices:
+        """Images without a file."""
+        unread = np.flatnonzero(self.rows["width"] == 0)
+        return np.array([i for i in unread.tolist() if not os.path.lexists(self.file(i))], np.int64)
+
+    @cached_property
+    def unreadable(self) -> dict[int, str]:
+        """Images whose files cannot be read, and why."""
+        reasons: dict[int, str] = {}
+        for i in np.setdiff1d(np.flatnonzero(self.rows["width"] == 0), self.missing).tolist():
+            try:
+                read_whole(self.file(i), self.source.view.channels)
+                reasons[i] = "it has changed while it was looked at"
+            except DataError as error:
+                reasons[i] = str(error.__cause__)
+        return reasons
+
+    @property
+    def readable(self) -> Indices:
+        """Images whose files can be read."""
+        return np.flatnonzero(self.rows["width"])
+
+    @cached_property
+    def duplicates(self) -> list[list[int]]:
+        """Groups of files with the same pixels: those in several splits first, then those with different labels."""
+        groups: dict[int, dict[str, int]] = defaultdict(dict)
+        for i in self.readable.tolist():
+            groups[int(self.rows["pixels"][i])].setdefault(os.path.abspath(self.file(i)), i)
+        equal = [list(group.values()) for group in groups.values() if len(group) > 1]
+        return sorted(equal, key=lambda group: (not self.across(group), not self.differ(group)))
+
+    def across(self, group: Sequence[int]) -> bool:
+        """Return whether some of the images are training images, and some are not."""
+        return len({self.splits[i] == "train" for i in group}) > 1
+
+    def differ(self, group: Sequence[int]) -> bool:
+        """Return whether the images have different labels."""
+        return len({self.labels[i].tobytes() for i in group}) > 1
+
+    @cached_property
+    def near_duplicates(self) -> dict[Split, Pairs]:
+        """For each split but train, images that look like a training image, with that image before them."""
+        known = {i for group in self.duplicates if self.across(group) for i in group}
+        rest = np.array([i for i in self.readable.tolist() if i not in known], np.int64)
+        return {
+            split: near_duplicates(self.rows, rest[self.splits[rest] == "train"], rest[self.splits[rest] == split])
+            for split in self.source.splits[1:]
+        }
+
+    def problem(self) -> str | None:
+        """Return why the data set cannot be trained on, None if it can."""
+        try:
+            for split in self.source.splits:
+                check_files(self.source.folder, self.source.listing(split).paths)
+        except DataError as error:
+            return str(error)
+        if not self.unreadable:
+            return None
+        return (
+            f"{len(self.unreadable)} images cannot be read: {enumerate_names([self.paths[i] for i in self.unreadable])}"
+            ". Replace or remove them, or skip them by --data.on_unreadable skip."
+        )
+
+
+def look_at(source: FileSource) -> ImageFiles | None:
+    """Look at all image files of a data set; None if there are annotations only, published apart from the images."""
+    if source.annotated_apart:
+        train = source.listing("train").paths.tolist()
+        if not any((source.folder / os.fsdecode(path)).exists() for path in train):
+            return None
+    listings = {split: source.listing(split) for split in source.splits}
+    paths = [os.fsdecode(path) for listing in listings.values() for path in listing.paths.tolist()]
+    files = [source.folder / path for path in paths]
+    splits = np.repeat(list(listings), [len(listing.paths) for listing in listings.values()])
+    labels = np.concatenate([listing.labels for listing in listings.values()])
+    return ImageFiles(source, paths, splits, labels, scan(files, source.root, source.view.channels))
 
 
 def warn_of_repeated_paths(source: FileSource) -> None:
     """Warn of files that are listed more than once."""
-    remedy = "List each once; for several labels an image, put all of them in one column, labels."
-    _warn_of_repeats(source, str, "images are listed more than once", remedy)
+    groups: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
+    for split in source.splits:
+        paths, labels = source.listing(split)[:2]
+        for path, label in zip(paths.tolist(), labels, strict=True):
+            groups[os.path.abspath(source.folder / os.fsdecode(path))].append((split, label.tobytes()))
+    repeated = {path: group for path, group in groups.items() if len(group) > 1}
+    if repeated:
+        across, differing = (sum(len({image[i] for image in group}) > 1 for group in repeated.values()) for i in (0, 1))
+        names = enumerate_names([os.path.relpath(path, source.folder) for path in repeated])
+        rank_zero_warn(
+            f"{len(repeated)} images are listed more than once in '{source.root}': {names}. {across} of them are in "
+            f"several splits, {differing} have different labels. List each once; for several labels an image, put all "
+            "of them in one column, labels.",
+            stacklevel=1,
+        )
 
 
 def warn_of_unknown_negatives(source: FileSource) -> None:
@@ -57,27 +162,3 @@ def warn_of_unknown_negatives(source: FileSource) -> None:
                 "leave them out. If an empty cell means no, set --data.source.blank no.",
                 stacklevel=1,
             )
-
-
-def _listed(source: FileSource, split: Split) -> list[str]:
-    paths = source.listing(split).paths.tolist()
-    return [os.path.abspath(os.path.join(source.folder, os.fsdecode(path))) for path in paths]
-
-
-def _warn_of_repeats(
-    source: FileSource, key_of: Callable[[str], object], problem: str, remedy: str, between: int = 1
-) -> None:
-    """Warn of images with equal keys, of at least ``between`` files."""
-    groups: dict[object, list[tuple[str, str, bytes]]] = defaultdict(list)
-    for split in source.splits:
-        for path, label in zip(_listed(source, split), source.listing(split).labels, strict=True):
-            groups[key_of(path)].append((path, split, label.tobytes()))
-    repeated = [group for group in groups.values() if len(group) > 1 and len({path for path, *_ in group}) >= between]
-    if repeated:
-        across, differing = (sum(len({image[i] for image in group}) > 1 for group in repeated) for i in (1, 2))
-        names = enumerate_names([os.path.relpath(group[-1][0], source.folder) for group in repeated])
-        rank_zero_warn(
-            f"{len(repeated)} {problem} in '{source.root}': {names}. {across} of them are in several splits, "
-            f"{differing} have different labels. {remedy}",
-            stacklevel=1,
-        )

@@ -15,7 +15,7 @@ from lt_cb.data.sources.listing import Listing, Split, category_names, data_fold
 from lt_cb.data.sources.table_files import refuse_table_without_classes
 from lt_cb.data.sources.tables import list_table
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 
 
 class ImageFolder(FileSource):
@@ -57,7 +57,7 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
     """Return the images in the class folders of a split, with paths that start from ``base``."""
     listing = list_tree(folder, least, others)
     if not len(listing.labels):
-        raise InputError(f"there are no images in the class folders of '{folder}': add some.")
+        raise DataError(f"there are no images in the class folders of '{folder}': add some.")
     if folder == base:
         return listing
     return listing._replace(paths=np.char.add(os.fsencode(f"{folder.relative_to(base)}/"), listing.paths))
@@ -68,7 +68,7 @@ def _by_classes_of(train: Listing, train_folder: Path, folder: Path, base: Path,
     paths, labels, names = _list_folder(folder, base, others, least=1)[:3]
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
-        raise InputError(
+        raise DataError(
             f"'{folder}' has images of {enumerate_names(unknown)}, but '{train_folder}' has none: add "
             f"some there, or remove the class folders from '{folder.name}'."
         )
@@ -245,7 +245,7 @@ class Manifest(FileSource):
         if not has_test and "test" in listings:
             rank_zero_info(f"no test images in '{root}': the val images are the test images.")
         if table.divided and (missing := {"train", "test"} - listings.keys()):
-            raise InputError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
+            raise DataError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
         self.folder = table.folder
         self.group_name, self.group_hint = group_column or "", table.group_hint

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lt_cb.data.images import progress
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.groups import hold_out_groups
 from lt_cb.longtail.several import spread
 from lt_cb.longtail.subset import Indices, Labels
@@ -166,7 +166,7 @@ def check_files(folder: Path, paths: Paths, option: str = "--data.root") -> None
     """Check that all files of a list exist, and that no relative path leads out of the folder."""
     names = [os.fsdecode(path) for path in paths.tolist() if b".." in path]
     if leaving := [name for name in names if not os.path.isabs(name) and os.path.normpath(name).startswith("..")]:
-        raise InputError(
+        raise DataError(
             f"{len(leaving)} of {len(paths)} paths lead out of '{folder}': {enumerate_names(leaving)}. Write absolute "
             "paths if that is intended."
         )
@@ -181,7 +181,7 @@ def check_files(folder: Path, paths: Paths, option: str = "--data.root") -> None
     listed = progress(paths.tolist(), f"Looking for the images in {folder}", len(paths))
     missing = [os.fsdecode(path) for path in listed if os.path.basename(path) not in files_in(os.path.dirname(path))]
     if missing:
-        raise InputError(
+        raise DataError(
             f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set {option} "
             "to where they are."
         )

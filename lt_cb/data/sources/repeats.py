@@ -14,7 +14,7 @@ from lt_cb.data.sources.columns import VERIFIED, TableOptions, first_column
 from lt_cb.data.sources.label_cells import as_text
 from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.table_files import TableFiles
-from lt_cb.errors import InputError
+from lt_cb.errors import DataError
 from lt_cb.longtail.subset import Indices, Labels
 from lt_cb.text import printable
 
@@ -149,4 +149,4 @@ def _refuse(
         f"'{printable(paths[row])}' in rows {a} and {b}" for (row, _), (a, b) in zip(pairs, given, strict=True)
     )
     more = f" and {len(differing) - MAX_ROWS} more" if len(differing) > MAX_ROWS else ""
-    raise InputError(f"'{tables}' has images with more than one {kind}: {found}{more}: {remedy}")
+    raise DataError(f"'{tables}' has images with more than one {kind}: {found}{more}: {remedy}")

@@ -18,7 +18,7 @@ from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
 from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.repeats import check_splits, find_images, join_rows
 from lt_cb.data.sources.table_files import TableFiles, read_tables
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices
 from lt_cb.text import printable
 
@@ -80,7 +80,7 @@ def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> lis
         raise InputError(f"column '{name}' of '{tables}' holds images, not paths: write the images to files.")
     texts = as_texts(columns[name])
     if not texts:
-        raise InputError(f"'{tables}' has a header, but no row: set --data.root to another file.")
+        raise DataError(f"'{tables}' has a header, but no row: set --data.root to another file.")
     if not all(texts):
         row = tables.row(texts.index(""))
         raise InputError(f"{row} of '{tables}' has no {kind}: give it one, or leave the row out.")
@@ -96,7 +96,7 @@ def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
         split_of = {text: flags.get(CELLS.get(text.lower()), split) for text, split in split_of.items()}
     unknown = {text: texts.count(text) for text, split in split_of.items() if split is None}
     if unknown and not {"train"} < set(split_of.values()) - {None}:
-        raise InputError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
+        raise DataError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
     if unknown:
         listed = ", ".join(f"'{printable(text)}' ({number} rows)" for text, number in unknown.items())
         rank_zero_warn(

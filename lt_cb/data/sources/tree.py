@@ -14,7 +14,7 @@ from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
 from lt_cb.data.sources.listing import Listing, Split, encode
 from lt_cb.data.sources.tested import is_test_only
-from lt_cb.errors import InputError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 
 # files that often lie among images: hidden, or made by a file manager, or on the data
 ACCOMPANYING = re.compile(r"(^|/)(\.|(thumbs\.db|desktop\.ini|(readme|licen[sc]e|copying)(\..*)?)$)", re.IGNORECASE)
@@ -203,9 +203,9 @@ def _class_folders(folder: Path, least: int) -> list[str]:
     names = subfolders(folder)
     if len(names) < (1 if is_test_only() else least):
         why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
-        raise InputError(f"'{folder}' has {len(names)} class folders, {why}.")
+        raise DataError(f"'{folder}' has {len(names)} class folders, {why}.")
     if stray := _stray(folder):
-        raise InputError(
+        raise DataError(
             f"{len(stray)} images lie in '{folder}' itself, such as '{stray[0]}': move each to its class's folder."
         )
     return names

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lt_cb.lab.report.document import document, heading, table
 from lt_cb.lab.report.extra import vl_convert
 from lt_cb.lab.report.figures import Picture
 from lt_cb.lab.report.sections import Section
@@ -18,23 +19,6 @@ MAX_HEIGHT = 8.5 * INCH
 # the first font comes with vl-convert, so that files are the same on all machines; the others are as wide
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 VEGA_LITE = "6.4"
-# the browser refuses everything outside the file, should a name or a library ask for it
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-TEXT_COLUMNS = ("data", "unlike the paper", "verdict", "on", "commit", "command", "predictions", "state")
-# colours of the system, light or dark: Canvas is the background, CanvasText the text
-STYLE = """:root { color-scheme: light dark; --mild: color-mix(in srgb, CanvasText 6%, Canvas); }
-body { font: 16px/1.55 system-ui, sans-serif; color: CanvasText; background: Canvas; max-width: 72rem;
-  margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; } p { max-width: 60rem; }
-h2 + p { margin: .4rem 0; font-size: .9rem; opacity: .75; }
-.finding { background: var(--mild); border-left: 4px solid #0072B2; padding: .8rem 1rem; }
-.wide { overflow-x: auto; overflow-wrap: normal; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid color-mix(in srgb, CanvasText 15%, Canvas);
-  text-align: right; font-variant-numeric: tabular-nums; min-width: 4.5rem; vertical-align: top; }
-td { white-space: nowrap; } .text { text-align: left; white-space: normal; min-width: 8rem; }
-td:first-child, th:first-child { position: sticky; left: 0; background: Canvas; max-width: 24rem; min-width: 9rem;
-  text-align: left; white-space: normal; }
-td:has(code) { min-width: 22rem; } tr:hover > td { background: var(--mild); } .picture { width: 100%; }"""
 SCRIPT = """const {specs, config} = JSON.parse(document.getElementById("pictures").textContent);
 for (const [id, spec] of Object.entries(specs))
   vegaEmbed(document.getElementById(id), spec, {mode: "vega-lite", renderer: "svg", ast: true, config,
@@ -66,22 +50,16 @@ def page(title: str, finding: str, tables: list[Section], pictures: list[Picture
     for picture in pictures:
         methods = dict.fromkeys(row["method"] for row in picture.spec["data"]["values"])
         choice = _select("method", list(methods)) if picture.name == "confusion" else ""
-        drawn.append(f'{_heading(picture)}\n{choice}<div class="picture" id="{picture.name}"></div>')
+        drawn.append(
+            f'{heading(picture.title, picture.words)}\n{choice}<div class="picture" id="{picture.name}"></div>'
+        )
     body = "\n".join([_table(tables[0]), *drawn, *map(_table, tables[1:])])
     content = json.dumps({"specs": {picture.name: picture.spec for picture in pictures}, "config": theme()})
     content = content.replace("<", "\\u003c")  # so that no name ends the script element
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {title.lower()}</title>
-<style>{STYLE}</style></head>
-<body><h1>{title}</h1>
-<p class="finding">{html.escape(finding)}</p>
-{body}
-<script type="application/json" id="pictures">{content}</script>
+    scripts = f"""<script type="application/json" id="pictures">{content}</script>
 <script>{_library()}</script>
-<script>{SCRIPT}</script>
-</body></html>
-"""
+<script>{SCRIPT}</script>"""
+    return document(title, [finding], f"{body}\n{scripts}")
 
 
 @functools.cache
@@ -91,22 +69,8 @@ def _library() -> str:
     return re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
 
 
-def _heading(part: Section | Picture) -> str:
-    return f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.words)}</p>"
-
-
 def _table(section: Section) -> str:
-    def line(texts: list[str], tag: str) -> str:
-        cells = []
-        for name, text in zip(section.header, texts, strict=True):
-            inner = re.sub(r"[*]{2}(\d.*?)[*]{2}", r"<b>\1</b>", html.escape(text))
-            inner = f"<code>{inner.strip('`')}</code>" if (name, tag) == ("command", "td") else inner
-            cells.append(f'<{tag} class="text">{inner}</{tag}>' if name in TEXT_COLUMNS else f"<{tag}>{inner}</{tag}>")
-        return f"<tr>{''.join(cells)}</tr>"
-
-    body = "\n".join(line(row, "td") for row in section.rows)
-    table = f"<table><thead>{line(section.header, 'th')}</thead><tbody>\n{body}</tbody></table>"
-    return f'{_heading(section)}\n<div class="wide">{table}</div>'
+    return table(section.title, section.words, section.header, section.rows)
 
 
 def _select(column: str, options: list[str]) -> str:
