@@ -208,7 +208,7 @@ class TestTables:
         assert "groups of 'lesion_id' in" in message
         assert "' in rows " in message
         assert "(train) and" in message
-        assert "leave out --data.source Manifest --data.source.group_column to use the splits as they are." in message
+        assert "leave out --data.source.group_column to use the splits as they are." in message
         assert not LongTailedDataModule("Manifest", file, image_size=8).groups("train")
 
     def test_a_row_without_a_group_is_alone(self, table: Callable[..., str], caplog: pytest.LogCaptureFixture) -> None:
@@ -224,15 +224,15 @@ class TestTables:
             Manifest(file, group_column="site")
 
     def test_unknown_column(self, table: Callable[..., str]) -> None:
-        with pytest.raises(InputError, match=r"group_column names 'lesionid', but .*Did you mean 'lesion_id'\?$"):
-            Manifest(table(), group_column="lesionid")
+        with pytest.raises(InputError, match=r"group_column names 'lesionids', but .*Did you mean 'lesion_id'\?$"):
+            Manifest(table(), group_column="lesionids")
 
     def test_one_line_suggests_a_column_when_splits_are_drawn(
         self, table: Callable[..., str], caplog: pytest.LogCaptureFixture
     ) -> None:
         images = len(Path(file := table()).read_text().splitlines()) - 1
         line = (
-            f"'lesion_id' has {sum(TAIL)} values for {images} images: --data.source Manifest "
+            f"'lesion_id' has {sum(TAIL)} values for {images} images: "
             "--data.source.group_column lesion_id keeps the images of each together."
         )
         for group, said in ((None, 1), ("lesion_id", 0)):

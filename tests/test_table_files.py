@@ -9,9 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.sources import ImageFolder, Manifest
+from lt_cb.data.sources import ImageFolder, Manifest, tested
 from lt_cb.data.sources.listing import Listing, draw_test
-from lt_cb.data.sources.tested import test_only
 
 Files = Callable[..., str]
 
@@ -99,7 +98,7 @@ class TestSeveralFiles:
         root = files({"test.csv": "path,cat,dog\nc.jpg,1,0\n"}, ["c.jpg"])
         with pytest.raises(ValueError, match=r"has 'test.csv', but no table of training images"):
             Manifest(root)
-        with test_only("test"):
+        with tested.test_only("test"):
             assert sizes(Manifest(root)) == {"test": 1}
         files({"train.csv": "path,cat,dog,eel\na.jpg,1,0,0\nb.jpg,0,1,0\nd.jpg,0,0,1"})
         with pytest.raises(ValueError, match=r"test.csv' has columns 'path', 'cat', 'dog', but no 'eel', as "):
