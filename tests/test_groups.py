@@ -16,9 +16,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.grouped import num_groups
+from lt_cb.data.grouped import num_groups, say_groups
 from lt_cb.data.sources import Manifest
 from lt_cb.data.sources.listing import Listing, draw_test
+from lt_cb.data.sources.tested import test_only as only_tested
 from lt_cb.errors import InputError
 from lt_cb.heads.folds import stratified_folds
 from lt_cb.longtail.groups import count_groups, group_folds, hold_out_groups
@@ -187,8 +188,10 @@ class TestTables:
         file = table(split=lambda i, lesion: ("train", "train", "test")[int(lesion[1:]) % 3])
         for i in range(400):
             Image.fromarray(np.full((8, 8, 3), i % 256, np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / "7.png").write_text("no image")
         with pytest.warns(UserWarning, match="no validation image of"):
-            data = module(file, val_fraction=0.3)
+            data = module(file, val_fraction=0.3, on_unreadable="skip")
+        assert sum(data.skipped.values()) == 1
         for split in ("train", "val", "test"):
             before = data.groups(split)
             targets = data.targets(split)
@@ -218,6 +221,11 @@ class TestTables:
         assert np.count_nonzero(np.unique(groups, return_counts=True)[1] == 1) >= len(groups) // 2
         assert f"{len(groups) // 2} of {len(groups)} rows of '{file}' have no 'patient'" in caplog.text
 
+    def test_data_to_test_on_need_no_groups(self, table: Callable[..., str]) -> None:
+        with only_tested("test"):
+            for name in ("lesion_id", "no such column"):
+                assert num_groups(module(table(), name)) == {}
+
     def test_each_class_in_one_group(self, table: Callable[..., str]) -> None:
         file = table(site=lambda i, lesion: "x")
         with pytest.raises(InputError, match=r"each group of 'site' has all images of a class\. Set group_column to"):
@@ -244,8 +252,11 @@ class TestTables:
             assert (num_groups(data) == {}) == bool(said)
         file = table(split=lambda i, lesion: "train" if i % 2 or lesion == RAREST else "test")
         for fraction in (0.0, 0.1):
-            module(file, None, val_fraction=fraction)
+            data = module(file, None, val_fraction=fraction)
             assert ("keeps the images" in caplog.text) == bool(fraction)
+            say_groups(data, drawn=True)  # before folds
+            assert caplog.text.count("keeps the images") == 1
+            caplog.clear()
 
     def test_columns_of_labels(self, tmp_path: Path) -> None:
         rows = [f"{i}.png,{i // 3},{i % 2},{int(i % 5 == 0)}" for i in range(60)]

@@ -80,8 +80,8 @@ class _Parts:
         owners, classes = np.divmod(keys, num_classes + 1)
         self._num_groups = np.bincount(classes, minlength=num_classes + 1).tolist()
         of_class = counts / np.bincount(classes, counts)[classes]  # share of a class's images that a group has
-        pairs, ends = list(zip(classes.tolist(), of_class.tolist(), strict=True)), np.bincount(owners).cumsum().tolist()
-        self._classes = [pairs[start:end] for start, end in zip([0, *ends], ends, strict=False)]  # of each group
+        self._pairs = list(zip(classes.tolist(), of_class.tolist(), strict=True))
+        self._ends = [0, *np.bincount(owners).cumsum().tolist()]
         self._squares: list[float] = np.bincount(owners, of_class**2).tolist()
         largest, first = np.zeros(number), np.full(number, order.max(initial=0), order.dtype)
         np.maximum.at(largest, owners, np.where(classes < num_classes, of_class, 0.0))
@@ -101,7 +101,7 @@ class _Parts:
         """
         parts = list(zip(self._lacking, self._shares, strict=True))
         for group in self._sequence:
-            own, square = self._classes[group], self._squares[group]
+            own, square = self._shares_of(group), self._squares[group]
             gains = [(2 * sum([r * lacking[c] for c, r in own]) - square) / share for lacking, share in parts]
             for k in sorted(range(len(parts)), key=gains.__getitem__, reverse=True):
                 if k == self._num_parts or self._may_hold(group, k):
@@ -114,7 +114,7 @@ class _Parts:
         missing = [c for c, n in enumerate(self._num_groups) if n > 1 and not self._inside[0][c]]
         groups_of: dict[int, list[int]] = {c: [] for c in missing}
         for group in self._sequence if missing else ():
-            for c, _ in self._classes[group]:
+            for c, _ in self._shares_of(group):
                 if c in groups_of:
                     groups_of[c].append(group)
         for c in sorted(missing, key=lambda c: self._num_groups[c]):
@@ -122,10 +122,10 @@ class _Parts:
                 group
                 for group in groups_of[c]
                 if self._may_hold(group, 0)
-                and all(share - self._lacking[0][label] + r <= most + 1e-9 for label, r in self._classes[group])
+                and all(share - self._lacking[0][label] + r <= most + 1e-9 for label, r in self._shares_of(group))
             ]
             if spare and not self._inside[0][c]:
-                self._assign(min(spare, key=lambda group: max(r for _, r in self._classes[group])), 0)
+                self._assign(min(spare, key=lambda group: max(r for _, r in self._shares_of(group))), 0)
 
     def of_images(self) -> Indices:
         """Return the part of each image, int64 of shape (N,)."""
@@ -133,14 +133,18 @@ class _Parts:
         part[part == self._num_parts] = -1
         return part[self._of_image]
 
+    def _shares_of(self, group: int) -> list[tuple[int, float]]:
+        """Return the classes of a group, and its share of the images of each."""
+        return self._pairs[self._ends[group] : self._ends[group + 1]]
+
     def _may_hold(self, group: int, k: int) -> bool:
         """Return whether part k can have a group, because another one of each of its classes is elsewhere."""
         inside = self._inside[k]
-        return all(inside[c] + 1 < self._num_groups[c] for c, _ in self._classes[group])
+        return all(inside[c] + 1 < self._num_groups[c] for c, _ in self._shares_of(group))
 
     def _assign(self, group: int, k: int) -> None:
         self._part[group] = k
-        for c, r in self._classes[group]:
+        for c, r in self._shares_of(group):
             self._lacking[k][c] -= r
             if k < self._num_parts:
                 self._inside[k][c] += 1

@@ -75,7 +75,11 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
     )
     named = match_columns(file, columns, options.label_columns or [], "label_columns")
     guesses = {}
-    group = options.group_column and match_columns(file, columns, [options.group_column], "group_column")[0]
+    group = options.group_column
+    if group and is_test_only():  # nothing is divided
+        group = first_column(columns, [group])
+    elif group:
+        group = match_columns(file, columns, [group], "group_column")[0]
     split = split or first_column(columns, ["split"]) or _guess_split(columns, {path, label, group, *named})
     path = path or _guess_path(columns, {split, label, group, *named})
     others = [name for name in columns if name not in (path, split, group)]

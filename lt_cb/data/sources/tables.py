@@ -18,6 +18,7 @@ from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
 from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.repeats import check_splits, find_images, join_rows
 from lt_cb.data.sources.table_files import TableFiles, read_tables
+from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices
 from lt_cb.text import printable
@@ -70,6 +71,8 @@ def _groups(
     """Return the group of each row, or None and a sentence on a column that may have groups."""
     if layout.group is None:
         return None, suggest_groups(columns, [layout.path, layout.split, layout.label, *layout.labels])
+    if is_test_only():  # nothing is divided
+        return None, ""
     given = None if splits is None else splits.tolist()
     return read_groups(tables, layout.group, as_texts(columns[layout.group]), given), ""
 
