@@ -99,7 +99,7 @@ def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
         split_of = {text: flags.get(CELLS.get(text.lower()), split) for text, split in split_of.items()}
     unknown = {text: texts.count(text) for text, split in split_of.items() if split is None}
     if unknown and not {"train"} < set(split_of.values()) - {None}:
-        raise InputError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
+        raise DataError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
     if unknown:
         listed = ", ".join(f"'{printable(text)}' ({number} rows)" for text, number in unknown.items())
         rank_zero_warn(
