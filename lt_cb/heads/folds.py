@@ -37,7 +37,7 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int, g
     Targets are class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C). Raise InputError if a fold is
     empty, or fewer than two classes are held out.
 
-    With groups, int64 of shape (N,), each group is in one fold, see `group_folds`.
+    With groups, int64 of shape (N,), each group is in one fold (``lt_cb.longtail.groups``).
     """
     assigned = torch.full((len(targets),), -1)
     if groups is not None:
