@@ -8,18 +8,20 @@ heads on each fold and on the test images go to a file of ``--scores`` for each 
 ``--out`` gets two tables, made from these files without new solves:
 
 - ``heads.csv``: a row a task with the balanced accuracy on the test images in percent, of the recommendation, of the
-  best head of the grid, and of the rivals of `RIVALS`,
+  best head of the grid, of fixed choices, and of `RIVALS`,
 - ``heads_rules.csv``: the mean and largest regret of each rule of choice, by data set.
 """
 
 import argparse
+import csv
 import json
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -28,9 +30,10 @@ from torch import Tensor
 from lt_cb.data import LongTailedDataModule
 from lt_cb.features import frozen_features
 from lt_cb.hardware import processor
-from lt_cb.heads.folds import COMPARISON_TOLERANCE, REPEATS, cross_validate, measure_all, repeated_folds
-from lt_cb.heads.recipes import make_recipes
+from lt_cb.heads.folds import COMPARISON_TOLERANCE, REPEATS, choose, cross_validate, measure_all, repeated_folds
+from lt_cb.heads.recipes import BALANCED, Candidate, Recipe, make_recipes
 from lt_cb.heads.setup import BETAS, LAMBDAS
+from lt_cb.heads.setup import TAUS as DEFAULT_TAUS
 from lt_cb.heads.solve import Basis, FeatureSet, solve_path
 from lt_cb.losses import InverseFrequency, SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
@@ -41,11 +44,19 @@ TASKS = {  # largest class, imbalance factors and subset seeds of each data set
     "cifar100_12": [(300, (60.0,), 4)],
     "cifar10": [(40, (2.0,), 3), (100, (10.0, 25.0), 3), (500, (10.0, 50.0, 100.0, 200.0), 2)],
     "fashion_mnist": [(40, (2.0,), 3), (100, (10.0, 25.0), 3), (500, (10.0, 100.0, 200.0), 2)],
-    "cifar100": [(100, (10.0, 50.0, 100.0), 2)],
+    "cifar100": [(100, (50.0, 100.0), 2)],
 }
+FIXED = (0.03, 0.1, 0.3)  # lambda of balanced softmax without a choice
 TAUS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-LOGISTIC = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # lambda = 1 / (N C) of scikit-learn
-RIDGE = tuple(10.0**exponent for exponent in range(-3, 4))  # alpha / N
+LOGISTIC = (*(10.0**exponent for exponent in range(-4, 4)), 3.0, 0.3, 0.03)  # lambda, 1 / (N C) of scikit-learn
+RIDGE = tuple(10.0**exponent for exponent in range(-3, 7))  # alpha / N
+
+
+class Score(NamedTuple):
+    """Scores of a head: on each fold in [0, 1], and on the test images in percent."""
+
+    folds: list[float]
+    test: float
 
 
 def features(name: str, root: str, n_max: int | None, factor: float, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -168,13 +179,96 @@ def solve(name: str, root: str, n_max: int | None, factor: float, seed: int) -> 
     return {**facts, "rivals": rivals, "heads": heads}
 
 
+def read_scores(task: dict[str, Any]) -> dict[Candidate, Score]:
+    """Return the scores of the heads of the default grid of ``recommend``."""
+    grid = make_recipes(BETAS, (), DEFAULT_TAUS)
+    heads = {}
+    for head in task["heads"]:
+        recipe = Recipe(head["loss"], tuple(tuple(option) for option in head["options"]), head["beta"])
+        if recipe in grid:
+            heads[Candidate(recipe, head["lambda"])] = Score(head["folds"], 100 * head["test"])
+    return heads
+
+
+def best_of(scores: Mapping[Candidate, Score], folds: int = FOLDS * REPEATS, **kinds: Any) -> Candidate:
+    """Return the candidate of the largest mean over the first folds, among recipes of the given attributes."""
+    among = [c for c in scores if all(getattr(c.recipe, name) in values for name, values in kinds.items())]
+    return max(among, key=lambda c: statistics.mean(scores[c].folds[:folds]))
+
+
+def unless(scores: Mapping[Candidate, Score], l2_strength: float, errors: float) -> Candidate:
+    """Return balanced softmax, unless a head is better by more than a number of corrected standard errors."""
+    default, better = Candidate(BALANCED, l2_strength), []
+    for candidate, score in scores.items():
+        gains = [own - other for own, other in zip(score.folds, scores[default].folds, strict=True)]
+        error = statistics.stdev(gains) * math.sqrt(1 / len(gains) + 1 / (FOLDS - 1))
+        if statistics.mean(gains) > errors * error:
+            better.append(candidate)
+    return max(better, key=lambda c: statistics.mean(scores[c].folds), default=default)
+
+
+RULES: dict[str, Callable[[Mapping[Candidate, Score]], Candidate]] = {
+    "recommend": lambda s: choose({c: score.folds for c, score in s.items()}).chosen,
+    "arg-max of 3 x 5 folds": best_of,
+    "arg-max of 5 folds": lambda s: best_of(s, FOLDS),
+    "balanced softmax 0.3 unless better by half a standard error": lambda s: unless(s, 0.3, 0.5),
+    "balanced softmax 0.1 unless better by a standard error": lambda s: unless(s, 0.1, 1.0),
+    "balanced softmax, lambda by folds": lambda s: best_of(s, options=[BALANCED.options]),
+    **{f"balanced softmax {v:g}": (lambda s, v=v: Candidate(BALANCED, v)) for v in FIXED},
+    "class-balanced softmax by folds": lambda s: best_of(s, beta=BETAS),
+    "softmax, lambda by folds": lambda s: best_of(s, beta=[None], loss=["SoftmaxLoss"]),
+}
+
+
+def row(task: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of ``heads.csv``."""
+    scores = read_scores(task)
+    choice = choose({candidate: score.folds for candidate, score in scores.items()})
+    best = max(scores, key=lambda c: scores[c].test)
+    line = {key: value for key, value in task.items() if key not in ("heads", "rivals")}
+    line |= {"chosen": str(choice.chosen), "repeats_that_choose_it": choice.by_repeat.count(choice.chosen)}
+    line |= {"gain_by_folds": 100 * choice.gain, "low": 100 * choice.low, "high": 100 * choice.high}
+    line |= {"recommended": scores[choice.chosen].test, "best": scores[best].test, "best_is": str(best)}
+    line |= {f"balanced_softmax_{v:g}": scores[Candidate(BALANCED, v)].test for v in FIXED}
+    line |= {"cb_softmax": scores[RULES["class-balanced softmax by folds"](scores)].test}
+    line |= {"softmax": scores[choice.plain].test}
+    for rival, found in task["rivals"].items():
+        line |= {rival: 100 * found["test"], f"{rival}_setting": found["setting"]}
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()}
+
+
+def rules(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the regret of each rule: mean of each data set, mean over data sets, and the largest of a task."""
+    table = []
+    for name, rule in RULES.items():
+        regrets: dict[str, list[float]] = {}
+        for task in tasks:
+            scores = read_scores(task)
+            regret = max(score.test for score in scores.values()) - scores[rule(scores)].test
+            regrets.setdefault(task["data"], []).append(regret)
+        means = {data: statistics.mean(values) for data, values in regrets.items()}
+        largest = max(max(values) for values in regrets.values())
+        line = {"rule": name, "mean": statistics.mean(means.values()), "largest": largest, **means}
+        table.append({key: round(value, 3) if isinstance(value, float) else value for key, value in line.items()})
+    return table
+
+
+def write(file: Path, table: Sequence[dict[str, Any]]) -> None:
+    """Write rows as CSV."""
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("cifar10", "cifar100", "cifar100_12", "fashion"):
         parser.add_argument(f"--{name}", help="folder; without it, the data set is skipped")
     parser.add_argument("--scores", type=Path, default=Path("scores"), help="folder of the scores by fold")
-    parser.add_argument("--only", nargs="+", default=list(TASKS), help="data sets to use")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the tables")
+    parser.add_argument("--only", nargs="*", default=list(TASKS), help="data sets to use")
     parser.add_argument("--largest", type=int, default=10**9, help="skip tasks whose largest class is larger")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -187,9 +281,13 @@ def main() -> None:
                 if roots[name] is not None and not file.is_file() and (n_max or 0) <= options.largest:
                     made = solve(name, roots[name], n_max, factor, seed)
                     file.write_text(json.dumps(made))
-                    print(
-                        file.name, made["training_images"], made["seconds_to_choose"], made["cpu_seconds"], flush=True
-                    )
+                    print(file.name, made["training_images"], made["cpu_seconds"], flush=True)
+    tasks = [json.loads(file.read_text()) for file in options.scores.glob("*.json")]
+    order = list(TASKS)
+    keys = ("n_max", "imbalance_factor", "subset_seed")
+    tasks.sort(key=lambda task: [order.index(task["data"]), *(task[key] or 0 for key in keys)])
+    write(options.out / "heads.csv", [row(task) for task in tasks])
+    write(options.out / "heads_rules.csv", rules(tasks))
 
 
 if __name__ == "__main__":

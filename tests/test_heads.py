@@ -287,6 +287,8 @@ def test_choice_is_never_below_plain() -> None:
     assert choice.chosen == choice.plain == Candidate(PLAIN, 0.1)
     assert choice.is_plain
     assert (choice.gain, choice.low, choice.high) == (0, 0, 0)
+    best = Candidate(BALANCED_SOFTMAX, 0.1)  # the default is below plain, so that the best is chosen
+    assert choose({**scores, best: [0.82, 0.80, 0.81, 0.80, 0.80]}, repeats=1).chosen == best
 
 
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(2, 5))

@@ -9,10 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from layouts import LAYOUTS, Expected
+from layouts.base import image
 
 from lt_cb.__main__ import main
 from lt_cb.commands.cli import CommandLine
 from lt_cb.data import FileSource, LongTailedDataModule
+from lt_cb.data.sources import ImageFolder, Manifest
+from lt_cb.errors import InputError
 
 PAGE = (Path(__file__).parents[1] / "docs/layouts.md").read_text()
 
@@ -77,7 +80,7 @@ def test_one_command_reads_a_layout(
         pattern = ".*".join(map(re.escape, line.split("...")))
         assert [text for text in printed if re.fullmatch(pattern, text)], (line, printed)
     check_labels(made[0].source, expected)
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(file for file in folder.rglob("*") if "runs" not in file.parts) == before
 
 
 def check_labels(source: object, expected: Expected) -> None:
@@ -101,3 +104,75 @@ def count(labels: np.ndarray, names: list[str]) -> Counter[str]:
     if labels.ndim == 1:
         return Counter(names[label] for label in labels.tolist())
     return Counter(names[label] for row in labels.tolist() for label, cell in enumerate(row) if cell == 1)
+
+
+def folders(root: Path, *names: str) -> None:
+    """Write two images into each folder."""
+    for name in names:
+        for i in range(2):
+            image(root / name / f"{name.replace('/', '_')}{i}.png")
+
+
+class TestFolders:
+    def test_splits_by_a_word_of_their_names(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        folders(
+            tmp_path,
+            *[f"seg_{part}/seg_{part}/{name}" for part in ("train", "test") for name in ("cat", "dog")],
+            "seg_pred",
+        )
+        with caplog.at_level("INFO", "lightning.pytorch"), pytest.warns(UserWarning, match="ignored: 'seg_pred'"):
+            source = ImageFolder(str(tmp_path))
+        assert "train 'seg_train/seg_train', test 'seg_test/seg_test'" in caplog.text
+        assert (source.class_names, source.counts, len(source.labels("test"))) == (["cat", "dog"], [2, 2], 4)
+        assert len(source.files("train")[0]) == 4
+
+    def test_a_class_may_be_called_a_train(self, tmp_path: Path) -> None:
+        folders(tmp_path, "toy_train", "bus")
+        assert ImageFolder(str(tmp_path)).class_names == ["bus", "toy_train"]
+
+    def test_test_images_without_classes_are_not_used(self, tmp_path: Path) -> None:
+        folders(tmp_path, "train/cat", "train/dog", "test")
+        with pytest.warns(UserWarning, match="2 images, but no folders of classes: not used"):
+            source = ImageFolder(str(tmp_path))
+        assert source.undivided is not None
+
+    @pytest.mark.parametrize("parts", [("images", "masks"), ("train", "test")])
+    def test_masks_and_splits_in_classes_are_said(self, tmp_path: Path, parts: tuple[str, str]) -> None:
+        folders(tmp_path, *[f"{name}/{part}" for name in ("cat", "dog") for part in parts])
+        with pytest.warns(UserWarning, match="same folders, '{}', '{}'".format(*sorted(parts))):
+            ImageFolder(str(tmp_path))
+
+    def test_files_named_as_masks_are_said(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            for file in ("1.png", "1_mask.png"):
+                image(tmp_path / name / file)
+        with pytest.warns(UserWarning, match="2 of 4 images in .* are named as masks of others"):
+            ImageFolder(str(tmp_path))
+
+
+class TestSplitsOfTables:
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            ["file,label,is_valid", *[f"{i}.png,{'ab'[i % 2]},{i > 3}" for i in range(8)]],
+            ["file,label,split", *[f"{i}.png,{'ab'[i % 2]},{'train' if i < 4 else 'validate'}" for i in range(8)]],
+            ["file,label", *[f"{'train' if i < 4 else 'test'}/{i}.png,{'ab'[i % 2]}" for i in range(8)]],
+            [
+                "file,label,split",
+                *[f"{i}.png,{'ab'[i % 2]},{'train' if i < 4 else 'test'}" for i in range(8)],
+                "9.png,a,x",
+            ],
+        ],
+        ids=["is_valid", "validate", "folders of the paths", "other splits"],
+    )
+    @pytest.mark.filterwarnings("ignore:.*'x' .1 rows.")
+    def test_they_are_those_of_the_table(self, tmp_path: Path, rows: list[str]) -> None:
+        (tmp_path / "t.csv").write_text("\n".join(rows))
+        source = Manifest(str(tmp_path / "t.csv"))
+        assert (source.undivided, source.class_names, source.counts) == (None, ["a", "b"], [2, 2])
+        assert len(source.labels("test")) == 4
+
+    def test_a_table_without_header_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text("0.jpg,cat\n1.jpg,dog\n")
+        with pytest.raises(InputError, match=r"names an image, '0\.jpg'"):
+            Manifest(str(tmp_path / "t.csv"))

@@ -240,6 +240,7 @@ class CommandLine(LightningCLI):
         """Let a parser make data on which the checkpoint was not trained."""
         if (kind := kind_of(config.data)) is not None:
             config.data.source = self.parser.parse_object(_source(kind), config).data.source
+            config.data.task = None
         facts, trained = checkpoints.class_facts(self.checkpoint or {}), digests_in(self.checkpoint or {})
         split: Split = "val" if self.command == "validate" else "test"
         parser.add_instantiator(

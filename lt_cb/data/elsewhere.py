@@ -76,13 +76,14 @@ def make_elsewhere(
     """
     source, root = options.get("source", "Digits"), options.get("root", "data")
     whole = {**options, **WHOLE, "image_size": options.get("image_size") or facts["image_size"]}
+    task = {"task": options["task"]} if options.get("task") else {}
     with test_only(split) as found:
-        made = make_source(source, root)
+        made = make_source(source, root, task)
     if isinstance(made, FileSource):
         choice = _choose(made, (*found, "test")[0], trained)
         if choice.overlap and made.undivided is not None:
             with suppress(InputError):  # such as classes of one image, of which none can be held out
-                moved = _held_out(make_source(source, root), options.get("split", TEST_SHARE), trained)
+                moved = _held_out(make_source(source, root, task), options.get("split", TEST_SHARE), trained)
                 choice = moved or choice
         _replace_images(made, adopt_classes(choice.listing, facts, root))
         choice.say(root, split, trained is not None)
@@ -143,7 +144,7 @@ def _choose(source: FileSource, split: str, trained: Indices | None) -> _Choice:
 
 
 def _held_out(source: Source, share: float, trained: Indices | None) -> _Choice | None:
-    """Return the images that the training held out, if the data are those of the training in another place."""
+    """Return the images that the training held out, if its data were moved to another place."""
     if not isinstance(source, FileSource) or source.undivided is None:
         return None
     source.hold_out_test(source.undivided, share)
@@ -153,7 +154,7 @@ def _held_out(source: Source, share: float, trained: Indices | None) -> _Choice 
 
 
 def _replace_images(source: FileSource, listing: Listing) -> None:
-    """Make a source have these images only, both as test images and in place of training images."""
+    """Make a source have these images only, as test images and as training images."""
     source.listings = {"train": listing, "test": listing}
     source.class_names, source.undivided, source.has_val = listing.class_names, None, False
     source.multi_label = listing.labels.ndim == 2

@@ -37,7 +37,7 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int, g
     Targets are class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C). Raise InputError if a fold is
     empty, or fewer than two classes are held out.
 
-    With groups, int64 of shape (N,), each group is in one fold, see `group_folds`.
+    With groups, int64 of shape (N,), each group is in one fold (``lt_cb.longtail.groups``).
     """
     assigned = torch.full((len(targets),), -1)
     if groups is not None:
@@ -79,7 +79,7 @@ def _check_folds(assigned: Tensor, targets: Tensor, num_classes: int, folds: int
             f"{held_out} of {num_classes} classes have {least} {unit} or more, but at least 2 are needed to choose by: "
             f"{advice}."
         )
-    if largest < folds or len(assigned[assigned >= 0].unique()) < folds:
+    if largest < folds or len(set(assigned.tolist()) - {-1}) < folds:
         advice = f"set --folds {min(largest, folds - 1)} or fewer, or add images"
         raise InputError(f"no class has {folds} {unit}, one for each fold: {advice}.")
 
@@ -215,7 +215,7 @@ class Choice(NamedTuple):
     gain: float  #: score of ``chosen`` minus score of ``plain``, in [-1, 1]
     low: float  #: lower end of the 95 % interval of the gain, as if there had been no choice
     high: float  #: upper end of the interval
-    default: Candidate  #: taken unless another candidate is better by more than one standard error
+    default: Candidate  #: chosen unless another candidate is better by more than one standard error
     by_repeat: list[Candidate]  #: what each repeat of the folds alone chooses; empty without repeats
 
     @property
@@ -228,17 +228,15 @@ def choose(scores: Mapping[Candidate, Sequence[float]], repeats: int = REPEATS) 
     """Choose the default, unless another candidate is better by more than one standard error.
 
     The default is balanced softmax (logit adjustment with tau = 1) at the L2 strength nearest to `DEFAULT_L2`; with
-    several labels an image, or without balanced softmax, it is the plain loss at its best L2 strength. It must have at
-    least the mean score of the plain loss. Among the candidates that are better, the one with the best mean is chosen.
+    several labels an image, or without balanced softmax, it is the plain loss at its best L2 strength. Of several
+    better candidates, and if the default is worse than the plain loss, the candidate of the best mean is chosen.
 
     ``scores`` are in [0, 1], by fold and repeat by repeat, and have plain softmax or sigmoid. The standard errors are
     of paired differences, corrected for the overlap of the training images between folds (Nadeau and Bengio 2003).
     """
     means = {candidate: statistics.mean(values) for candidate, values in scores.items()}
     plain = _best(means, [c for c in means if c.recipe in (SOFTMAX, SIGMOID)])
-    default = min((c for c in means if c.recipe == BALANCED), key=lambda c: _steps_from_default(c), default=plain)
-    if means[default] < means[plain] - TIE:
-        default = plain
+    default = min((c for c in means if c.recipe == BALANCED), key=_steps_from_default, default=plain)
     overlap = 1 / (len(scores[plain]) // repeats - 1)  # held-out images per training image
     better = []
     for candidate in scores:
@@ -246,6 +244,8 @@ def choose(scores: Mapping[Candidate, Sequence[float]], repeats: int = REPEATS) 
         if gain > error + TIE:
             better.append(candidate)
     chosen = _best(means, better) if better else default
+    if means[chosen] < means[plain] - TIE:
+        chosen = _best(means, list(means))
     gain, error = _paired(scores[chosen], scores[plain], overlap)
     half = float(stats.t.ppf(0.975, len(scores[plain]) - 1)) * error
     by_repeat = []

@@ -151,26 +151,26 @@ def _folders(root: Path, splits: Mapping[str, tuple[str, Sequence[int]]]) -> Exp
 @layout
 def torchvision_folders(root: Path) -> Expected:
     """torchvision's ImageFolder: root/<class>/*."""
-    return _folders(root, {"all": ("", RARE)})
+    return _folders(root / "photos", {"all": ("", RARE)})
 
 
 @layout
 def torchvision_train_and_val(root: Path) -> Expected:
     """The folders of torchvision's and PyTorch's tutorials: train/<class> and val/<class>."""
-    return _folders(root, {"train": ("train", RARE), "test": ("val", (4, 3, 2))})
+    return _folders(root / "photos", {"train": ("train", RARE), "test": ("val", (4, 3, 2))})
 
 
 @layout
 def keras_folders(root: Path) -> Expected:
     """The folder of image_dataset_from_directory, with the text that its flowers archive has."""
-    expected = _folders(root, {"all": ("", RARE)})
-    (root / "LICENSE.txt").write_text("made up")
+    expected = _folders(root / "photos", {"all": ("", RARE)})
+    (root / "photos/LICENSE.txt").write_text("made up")
     return expected
 
 
 @layout
 def keras_train_and_validation(root: Path) -> Expected:
     """Keras' cats_and_dogs_filtered: train/<class>, validation/<class>, and a script."""
-    expected = _folders(root, {"train": ("train", RARE), "test": ("validation", (4, 3, 2))})
-    (root / "vectorize.py").write_text("made up")
+    expected = _folders(root / "photos", {"train": ("train", RARE), "test": ("validation", (4, 3, 2))})
+    (root / "photos/vectorize.py").write_text("made up")
     return expected

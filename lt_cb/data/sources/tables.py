@@ -78,7 +78,7 @@ def _groups(
 
 
 def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> list[str]:
-    """Return the cells of a column, none of which may be empty."""
+    """Return the cells of a column; raise if one is empty."""
     if dict in set(map(type, columns[name])):
         raise InputError(f"column '{name}' of '{tables}' holds images, not paths: write the images to files.")
     texts = as_texts(columns[name])
@@ -99,7 +99,7 @@ def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
         split_of = {text: flags.get(CELLS.get(text.lower()), split) for text, split in split_of.items()}
     unknown = {text: texts.count(text) for text, split in split_of.items() if split is None}
     if unknown and not {"train"} < set(split_of.values()) - {None}:
-        raise InputError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
+        raise DataError(f"'{tables}' has split '{min(unknown)}', but allowed are train, val and test.")
     if unknown:
         listed = ", ".join(f"'{printable(text)}' ({number} rows)" for text, number in unknown.items())
         rank_zero_warn(

@@ -102,7 +102,7 @@ def _hint(names: Sequence[str]) -> str:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones and those of a Mac's archive."""
+    """Return the names of the folders in a folder, sorted, without hidden ones and a Mac's archive."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
 
