@@ -50,7 +50,7 @@ class TestSeveralFiles:
         assert "train from train.csv (8 rows), test from test.csv (3 rows), val from Valid.csv (4 rows)" in caplog.text
         alone = Manifest(f"{root}/train.csv")
         assert sizes(alone) == {"train": 6, "test": 2}
-        assert f"not 'test.csv', 'Valid.csv' beside it: for all of them, --data.root '{root}'" in caplog.text
+        assert f"not 'test.csv', 'Valid.csv' beside it. If these have labels: --data.root '{root}'" in caplog.text
         Path(root, "Valid.csv").write_text(rows(range(4, 8)))
         with pytest.raises(ValueError, match=r"'4.jpg' in rows 5 of 'train.csv' \(train\) and 1 of 'Valid.csv' \(val"):
             Manifest(root)
