@@ -284,12 +284,9 @@ class TestBesideATable:
         assert "4 train, 2 test, 1 in neither, which are left out. To draw test images, move" in caplog.text
 
     def test_images_of_several_colours(self, files: Files) -> None:
-        root = files(
-            {"train.csv": "Id,Target\n1,0 2\n2,1\n"}, [f"train/{i}_{c}.png" for i in (1, 2) for c in ("g", "r")]
-        )
-        with pytest.raises(
-            ValueError, match=r"has no image '1', but '1_g.png', '1_r.png': .* --data.source.extension _g"
-        ):
+        images = [f"train/{i}_{colour}.png" for i in (1, 2) for colour in ("g", "r")]
+        root = files({"train.csv": "Id,Target\n1,0 2\n2,1\n"}, images)
+        with pytest.raises(ValueError, match=r"no image '1', but '1_g.png', '1_r.png': .* --data.source.extension _g"):
             Manifest(f"{root}/train.csv")
 
 

@@ -226,14 +226,14 @@ class TestPurposes:
 
     @pytest.mark.parametrize("flag", ["is_train", "is_training_image"])
     def test_flags_of_training_images(self, table: Table, flag: str) -> None:
-        source = Manifest(table("\n".join([f"path,label,{flag}", *[f"{i}.png,a,{int(i > 2)}" for i in range(9)]])))
+        cells = [f"{i}.png,{'ab'[i % 2]},{int(i > 2)}" for i in range(9)]
+        source = Manifest(table("\n".join([f"path,label,{flag}", *cells])))
         assert (source.undivided, len(source.labels("train")), len(source.labels("test"))) == (None, 6, 3)
 
     def test_splits_of_other_names_are_said(self, table: Table, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level("INFO", "lightning.pytorch")
-        file = table(
-            "\n".join(["path,label,Usage", *[f"{i}.png,a,{'PublicTest' if i else 'Train'}" for i in range(9)]])
-        )
+        cells = [f"{i}.png,{'ab'[i % 2]},{'PublicTest' if i else 'Train'}" for i in range(9)]
+        file = table("\n".join(["path,label,Usage", *cells]))
         assert Manifest(file).undivided is not None
         assert "column 'Usage' of" in caplog.text
         assert "is not read as splits, because it has 'PublicTest', 'Train'. If it has splits, write" in caplog.text
@@ -241,18 +241,21 @@ class TestPurposes:
 
 def test_the_remedy_for_a_column_without_images(table: Table) -> None:
     file = table("\n".join(["image,MEL,NV,UNK", *[f"{i}.png,{i % 2}.0,{1 - i % 2}.0,0.0" for i in range(9)]]))
-    with pytest.raises(
-        ValueError, match=r"of 'UNK', .*: add some, or leave it out by --data.source.label_columns '\[M"
-    ):
+    with pytest.raises(ValueError, match=r"of 'UNK', .*, or leave it out by --data.source.label_columns '\[M"):
         Manifest(file)
     assert Manifest(file, label_columns=["MEL", "NV"]).class_names == ["MEL", "NV"]
 
 
 def test_nan_as_text_is_empty(table: Table) -> None:
-    with pytest.raises(ValueError, match="row 2 of .* has no label"):
+    with pytest.raises(ValueError, match=r"row 2 of .* has no label"):
         Manifest(table(rows(["cat", "nan", "dog", "cat"], "label")))
 
 
 def test_one_column_is_no_table(table: Table) -> None:
     with pytest.raises(ValueError, match="Separate the columns by commas"):
         Manifest(table("path|label\n0.png|a\n"))
+
+
+def test_one_class_raises(table: Table) -> None:
+    with pytest.raises(ValueError, match=r"has one class, 'a', but a classifier needs at least 2: add"):
+        Manifest(table("path,label\n0.png,a\n1.png,a\n"))

@@ -84,7 +84,8 @@ class COCO(FileSource):
         listings = _list(root, read, class_field, task, folder, groups)
         if repeats := _check_repeats(root, folder, listings):
             listings = _without_repeats(root, listings)
-        listings.setdefault("train", listings.get("test"))
+        if "train" not in listings:
+            listings["train"] = listings["test"]
         super().__init__(root, listings)
         self.folder, self.place_option = folder, f"{OPTION}image_folder"
         self.group_name, self.group_hint = group_column or "", _suggest_groups(next(iter(read.values())))

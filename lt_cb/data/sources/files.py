@@ -253,7 +253,7 @@ class Manifest(FileSource):
         if not table.divided:
             self.hold_out_test(listings["train"])
         listed = [listings["train"]] if self.multi_label else listings.values()
-        counts = sum(np.array(count_labels(listing.labels, len(self.class_names))) for listing in listed)
+        counts = np.sum([count_labels(listing.labels, len(self.class_names)) for listing in listed], 0)
         kept = [name for name, count in zip(self.class_names, counts, strict=True) if count]
         leave_out = "leave out the rows that have it"
         if table.by_column and 0 < len(kept) < len(self.class_names):

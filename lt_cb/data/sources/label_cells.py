@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -170,7 +171,7 @@ def warn_of_names(tables: TableFiles, names: Sequence[str]) -> None:
             break
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(re.split(r"[\s_-]+", name.casefold())), []).append(name)
+        alike.setdefault(" ".join(re.split(r"[\s_-]+", normalize("NFKC", name).casefold())), []).append(name)
     if groups := [enumerate_names(group) for group in alike.values() if len(group) > 1]:
         rank_zero_warn(
             f"classes of '{tables}' that are written almost alike: {'; '.join(groups[:5])}. They are different "
