@@ -223,6 +223,11 @@ def check_classes(source: FileSource, remedy: str) -> None:
     """Check that each class has a training image, and warn of classes without an image in another split."""
     if is_test_only():
         return
+    if not source.multi_label and len(source.class_names) < 2:
+        named = enumerate_names(source.class_names)
+        raise DataError(
+            f"'{source.root}' has one class, {named}, but a classifier needs at least 2: add images of others."
+        )
     if not any(source.counts):
         raise DataError(f"no training image of '{source.root}' has a label: {remedy}.")
     for split in source.splits:

@@ -1,6 +1,7 @@
 """Find the image files that a table names: their folder, their extension, and slashes for back-slashes."""
 
 import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,20 @@ def find_files(
     for folder in (table.parent, *beside, table.parent.parent, table.parent.parent / "images"):
         if _exist(folder, _complete(folder, paths[:NUM_TRIED])):
             return folder, _complete(folder, paths)
+    if not extension:
+        _refuse_several_endings(beside, paths[0])
     return table.parent, _search(table.parent, _complete(table.parent, paths))
+
+
+def _refuse_several_endings(folders: Sequence[Path], path: str) -> None:
+    """Raise if there are several images whose names begin with that of the first image, such as ``1_red.png``."""
+    for folder in filter(Path.is_dir, folders):
+        found = sorted(name for name in os.listdir(folder) if re.fullmatch(rf"{re.escape(path)}[\W_]\w+\.\w+", name))
+        if len(found) > 1:
+            raise InputError(
+                f"'{folder}' has no image '{path}', but {enumerate_names(found)}: choose one for each row by "
+                f"--data.source.extension {found[0].removeprefix(path)}."
+            )
 
 
 def _exist(folder: Path, paths: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -20,6 +21,7 @@ from lt_cb.longtail.subset import Labels
 SIGNS = ";|, "  # between names
 LIST = re.compile(r"\[.*\]", re.DOTALL)
 BLANKS = {"", "nan", "none"}
+NANS = ("nan", "NaN")  # an empty cell that was written as text
 NEGATIVES = {"-1", "-1.0"}
 WHOLE = re.compile(r"-?\d+(\.0*)?")  # 1.0 is how pandas writes 1 if a cell is empty
 
@@ -28,12 +30,13 @@ def as_text(value: object) -> str:
     """Return a cell as text without blanks around it; empty for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return (os.fsdecode(value) if isinstance(value, bytes) else str(value)).strip()  # Parquet has bytes
+    text = (os.fsdecode(value) if isinstance(value, bytes) else str(value)).strip()  # Parquet has bytes
+    return "" if text in NANS else text
 
 
 def as_texts(cells: Sequence[Any]) -> list[str]:
     """Return cells as texts."""
-    return [cell.strip() if type(cell) is str else as_text(cell) for cell in cells]
+    return ["" if cell in NANS else cell.strip() if type(cell) is str else as_text(cell) for cell in cells]
 
 
 def by_name(
@@ -43,7 +46,13 @@ def by_name(
 
     An empty name has index -1 among class indices.
     """
-    has_lists = list in set(map(type, cells))
+    kinds = set(map(type, cells))
+    if dict in kinds:
+        raise InputError(
+            f"column '{column}' holds objects, not names: name a column of names by {OPTION}label_column, or write "
+            "boxes in COCO's format, for --data.source COCO."
+        )
+    has_lists = list in kinds
     keys: list[Any] = [] if has_lists else as_texts(cells)
     if has_lists:
         keys = [tuple(map(as_text, cell)) if isinstance(cell, list) else as_text(cell) for cell in cells]
@@ -162,7 +171,7 @@ def warn_of_names(tables: TableFiles, names: Sequence[str]) -> None:
             break
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(re.split(r"[\s_-]+", name.casefold())), []).append(name)
+        alike.setdefault(" ".join(re.split(r"[\s_-]+", normalize("NFKC", name).casefold())), []).append(name)
     if groups := [enumerate_names(group) for group in alike.values() if len(group) > 1]:
         rank_zero_warn(
             f"classes of '{tables}' that are written almost alike: {'; '.join(groups[:5])}. They are different "

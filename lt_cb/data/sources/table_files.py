@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.sources.columns import OPTION, Layout, TableOptions, find_columns, first_column, is_blank
+from lt_cb.data.sources.columns import CELLS, OPTION, Layout, TableOptions, find_columns, first_column, is_blank
 from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.reading import JSON_LINES, Columns, read_table
 from lt_cb.data.sources.tested import is_test_only
@@ -107,9 +107,16 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
         folder = root.parent.parent if root.stem.lower() in IN_SPLIT_FOLDERS else root.parent
         is_train = root.is_file() and {root.stem.lower(), root.parent.name.lower()} & {*SPLIT_NAMES["train"]}
         found = _of_splits(folder) if is_train else {}
+        if alike := [file.name for file in _tables_in(root.parent) if file != root and _is_of_set(file, root)]:
+            rank_zero_info(
+                f"only '{root}' is read, not {enumerate_names(alike)} beside it. To read several tables, name them "
+                "train.csv, val.csv and test.csv, and give their folder."
+            )
         if found.get("train") == root and len(found) > 1:
             others = enumerate_names([str(file.relative_to(folder)) for file in found.values() if file != root])
-            rank_zero_info(f"only '{root}' is read, not {others} beside it: for all of them, --data.root '{folder}'.")
+            rank_zero_info(
+                f"only '{root}' is read, not {others} beside it. If these have labels: --data.root '{folder}'."
+            )
         return [(None, root)]
     if found := _of_splits(root):
         if "train" not in found and not is_test_only():
@@ -124,6 +131,7 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
         names = enumerate_names([file.name for file in tables])
         raise InputError(f"'{root}' has several tables, {names}: set --data.root to one of them.")
     hint = " For folders of images, <class>/*: --config configs/image_folder.yaml." if _has_classes(root) else ""
+    hint = " For annotations in COCO's format: --data.source COCO." if any(root.glob("*.json")) else hint
     raise InputError(
         f"'{root}' has no table: it needs train.csv (also .parquet or .jsonl; val.csv and test.csv likewise), or set "
         f"--data.root to a table.{hint}"
@@ -133,6 +141,10 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
 def refuse_table_without_classes(root: Path) -> None:
     """Raise if a folder has a table instead of the folders of classes."""
     tables = list(_of_splits(root).values()) or _tables_in(root)
+    if not tables and any(root.glob("*.json")) and not _has_classes(root):
+        raise InputError(
+            f"'{root}' has no folders of classes, but JSON: if it has annotations in COCO's format, --data.source COCO."
+        )
     if tables and not _has_classes(root):
         raise InputError(
             f"'{root}' has no folders of classes, but a table, '{tables[0].relative_to(root)}': read it by --config "
@@ -155,6 +167,19 @@ def _tables_in(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: (ENDINGS.index(file.suffix.lower()), file.name))
 
 
+def _is_of_set(file: Path, train: Path) -> bool:
+    """Return whether tables are named alike but for a word, that of training images in one and another in the other."""
+    words, known = [re.split(r"[\W_]+", table.stem.lower()) for table in (file, train)]
+    usual = {split: set(names) for split, names in SPLIT_NAMES.items()}
+    tested = usual["val"] | usual["test"]
+    return bool(
+        len(known) > 1
+        and usual["train"] & set(known)
+        and tested & set(words)
+        and set(known) - usual["train"] <= set(words)
+    )
+
+
 def _of_splits(root: Path) -> dict[Split, Path]:
     """Return the tables that are named after splits, or lie in folders named so; train comes first."""
     found: dict[Split, Path] = {}
@@ -173,7 +198,8 @@ def _has_labels(file: Path, split: Split | None, columns: Columns, layout: Layou
     """Return whether a table has labels; say it if not. Raise for labels that the first table lacks."""
     names: Sequence[str] = [layout.label] if layout.label else layout.labels
     given = [column for name in names if (column := first_column(columns, [name]))]
-    if all(is_blank(cell) for name in given for cell in columns[name]):
+    none = {text for text, value in CELLS.items() if value < 1} if layout.labels else {""}  # 0 in all columns, too
+    if all(is_blank(cell) or str(cell).strip().lower() in none for name in given for cell in columns[name]):
         rank_zero_info(f"'{file}' has no labels ({enumerate_names(names)}): it is not read as {split} images.")
         return False
     known = {name.lower() for name in (*names, layout.path, layout.split or "split")}
