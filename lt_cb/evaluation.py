@@ -223,11 +223,12 @@ class EvaluatedModule(LightningModule):
         features, logits = self._features_and_logits(batch[0])
         precise = logits if logits.device.type == "mps" else logits.double()  # float32 ends at 1e-45
         predicted = self.task.predict(self.scores(logits), self.probabilities(precise), self.thresholds, self.top)
+        more: list[Tensor] = []
         if self.set_level is not None:
-            predicted = *predicted, self.prediction_sets(precise, self.set_level)
+            more.append(self.prediction_sets(precise, self.set_level))
         if features is not None and self.familiarity is not None:
-            predicted = *predicted, self.familiarity.unknown(features, balanced_posterior(self.loss, logits))
-        return predicted
+            more.append(self.familiarity.unknown(features, balanced_posterior(self.loss, logits)))
+        return (*predicted, *more)
 
     def _features_and_logits(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the inputs of the last layer, None without ``says_unknown``, and logits, shape (B, C)."""

@@ -56,9 +56,10 @@ class Familiarity:
     def from_state(cls, state: Mapping[str, Any]) -> "Familiarity":
         """Return the object of `state`; raise ValueError if the tensors do not belong together."""
         tensors = {field.name: state.get(field.name) for field in fields(cls)}
-        if not all(isinstance(value, Tensor) and value.isfinite().all() for value in tensors.values()):
+        whole = {name: value for name, value in tensors.items() if isinstance(value, Tensor) and value.isfinite().all()}
+        if whole.keys() != tensors.keys():
             raise ValueError("a tensor is missing, or not finite")
-        made = cls(**tensors)
+        made = cls(**whole)
         (width, rank), quantiles = made.whitening.shape, (made.posteriors, made.distances, made.ranks)
         if made.centre.shape != (width,) or made.means.shape[1:] != (rank,) or any(q.ndim != 1 for q in quantiles):
             raise ValueError("the shapes differ")
