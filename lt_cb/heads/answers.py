@@ -58,10 +58,9 @@ def answers(
 
 
 def fit_familiarity(features: Tensor, targets: Tensor, highest: Tensor, folds: Tensor) -> Familiarity:
-    """Return how familiar images of the known classes look, calibrated on held-out images.
+    """Return how familiar images of the known classes look, calibrated on images that the first repeat holds out.
 
-    Axes and variances come from all training images, without their labels. The class means that an image is compared
-    with do not use it.
+    Neither the axes nor the class means that such an image is compared with use it: axes fit their own images too well.
 
     Args:
         features: of the training images, shape (N, D).
@@ -69,18 +68,29 @@ def fit_familiarity(features: Tensor, targets: Tensor, highest: Tensor, folds: T
         highest: highest balanced posterior of the images that the folds hold out, fold by fold, shape (M,).
         folds: folds of `repeated_folds`, int64 of shape (J, N).
     """
-    units = F.normalize(features.float(), dim=1)
-    basis, strongest = Basis.fit(units), slice(-MAX_AXES, None)
-    whitening = basis.axes[:, strongest] / basis.scale[:, None] / basis.variances[strongest].sqrt()
-    spots = (units - basis.mean) @ whitening
-    distances, labels = [], []
-    for held in splits_of(folds):
-        distances.append(nearest(spots[held], class_means(spots[~held], targets[~held])))
+    units, distances, labels = F.normalize(features.float(), dim=1), [], []
+    for held in splits_of(folds[:1]):
+        distances.append(nearest(*_spots_and_means(units, targets, ~held, held)))
         labels.append(targets[held])
-    distance, label, highest = torch.cat(distances), torch.cat(labels), highest.float()
+    distance, label = torch.cat(distances), torch.cat(labels)
+    highest = highest[: len(label)].float()
+    centre, whitening = whitened_axes(units, MAX_AXES)
+    means = class_means((units - centre) @ whitening, targets)
     quantiles = quantiles_of(highest, label), quantiles_of(distance, label)
-    made = Familiarity(basis.mean, whitening, class_means(spots, targets), *quantiles, torch.zeros(1))
+    made = Familiarity(centre, whitening, means, *quantiles, torch.zeros(1))
     return replace(made, ranks=quantiles_of(made.mean_rank(highest, distance), label))
+
+
+def _spots_and_means(units: Tensor, targets: Tensor, known: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Return held-out images and class means, in axes of the other images."""
+    centre, whitening = whitened_axes(units[known], MAX_AXES)
+    return (units[held] - centre) @ whitening, class_means((units[known] - centre) @ whitening, targets[known])
+
+
+def whitened_axes(units: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of features, shape (D,), and their strongest axes, scaled to variance 1, shape (D, R)."""
+    basis, strongest = Basis.fit(units), slice(-most, None)
+    return basis.mean, basis.axes[:, strongest] / basis.scale[:, None] / basis.variances[strongest].sqrt()
 
 
 def write_suspects(run: RunDir, found: list[Suspect], data: LongTailedDataModule) -> None:
