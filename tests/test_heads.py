@@ -35,7 +35,7 @@ from lt_cb.heads.folds import (
 from lt_cb.heads.recipes import SOFTMAX, Candidate, make_recipes
 from lt_cb.heads.recommend import _finding
 from lt_cb.heads.setup import for_channels, preprocessing
-from lt_cb.heads.solve import Basis, FeatureSet, solve_heads, solve_path
+from lt_cb.heads.solve import Basis, FeatureSet, one_thread_if_small, solve_heads, solve_path
 from lt_cb.losses import (
     BalancedSoftmaxLoss,
     EffectiveNumber,
@@ -374,6 +374,23 @@ def test_mean_score_is_the_balanced_accuracy_of_held_out_images(data: FeatureSet
     right = (logits - torch.stack(priors).log()).argmax(1) == targets
     by_class = [right[targets == label].double().mean().item() for label in range(3)]  # folds of 12, 5, and 1 or 0
     assert np.mean(trial.scores()[candidate]) == pytest.approx(np.mean(by_class), abs=1e-2)
+
+
+def test_number_of_threads_does_not_change_the_scores_of_few_images(raw: Raw) -> None:
+    recipes, scores, before = make_recipes([0.99], [], [1.0]), [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            with one_thread_if_small(raw[0]):
+                assert torch.get_num_threads() == 1
+                data = Basis.fit(raw[0]).project(*raw, 3)
+                scores.append(cross_validate(data, repeated_folds(raw[1], 3, 5, 0), recipes, [0.1, 0.01]).scores())
+            assert torch.get_num_threads() == threads
+            with one_thread_if_small(torch.empty(2**21 + 1)):
+                assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert scores[0] == scores[1]
 
 
 def test_balanced_softmax_equals_softmax_adjusted_afterwards(data: FeatureSet) -> None:
