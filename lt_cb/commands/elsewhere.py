@@ -1,4 +1,4 @@
-"""Whether ``test`` or ``validate`` have other data than their checkpoint's training, and of which kind."""
+"""Find out whether ``test`` or ``validate`` has other data than the training, and which source reads them."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ TABLES = ("*.csv", "*.tsv", "*.txt", "*.parquet", "*.jsonl", "*.ndjson")
 
 
 def is_elsewhere(trained: Mapping[str, Any], data: Namespace) -> bool:
-    """Return whether options of data name other data than those of a training's configuration.
+    """Return whether the options of data name other data than the training had.
 
     A published data set is the same at any place.
     """

@@ -1,4 +1,4 @@
-"""What ``lt-cb inspect`` says of image files: sizes and formats, unreadable files, duplicates and near-duplicates."""
+"""Report on image files: sizes and formats, unreadable files, duplicates and near-duplicates."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ def facts(files: ImageFiles, side: int) -> list[tuple[str, str]]:
 
 
 def findings(files: ImageFiles) -> list[tuple[str, str]]:
-    """Return what is wrong with files, the worst first: numbers, and examples or an empty text."""
+    """Return the problems of the files, the worst first: a number, and examples or an empty text."""
     found = []
     if len(files.missing):
         found.append((f"missing files: {len(files.missing)}", _listed(map(files.name, files.missing.tolist()))))

@@ -144,7 +144,7 @@ def _choose(source: FileSource, split: str, trained: Indices | None) -> _Choice:
 
 
 def _held_out(source: Source, share: float, trained: Indices | None) -> _Choice | None:
-    """Return the images that the training held out, if the data are those of the training in another place."""
+    """Return the images that the training held out, if its data were moved to another place."""
     if not isinstance(source, FileSource) or source.undivided is None:
         return None
     source.hold_out_test(source.undivided, share)
@@ -154,7 +154,7 @@ def _held_out(source: Source, share: float, trained: Indices | None) -> _Choice 
 
 
 def _replace_images(source: FileSource, listing: Listing) -> None:
-    """Make a source have these images only, both as test images and in place of training images."""
+    """Make a source have these images only, as test images and as training images."""
     source.listings = {"train": listing, "test": listing}
     source.class_names, source.undivided, source.has_val = listing.class_names, None, False
     source.multi_label = listing.labels.ndim == 2

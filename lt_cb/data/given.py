@@ -17,7 +17,7 @@ LIST = ".txt"
 
 
 def find_given(given: Sequence[str]) -> list[Path]:
-    """Return the image files that texts name, in their order; those of a folder or pattern are sorted.
+    """Return the image files that texts name, in their order. Files of a folder or a pattern are sorted.
 
     Raise InputError if one of the texts names no image.
     """

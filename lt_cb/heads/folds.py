@@ -33,8 +33,8 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int, g
     raise InputError if fewer than two classes remain. Targets are class indices, int64 of shape (N,), or multi-hot int8
     of shape (N, C).
 
-    With groups, int64 of shape (N,), each group is in one fold, see `group_folds`. A class in fewer groups than folds
-    is then held out in some folds only.
+    With groups, int64 of shape (N,), each group is in one fold (``lt_cb.longtail.groups``). A class in fewer groups
+    than folds is then held out in some folds only.
     """
     assigned = torch.full((len(targets),), -1)
     if groups is not None:

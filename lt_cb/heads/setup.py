@@ -53,7 +53,7 @@ class Setup:
 
 
 def set_up(cli: CommandLine) -> Setup:
-    """Make the data and the model of a command line, with frozen, pretrained weights or those of ``--ckpt_path``.
+    """Make the data and the model of a command line, with frozen weights: pretrained, or from ``--ckpt_path``.
 
     Raises:
         InputError: if the grid of recipes is wrong, or data, model or Trainer cannot be made.

@@ -1,4 +1,4 @@
-"""Read annotation files in COCO's format, also those of iNaturalist's competitions and of camera traps."""
+"""Read annotation files in COCO's format, which iNaturalist's competitions and camera traps use too."""
 
 import json
 import re
@@ -106,7 +106,7 @@ def _is_complete(content: object) -> bool:
 
 
 def _describe(content: object) -> str:
-    """Return what a JSON file is instead of annotations."""
+    """Describe the content of a JSON file that has no annotations."""
     if isinstance(content, list):
         first = content[0] if content else None
         fields = f" with {enumerate_names(list(first))}" if isinstance(first, dict) else ""

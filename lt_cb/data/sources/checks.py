@@ -23,7 +23,7 @@ Pairs = list[tuple[int, int]]
 
 @dataclass
 class ImageFiles:
-    """The image files of all splits of a data set, and what a look at each of them has shown.
+    """The image files of all splits of a data set, and the facts found by opening each.
 
     Attributes:
         source: the data set.

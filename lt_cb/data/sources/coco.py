@@ -97,7 +97,7 @@ class COCO(FileSource):
 
 
 def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> dict[Split, Annotations]:
-    """Return the annotations of each split, and say which files they are of."""
+    """Return the annotations of each split, and say which files were read."""
     read = {split: read_annotations(file, group_fields) for split, file in files.items()}
     check_annotated(next(iter(read.values())))  # of train
     without = [split for split, annotations in read.items() if not len(annotations.pairs)]

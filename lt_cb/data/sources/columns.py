@@ -1,4 +1,4 @@
-"""Find the columns of a table: those that its options name, or a guess, which is said in one line."""
+"""Find the columns of a table: those that its options name, or a guess. One line says the guess."""
 
 import json
 import math
@@ -153,7 +153,7 @@ def as_option(names: Sequence[str]) -> str:
 
 
 def has_many(column: str) -> bool:
-    """Return whether the name of a column is that of several labels."""
+    """Return whether a column is named as one with several labels, such as ``labels``."""
     return _plain(column) in MANY
 
 

@@ -53,7 +53,7 @@ class TableFiles(NamedTuple):
 
 
 def read_tables(root: Path, options: TableOptions) -> tuple[TableFiles, Columns, Layout]:
-    """Return the tables, the columns of all rows, and the layout of the first table, that of the training images."""
+    """Return the tables, the columns of all rows, and the layout of the first table, which has the training images."""
     (first_split, first), *others = find_tables(root)
     columns = read_table(first)
     layout = find_columns(first, columns, options)
@@ -181,7 +181,7 @@ def _is_of_set(file: Path, train: Path) -> bool:
 
 
 def _of_splits(root: Path) -> dict[Split, Path]:
-    """Return the tables whose names, or whose folders' names, are those of splits; train comes first."""
+    """Return the tables that are named after splits, or lie in folders named so; train comes first."""
     found: dict[Split, Path] = {}
     tables = {file.stem.lower(): file for file in reversed(_tables_in(root))}
     folders = {entry.name.lower(): Path(entry) for entry in os.scandir(root) if entry.is_dir()}

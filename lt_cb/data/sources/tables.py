@@ -94,7 +94,7 @@ def _groups(
 
 
 def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> list[str]:
-    """Return the cells of a column, none of which may be empty."""
+    """Return the cells of a column; raise if one is empty."""
     if dict in set(map(type, columns[name])):
         raise InputError(f"column '{name}' of '{tables}' holds images, not paths: write the images to files.")
     texts = as_texts(columns[name])

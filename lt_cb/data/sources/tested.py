@@ -17,7 +17,7 @@ def test_only(split: Split) -> Iterator[list[Split]]:
     """Let sources read only one split, ``test`` or ``val``, or the other one if it does not exist.
 
     It then stands for the training images too. Yields a list that will hold the split that was read; it stays empty for
-    data without these splits, of which all images are read.
+    data without these splits, and then all images are read.
     """
     kept: list[Split] = []
     order, found = _ORDER.set((split, "test", "val")), _FOUND.set(kept)

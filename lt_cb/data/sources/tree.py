@@ -103,7 +103,7 @@ def _hint(names: Sequence[str]) -> str:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones, runs, and those of a Mac's archive."""
+    """Return the names of the folders in a folder, sorted, without hidden ones, a Mac's archive, and runs."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__MACOSX")) and not _is_of_runs(folder / name))
 
