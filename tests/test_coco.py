@@ -196,6 +196,22 @@ class TestFiles:
         with pytest.raises(ValueError, match="image_folder is 'none', but there is no such folder"):
             COCO(str(tmp_path / "lists"), image_folder="none")
 
+    def test_images_in_a_subfolder_of_any_name(self, tmp_path: Path) -> None:
+        write(tmp_path / "cct.json", TRAIN)
+        draw(tmp_path / "cct_images", *TRAIN)
+        assert len(COCO(str(tmp_path)).files("train")[0]) == 5
+
+    def test_missing_files_can_be_left_out(self, tmp_path: Path) -> None:
+        write(tmp_path / "cct.json", TRAIN)
+        draw(tmp_path, *list(TRAIN)[1:])
+        with pytest.raises(
+            ValueError, match=r"1 of . images are not in .* or leave them out by --data.on_unreadable skip"
+        ):
+            LongTailedDataModule(COCO, str(tmp_path)).prepare_data()
+        with pytest.warns(UserWarning, match="1 images cannot be read and are skipped"):
+            data = LongTailedDataModule(COCO, str(tmp_path), on_unreadable="skip")
+        assert sum(data.skipped.values()) == 1
+
     def test_roots_that_are_no_annotations_raise(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(ValueError, match=r"the list of images '.*none.json' is not there: set --data.root"):
             COCO(str(tmp_path / "none.json"))
@@ -330,3 +346,13 @@ def test_repeated_images_raise(tmp_path: Path) -> None:
         ValueError, match=r"1 images of .* have more than one split: 'train/a/3_0.jpg': keep each image"
     ):
         COCO(str(tmp_path))
+
+
+def test_an_image_of_two_entries_is_used_once(tmp_path: Path) -> None:
+    """No split can divide it."""
+    write(tmp_path / "train.json", {**TRAIN, "x/./a.jpg": [3], "x/a.jpg": [7]})
+    with pytest.warns(UserWarning, match="1 images of .* are listed more than once for train: each is used once"):
+        whole = COCO(str(tmp_path), task="several").undivided
+    assert whole is not None
+    assert whole.labels.sum(0).tolist() == [5, 3, 1]
+    assert len(whole.paths) == len(TRAIN) + 1

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.grouped import num_groups, say_groups
-from lt_cb.data.sources import Manifest
+from lt_cb.data.sources import COCO, Manifest
 from lt_cb.data.sources.listing import Listing, draw_test
 from lt_cb.data.sources.tested import test_only as only_tested
 from lt_cb.errors import InputError
@@ -281,3 +281,35 @@ def test_a_run_records_its_groups(table: Callable[..., str], tmp_path: Path) -> 
     groups = json.loads(result.read_text())["groups"]
     assert set(groups) == {"train", "val", "test"}
     assert sum(groups.values()) == sum(TAIL)
+
+
+def test_an_image_has_one_group(tmp_path: Path) -> None:
+    rows = [f"{i}.png,{'ab'[i % 2]},p{i // 2}" for i in range(8)]
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(["path,label,patient", *rows, "0.png,a,"]))
+    with pytest.warns(UserWarning, match="repeat an image"):
+        source = Manifest(str(file), group_column="patient")
+    assert len(np.unique(np.concatenate([source.groups("train"), source.groups("test")]))) == 4
+    file.write_text("\n".join(["path,label,patient", *rows, "0.png,a,p3"]))
+    with (
+        pytest.warns(UserWarning, match="repeat an image"),
+        pytest.raises(InputError, match=r"more than one patient: '0.png' in rows 1 \(p0\) and 9 \(p3\): correct them"),
+    ):
+        Manifest(str(file), group_column="patient")
+
+
+def test_annotations_without_training_images(tmp_path: Path) -> None:
+    """A test elsewhere reads one split, and needs no groups."""
+    for split, first in (("val", 0), ("test", 4)):
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png"} for i in range(first, first + 4)],
+            "annotations": [{"image_id": i, "category_id": i % 2} for i in range(first, first + 4)],
+            "categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
+        }
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"has annotations of val and test, .* but none of training images: add"):
+        COCO(str(tmp_path))
+    with only_tested("test") as found:
+        source = COCO(str(tmp_path), group_column="location")
+    assert (found, source.undivided) == (["test"], None)
+    assert source.listing("test").paths.tolist() == [b"4.png", b"5.png", b"6.png", b"7.png"]

@@ -176,3 +176,16 @@ class TestSplitsOfTables:
         (tmp_path / "t.csv").write_text("0.jpg,cat\n1.jpg,dog\n")
         with pytest.raises(InputError, match=r"names an image, '0\.jpg'"):
             Manifest(str(tmp_path / "t.csv"))
+
+
+def test_runs_inside_the_data_are_no_class(tmp_path: Path) -> None:
+    folders(tmp_path, "cat", "dog")
+    (tmp_path / "runs" / "image_folder").mkdir(parents=True)
+    (tmp_path / "runs" / "image_folder" / "inspect.html").touch()
+    assert ImageFolder(str(tmp_path)).class_names == ["cat", "dog"]
+
+
+def test_splits_in_some_classes_are_said(tmp_path: Path) -> None:
+    folders(tmp_path, "cat/train", "cat/test", "dog/train")
+    with pytest.warns(UserWarning, match="class folders of .* same folders, 'test', 'train'"):
+        ImageFolder(str(tmp_path))

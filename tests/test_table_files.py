@@ -50,7 +50,7 @@ class TestSeveralFiles:
         assert "train from train.csv (8 rows), test from test.csv (3 rows), val from Valid.csv (4 rows)" in caplog.text
         alone = Manifest(f"{root}/train.csv")
         assert sizes(alone) == {"train": 6, "test": 2}
-        assert f"not 'test.csv', 'Valid.csv' beside it: for all of them, --data.root '{root}'" in caplog.text
+        assert f"not 'test.csv', 'Valid.csv' beside it. If these have labels: --data.root '{root}'" in caplog.text
         Path(root, "Valid.csv").write_text(rows(range(4, 8)))
         with pytest.raises(ValueError, match=r"'4.jpg' in rows 5 of 'train.csv' \(train\) and 1 of 'Valid.csv' \(val"):
             Manifest(root)
@@ -261,3 +261,65 @@ class TestFormats:
         parquet.write_table(pyarrow.table({"image": [{"bytes": b"x"}] * 2, "label": [0, 1]}), tmp_path / "t.parquet")
         with pytest.raises(ValueError, match=r"column 'image' of .* holds images, not paths"):
             Manifest(str(tmp_path))
+
+
+class TestBesideATable:
+    def test_a_test_table_without_positives_is_not_read(self, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+        cells = "\n".join(f"{i}.jpg,{i % 2},{1 - i % 2}" for i in range(8))
+        root = files({"train.csv": f"path,a,b\n{cells}", "test.csv": "path,a,b\n8.jpg,0,0\n9.jpg,0,0"})
+        assert not Manifest(root).multi_label
+        assert "test.csv' has no labels ('a', 'b'): it is not read as test images." in caplog.text
+
+    def test_tables_of_other_names_are_said(self, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+        root = files({"lt_train.csv": rows(range(8)), "lt_balanced-val.csv": rows(range(8, 12)), "x.csv": ""})
+        assert sizes_of(Manifest(f"{root}/lt_train.csv")) == {"train": 6, "test": 2}
+        assert "lt_train.csv' is read, not 'lt_balanced-val.csv' beside it. To read several tables" in caplog.text
+
+    def test_lists_of_nih(self, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+        lists = {"train_val_list.txt": "0.jpg\n1.jpg\n2.jpg\n3.jpg\n", "test_list.txt": "4.jpg\n5.jpg"}
+        root = files({"Data_Entry_2017.csv": rows(range(7), "Image Index,Finding Labels"), **lists})
+        source = Manifest(f"{root}/Data_Entry_2017.csv")
+        assert sizes_of(source) == {"train": 4, "test": 2}
+        assert source.listing("test").paths.tolist() == [b"4.jpg", b"5.jpg"]
+        assert "4 train, 2 test, 1 in neither, which are left out. To draw test images, move" in caplog.text
+
+    def test_images_of_several_colours(self, files: Files) -> None:
+        images = [f"train/{i}_{colour}.png" for i in (1, 2) for colour in ("g", "r")]
+        root = files({"train.csv": "Id,Target\n1,0 2\n2,1\n"}, images)
+        with pytest.raises(ValueError, match=r"no image '1', but '1_g.png', '1_r.png': .* --data.source.extension _g"):
+            Manifest(f"{root}/train.csv")
+
+    def test_folders_of_images_beside_a_table(self, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+        parts = [f"ham_images_part_{1 + i // 4}/{i}.jpg" for i in range(8)]
+        root = files({"ham.csv": rows(range(8), "image_id,dx", "")}, parts)
+        with pytest.raises(ValueError, match=r"no folders of classes, but a table, 'ham.csv': read it by --config"):
+            ImageFolder(root)
+        files({}, [name.replace("ham", "HAM") for name in parts])  # empty, so that all are equal
+        assert sizes(Manifest(f"{root}/ham.csv")) == {"train": 6, "test": 2}
+        Path(root, parts[0]).write_bytes(b"another image")
+        with pytest.raises(ValueError, match="image '0' is in several places"):
+            Manifest(f"{root}/ham.csv")
+
+    def test_folders_of_classes_beside_a_table(self, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+        root = files({"counts.csv": "class,n\na,2\nb,2\n"}, [f"{c}/{i}.jpg" for c in "ab" for i in (1, 2)])
+        assert ImageFolder(root).counts == [1, 1]
+        assert "has folders of classes and a table, 'counts.csv': the folders are read." in caplog.text
+
+    def test_columns_of_another_language(self, files: Files) -> None:
+        cells = "\n".join(f"F{i};bilder\\{i};{'xyz'[i % 3]};;{i}" for i in range(12))
+        root = files(
+            {"t.csv": f"Fall;Bilddatei;Diagnose;Bemerkung;Nr\n{cells}"}, [f"bilder/{i}.png" for i in range(12)]
+        )
+        with pytest.raises(ValueError, match=r"label_column NAME, such as 'Diagnose' \(3 values\)"):
+            Manifest(f"{root}/t.csv")
+        assert sizes(Manifest(f"{root}/t.csv", label_column="Diagnose")) == {"train": 9, "test": 3}
+
+
+def sizes_of(source: Manifest) -> dict[str, int]:
+    return {split: len(source.labels(split)) for split in source.splits}
+
+
+def test_objects_are_no_names(files: Files) -> None:
+    root = files({"t.jsonl": '{"file_name": "1.jpg", "objects": {"bbox": []}}\n{"file_name": "2.jpg", "objects": {}}'})
+    with pytest.raises(ValueError, match="column 'objects' holds objects, not names"):
+        Manifest(root)

@@ -207,3 +207,55 @@ def test_options_on_the_command_line(table: Table, capsys: pytest.CaptureFixture
     options = {"separator": "|", "label_columns": ["cat", "dog"]}
     source = {"class_path": "lt_cb.data.sources.Manifest", "init_args": options}
     assert plain_settings({"data": {"source": source}}, trusted=False)[1] == {}
+
+
+class TestPurposes:
+    @pytest.mark.parametrize(
+        ("options", "two"),
+        [
+            ({"group_column": "label"}, "label_column and group_column"),  # not patient as the label
+            ({"group_column": "path"}, "path_column and group_column"),
+            ({"label_column": "patient", "group_column": "patient"}, "label_column and group_column"),
+            ({"label_columns": ["a", "b"], "group_column": "a"}, "group_column and label_columns"),
+        ],
+    )
+    def test_a_column_with_two_purposes_raises(self, table: Table, options: dict[str, object], two: str) -> None:
+        file = table("\n".join(["path,label,patient,a,b", *[f"{i}.png,{i % 2},{i},{i % 2},1" for i in range(9)]]))
+        with pytest.raises(ValueError, match=rf"column '\w+' of '\S+' would be {two}: give"):
+            Manifest(file, **options)
+
+    @pytest.mark.parametrize("flag", ["is_train", "is_training_image"])
+    def test_flags_of_training_images(self, table: Table, flag: str) -> None:
+        cells = [f"{i}.png,{'ab'[i % 2]},{int(i > 2)}" for i in range(9)]
+        source = Manifest(table("\n".join([f"path,label,{flag}", *cells])))
+        assert (source.undivided, len(source.labels("train")), len(source.labels("test"))) == (None, 6, 3)
+
+    def test_splits_of_other_names_are_said(self, table: Table, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", "lightning.pytorch")
+        cells = [f"{i}.png,{'ab'[i % 2]},{'PublicTest' if i else 'Train'}" for i in range(9)]
+        file = table("\n".join(["path,label,Usage", *cells]))
+        assert Manifest(file).undivided is not None
+        assert "column 'Usage' of" in caplog.text
+        assert "is not read as splits, because it has 'PublicTest', 'Train'. If it has splits, write" in caplog.text
+
+
+def test_the_remedy_for_a_column_without_images(table: Table) -> None:
+    file = table("\n".join(["image,MEL,NV,UNK", *[f"{i}.png,{i % 2}.0,{1 - i % 2}.0,0.0" for i in range(9)]]))
+    with pytest.raises(ValueError, match=r"of 'UNK', .*, or leave it out by --data.source.label_columns '\[M"):
+        Manifest(file)
+    assert Manifest(file, label_columns=["MEL", "NV"]).class_names == ["MEL", "NV"]
+
+
+def test_nan_as_text_is_empty(table: Table) -> None:
+    with pytest.raises(ValueError, match=r"row 2 of .* has no label"):
+        Manifest(table(rows(["cat", "nan", "dog", "cat"], "label")))
+
+
+def test_one_column_is_no_table(table: Table) -> None:
+    with pytest.raises(ValueError, match="Separate the columns by commas"):
+        Manifest(table("path|label\n0.png|a\n"))
+
+
+def test_one_class_raises(table: Table) -> None:
+    with pytest.raises(ValueError, match=r"has one class, 'a', but a classifier needs at least 2: add"):
+        Manifest(table("path,label\n0.png,a\n1.png,a\n"))

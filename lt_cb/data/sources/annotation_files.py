@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.listing import SPLITS, Split
+from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import InputError, enumerate_names
 
 WORDS: dict[Split, tuple[str, ...]] = {
@@ -24,7 +25,7 @@ def find_annotations(root: Path) -> tuple[Path, dict[Split, Path]]:
     """Return the folder of a data set, and the annotation file of each split.
 
     A file as ``root`` is ``train`` if nothing else is there; other splits are files beside it if it is named after
-    ``train``.
+    ``train``. Data to test on need no ``train``.
     """
     if root.is_file():
         base = root.parent
@@ -35,6 +36,14 @@ def find_annotations(root: Path) -> tuple[Path, dict[Split, Path]]:
             files |= _other_splits(base, root)
         return base, files
     train = _one_of(root, _candidates(root, "train"))
+    others = {} if train else _other_splits(root, root)
+    if len(others) > 1 and not is_test_only():
+        raise InputError(
+            f"'{root}' has annotations of {' and '.join(others)}, {_names(root, list(others.values()))}, but none of "
+            "training images: add train.json, or set --data.root to the file to divide."
+        )
+    if is_test_only() and others:
+        return root, others
     if train is None:
         listed = [file for file in _list(root) if not OTHER_KINDS.match(file.stem)]
         train = _one_of(root, listed)
@@ -112,11 +121,12 @@ def _without_split(base: Path, file: Path) -> str:
 
 
 def place_of_images(folder: Path, annotations: Path, split: Split, images: Sequence[str]) -> str:
-    """Return where in a folder the file names start, judging by some of the images."""
+    """Return where in a folder the file names start, judging by some of the images: a usual place, or a subfolder."""
     stem = annotations.stem.removeprefix("instances_")
     names = (stem, stem.rstrip("0123456789"), *WORDS[split])
     places = ["", *(place for name in names for place in (name, f"images/{name}")), "images"]
     if annotations.is_relative_to(folder):
         places.append(str(annotations.parent.relative_to(folder)))
+    places += sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     some = images[:: max(1, len(images) // 4)]
     return next((place for place in places if any((folder / place / image).is_file() for image in some)), "")

@@ -81,7 +81,8 @@ def _parse(file: Path, more: Sequence[str]) -> dict[str, Any]:
         why = _describe(json.loads(_read(file)))
     except MALFORMED as error:
         raise InputError(
-            f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again."
+            f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again, "
+            "or read a table by --data.source Manifest."
         ) from error
     raise InputError(
         f"'{file}' is no annotation file with images, annotations and categories, but {why}: export it in COCO's "

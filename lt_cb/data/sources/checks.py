@@ -107,7 +107,7 @@ class ImageFiles:
         """Return why the data set cannot be trained on, None if it can."""
         try:
             for split in self.source.splits:
-                check_files(self.source.folder, self.source.listing(split).paths)
+                check_files(self.source.folder, self.source.listing(split).paths, self.source.place_option)
         except DataError as error:
             return str(error)
         if not self.unreadable:

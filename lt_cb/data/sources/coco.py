@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.data.sources.annotation_files import find_annotations, place_of_images
 from lt_cb.data.sources.annotations import (
@@ -24,7 +24,8 @@ from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths
 from lt_cb.data.sources.grouping import read_groups
 from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folder, encode
-from lt_cb.errors import InputError, did_you_mean, enumerate_names
+from lt_cb.data.sources.tested import is_test_only
+from lt_cb.errors import DataError, InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices
 
 OPTION = "--data.source COCO --data.source."
@@ -74,16 +75,20 @@ class COCO(FileSource):
         if not files:
             raise InputError(
                 f"'{root}' has no annotations of split train: it needs annotations/instances_train2017.json, "
-                "train.json or train/_annotations.coco.json. If the file has another name, set --data.root to it."
+                "train.json or train/_annotations.coco.json. If the file has another name, set --data.root to it. "
+                "A table: --data.source Manifest. Folders of classes: --data.source ImageFolder."
             )
         read = _read(base, files, GROUPS if group_column is None else [group_column])
         folder = base if image_folder is None else _given_folder(base, image_folder)
-        groups = {} if group_column is None else _groups(root, read, group_column)
+        groups = {} if group_column is None or is_test_only() else _groups(root, read, group_column)
         listings = _list(root, read, class_field, task, folder, groups)
-        repeats = _check_repeats(root, folder, listings)
+        if repeats := _check_repeats(root, folder, listings):
+            listings = _without_repeats(root, listings)
+        if "train" not in listings:
+            listings["train"] = listings["test"]
         super().__init__(root, listings)
-        self.folder = folder
-        self.group_name, self.group_hint = group_column or "", _suggest_groups(read["train"])
+        self.folder, self.place_option = folder, f"{OPTION}image_folder"
+        self.group_name, self.group_hint = group_column or "", _suggest_groups(next(iter(read.values())))
         if "test" not in listings:
             self.hold_out_test(listings["train"])
         check_classes(self, "add annotations, or leave the category out")
@@ -94,13 +99,15 @@ class COCO(FileSource):
 def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> dict[Split, Annotations]:
     """Return the annotations of each split, and say which files were read."""
     read = {split: read_annotations(file, group_fields) for split, file in files.items()}
-    check_annotated(read["train"])
+    check_annotated(next(iter(read.values())))  # of train
     without = [split for split, annotations in read.items() if not len(annotations.pairs)]
     for split in without:
         del read[split]
         name = os.path.relpath(files[split], base)
         rank_zero_info(f"'{name}' in '{base}' has no annotations, so that its images are not used for {split}.")
     read = with_test(read)
+    if is_test_only() and "test" in read:
+        del read["train"]  # the same
     named = ", ".join(f"{split} '{os.path.relpath(read[split].file, base)}'" for split in read)
     rank_zero_info(f"annotations in '{base}': {named}. To read another file: --data.root FILE.")
     return read
@@ -167,7 +174,7 @@ def _groups(root: str, read: dict[Split, Annotations], name: str) -> dict[Split,
             raise InputError(
                 f"{len(shared)} groups of '{name}' in '{root}' are in {one} and in {other}: "
                 f"{enumerate_names(list(dict.fromkeys(texts)))}. Leave out {OPTION}group_column to use the splits as "
-                "they are, or set --data.root to a single file to divide."
+                f"they are, or move the file of {other} away, so that test images are drawn."
             )
     return groups
 
@@ -250,6 +257,27 @@ def _check_repeats(root: str, folder: Path, listings: dict[Split, Listing]) -> b
             names = enumerate_names(wrong)
             raise InputError(f"{len(wrong)} images of '{root}' have more than one {kind}: {names}: {remedy}.")
     return True
+
+
+def _without_repeats(root: str, listings: dict[Split, Listing]) -> dict[Split, Listing]:
+    """Return each image of a split once, with the labels of all its entries; raise if it has two groups."""
+    kept: dict[Split, Listing] = {}
+    for split, (paths, labels, names, groups) in listings.items():
+        _, first, ids = np.unique([_normal(path) for path in paths.tolist()], return_index=True, return_inverse=True)
+        labels = labels.copy()
+        if labels.ndim == 2:
+            np.maximum.at(labels, first[ids], labels.copy())
+        if groups is not None and len(wrong := np.flatnonzero(groups != groups[first][ids])):
+            listed = enumerate_names([os.fsdecode(path) for path in paths[wrong].tolist()])
+            raise DataError(f"{len(wrong)} images of '{root}' are in more than one group: {listed}: correct them.")
+        kept[split] = Listing(paths, labels, names, groups).select(np.sort(first))
+        if len(first) < len(paths):
+            rank_zero_warn(
+                f"{len(paths) - len(first)} images of '{root}' are listed more than once for {split}: each is used "
+                "once, with all its labels.",
+                stacklevel=1,
+            )
+    return kept
 
 
 def _normal(path: bytes) -> bytes:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
+from lt_cb.data.sources.image_files import names_file
 from lt_cb.data.sources.listing import SPLITS, Split
 from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.tested import is_test_only
@@ -33,7 +34,14 @@ MANY = ("labels", "findinglabels", "targets", "tags", "categories", "attributeid
 SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
 SPLIT_NAMES |= {"training": "train", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("valid", "validation", "validate", "dev"), "val")
-SPLIT_FLAGS: dict[str, Split] = {"is_valid": "val", "is_val": "val", "is_test": "test"}  # columns of true and false
+SPLIT_FLAGS: dict[str, tuple[Split, Split]] = {  # columns of true and false: their splits
+    "is_valid": ("val", "train"),
+    "is_val": ("val", "train"),
+    "is_test": ("test", "train"),
+    **dict.fromkeys(("is_train", "is_training", "is_training_image"), ("train", "test")),
+}
+MAX_SPLITS = 10  # values of a column that may be of splits
+SPLIT_LIKE = re.compile(r"(data_?)?(sub)?set|usage|partition|phase|(sub|data)?_?split|(k_?)?folds?", re.IGNORECASE)
 
 
 class TableOptions(NamedTuple):
@@ -81,7 +89,10 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
     elif group:
         group = match_columns(file, columns, [group], "group_column")[0]
     split = split or first_column(columns, ["split"]) or _guess_split(columns, {path, label, group, *named})
-    path = path or _guess_path(columns, {split, label, group, *named})
+    path = path or _guess_path(file, columns, {split, label, group, *named}) or first_column(columns, PATHS[:1])
+    if group and label is None and not named and _plain(group) in LABELS[:2]:
+        label = group  # refused: no other column may be read instead
+    _check_purposes(file, {"path": path, "split": split, "label": label, "group": group}, named)
     others = [name for name in columns if name not in (path, split, group)]
     if label is None and not named:
         label = _guess_label(columns, others)
@@ -90,15 +101,45 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
     if path is None or not (label or others):
         given = enumerate_names(list(columns)) or "none"
         lacks = "path" if path is None else "label"
+        remedy = f"If a column has another name, give it: {OPTION}{lacks}_column NAME."
+        if path is None:
+            remedy = f"{remedy[:-1]}, and {OPTION}label_column NAME."
+        if len(columns) < 2:
+            remedy = "Separate the columns by commas, semicolons or tabs."
         raise InputError(
             f"'{file}' has columns {given}, but must have path and label, or for several an image labels or a column "
-            f"for each label. If a column has another name, give it: {OPTION}{lacks}_column NAME."
+            f"for each label. {remedy}"
         )
+    if not (split or is_test_only()):
+        _say_unread_splits(file, columns, {path, label, group, *named})
     if path.lower() != "path" and options.path_column is None:
         guesses["path_column"] = path
     if split and split.lower() != "split" and options.split_column is None:
         guesses["split_column"] = split
     return Layout(path, split, label, [] if label else named or others, guesses, group)
+
+
+def _check_purposes(file: Path, given: dict[str, str | None], labels: Sequence[str]) -> None:
+    """Raise if one column has two purposes."""
+    used = [(column, f"{purpose}_column") for purpose, column in given.items() if column]
+    used += [(name, "label_columns") for name in labels]
+    for column, purpose in used:
+        if others := [other for name, other in used if name == column and other != purpose]:
+            raise InputError(
+                f"column '{column}' of '{file}' would be {purpose} and {others[0]}: give {purpose} or {others[0]} "
+                "another column."
+            )
+
+
+def _say_unread_splits(file: Path, columns: Columns, used: set[str | None]) -> None:
+    """Say that a column such as ``Usage`` is not read as splits, because its values are others."""
+    for name in columns:
+        values = sorted(set(map(str, columns[name]))) if SPLIT_LIKE.fullmatch(name) and name not in used else []
+        if 1 < len(values) <= MAX_SPLITS:
+            rank_zero_info(
+                f"column '{name}' of '{file}' is not read as splits, because it has {enumerate_names(values)}. If it "
+                "has splits, write train, val and test in it."
+            )
 
 
 def say_guesses(file: object, guesses: dict[str, str]) -> None:
@@ -158,9 +199,10 @@ def match_columns(file: Path, columns: Columns, names: Sequence[str], option: st
     return [column for column in found if column is not None]
 
 
-def _guess_path(columns: Columns, taken: set[str | None]) -> str | None:
-    """Return the column with a usual name, or else the first one whose first cell ends like an image file."""
-    files = (name for name in columns if name not in taken and IMAGE.search(str(next(iter(columns[name]), "")).strip()))
+def _guess_path(file: Path, columns: Columns, taken: set[str | None]) -> str | None:
+    """Return the column with a usual name, or else the first one whose first cell names or ends like an image file."""
+    cells = {name: str(next(iter(columns[name]), "")).strip() for name in columns if name not in taken}
+    files = (name for name, cell in cells.items() if IMAGE.search(cell) or names_file(file.parent, cell))
     return first_column(columns, PATHS, taken) or next(files, None) or first_column(columns, ["id"], taken)
 
 

@@ -10,12 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from lt_cb.data.sources.annotations import list_annotations
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_unknown_negatives
-from lt_cb.data.sources.columns import TableOptions
+from lt_cb.data.sources.columns import TableOptions, as_option
 from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
 from lt_cb.data.sources.table_files import refuse_table_without_classes
 from lt_cb.data.sources.tables import list_table
 from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
 from lt_cb.errors import DataError, InputError, enumerate_names
+from lt_cb.longtail.subset import count_labels
 
 
 class ImageFolder(FileSource):
@@ -247,9 +248,15 @@ class Manifest(FileSource):
         if table.divided and (missing := {"train", "test"} - listings.keys()):
             raise DataError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
         super().__init__(root, listings)
-        self.folder = table.folder
+        self.folder, self.place_option = table.folder, "--data.source.image_folder"
         self.group_name, self.group_hint = group_column or "", table.group_hint
         if not table.divided:
             self.hold_out_test(listings["train"])
-        check_classes(self, "add some, or leave the label out")
+        listed = [listings["train"]] if self.multi_label else listings.values()
+        counts = np.sum([count_labels(listing.labels, len(self.class_names)) for listing in listed], 0)
+        kept = [name for name, count in zip(self.class_names, counts, strict=True) if count]
+        leave_out = "leave out the rows that have it"
+        if table.by_column and 0 < len(kept) < len(self.class_names):
+            leave_out = f"leave it out by --data.source.label_columns '{as_option(kept)}'"
+        check_classes(self, f"add some, or {leave_out}")
         warn_of_unknown_negatives(self)

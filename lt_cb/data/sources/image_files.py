@@ -1,6 +1,8 @@
 """Find the image files that a table names: their folder, their extension, and slashes for back-slashes."""
 
+import filecmp
 import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -37,7 +39,28 @@ def find_files(
     for folder in (table.parent, *beside, table.parent.parent, table.parent.parent / "images"):
         if _exist(folder, _complete(folder, paths[:NUM_TRIED])):
             return folder, _complete(folder, paths)
+    if not extension:
+        _refuse_several_endings(beside, paths[0])
     return table.parent, _search(table.parent, _complete(table.parent, paths))
+
+
+def _refuse_several_endings(folders: Sequence[Path], path: str) -> None:
+    """Raise if there are several images whose names begin with that of the first image, such as ``1_red.png``."""
+    for folder in filter(Path.is_dir, folders):
+        found = sorted(name for name in os.listdir(folder) if re.fullmatch(rf"{re.escape(path)}[\W_]\w+\.\w+", name))
+        if len(found) > 1:
+            raise InputError(
+                f"'{folder}' has no image '{path}', but {enumerate_names(found)}: choose one for each row by "
+                f"--data.source.extension {found[0].removeprefix(path)}."
+            )
+
+
+def names_file(folder: Path, path: str) -> bool:
+    """Return whether a text is the path of an image file in a folder, with or without the extension."""
+    try:
+        return bool(path) and (folder / _complete(folder, [path])[0]).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _exist(folder: Path, paths: Sequence[str]) -> bool:
@@ -56,7 +79,7 @@ def _search(folder: Path, paths: list[str]) -> list[str]:
             if ending.lower() in ENDINGS:
                 for key in {name, stem}:
                     places.setdefault(key, []).append(os.path.join(os.path.relpath(place, folder), name))
-    several = [path for path in paths if len(places.get(path, ())) > 1]
+    several = [path for path in paths if _differ(folder, places.get(path, ()))]
     if several:
         found = enumerate_names(places[several[0]])
         raise InputError(f"image '{several[0]}' is in several places, {found}: set --data.source.image_folder to one.")
@@ -64,6 +87,11 @@ def _search(folder: Path, paths: list[str]) -> list[str]:
         used = sorted({os.path.dirname(places[path][0]) for path in paths if path in places})
         rank_zero_info(f"images are found in folders below '{folder}': {enumerate_names(used)}.")
     return [places[path][0] if path in places else path for path in paths]
+
+
+def _differ(folder: Path, places: Sequence[str]) -> bool:
+    """Return whether files have different content."""
+    return any(not filecmp.cmp(folder / places[0], folder / place) for place in places[1:])
 
 
 def _complete(folder: Path, paths: Sequence[str]) -> list[str]:

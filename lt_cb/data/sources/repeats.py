@@ -50,6 +50,19 @@ def check_splits(tables: TableFiles, paths: Sequence[str], images: Images, split
     _refuse(tables, paths, images, differing, "split", lambda row: str(splits[row]), remedy)
 
 
+def texts_of_images(
+    tables: TableFiles, column: str, paths: Sequence[str], images: Images, texts: Sequence[str]
+) -> list[str]:
+    """Return the text of each row's image in a column, of the rows where it is not empty; raise if they differ."""
+    ids = images.ids.tolist()
+    text_of = {image: text for image, text in zip(reversed(ids), reversed(texts), strict=True) if text}
+    whole = [text_of.get(image, "") for image in ids]
+    differing = [row for row, (text, given) in enumerate(zip(texts, whole, strict=True)) if text and text != given]
+    remedy = "correct them, or leave out --data.source.group_column."
+    _refuse(tables, paths, images, np.array(differing, np.int64), column, texts.__getitem__, remedy)
+    return whole
+
+
 def join_rows(
     tables: TableFiles,
     columns: Columns,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.sources.columns import OPTION, Layout, TableOptions, find_columns, first_column, is_blank
+from lt_cb.data.sources.columns import CELLS, OPTION, Layout, TableOptions, find_columns, first_column, is_blank
 from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.reading import JSON_LINES, Columns, read_table
 from lt_cb.data.sources.tested import is_test_only
@@ -20,7 +20,8 @@ from lt_cb.errors import InputError, enumerate_names
 ENDINGS = (".csv", ".tsv", ".parquet", *JSON_LINES)
 IN_SPLIT_FOLDERS = ("metadata", "_classes")  # of Hugging Face's imagefolder, of Roboflow
 NO_CLASS = re.compile(  # folders of images that are no classes
-    r"(train|test|val|valid)[\W_].*|(.*[\W_])?(images?|imgs?|masks?|jpe?gs?|pngs?|photos?)[\W_]?\d*", re.IGNORECASE
+    r"(train|test|val|valid)[\W_].*|(.*[\W_])?(images?|imgs?|masks?|jpe?gs?|pngs?|photos?)([\W_]?part)?[\W_]?\d*",
+    re.IGNORECASE,
 )
 IGNORED = re.compile(r"sample_?submission", re.IGNORECASE)  # of Kaggle: made-up labels
 
@@ -107,9 +108,16 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
         folder = root.parent.parent if root.stem.lower() in IN_SPLIT_FOLDERS else root.parent
         is_train = root.is_file() and {root.stem.lower(), root.parent.name.lower()} & {*SPLIT_NAMES["train"]}
         found = _of_splits(folder) if is_train else {}
+        if alike := [file.name for file in _tables_in(root.parent) if file != root and _is_of_set(file, root)]:
+            rank_zero_info(
+                f"only '{root}' is read, not {enumerate_names(alike)} beside it. To read several tables, name them "
+                "train.csv, val.csv and test.csv, and give their folder."
+            )
         if found.get("train") == root and len(found) > 1:
             others = enumerate_names([str(file.relative_to(folder)) for file in found.values() if file != root])
-            rank_zero_info(f"only '{root}' is read, not {others} beside it: for all of them, --data.root '{folder}'.")
+            rank_zero_info(
+                f"only '{root}' is read, not {others} beside it. If these have labels: --data.root '{folder}'."
+            )
         return [(None, root)]
     if found := _of_splits(root):
         if "train" not in found and not is_test_only():
@@ -124,6 +132,7 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
         names = enumerate_names([file.name for file in tables])
         raise InputError(f"'{root}' has several tables, {names}: set --data.root to one of them.")
     hint = " For folders of images, <class>/*: --config configs/image_folder.yaml." if _has_classes(root) else ""
+    hint = " For annotations in COCO's format: --data.source COCO." if any(root.glob("*.json")) else hint
     raise InputError(
         f"'{root}' has no table: it needs train.csv (also .parquet or .jsonl; val.csv and test.csv likewise), or set "
         f"--data.root to a table.{hint}"
@@ -131,12 +140,22 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
 
 
 def refuse_table_without_classes(root: Path) -> None:
-    """Raise if a folder has a table instead of the folders of classes."""
+    """Raise if a folder has a table or annotations instead of the folders of classes; say if it has a table too."""
     tables = list(_of_splits(root).values()) or _tables_in(root)
-    if tables and not _has_classes(root):
+    has_classes = _has_classes(root)
+    if not tables and not has_classes and any(root.glob("*.json")):
+        raise InputError(
+            f"'{root}' has no folders of classes, but JSON: if it has annotations in COCO's format, --data.source COCO."
+        )
+    if tables and not has_classes:
         raise InputError(
             f"'{root}' has no folders of classes, but a table, '{tables[0].relative_to(root)}': read it by --config "
             "configs/own_table.yaml instead, or --data.source Manifest."
+        )
+    if tables:
+        rank_zero_info(
+            f"'{root}' has folders of classes and a table, '{tables[0].relative_to(root)}': the folders are read. For "
+            f"the table: --config configs/own_table.yaml --data.root '{tables[0]}'."
         )
 
 
@@ -153,6 +172,19 @@ def _tables_in(folder: Path) -> list[Path]:
     names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in ENDINGS]
     files = [folder / name for name in names if not name.startswith(".") and not IGNORED.search(name)]
     return sorted(files, key=lambda file: (ENDINGS.index(file.suffix.lower()), file.name))
+
+
+def _is_of_set(file: Path, train: Path) -> bool:
+    """Return whether tables are named alike but for a word, that of training images in one and another in the other."""
+    words, known = [re.split(r"[\W_]+", table.stem.lower()) for table in (file, train)]
+    usual = {split: set(names) for split, names in SPLIT_NAMES.items()}
+    tested = usual["val"] | usual["test"]
+    return bool(
+        len(known) > 1
+        and usual["train"] & set(known)
+        and tested & set(words)
+        and set(known) - usual["train"] <= set(words)
+    )
 
 
 def _of_splits(root: Path) -> dict[Split, Path]:
@@ -173,7 +205,8 @@ def _has_labels(file: Path, split: Split | None, columns: Columns, layout: Layou
     """Return whether a table has labels; say it if not. Raise for labels that the first table lacks."""
     names: Sequence[str] = [layout.label] if layout.label else layout.labels
     given = [column for name in names if (column := first_column(columns, [name]))]
-    if all(is_blank(cell) for name in given for cell in columns[name]):
+    none = {text for text, value in CELLS.items() if value < 1} if layout.labels else {""}  # 0 in all columns, too
+    if all(is_blank(cell) or str(cell).strip().lower() in none for name in given for cell in columns[name]):
         rank_zero_info(f"'{file}' has no labels ({enumerate_names(names)}): it is not read as {split} images.")
         return False
     known = {name.lower() for name in (*names, layout.path, layout.split or "split")}

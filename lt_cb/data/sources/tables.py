@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +17,15 @@ from lt_cb.data.sources.kinds import choose_task
 from lt_cb.data.sources.label_cells import as_texts, by_column, by_name, warn_of_names
 from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
 from lt_cb.data.sources.reading import Columns
-from lt_cb.data.sources.repeats import check_splits, find_images, join_rows
+from lt_cb.data.sources.repeats import Images, check_splits, find_images, join_rows, texts_of_images
 from lt_cb.data.sources.table_files import TableFiles, read_tables
 from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices
 from lt_cb.text import printable
+
+LISTS = ("train_val_list.txt", "test_list.txt")  # beside the table of NIH ChestX-ray14
+LISTED = {"train": "train", "test": "test", "": "in neither, which are left out"}
 
 
 class Table(NamedTuple):
@@ -30,6 +34,7 @@ class Table(NamedTuple):
     listings: dict[Split, Listing]  # of each split, in the order of the table
     folder: Path  # of the images
     divided: bool  # whether there is a column of splits; otherwise all images are in train
+    by_column: bool  # whether each label has a column
     group_hint: str  # the option that keeps images of a column such as patient_id together, if it is not given
 
 
@@ -37,7 +42,10 @@ def list_table(root: Path, options: TableOptions = TableOptions()) -> Table:  # 
     """Return the images of each split of a table, or of the tables in a folder. See `Manifest` for the options."""
     tables, columns, layout = read_tables(root, options)
     paths = _required(tables, columns, layout.path, "path")
-    splits = _splits_of_folders(tables, paths) if layout.split is None else _splits(tables, columns, layout.split)
+    if layout.split:
+        splits: npt.NDArray[np.str_] | None = _splits(tables, columns, layout.split)
+    elif (splits := _splits_of_folders(tables, paths)) is None:
+        splits = _splits_of_lists(tables, paths)
     if layout.label:
         labels, names = by_name(layout.label, columns[layout.label], options, layout.guesses)
     else:
@@ -52,21 +60,26 @@ def list_table(root: Path, options: TableOptions = TableOptions()) -> Table:  # 
         labels = choose_task(tables, labels, images.first, names, layout.label, options)
     if layout.label:
         warn_of_names(tables, names)
-    groups, hint = _groups(tables, columns, layout, splits)
+    groups, hint = _groups(tables, columns, layout, splits, given, images)
     first = images.first
     groups = None if groups is None else groups[first]
     listing = Listing(encode([given[row] for row in first.tolist()]), labels, names, groups)
     if splits is None:
-        return Table({"train": listing}, folder, False, hint)
+        return Table({"train": listing}, folder, False, layout.label is None, hint)
     splits = splits[first]
     listings: dict[Split, Listing] = {
         split: listing.select(rows) for split in SPLITS if (rows := splits == split).any()
     }
-    return Table(listings, folder, True, hint)
+    return Table(listings, folder, True, layout.label is None, hint)
 
 
 def _groups(
-    tables: TableFiles, columns: Columns, layout: Layout, splits: npt.NDArray[np.str_] | None
+    tables: TableFiles,
+    columns: Columns,
+    layout: Layout,
+    splits: npt.NDArray[np.str_] | None,
+    paths: Sequence[str],
+    images: Images,
 ) -> tuple[Indices | None, str]:
     """Return the group of each row, or None and a sentence on a column that may have groups."""
     if layout.group is None:
@@ -74,7 +87,10 @@ def _groups(
     if is_test_only():  # nothing is divided
         return None, ""
     given = None if splits is None else splits.tolist()
-    return read_groups(tables, layout.group, as_texts(columns[layout.group]), given), ""
+    texts = as_texts(columns[layout.group])
+    if len(images.first) < len(texts):
+        texts = texts_of_images(tables, layout.group, paths, images, texts)
+    return read_groups(tables, layout.group, texts, given), ""
 
 
 def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> list[str]:
@@ -95,7 +111,7 @@ def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
     texts = _required(tables, columns, name, "split")
     split_of = {text: SPLIT_NAMES.get(text.lower()) for text in dict.fromkeys(texts)}
     if name.lower() in SPLIT_FLAGS:
-        flags: dict[int | None, Split] = {0: "train", 1: SPLIT_FLAGS[name.lower()]}
+        flags: dict[int | None, Split] = dict(zip((1, 0), SPLIT_FLAGS[name.lower()], strict=True))
         split_of = {text: flags.get(CELLS.get(text.lower()), split) for text, split in split_of.items()}
     unknown = {text: texts.count(text) for text, split in split_of.items() if split is None}
     if unknown and not {"train"} < set(split_of.values()) - {None}:
@@ -120,6 +136,27 @@ def _splits_of_folders(tables: TableFiles, paths: list[str]) -> npt.NDArray[np.s
         f"column by {OPTION}split_column."
     )
     return np.array([split_of[top] for top in tops], str)
+
+
+def _splits_of_lists(tables: TableFiles, paths: list[str]) -> npt.NDArray[np.str_] | None:
+    """Return the split of each row by the lists of names that NIH ChestX-ray14 has beside its table, or None."""
+    files = [tables.folder / name for name in LISTS]
+    if not all(file.is_file() for file in files):
+        return None
+    split_of = {
+        name: split
+        for split, file in zip(("train", "test"), files, strict=True)
+        for name in file.read_text("utf-8", "replace").split()
+    }
+    splits = np.array([split_of.get(path, "") for path in paths])
+    if not all((splits == split).any() for split in ("train", "test")):
+        return None
+    counts = ", ".join(f"{(splits == split).sum():,} {name}" for split, name in LISTED.items() if split in splits)
+    rank_zero_info(
+        f"the splits of '{tables}' are those of {enumerate_names(LISTS)}: {counts}. To draw test images, move these "
+        "lists away."
+    )
+    return splits
 
 
 def _find_files(

@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -102,9 +103,15 @@ def _hint(names: Sequence[str]) -> str:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones and a Mac's archive."""
+    """Return the names of the folders in a folder, sorted, without hidden ones, a Mac's archive, and runs."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-    return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
+    return sorted(name for name in names if not name.startswith((".", "__MACOSX")) and not _is_of_runs(folder / name))
+
+
+def _is_of_runs(folder: Path) -> bool:
+    """Return whether a folder has runs of lt_cb, as it has where a command was run inside the data."""
+    of_runs = ("*/inspect.html", "*/version_*/config.yaml")
+    return folder.name == "runs" and any(next(folder.glob(name), None) for name in of_runs)
 
 
 def _stray(folder: Path) -> list[str]:
@@ -185,13 +192,16 @@ def list_tree(folder: Path, least: int = 2, others: list[str] | None = None) -> 
 
 
 def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]]) -> None:
-    """Warn if all classes have the same folders, which may be masks or splits, or if files are named as masks."""
-    same = sorted(next(iter(parts))) if len(parts) == 1 else []
+    """Warn if class folders have the same folders, which may be masks or splits, or if files are named as masks."""
+    found = frozenset().union(*parts)
+    of_splits = found <= {name for name in found if name.lower() in chain(*SPLIT_NAMES.values())}
+    same = sorted(found) if len(parts) == 1 or of_splits else []
     masks = {path for path in paths if MASK.search(path)}
     paired = masks and {MASK.sub("", path) for path in masks} <= {os.path.splitext(path)[0] for path in paths}
     if len(same) > 1:
-        given = f"each class folder of '{folder}' has images in the same folders, {enumerate_names(same)}"
-        remedy = "If they are splits, put them above the classes; if they are masks, move them away."
+        given = f"the class folders of '{folder}' have images in the same folders, {enumerate_names(same)}"
+        remedy = "If they are splits, put them above the classes. If they are the classes, put each into one folder. "
+        remedy += "If they are masks, move them away."
         rank_zero_warn(f"{given}: all are read as images of the class. {remedy}", stacklevel=1)
     elif paired:
         given = f"{len(masks)} of {len(paths)} images in '{folder}' are named as masks of others"
