@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import Namespace
 from PIL import Image
-from scipy import stats
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -23,8 +22,6 @@ from lt_cb.__main__ import main
 from lt_cb.errors import InputError
 from lt_cb.heads import page
 from lt_cb.heads.folds import (
-    Choice,
-    choose,
     cross_validate,
     fit_temperature,
     held_out_logits,
@@ -33,9 +30,8 @@ from lt_cb.heads.folds import (
     temperature_scaled,
 )
 from lt_cb.heads.recipes import SOFTMAX, Candidate, make_recipes
-from lt_cb.heads.recommend import _finding
 from lt_cb.heads.setup import for_channels, preprocessing
-from lt_cb.heads.solve import Basis, FeatureSet, solve_heads, solve_path
+from lt_cb.heads.solve import Basis, FeatureSet, one_thread_if_small, solve_heads, solve_path
 from lt_cb.losses import (
     BalancedSoftmaxLoss,
     EffectiveNumber,
@@ -249,97 +245,7 @@ def test_folds_of_fewer_than_two_classes_raise() -> None:
         stratified_folds(torch.arange(3).repeat(4), 3, 5, 0)
 
 
-PLAIN, BALANCED_SOFTMAX, WEIGHTED = make_recipes([0.9], [], [1.0])
-
-
-def corrected(a: list[float], b: list[float], folds: int) -> tuple[float, float]:
-    """Mean of paired differences, and standard error by Nadeau and Bengio's variance, from the raw sums."""
-    d = np.subtract(a, b)
-    variance = ((d**2).sum() - d.sum() ** 2 / len(d)) / (len(d) - 1)
-    return d.mean(), np.sqrt(variance * (1 / len(d) + (1 / folds) / (1 - 1 / folds)))
-
-
-def test_choice_is_the_default_unless_another_is_better_by_a_standard_error() -> None:
-    plain, weighted = (Candidate(recipe, 0.1) for recipe in (PLAIN, WEIGHTED))
-    default, stronger = Candidate(BALANCED_SOFTMAX, 0.3), Candidate(BALANCED_SOFTMAX, 0.03)
-    base = [0.5, 0.6, 0.7, 0.55, 0.65]
-    prior = [0.78, 0.9, 0.97, 0.86, 0.93]
-    noisy = {plain: base, stronger: base, default: prior, weighted: [0.9, 0.8, 0.99, 0.97, 0.83]}
-    choice = choose(noisy, repeats=1)
-    assert np.mean(noisy[weighted]) > np.mean(prior)
-    assert choice.chosen == choice.default == default
-    mean, error = corrected(prior, base, 5)
-    np.testing.assert_allclose(choice.gain, mean)
-    np.testing.assert_allclose([choice.low, choice.high], stats.t.interval(0.95, 4, mean, error))
-    steady = {**noisy, weighted: [value + 0.01 for value in prior]}
-    assert choose(steady, repeats=1).chosen == weighted
-    assert choose({**steady, stronger: [value + 0.02 for value in prior]}, repeats=1).chosen == stronger
-
-
-def test_choice_is_never_below_plain() -> None:
-    """The scores of an audit, in which a rule of one standard error between all candidates chose the second."""
-    scores = {
-        Candidate(PLAIN, 0.1): [0.79, 0.80, 0.81, 0.80, 0.80],
-        Candidate(PLAIN, 0.01): [0.90, 0.62, 0.93, 0.60, 0.91],
-        Candidate(BALANCED_SOFTMAX, 0.3): [0.90, 0.62, 0.93, 0.60, 0.91],
-    }
-    choice = choose(scores, repeats=1)
-    assert choice.chosen == choice.plain == Candidate(PLAIN, 0.1)
-    assert choice.is_plain
-    assert (choice.gain, choice.low, choice.high) == (0, 0, 0)
-    best = Candidate(BALANCED_SOFTMAX, 0.1)  # the default is below plain, so that the best is chosen
-    assert choose({**scores, best: [0.82, 0.80, 0.81, 0.80, 0.80]}, repeats=1).chosen == best
-
-
-@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(2, 5))
-@settings(deadline=None, max_examples=60)
-def test_choice_follows_its_rule(seed: int, repeats: int, folds: int) -> None:
-    rng = np.random.default_rng(seed)
-    candidates = [Candidate(r, v) for r in make_recipes([0.9], [], [0.5, 1.0]) for v in (0.3, 0.01)]
-    levels, noise = rng.random((len(candidates), 1)) / 9, rng.random((len(candidates), repeats * folds))
-    drawn = levels + rng.choice([0.02, 0.2]) * noise
-    scores = dict(zip(candidates, drawn.round(2).tolist(), strict=True))
-    choice = choose(scores, repeats)
-    means = {candidate: np.mean(values) for candidate, values in scores.items()}
-    assert means[choice.chosen] >= max(means[c] for c in candidates if c.recipe == PLAIN) - 1e-9
-    assert means[choice.chosen] >= means[choice.default] - 1e-9
-    for candidate in candidates:
-        if means[candidate] > means[choice.chosen] + 1e-9:
-            gain, error = corrected(scores[candidate], scores[choice.default], folds)
-            assert gain <= error + 1e-8
-    assert len(choice.by_repeat) == (repeats if repeats > 1 else 0)
-
-
-def test_finding_is_honest() -> None:
-    grid = [Candidate(recipe, v) for recipe in make_recipes([0.9, 0.99], [], [0.5, 1.0, 1.5]) for v in (1.0, 0.3, 0.1)]
-    plain, default = grid[1], Candidate(BALANCED_SOFTMAX, 0.3)
-    ends = Candidate(grid[9].recipe, 1.0)
-
-    def finding(chosen: Candidate, low: float, by_repeat: list[Candidate], ignored: list[str] | None = None) -> str:
-        gain = 0.0 if chosen == plain else 0.05
-        return _finding(
-            Choice(chosen, plain, gain, low, 0.1, default, by_repeat), grid, ignored or [], "one training image"
-        )
-
-    assert finding(default, 0.012, [default] * 3) == (
-        "Chosen: logit adjustment τ 1, λ 0.3. It is the default: nothing else is better by more than one standard "
-        "error. On held-out images it is 5.0 points better than plain softmax at its best λ, 0.3 (95 % interval 1.2 to "
-        "10.0). The interval is a little too good, because the choice was made on the same images. 3 of 3 repeats of "
-        "the folds choose it."
-    )
-    assert finding(ends, -0.02, [default, ends, ends], ["owl"]) == (
-        "Chosen: logit adjustment τ 1.5, λ 1. Not shown to help: on held-out images it is 5.0 points better than plain "
-        "softmax at its best λ, 0.3, but this may be chance (95 % interval -2.0 to 10.0). The interval is a little too "
-        "good, because the choice was made on the same images. 2 of 3 repeats of the folds choose it; with other folds "
-        "the choice is logit adjustment τ 1, λ 0.3. λ 1 is the largest of the grid: try larger ones too (--lambdas). "
-        "tau 1.5 is the largest of the grid: try larger ones too (--taus). The choice ignores 'owl': a class of "
-        "one training image is never held out."
-    )
-    assert finding(plain, 0.0, [plain, default, ends]) == (
-        "Chosen: softmax, λ 0.3. Weighting is not shown to help: nothing else is better by more than one standard "
-        "error. 1 of 3 repeats of the folds choose it; with other folds the choice is logit adjustment τ 1, λ 0.3 or "
-        "logit adjustment τ 1.5, λ 1."
-    )
+PLAIN, BALANCED_SOFTMAX = make_recipes([], [], [1.0])
 
 
 def test_cross_validated_post_hoc_head_equals_scikit_learn(raw: Raw, data: FeatureSet) -> None:
@@ -374,6 +280,23 @@ def test_mean_score_is_the_balanced_accuracy_of_held_out_images(data: FeatureSet
     right = (logits - torch.stack(priors).log()).argmax(1) == targets
     by_class = [right[targets == label].double().mean().item() for label in range(3)]  # folds of 12, 5, and 1 or 0
     assert np.mean(trial.scores()[candidate]) == pytest.approx(np.mean(by_class), abs=1e-2)
+
+
+def test_number_of_threads_does_not_change_the_scores_of_few_images(raw: Raw) -> None:
+    recipes, scores, before = make_recipes([0.99], [], [1.0]), [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            with one_thread_if_small(raw[0]):
+                assert torch.get_num_threads() == 1
+                data = Basis.fit(raw[0]).project(*raw, 3)
+                scores.append(cross_validate(data, repeated_folds(raw[1], 3, 5, 0), recipes, [0.1, 0.01]).scores())
+            assert torch.get_num_threads() == threads
+            with one_thread_if_small(torch.empty(2**21 + 1)):
+                assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert scores[0] == scores[1]
 
 
 def test_balanced_softmax_equals_softmax_adjusted_afterwards(data: FeatureSet) -> None:

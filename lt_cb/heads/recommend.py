@@ -28,7 +28,7 @@ from lt_cb.heads.folds import (
 )
 from lt_cb.heads.recipes import Candidate, settings_of
 from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
-from lt_cb.heads.solve import Basis, solve_path
+from lt_cb.heads.solve import Basis, one_thread_if_small, solve_path
 from lt_cb.metrics import best_thresholds
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
@@ -65,7 +65,9 @@ def recommend(cli: CommandLine) -> None:
     features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer)
     solved = None
     if setup.trainer.is_global_zero:
-        solved = _solve(setup, torch.from_numpy(features), targets, config.folds, config.lambdas)
+        values = torch.from_numpy(features)
+        with one_thread_if_small(values):
+            solved = _solve(setup, values, targets, config.folds, config.lambdas)
     solved = setup.trainer.strategy.broadcast(solved)
     assert solved is not None
     classifier.load_state_dict(solved.head)

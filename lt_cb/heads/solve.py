@@ -1,6 +1,7 @@
 """Linear heads: many at once, each with its own loss, solved to convergence by L-BFGS."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,6 +18,18 @@ SUFFICIENT = 1e-4  # Armijo condition: the share of the predicted decrease that 
 BLOCK_ROWS = 4096  # images in a block, which stays in the processor's cache between two products
 MAX_COLUMNS = 4096  # logits of an image, over all heads that are solved together; bounds the memory
 MAX_ROUNDS = 1000
+MAX_SINGLE = 2**21  # features, all images together, that one thread solves in seconds
+
+
+@contextmanager
+def one_thread_if_small(features: Tensor) -> Iterator[None]:
+    """Use one thread for few features: more would wait for each other, and change the rounding."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if features.numel() <= MAX_SINGLE else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass

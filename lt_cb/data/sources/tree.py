@@ -200,10 +200,8 @@ def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]
     paired = masks and {MASK.sub("", path) for path in masks} <= {os.path.splitext(path)[0] for path in paths}
     if len(same) > 1:
         given = f"the class folders of '{folder}' have images in the same folders, {enumerate_names(same)}"
-        remedy = (
-            "If they are splits, put them above the classes. If they are the classes, put each into one folder. If "
-        )
-        remedy += "they are masks, move them away."
+        remedy = "If they are splits, put them above the classes. If they are the classes, put each into one folder. "
+        remedy += "If they are masks, move them away."
         rank_zero_warn(f"{given}: all are read as images of the class. {remedy}", stacklevel=1)
     elif paired:
         given = f"{len(masks)} of {len(paths)} images in '{folder}' are named as masks of others"
