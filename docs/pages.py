@@ -1,26 +1,30 @@
 """Update the pages and tables of kept results: uv run python docs/pages.py.
 
 A page has a report between ``<!-- lt-cb report results/NAME ... -->`` and ``<!-- end -->``; ``report.html`` is one. The
-table of `benchmarks/heads.py` is between ``<!-- heads -->`` and ``<!-- end -->``, and the table of runs with several
-labels an image is between ``<!-- several results/NAME -->`` and ``<!-- end -->``.
+tables of `benchmarks/heads.py` are between ``<!-- heads -->``, or ``<!-- rules -->``, and ``<!-- end -->``. The table
+of runs with several labels an image is between ``<!-- several results/NAME -->`` and ``<!-- end -->``.
 """
 
 import csv
 import re
 import shlex
+import statistics
 import tempfile
 from pathlib import Path
 
 from lt_cb.lab.report import collect, main
-from lt_cb.lab.report.tables import Difference, cells_of, paired_differences
+from lt_cb.lab.report.tables import Difference, cells_of, half_width, paired_differences
 
 METHODS = {  # columns of results/heads.csv
     "recommended": "recommended",
+    "balanced_softmax_0.03": "BS, λ 0.03",
+    "balanced_softmax_0.1": "BS, λ 0.1",
+    "balanced_softmax_0.3": "BS, λ 0.3",
+    "cb_softmax": "CB softmax",
     "softmax": "softmax",
-    "cb_softmax_0.9999": "CB softmax",
-    "cb_focal_0.9999": "CB focal",
-    "balanced_softmax": "balanced softmax",
-    "scikit_learn": "scikit-learn",
+    "logistic": "logistic",
+    "ridge": "ridge",
+    "class_means": "class means",
     "best": "best of the grid",
 }
 PLACE = re.compile(r"(<!-- lt-cb report (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -41,6 +45,7 @@ def filled(text: str) -> str:
 
     tables = {
         r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
+        r"(<!-- rules -->\n)(.*?)(<!-- end -->)": lambda m: rules(),
         r"(<!-- several (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: several(m[1].split()[2]),
     }
     text = PLACE.sub(made, text)
@@ -50,19 +55,32 @@ def filled(text: str) -> str:
 
 
 def heads() -> str:
-    """Return the table of heads: balanced accuracies averaged over subset seeds, and the mean regret over tasks."""
-    tasks: dict[tuple[str, float], list[dict[str, str]]] = {}
+    """Return the table of heads: balanced accuracies averaged over subset seeds, and the mean regret over data sets."""
+    tasks: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     with Path("results/heads.csv").open(newline="") as stream:
         for row in csv.DictReader(stream):
-            tasks.setdefault((row["data"], float(row["imbalance_factor"])), []).append(row)
-    lines = [["data", "IF", "seeds", *METHODS.values()], ["---"] * (3 + len(METHODS))]
-    regrets: dict[str, list[float]] = {name: [] for name in METHODS}
-    for (data, factor), rows in sorted(tasks.items()):
-        means = {name: sum(float(row[name]) for row in rows) / len(rows) for name in METHODS}
-        lines.append([data, f"{factor:g}", str(len(rows)), *(f"{value:.1f}" for value in means.values())])
-        for name, value in means.items():
-            regrets[name].append(means["best"] - value)
-    lines.append(["mean regret", "", "", *(f"{sum(values) / len(values):.2f}" for values in regrets.values())])
+            tasks.setdefault((row["data"], row["n_max"], row["imbalance_factor"]), []).append(row)
+    lines = [["data", "largest class", "IF", "images", "seeds", *METHODS.values()], ["---"] * (5 + len(METHODS))]
+    regrets: dict[str, dict[str, list[float]]] = {name: {} for name in METHODS}
+    for (data, n_max, factor), rows in tasks.items():
+        cells = [data, n_max or "all", f"{float(factor):g}", rows[0]["training_images"], str(len(rows))]
+        for name, by_set in regrets.items():
+            cells.append(f"{statistics.mean(float(row[name]) for row in rows):.1f}")
+            by_set.setdefault(data, []).extend(float(row["best"]) - float(row[name]) for row in rows)
+        lines.append(cells)
+    means = [[statistics.mean(values) for values in by_set.values()] for by_set in regrets.values()]
+    intervals = [f"{statistics.mean(values):.2f} ± {half_width(values):.2f}" for values in means]
+    lines.append(["mean regret", "", "", "", "", *intervals])
+    largest = [max(max(values) for values in by_set.values()) for by_set in regrets.values()]
+    lines.append(["largest regret", "", "", "", "", *(f"{value:.2f}" for value in largest)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def rules() -> str:
+    """Return the table of rules of choice: mean regret by data set, over data sets, and the largest of a task."""
+    with Path("results/heads_rules.csv").open(newline="") as stream:
+        header, *rows = csv.reader(stream)
+    lines = [header, ["---"] * len(header), *([name, *(f"{float(v):.2f}" for v in values)] for name, *values in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

@@ -196,6 +196,22 @@ class TestFiles:
         with pytest.raises(ValueError, match="image_folder is 'none', but there is no such folder"):
             COCO(str(tmp_path / "lists"), image_folder="none")
 
+    def test_images_in_a_subfolder_of_any_name(self, tmp_path: Path) -> None:
+        write(tmp_path / "cct.json", TRAIN)
+        draw(tmp_path / "cct_images", *TRAIN)
+        assert len(COCO(str(tmp_path)).files("train")[0]) == 5
+
+    def test_missing_files_can_be_left_out(self, tmp_path: Path) -> None:
+        write(tmp_path / "cct.json", TRAIN)
+        draw(tmp_path, *list(TRAIN)[1:])
+        with pytest.raises(
+            ValueError, match=r"1 of . images are not in .* or leave them out by --data.on_unreadable skip"
+        ):
+            LongTailedDataModule(COCO, str(tmp_path)).prepare_data()
+        with pytest.warns(UserWarning, match="1 images cannot be read and are skipped"):
+            data = LongTailedDataModule(COCO, str(tmp_path), on_unreadable="skip")
+        assert sum(data.skipped.values()) == 1
+
     def test_roots_that_are_no_annotations_raise(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(ValueError, match=r"the list of images '.*none.json' is not there: set --data.root"):
             COCO(str(tmp_path / "none.json"))

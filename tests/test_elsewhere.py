@@ -228,7 +228,7 @@ class TestTablesAndAnnotations:
         tested = result("b", "--data.root=b.csv")
         assert (tested["metrics"], tested["test_counts"]) == (expected["metrics"], [3, 4, 1])
         out = caplog.text
-        assert "'b.csv' is read as Manifest, though the training was of ImageFolder: --data.source changes it" in out
+        assert "'b.csv' is read as a table; the training had folders of classes: --data.source changes it" in out
         assert f"testing {'the 8 test' if split else 'all 8'} images of 'b.csv' with the classes" in out
 
     def test_a_table_with_a_column_a_class(self, capsys: pytest.CaptureFixture[str]) -> None:

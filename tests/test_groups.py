@@ -118,7 +118,7 @@ class TestSplits:
         targets, groups = torch.arange(3).repeat_interleave(6), torch.arange(18) // 2
         assigned = stratified_folds(targets, 3, 3, 0, groups)
         assert all(sorted(assigned[targets == label].tolist()) == [0, 0, 1, 1, 2, 2] for label in range(3))
-        with pytest.raises(InputError, match=r"^0 of 3 classes have 4 groups of training images or more.*--folds 3"):
+        with pytest.raises(InputError, match=r"^no class has 4 groups of training images, .*: set --folds 3 or fewer"):
             stratified_folds(targets, 3, 4, 0, groups)
         with pytest.raises(InputError, match=r"^0 of 3 classes have 2 groups .*: add images\.$"):
             stratified_folds(targets, 3, 2, 0, targets)

@@ -165,7 +165,7 @@ def test_images_without_labels_weigh_as_a_class(table: Path) -> None:
 def test_recommend_and_heads_of_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", *FIT])
     checkpoint = str(newest("several") / "checkpoints/last.ckpt")
-    grid = ["--ckpt_path", checkpoint, "--lambdas=[0.1,0.01]", "--betas=[0.99]", "--folds=3"]
+    grid = ["--ckpt_path", checkpoint, "--lambdas=[0.1,0.01]", "--betas=[0.99]", "--gammas=[1.0]", "--folds=3"]
     main(["recommend", *grid, "--name=recommended"])
     out = capsys.readouterr().out
     found = json.loads((newest("recommended") / "recommendation.json").read_text())

@@ -289,6 +289,31 @@ class TestBesideATable:
         with pytest.raises(ValueError, match=r"no image '1', but '1_g.png', '1_r.png': .* --data.source.extension _g"):
             Manifest(f"{root}/train.csv")
 
+    def test_folders_of_images_beside_a_table(self, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+        parts = [f"ham_images_part_{1 + i // 4}/{i}.jpg" for i in range(8)]
+        root = files({"ham.csv": rows(range(8), "image_id,dx", "")}, parts)
+        with pytest.raises(ValueError, match=r"no folders of classes, but a table, 'ham.csv': read it by --config"):
+            ImageFolder(root)
+        files({}, [name.replace("ham", "HAM") for name in parts])  # empty, so that all are equal
+        assert sizes(Manifest(f"{root}/ham.csv")) == {"train": 6, "test": 2}
+        Path(root, parts[0]).write_bytes(b"another image")
+        with pytest.raises(ValueError, match="image '0' is in several places"):
+            Manifest(f"{root}/ham.csv")
+
+    def test_folders_of_classes_beside_a_table(self, files: Files, caplog: pytest.LogCaptureFixture) -> None:
+        root = files({"counts.csv": "class,n\na,2\nb,2\n"}, [f"{c}/{i}.jpg" for c in "ab" for i in (1, 2)])
+        assert ImageFolder(root).counts == [1, 1]
+        assert "has folders of classes and a table, 'counts.csv': the folders are read." in caplog.text
+
+    def test_columns_of_another_language(self, files: Files) -> None:
+        cells = "\n".join(f"F{i};bilder\\{i};{'xyz'[i % 3]};;{i}" for i in range(12))
+        root = files(
+            {"t.csv": f"Fall;Bilddatei;Diagnose;Bemerkung;Nr\n{cells}"}, [f"bilder/{i}.png" for i in range(12)]
+        )
+        with pytest.raises(ValueError, match=r"label_column NAME, such as 'Diagnose' \(3 values\)"):
+            Manifest(f"{root}/t.csv")
+        assert sizes(Manifest(f"{root}/t.csv", label_column="Diagnose")) == {"train": 9, "test": 3}
+
 
 def sizes_of(source: Manifest) -> dict[str, int]:
     return {split: len(source.labels(split)) for split in source.splits}

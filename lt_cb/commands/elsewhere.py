@@ -57,7 +57,8 @@ def kind_of(data: Namespace) -> str | None:
         fits = "Manifest" if now == "Manifest" and has_table else "ImageFolder"
     if fits == now:
         return None
-    rank_zero_info(f"'{data.root}' is read as {fits}, though the training was of {now}: --data.source changes it")
+    words = {"ImageFolder": "folders of classes", "Manifest": "a table", "COCO": "annotations in COCO's format"}
+    rank_zero_info(f"'{data.root}' is read as {words[fits]}; the training had {words[now]}: --data.source changes it")
     return fits
 
 

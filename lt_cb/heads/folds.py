@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError
-from lt_cb.heads.recipes import POST_HOC, SIGMOID, SOFTMAX, Candidate, Recipe
+from lt_cb.heads.recipes import BALANCED, POST_HOC, SIGMOID, SOFTMAX, Candidate, Recipe
 from lt_cb.heads.solve import FeatureSet, solve_path
-from lt_cb.lab.report.tables import half_width
+from lt_cb.lab.report.extra import stats
 from lt_cb.longtail.groups import count_groups, group_folds
 from lt_cb.longtail.several import stratify
 from lt_cb.longtail.subset import count_labels
@@ -22,6 +22,9 @@ from lt_cb.losses import Loss
 from lt_cb.losses.prior import assumed_prior, log_posterior
 from lt_cb.metrics import average_precision
 
+REPEATS = 3  # of the folds, since the choice depends on them, and heads are cheap
+DEFAULT_L2 = 0.3  # of the default choice
+TIE = 1e-9  # smaller differences of scores are rounding
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact as the final one
 
@@ -29,12 +32,12 @@ COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact
 def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
     """Return the fold of each training image in [0, K), int64 of shape (N,), or -1 if it is always trained on.
 
-    The images of a class are spread evenly over all folds. A class with fewer images than folds is never held out;
-    raise InputError if fewer than two classes remain. Targets are class indices, int64 of shape (N,), or multi-hot int8
-    of shape (N, C).
+    The images of a class are spread evenly over the folds; a class with fewer images than folds is held out in as many
+    folds as it has images. A class of one image, or with several labels of fewer images than folds, is never held out.
+    Targets are class indices, int64 of shape (N,), or multi-hot int8 of shape (N, C). Raise InputError if a fold is
+    empty, or fewer than two classes are held out.
 
-    With groups, int64 of shape (N,), each group is in one fold (``lt_cb.longtail.groups``). A class in fewer groups
-    than folds is then held out in some folds only.
+    With groups, int64 of shape (N,), each group is in one fold (``lt_cb.longtail.groups``).
     """
     assigned = torch.full((len(targets),), -1)
     if groups is not None:
@@ -51,42 +54,58 @@ def stratified_folds(targets: Tensor, num_classes: int, folds: int, seed: int, g
     else:
         for label in range(num_classes):
             members = (targets == label).nonzero()[:, 0].numpy()
-            if len(members) >= folds:
+            if len(members) > 1:
                 rng = np.random.default_rng([seed, label])
                 # a random first fold for each class, so that the larger folds differ between classes
                 places = (np.arange(len(members)) + rng.integers(folds)) % folds
                 assigned[torch.from_numpy(rng.permutation(members))] = torch.from_numpy(places)
-    counts = [count_labels(targets[assigned == k].numpy(), num_classes) for k in range(folds)]
-    num_held_out = int((torch.tensor(counts) > 0).all(0).sum())
-    if num_held_out < 2:
-        sizes, unit = count_labels(targets.numpy(), num_classes), "training images"
-        if groups is not None:
-            sizes, unit = count_groups(targets.numpy(), groups.numpy(), num_classes), "groups of training images"
-        most = sorted([0, 0, *sizes])[-2]  # images, or groups, of the second largest class
-        advice = f"set --folds {min(most, folds - 1)} or fewer, or add images" if most > 1 else "add images"
-        raise InputError(
-            f"{num_held_out} of {num_classes} classes have {folds} {unit} or more, but at least 2 are needed "
-            f"to choose by: {advice}."
-        )
+    _check_folds(assigned, targets, num_classes, folds, groups)
     return assigned
+
+
+def _check_folds(assigned: Tensor, targets: Tensor, num_classes: int, folds: int, groups: Tensor | None) -> None:
+    """Raise InputError if fewer than two classes are held out, or a fold is empty."""
+    sizes = count_labels(targets.numpy(), num_classes)
+    if groups is not None:
+        sizes = count_groups(targets.numpy(), groups.numpy(), num_classes)
+    unit = "training images" if groups is None else "groups of training images"
+    least = folds if targets.ndim == 2 and groups is None else 2
+    held_out = sum(count > 0 for count in count_labels(targets[assigned >= 0].numpy(), num_classes))
+    second, largest = sorted([0, 0, *sizes])[-2:]
+    if held_out < 2:
+        fewer = f"set --folds {min(second, folds - 1)} or fewer, or "
+        advice = f"{fewer if least == folds and second > 1 else ''}add images"
+        raise InputError(
+            f"{held_out} of {num_classes} classes have {least} {unit} or more, but at least 2 are needed to choose by: "
+            f"{advice}."
+        )
+    if largest < folds or len(set(assigned.tolist()) - {-1}) < folds:
+        advice = f"set --folds {min(largest, folds - 1)} or fewer, or add images"
+        raise InputError(f"no class has {folds} {unit}, one for each fold: {advice}.")
 
 
 @dataclass
 class Trial:
-    """Results of all candidates on held-out images, by fold and class."""
+    """Results of all candidates on held-out images, by class and fold, for J repeats of K folds."""
 
-    counts: Tensor  #: held-out images, int64 of shape (K, C)
-    measured: dict[Candidate, Tensor]  #: correct images, int64, or average precision, float64, of shape (K, C)
+    counts: Tensor  #: held-out images, int64 of shape (J K, C)
+    measured: dict[Candidate, Tensor]  #: correct images, int64, or average precision, float64, of shape (J K, C)
 
     def rates(self, candidate: Candidate) -> Tensor:
-        """Return accuracy, or average precision, by fold and class, float64 of shape (K, C)."""
+        """Return accuracy, or average precision, by fold and class, float64 of shape (J K, C)."""
         values = self.measured[candidate]
         return values if values.is_floating_point() else values.double() / self.counts
 
     def scores(self) -> dict[Candidate, list[float]]:
-        """Return the mean rate of each candidate in each fold, over the classes that every fold holds out."""
-        classes = (self.counts > 0).all(0)
-        return {candidate: self.rates(candidate)[:, classes].mean(1).tolist() for candidate in self.measured}
+        """Return the mean rate of each candidate in each fold, over the classes that are ever held out.
+
+        A class that some folds do not hold out counts more in the others, so that the mean over the folds is the mean
+        over the classes. The score of a single fold can then be above 1.
+        """
+        held_out = self.counts > 0
+        times = held_out.sum(0)
+        weights = held_out * len(held_out) / times.clamp(min=1) / (times > 0).sum()
+        return {c: (self.rates(c).where(held_out, 0.0) * weights).sum(1).tolist() for c in self.measured}
 
 
 def measure_all(
@@ -112,31 +131,57 @@ def measure_all(
     return measured
 
 
+def repeated_folds(
+    targets: Tensor,
+    num_classes: int,
+    folds: int,
+    seed: int,
+    groups: Tensor | None = None,
+    repeats: int = REPEATS,
+) -> Tensor:
+    """Return `stratified_folds` of J successive seeds, int64 of shape (J, N); raise InputError as they do."""
+    return torch.stack([stratified_folds(targets, num_classes, folds, seed + j, groups) for j in range(repeats)])
+
+
 def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]) -> Trial:
-    """Hold out each fold of `stratified_folds` once, solve all heads on the other images, and measure them on it."""
+    """Hold out each fold of `repeated_folds` once, solve all heads on the other images, and measure them on it."""
     # the basis of the features uses no targets, and may have seen the held-out images
-    number = int(folds.max()) + 1
+    splits = _splits(folds)
     counts, results = [], []
-    for k in progress(range(number), "Heads of folds", number):
-        held_out = data.select(folds == k)
-        counts.append(held_out.class_counts)
-        results.append(measure_all(data.select(folds != k), held_out, recipes, l2_strengths))
+    for held_out in progress(splits, "Heads of folds", len(splits)):
+        counts.append(data.select(held_out).class_counts)
+        results.append(measure_all(data.select(~held_out), data.select(held_out), recipes, l2_strengths))
     return Trial(torch.tensor(counts), {c: torch.stack([result[c] for result in results]) for c in results[0]})
 
 
-def held_out_logits(
-    data: FeatureSet, folds: Tensor, candidate: Candidate, l2_strengths: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Solve a candidate on all folds again; return held-out logits, (M, C), and targets, (M,) or (M, C)."""
+def _splits(folds: Tensor) -> list[Tensor]:
+    """Return the held-out images of each fold, bool of shape (N,), repeat by repeat."""
+    return [repeat == k for repeat in folds for k in range(int(repeat.max()) + 1)]
+
+
+class HeldOut(NamedTuple):
+    """Logits of held-out images: each image that a repeat of the folds holds out has a row for this repeat.
+
+    M is the number of these images times the number of repeats. The rows are sorted by repeat, then by fold.
+    """
+
+    logits: Tensor  #: shape (M, C), without the post-hoc adjustment of the loss
+    targets: Tensor  #: class indices, (M,), or multi-hot, (M, C)
+    rows: Tensor  #: index of the training image, int64 of shape (M,)
+
+
+def held_out_logits(data: FeatureSet, folds: Tensor, candidate: Candidate, l2_strengths: Sequence[float]) -> HeldOut:
+    """Solve a candidate on all folds of `repeated_folds` again, and return the logits of the held-out images."""
     path = [value for value in l2_strengths if value >= candidate.l2_strength]  # the larger ones are warm starts
-    logits, targets = [], []
-    for k in range(int(folds.max()) + 1):
-        train, held_out = data.select(folds != k), data.select(folds == k)
+    logits, rows = [], []
+    for held_out in _splits(folds):
+        train = data.select(~held_out)
         loss = candidate.recipe.make(train.class_counts, train.num_unlabelled)
         heads = solve_path(train, [loss], path, COMPARISON_TOLERANCE)[candidate.l2_strength]
-        logits.append(heads.logits(held_out.features)[0])
-        targets.append(held_out.targets)
-    return torch.cat(logits), torch.cat(targets)
+        logits.append(heads.logits(data.features[held_out])[0])
+        rows.append(held_out.nonzero()[:, 0])
+    index = torch.cat(rows)
+    return HeldOut(torch.cat(logits), data.targets[index], index)
 
 
 def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:
@@ -168,8 +213,10 @@ class Choice(NamedTuple):
     chosen: Candidate
     plain: Candidate  #: plain softmax, or sigmoid, at its best L2 strength
     gain: float  #: score of ``chosen`` minus score of ``plain``, in [-1, 1]
-    low: float  #: lower end of the 95 % interval of the gain (Student's t, paired by fold)
+    low: float  #: lower end of the 95 % interval of the gain, as if there had been no choice
     high: float  #: upper end of the interval
+    default: Candidate  #: chosen unless another candidate is better by more than one standard error
+    by_repeat: list[Candidate]  #: what each repeat of the folds alone chooses; empty without repeats
 
     @property
     def is_plain(self) -> bool:
@@ -177,21 +224,51 @@ class Choice(NamedTuple):
         return self.chosen.recipe == self.plain.recipe
 
 
-def choose(scores: Mapping[Candidate, Sequence[float]]) -> Choice:
-    """Choose the simplest recipe, at its best setting, among candidates within one standard error of the best.
+def choose(scores: Mapping[Candidate, Sequence[float]], repeats: int = REPEATS) -> Choice:
+    """Choose the default, unless another candidate is better by more than one standard error.
 
-    ``scores`` are in [0, 1], by fold, and have plain softmax or sigmoid. The standard error belongs to the difference,
-    paired by fold. A few folds of few images are a weak test: the gain over plain softmax need not be significant.
+    The default is balanced softmax (logit adjustment with tau = 1) at the L2 strength nearest to `DEFAULT_L2`; with
+    several labels an image, or without balanced softmax, it is the plain loss at its best L2 strength. Of several
+    better candidates, and if the default is worse than the plain loss, the candidate of the best mean is chosen.
+
+    ``scores`` are in [0, 1], by fold and repeat by repeat, and have plain softmax or sigmoid. The standard errors are
+    of paired differences, corrected for the overlap of the training images between folds (Nadeau and Bengio 2003).
     """
     means = {candidate: statistics.mean(values) for candidate, values in scores.items()}
-    best = max(means, key=lambda c: means[c])
-    near_best = []
-    for candidate, values in scores.items():
-        losses = [a - b for a, b in zip(scores[best], values, strict=True)]
-        if statistics.mean(losses) <= statistics.stdev(losses) / math.sqrt(len(losses)):
-            near_best.append(candidate)
-    chosen = min(near_best, key=lambda c: (c.recipe.complexity, -means[c]))
-    plain = max((c for c in means if c.recipe in (SOFTMAX, SIGMOID)), key=lambda c: means[c])
-    gains = [a - b for a, b in zip(scores[chosen], scores[plain], strict=True)]
-    gain, half = statistics.mean(gains), half_width(gains)
-    return Choice(chosen, plain, gain, gain - half, gain + half)
+    plain = _best(means, [c for c in means if c.recipe in (SOFTMAX, SIGMOID)])
+    default = min((c for c in means if c.recipe == BALANCED), key=_steps_from_default, default=plain)
+    overlap = 1 / (len(scores[plain]) // repeats - 1)  # held-out images per training image
+    better = []
+    for candidate in scores:
+        gain, error = _paired(scores[candidate], scores[default], overlap)
+        if gain > error + TIE:
+            better.append(candidate)
+    chosen = _best(means, better) if better else default
+    if means[chosen] < means[plain] - TIE:
+        chosen = _best(means, list(means))
+    gain, error = _paired(scores[chosen], scores[plain], overlap)
+    half = float(stats.t.ppf(0.975, len(scores[plain]) - 1)) * error
+    by_repeat = []
+    if repeats > 1:
+        size = len(scores[plain]) // repeats
+        for first in range(0, repeats * size, size):
+            part = {candidate: values[first : first + size] for candidate, values in scores.items()}
+            by_repeat.append(choose(part, repeats=1).chosen)
+    return Choice(chosen, plain, gain, gain - half, gain + half, default, by_repeat)
+
+
+def _best(means: Mapping[Candidate, float], among: Sequence[Candidate]) -> Candidate:
+    """Return the candidate of the largest mean; of equal ones the one of the largest L2 strength."""
+    highest = max(means[candidate] for candidate in among)
+    return max((c for c in among if means[c] >= highest - TIE), key=lambda c: c.l2_strength)
+
+
+def _steps_from_default(candidate: Candidate) -> float:
+    """Return how many times larger or smaller an L2 strength is than the default, as a logarithm."""
+    return abs(math.log(max(candidate.l2_strength, 1e-9) / DEFAULT_L2))
+
+
+def _paired(a: Sequence[float], b: Sequence[float], overlap: float) -> tuple[float, float]:
+    """Return the mean of the differences, and its corrected standard error."""
+    differences = [left - right for left, right in zip(a, b, strict=True)]
+    return statistics.mean(differences), statistics.stdev(differences) * math.sqrt(1 / len(differences) + overlap)

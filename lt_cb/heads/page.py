@@ -13,7 +13,7 @@ from lt_cb.lab.report.extra import altair as alt
 from lt_cb.lab.report.figures import Picture, encodings, faded, marks, number, specification, styles_of, tooltip
 from lt_cb.lab.report.page import page
 from lt_cb.lab.report.sections import Section
-from lt_cb.lab.report.tables import half_width, wilson
+from lt_cb.lab.report.tables import wilson
 from lt_cb.text import printable
 
 Scores = Mapping[Candidate, Sequence[float]]
@@ -59,13 +59,13 @@ def html(title: str, finding: str, tables: list[Section], scores: Scores, metric
     """Return a page that loads nothing: the finding, the tables, and a chart of mean scores by L2 strength."""
     values = []
     for (recipe, l2_strength), each in scores.items():
-        mean, half = 100 * statistics.mean(each), 100 * half_width(each) if len(each) > 1 else 0.0
         row = {"dataset": "", "method": str(recipe), "lambda": l2_strength}
-        values.append({**row, "value": round(mean, 3), "text": f"{mean:.1f} ± {half:.1f}"})
+        mean = 100 * statistics.mean(each)
+        values.append({**row, "value": round(mean, 3), "text": f"{mean:.1f}"})
     scale = alt.Scale(type="log" if min(candidate.l2_strength for candidate in scores) > 0 else "symlog")
     x, y = number(alt.X, "lambda", "L2 strength λ", scale=scale), number(alt.Y, "value", f"{metric} in %")
     _, color, shape = encodings(styles_of(str(candidate.recipe) for candidate in scores), values)
-    shown = tooltip(**{"method": "method", "lambda": "λ", "text": "%, mean and half of its 95 % interval"})
+    shown = tooltip(**{"method": "method", "lambda": "λ", "text": "%, mean"})
     layers = (
         marks().mark_line().encode(x, y, color, opacity=faded()),
         marks().mark_point(filled=True, size=70).encode(x, y, color, shape, opacity=faded(), tooltip=shown),

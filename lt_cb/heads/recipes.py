@@ -20,14 +20,6 @@ class Recipe(NamedTuple):
     options: tuple[tuple[str, float | str], ...] = ()  #: arguments besides class counts and weighting, name and value
     beta: float | None = None  #: beta of `EffectiveNumber`; None without class weights
 
-    @property
-    def complexity(self) -> int:
-        """0 for plain softmax or sigmoid, 1 for logit adjustment, 2 for class weights or focal loss, 3 for both."""
-        if self.loss == POST_HOC:
-            return 1
-        additions = (self.loss == "FocalLoss") + (self.beta is not None)
-        return additions + (additions > 0)
-
     def make(self, class_counts: Sequence[int], num_unlabelled: int = 0) -> Loss:
         """Return the loss for class counts of shape (C,), and a number of images without labels."""
         weighting = None if self.beta is None else EffectiveNumber(self.beta)
@@ -54,6 +46,7 @@ class Recipe(NamedTuple):
 
 
 SOFTMAX, SIGMOID = Recipe("SoftmaxLoss"), Recipe("SigmoidLoss")
+BALANCED = Recipe(POST_HOC, (("tau", 1.0),))  # the head of balanced softmax
 
 
 class Candidate(NamedTuple):
@@ -65,6 +58,12 @@ class Candidate(NamedTuple):
     def __str__(self) -> str:
         """Return a name such as ``softmax, λ 0.01``."""
         return f"{self.recipe}, λ {self.l2_strength:g}"
+
+
+def settings_of(recipe: Recipe) -> dict[str, float]:
+    """Return the numbers of a recipe by name: ``tau``, ``gamma``, ``beta``."""
+    options = {name: value for name, value in recipe.options if not isinstance(value, str)}
+    return options if recipe.beta is None else {**options, "beta": recipe.beta}
 
 
 def make_recipes(

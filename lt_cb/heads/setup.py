@@ -20,9 +20,9 @@ from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 
-LAMBDAS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0003)
-BETAS = (0.9, 0.99, 0.999, 0.9999)
-GAMMAS = (1.0,)
+LAMBDAS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+BETAS = (0.999, 0.9999)
+GAMMAS: tuple[float, ...] = ()
 TAUS = (0.5, 1.0, 1.5)
 GRID: Options = {
     "folds": (int, 5, "Folds of the training images, at least 2."),

@@ -1,6 +1,7 @@
 """Linear heads: many at once, each with its own loss, solved to convergence by L-BFGS."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,6 +18,18 @@ SUFFICIENT = 1e-4  # Armijo condition: the share of the predicted decrease that 
 BLOCK_ROWS = 4096  # images in a block, which stays in the processor's cache between two products
 MAX_COLUMNS = 4096  # logits of an image, over all heads that are solved together; bounds the memory
 MAX_ROUNDS = 1000
+MAX_SINGLE = 2**21  # features, all images together, that one thread solves in seconds
+
+
+@contextmanager
+def one_thread_if_small(features: Tensor) -> Iterator[None]:
+    """Use one thread for few features: more would wait for each other, and change the rounding."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if features.numel() <= MAX_SINGLE else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -38,6 +51,7 @@ class Basis:
 
         Raise InputError if a feature is not finite, or all are constant.
         """
+        _check_finite(features)
         width = features.shape[1]
         total, products = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
         for block in torch.split(features, BLOCK_ROWS):
@@ -48,7 +62,7 @@ class Basis:
             products = products + (centred.T @ centred).double()
         covariance = products / len(features)
         if not covariance.isfinite().all():
-            raise InputError("features are not finite: the backbone yields NaN or infinite values, choose another.")
+            raise InputError("features are too large to be squared in float32: choose another backbone.")
         scale = covariance.diagonal().sqrt()
         varies = scale > 1e-6 * mean.abs().clamp(min=1e-6)
         if not varies.any():
@@ -69,6 +83,17 @@ class Basis:
         """Return weight, (C, D), and bias, (C,), of the same head for features as the backbone yields them."""
         weight = (weight.double() @ self.axes.double().T) / self.scale.double()
         return weight.float(), (bias.double() - weight @ self.mean.double()).float()
+
+
+def _check_finite(features: Tensor) -> None:
+    """Raise InputError if features, floating of shape (N, D), are NaN or infinite."""
+    for name, found in (("NaN", torch.isnan), ("infinite", torch.isinf)):
+        images = torch.cat([found(block).any(1) for block in torch.split(features, BLOCK_ROWS)])
+        if images.any():
+            raise InputError(
+                f"the features of {int(images.sum())} of {len(features)} images are {name}: check the backbone's "
+                "weights, set --trainer.precision 32-true, or choose another backbone."
+            )
 
 
 @dataclass

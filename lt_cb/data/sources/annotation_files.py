@@ -121,11 +121,12 @@ def _without_split(base: Path, file: Path) -> str:
 
 
 def place_of_images(folder: Path, annotations: Path, split: Split, images: Sequence[str]) -> str:
-    """Return where in a folder the file names start, judging by some of the images."""
+    """Return where in a folder the file names start, judging by some of the images: a usual place, or a subfolder."""
     stem = annotations.stem.removeprefix("instances_")
     names = (stem, stem.rstrip("0123456789"), *WORDS[split])
     places = ["", *(place for name in names for place in (name, f"images/{name}")), "images"]
     if annotations.is_relative_to(folder):
         places.append(str(annotations.parent.relative_to(folder)))
+    places += sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     some = images[:: max(1, len(images) // 4)]
     return next((place for place in places if any((folder / place / image).is_file() for image in some)), "")

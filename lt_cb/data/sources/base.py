@@ -151,8 +151,11 @@ class FileSource(Source):
         """Return full paths, shape (N,), and their labels, after checking that all files exist."""
         paths, labels = self.listing(split)[:2]
         check_files(self.folder, paths, self.place_option)
+        return self._full(paths), labels
+
+    def _full(self, paths: Paths) -> Paths:
         folder = os.fsencode(self.folder)
-        return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes), labels  # keeps absolute paths
+        return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes)  # keeps absolute paths
 
     def hold_out_test(self, undivided: Listing, share: float = TEST_SHARE) -> None:
         """Divide the images of a data set without test images; see ``draw_test``."""
@@ -176,10 +179,11 @@ class FileSource(Source):
             )
 
     def skip_unreadable(self) -> dict[Split, int]:
-        """Remove unreadable files from the listings, warn of them, and return their number in each split."""
+        """Remove unreadable and missing files from the listings, warn, and return their number in each split."""
         skipped: dict[Split, list[Path]] = {}
         for split in self.splits:
-            listing, files = self.listing(split), as_paths(self.files(split)[0])
+            listing = self.listing(split)
+            files = as_paths(self._full(listing.paths))
             rows = find_unreadable(files, self.view, f"Checking {split} images")
             if len(rows) == len(files):
                 raise DataError(f"no {split} image can be read: replace the files, or remove the split.")

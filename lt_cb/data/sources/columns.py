@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
+from lt_cb.data.sources.image_files import names_file
 from lt_cb.data.sources.listing import SPLITS, Split
 from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.tested import is_test_only
@@ -88,7 +89,7 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
     elif group:
         group = match_columns(file, columns, [group], "group_column")[0]
     split = split or first_column(columns, ["split"]) or _guess_split(columns, {path, label, group, *named})
-    path = path or _guess_path(columns, {split, label, group, *named}) or first_column(columns, PATHS[:1])
+    path = path or _guess_path(file, columns, {split, label, group, *named}) or first_column(columns, PATHS[:1])
     if group and label is None and not named and _plain(group) in LABELS[:2]:
         label = group  # refused: no other column may be read instead
     _check_purposes(file, {"path": path, "split": split, "label": label, "group": group}, named)
@@ -101,6 +102,8 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
         given = enumerate_names(list(columns)) or "none"
         lacks = "path" if path is None else "label"
         remedy = f"If a column has another name, give it: {OPTION}{lacks}_column NAME."
+        if path is None:
+            remedy = f"{remedy[:-1]}, and {OPTION}label_column NAME."
         if len(columns) < 2:
             remedy = "Add the labels." if path else "Separate the columns by commas, semicolons or tabs."
         raise InputError(
@@ -196,9 +199,10 @@ def match_columns(file: Path, columns: Columns, names: Sequence[str], option: st
     return [column for column in found if column is not None]
 
 
-def _guess_path(columns: Columns, taken: set[str | None]) -> str | None:
-    """Return the column with a usual name, or else the first one whose first cell ends like an image file."""
-    files = (name for name in columns if name not in taken and IMAGE.search(str(next(iter(columns[name]), "")).strip()))
+def _guess_path(file: Path, columns: Columns, taken: set[str | None]) -> str | None:
+    """Return the column with a usual name, or else the first one whose first cell names or ends like an image file."""
+    cells = {name: str(next(iter(columns[name]), "")).strip() for name in columns if name not in taken}
+    files = (name for name, cell in cells.items() if IMAGE.search(cell) or names_file(file.parent, cell))
     return first_column(columns, PATHS, taken) or next(files, None) or first_column(columns, ["id"], taken)
 
 

@@ -1,5 +1,6 @@
 """Find the image files that a table names: their folder, their extension, and slashes for back-slashes."""
 
+import filecmp
 import os
 import re
 from collections.abc import Sequence
@@ -54,6 +55,14 @@ def _refuse_several_endings(folders: Sequence[Path], path: str) -> None:
             )
 
 
+def names_file(folder: Path, path: str) -> bool:
+    """Return whether a text is the path of an image file in a folder, with or without the extension."""
+    try:
+        return bool(path) and (folder / _complete(folder, [path])[0]).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _exist(folder: Path, paths: Sequence[str]) -> bool:
     return any(os.path.lexists(folder / path) for path in paths[:NUM_TRIED])
 
@@ -70,7 +79,7 @@ def _search(folder: Path, paths: list[str]) -> list[str]:
             if ending.lower() in ENDINGS:
                 for key in {name, stem}:
                     places.setdefault(key, []).append(os.path.join(os.path.relpath(place, folder), name))
-    several = [path for path in paths if len(places.get(path, ())) > 1]
+    several = [path for path in paths if _differ(folder, places.get(path, ()))]
     if several:
         found = enumerate_names(places[several[0]])
         raise InputError(f"image '{several[0]}' is in several places, {found}: set --data.source.image_folder to one.")
@@ -78,6 +87,11 @@ def _search(folder: Path, paths: list[str]) -> list[str]:
         used = sorted({os.path.dirname(places[path][0]) for path in paths if path in places})
         rank_zero_info(f"images are found in folders below '{folder}': {enumerate_names(used)}.")
     return [places[path][0] if path in places else path for path in paths]
+
+
+def _differ(folder: Path, places: Sequence[str]) -> bool:
+    """Return whether files have different content."""
+    return any(not filecmp.cmp(folder / places[0], folder / place) for place in places[1:])
 
 
 def _complete(folder: Path, paths: Sequence[str]) -> list[str]:

@@ -118,6 +118,8 @@ def by_column(tables: TableFiles, columns: Columns, names: Sequence[str], option
     labels = np.zeros((len(columns[names[0]]), len(names)), np.int8)
     found: set[str] = set()
     wrong: dict[str, str] = {}  # a cell of each column that has other values
+    numbers: dict[str, int] = {}  # of their different values
+    empty: set[str] = set()
     for c, name in enumerate(names):
         cells = columns[name] if list not in set(map(type, columns[name])) else as_texts(columns[name])
         text_of = {cell: as_text(cell).lower() for cell in set(cells)}
@@ -125,25 +127,32 @@ def by_column(tables: TableFiles, columns: Columns, names: Sequence[str], option
         if others := {cell for cell, text in text_of.items() if text not in CELLS}:
             row = next(row for row, cell in enumerate(cells) if cell in others)
             wrong[name] = f"'{cells[row]}' in {tables.row(row)}"
+            numbers[name] = len(text_of)
         else:
+            if {*text_of.values()} <= BLANKS:
+                empty.add(name)
             value_of = {cell: values[text] for cell, text in text_of.items()}
             labels[:, c] = np.fromiter(map(value_of.__getitem__, cells), np.int8, len(cells))
     if wrong:
-        right = [name for name in names if name not in wrong and not FACTS.fullmatch(name)]
-        raise InputError(_no_labels(tables, wrong, right, options))
+        right = [name for name in names if name not in {*wrong, *empty} and not FACTS.fullmatch(name)]
+        classes = [f"'{name}' ({n} values)" for name, n in numbers.items() if 1 < n <= max(2, len(labels) // 4)]
+        raise InputError(_no_labels(tables, wrong, right, classes, options))
     if options.blank is None and not any(CELLS[text] == 0 for text in found):
         _read_as_no(tables, labels, found)
     return labels
 
 
-def _no_labels(tables: TableFiles, wrong: dict[str, str], right: Sequence[str], options: TableOptions) -> str:
+def _no_labels(
+    tables: TableFiles, wrong: dict[str, str], right: Sequence[str], classes: Sequence[str], options: TableOptions
+) -> str:
     """Return the message on columns that have other values than 1 and 0."""
     name, cell = next(iter(wrong.items()))
     some = f"column '{name}' of '{tables}' has {cell}, but a label column has 1, 0, or empty for unknown."
     if options.label_columns is not None:
         return f"{some} Leave it out of label_columns."
     others = f" Nor are {enumerate_names(list(wrong)[1:])} labels." if len(wrong) > 1 else ""
-    by_names = f"the column of class names by {OPTION}label_column NAME."
+    such = f", such as {' or '.join(classes[:3])}" if classes else ""
+    by_names = f"the column of class names by {OPTION}label_column NAME{such}."
     if not right:
         return f"{some}{others} Name {by_names}"
     return f"{some}{others} Name the label columns by {OPTION}label_columns '{as_option(right)}', or {by_names}"

@@ -99,7 +99,8 @@ def data_folder(root: str) -> Path:
     folder = Path(os.path.expanduser(root))
     if not folder.is_dir():
         problem = f"'{root}' is a file, not a folder" if folder.exists() else f"there is no folder '{root}'"
-        raise InputError(f"{problem}: set --data.root to the folder of the data.")
+        table = " Read a table by --config configs/own_table.yaml." if folder.exists() else ""
+        raise InputError(f"{problem}: set --data.root to the folder of the data.{table}")
     return folder
 
 
@@ -183,5 +184,5 @@ def check_files(folder: Path, paths: Paths, option: str = "--data.root") -> None
     if missing:
         raise DataError(
             f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set {option} "
-            "to where they are."
+            "to where they are, or leave them out by --data.on_unreadable skip."
         )

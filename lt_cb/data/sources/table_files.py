@@ -20,7 +20,8 @@ from lt_cb.errors import InputError, enumerate_names
 ENDINGS = (".csv", ".tsv", ".parquet", *JSON_LINES)
 IN_SPLIT_FOLDERS = ("metadata", "_classes")  # of Hugging Face's imagefolder, of Roboflow
 NO_CLASS = re.compile(  # folders of images that are no classes
-    r"(train|test|val|valid)[\W_].*|(.*[\W_])?(images?|imgs?|masks?|jpe?gs?|pngs?|photos?)[\W_]?\d*", re.IGNORECASE
+    r"(train|test|val|valid)[\W_].*|(.*[\W_])?(images?|imgs?|masks?|jpe?gs?|pngs?|photos?)([\W_]?part)?[\W_]?\d*",
+    re.IGNORECASE,
 )
 IGNORED = re.compile(r"sample_?submission", re.IGNORECASE)  # of Kaggle: made-up labels
 
@@ -139,16 +140,22 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
 
 
 def refuse_table_without_classes(root: Path) -> None:
-    """Raise if a folder has a table instead of the folders of classes."""
+    """Raise if a folder has a table or annotations instead of the folders of classes; say if it has a table too."""
     tables = list(_of_splits(root).values()) or _tables_in(root)
-    if not tables and any(root.glob("*.json")) and not _has_classes(root):
+    has_classes = _has_classes(root)
+    if not tables and not has_classes and any(root.glob("*.json")):
         raise InputError(
             f"'{root}' has no folders of classes, but JSON: if it has annotations in COCO's format, --data.source COCO."
         )
-    if tables and not _has_classes(root):
+    if tables and not has_classes:
         raise InputError(
             f"'{root}' has no folders of classes, but a table, '{tables[0].relative_to(root)}': read it by --config "
             "configs/own_table.yaml instead, or --data.source Manifest."
+        )
+    if tables:
+        rank_zero_info(
+            f"'{root}' has folders of classes and a table, '{tables[0].relative_to(root)}': the folders are read. For "
+            f"the table: --config configs/own_table.yaml --data.root '{tables[0]}'."
         )
 
 
