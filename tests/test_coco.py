@@ -346,13 +346,3 @@ def test_repeated_images_raise(tmp_path: Path) -> None:
         ValueError, match=r"1 images of .* have more than one split: 'train/a/3_0.jpg': keep each image"
     ):
         COCO(str(tmp_path))
-
-
-def test_an_image_of_two_entries_is_used_once(tmp_path: Path) -> None:
-    """No split can divide it."""
-    write(tmp_path / "train.json", {**TRAIN, "x/./a.jpg": [3], "x/a.jpg": [7]})
-    with pytest.warns(UserWarning, match="1 images of .* are listed more than once for train: each is used once"):
-        whole = COCO(str(tmp_path), task="several").undivided
-    assert whole is not None
-    assert whole.labels.sum(0).tolist() == [5, 3, 1]
-    assert len(whole.paths) == len(TRAIN) + 1

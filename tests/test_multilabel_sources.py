@@ -97,6 +97,15 @@ class TestCOCO:
             annotate(tmp_path / f"{split}.json", TEST, {3: "cat", 7: "cat", 90: "eel"})
         assert COCO(str(tmp_path)).class_names == ["cat (3)", "cat (7)", "eel (90)"]
 
+    def test_an_image_of_two_entries_is_used_once(self, tmp_path: Path) -> None:
+        """No split can divide it."""
+        annotate(tmp_path / "train.json", {**TRAIN, "./a.png": [7]})
+        with pytest.warns(UserWarning, match=r"1 images of .* are listed more than once for train: each is used once"):
+            whole = COCO(str(tmp_path), task="several").undivided
+        assert whole is not None
+        assert (whole.paths.tolist()[0], whole.labels.tolist()[0]) == (b"a.png", [1, 1, 1])
+        assert len(whole.paths) == len(TRAIN)
+
     def test_wrong_annotations_raise(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="has no annotations of split train: it needs annotations/instances_"):
             COCO(str(tmp_path))

@@ -254,6 +254,8 @@ def test_nan_as_text_is_empty(table: Table) -> None:
 def test_one_column_is_no_table(table: Table) -> None:
     with pytest.raises(ValueError, match="Separate the columns by commas"):
         Manifest(table("path|label\n0.png|a\n"))
+    with pytest.raises(ValueError, match=r"a column for each label\. Add the labels\."):
+        Manifest(table("path\n0.png\n"))
 
 
 def test_one_class_raises(table: Table) -> None:

@@ -105,7 +105,7 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
         if path is None:
             remedy = f"{remedy[:-1]}, and {OPTION}label_column NAME."
         if len(columns) < 2:
-            remedy = "Separate the columns by commas, semicolons or tabs."
+            remedy = "Add the labels." if path else "Separate the columns by commas, semicolons or tabs."
         raise InputError(
             f"'{file}' has columns {given}, but must have path and label, or for several an image labels or a column "
             f"for each label. {remedy}"
