@@ -17,13 +17,14 @@ def held_out_scores(true: Tensor, targets: Tensor, num_classes: int, repeats: in
     """Return what a checkpoint keeps: for each class the posterior of the true class of its held-out images, sorted.
 
     Args:
-        true: posterior of the true class (`lt_cb.losses.prior.balanced_posterior`) of held-out images, shape (N,).
+        true: posterior of the true class (``lt_cb.losses.prior.balanced_posterior``) of held-out images, shape (N,).
         targets: class indices, int64 of shape (N,).
         num_classes: C.
         repeats: how often each image was held out, by heads of other folds.
 
     Returns:
-        C tensors, float32: a score for each image of the class, or `MAX_KEPT` evenly spaced quantiles of more images.
+        A list of C tensors (float32) with a score for each image of the class, or ``MAX_KEPT`` evenly spaced quantiles
+        of more images.
     """
     kept = []
     for label in range(num_classes):

@@ -33,7 +33,7 @@ class Familiarity:
 
         Args:
             features: inputs of the last layer, shape (B, D).
-            posterior: `lt_cb.losses.prior.balanced_posterior`, shape (B, C).
+            posterior: ``lt_cb.losses.prior.balanced_posterior``, shape (B, C).
         """
         spot = self.project(features)
         mean_rank = self.mean_rank(posterior.max(1).values, nearest(spot, self.means.to(spot)))
@@ -85,7 +85,7 @@ def share_below(quantiles: Tensor, values: Tensor) -> Tensor:
 
 
 def quantiles_of(values: Tensor, targets: Tensor) -> Tensor:
-    """Return `POINTS` evenly spaced quantiles of values, shape (N,), whose classes have equal weights."""
+    """Return ``POINTS`` evenly spaced quantiles of values, shape (N,), whose classes have equal weights."""
     weights = (1.0 / targets.bincount().double())[targets]
     ordered, order = values.sort()
     share = weights[order].cumsum(0) / weights.sum()

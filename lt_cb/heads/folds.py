@@ -227,7 +227,7 @@ class Choice(NamedTuple):
 def choose(scores: Mapping[Candidate, Sequence[float]], repeats: int = REPEATS) -> Choice:
     """Choose the default, unless another candidate is better by more than one standard error.
 
-    The default is balanced softmax (logit adjustment with tau = 1) at the L2 strength nearest to `DEFAULT_L2`; with
+    The default is balanced softmax (logit adjustment with tau = 1) at the L2 strength nearest to ``DEFAULT_L2``; with
     several labels an image, or without balanced softmax, it is the plain loss at its best L2 strength. Of several
     better candidates, and if the default is worse than the plain loss, the candidate of the best mean is chosen.
 

@@ -33,7 +33,7 @@ def mean_by_image(posterior: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 def suspects(posterior: Tensor, targets: Tensor, rows: Tensor) -> list[Suspect]:
     """Return the images whose most probable class is not their label, the least probable labels first.
 
-    The posterior is balanced (`lt_cb.losses.prior.balanced_posterior`). The plain posterior of the label, known as
+    The posterior is balanced (``lt_cb.losses.prior.balanced_posterior``). The plain posterior of the label, known as
     self-confidence (Northcutt et al. 2021), is low for clean images of rare classes too, so that they would come first.
 
     Args:
