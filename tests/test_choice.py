@@ -7,7 +7,7 @@ from scipy import stats
 
 from lt_cb.heads.folds import Choice, choose
 from lt_cb.heads.recipes import Candidate, make_recipes
-from lt_cb.heads.recommend import _finding
+from lt_cb.heads.recommend import _notes, _result
 
 PLAIN, BALANCED_SOFTMAX, WEIGHTED = make_recipes([0.9], [], [1.0])
 
@@ -70,33 +70,47 @@ def test_choice_follows_its_rule(seed: int, repeats: int, folds: int) -> None:
     assert len(choice.by_repeat) == (repeats if repeats > 1 else 0)
 
 
-def test_finding_is_honest() -> None:
+def test_words_of_the_choice_are_honest() -> None:
     grid = [Candidate(recipe, v) for recipe in make_recipes([0.9, 0.99], [], [0.5, 1.0, 1.5]) for v in (1.0, 0.3, 0.1)]
     plain, default = grid[1], Candidate(BALANCED_SOFTMAX, 0.3)
     ends = Candidate(grid[9].recipe, 1.0)
 
-    def finding(chosen: Candidate, low: float, by_repeat: list[Candidate], ignored: list[str] | None = None) -> str:
-        gain = 0.0 if chosen == plain else 0.05
-        return _finding(
-            Choice(chosen, plain, gain, low, 0.1, default, by_repeat), grid, ignored or [], "one training image"
-        )
+    def words(
+        chosen: Candidate, low: float, by_repeat: list[Candidate], best: Candidate, ignored: str = ""
+    ) -> list[str]:
+        choice = Choice(chosen, plain, 0.0 if chosen == plain else 0.05, low, 0.1, default, by_repeat)
+        scores = {candidate: [0.6, 0.64] if candidate in (chosen, best) else [0.5, 0.5] for candidate in grid}
+        if best != chosen:
+            scores[best] = [0.63, 0.64]
+        notes = _notes(choice, scores, [ignored] * bool(ignored), "one training image")
+        return [_result(choice, 0.62, "balanced accuracy"), *notes]
 
-    assert finding(default, 0.012, [default] * 3) == (
-        "Chosen: logit adjustment τ 1, λ 0.3. It is the default: nothing else is better by more than one standard "
-        "error. On held-out images it is 5.0 points better than plain softmax at its best λ, 0.3 (95 % interval 1.2 to "
-        "10.0). The interval is a little too good, because the choice was made on the same images. 3 of 3 repeats of "
-        "the folds choose it."
+    too_good = "The interval is a little too good, because the choice was made on the same images."
+    assert words(default, 0.012, [default] * 3, default) == [
+        "Chosen: logit adjustment τ 1, λ 0.3, with 62.0 % balanced accuracy on held-out images, 5.0 points better than "
+        "plain softmax at its best λ, 0.3 (95 % interval 1.2 to 10.0).",
+        "It is the default, and nothing else has a higher score.",
+        too_good,
+        "3 of 3 repeats of the folds choose it.",
+    ]
+    assert words(default, 0.012, [default] * 3, ends)[1] == (
+        "logit adjustment τ 1.5, λ 1 has 63.5 %, but is not better than the default by one standard error. So the "
+        "default is kept."
     )
-    assert finding(ends, -0.02, [default, ends, ends], ["owl"]) == (
-        "Chosen: logit adjustment τ 1.5, λ 1. Not shown to help: on held-out images it is 5.0 points better than plain "
-        "softmax at its best λ, 0.3, but this may be chance (95 % interval -2.0 to 10.0). The interval is a little too "
-        "good, because the choice was made on the same images. 2 of 3 repeats of the folds choose it; with other folds "
-        "the choice is logit adjustment τ 1, λ 0.3. λ 1 is the largest of the grid: try larger ones too (--lambdas). "
-        "tau 1.5 is the largest of the grid: try larger ones too (--taus). The choice ignores 'owl': a class of "
-        "one training image is never held out."
-    )
-    assert finding(plain, 0.0, [plain, default, ends]) == (
-        "Chosen: softmax, λ 0.3. Weighting is not shown to help: nothing else is better by more than one standard "
-        "error. 1 of 3 repeats of the folds choose it; with other folds the choice is logit adjustment τ 1, λ 0.3 or "
-        "logit adjustment τ 1.5, λ 1."
-    )
+    assert words(ends, -0.02, [default, ends, ends], plain, "owl") == [
+        "Chosen: logit adjustment τ 1.5, λ 1, with 62.0 % balanced accuracy on held-out images; not shown to help: it "
+        "is 5.0 points better than plain softmax at its best λ, 0.3, but this may be chance (95 % interval -2.0 to "
+        "10.0).",
+        "softmax, λ 0.3 has 63.5 %, but is not better than the default, logit adjustment τ 1, λ 0.3, by one standard "
+        "error.",
+        too_good,
+        "2 of 3 repeats of the folds choose it; with other folds the choice is logit adjustment τ 1, λ 0.3.",
+        "λ 1 is the largest of the grid: try larger ones too (--lambdas).",
+        "tau 1.5 is the largest of the grid: try larger ones too (--taus).",
+        "The choice ignores 'owl': a class of one training image is never held out.",
+    ]
+    assert words(plain, 0.0, [plain, default, ends], plain) == [
+        "Chosen: softmax, λ 0.3, with 62.0 % balanced accuracy on held-out images; weighting is not shown to help.",
+        "1 of 3 repeats of the folds choose it; with other folds the choice is logit adjustment τ 1, λ 0.3 or "
+        "logit adjustment τ 1.5, λ 1.",
+    ]

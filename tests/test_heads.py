@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -344,14 +345,14 @@ def photos(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for split, counts in (("train", (30, 12, 8, 1)), ("test", (5, 5, 5, 5))):
         for label, count in enumerate(counts):
-            folder = tmp_path / "photos" / split / "abcd"[label]
+            folder = tmp_path / "my photos" / split / "abcd"[label]
             folder.mkdir(parents=True)
             for i in range(count):
                 pixels = np.full((10, 10, 3), 40, np.uint8) + rng.integers(0, 60, (10, 10, 3), dtype=np.uint8)
                 pixels[..., : label if label < 3 else 1] += 100
                 pixels[:4] += 50 * (label == 3)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "photos"
+    return tmp_path / "my photos"
 
 
 @pytest.fixture
@@ -370,18 +371,35 @@ def run_command(photos: Path, tmp_path: Path) -> Callable[..., RunDir]:
 
 
 def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
-    photos: Path, run_command: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+    photos: Path, run_command: Callable[..., RunDir], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = run_command("recommend", "--lambdas=[0.1, 0.001]")
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "Chosen: " in printed
+    out = capsys.readouterr().out
+    printed = " ".join(out.split())
     assert "The choice ignores 'd': a class of one training image is never held out." in printed
     result = run.read_result()
     assert result.class_counts == [30, 12, 8, 1]
     assert result.scores[:3] == [1.0, 1.0, 1.0]
     page = run.recommendation_page.read_text()
-    assert "Chosen: " in page.partition("<table>")[0]
-    assert all(f"<td>{name}</td><td>{images}</td>" in page for name, images in (("a", 30), ("b", 12), ("c", 8)))
+    *_, result_line, next_line = out.splitlines()
+    assert f'<p class="finding">{result_line}</p>' in page
+    assert result_line.startswith("Chosen: ")
+    assert re.findall(r"<td>([abcd])</td><td>(\d+)</td>", page)[:4] == [
+        ("d", "1"),
+        ("c", "8"),
+        ("b", "12"),
+        ("a", "30"),
+    ]
+    assert f"<h1>Recommendation: {photos}, resnet20</h1>" in page
+    titles = ["Accuracy of the classes", "Prediction sets", "Unknown images", "Balanced accuracy by"]
+    order = [page.find(f"<h2>{title}") for title in titles]
+    assert sorted(order) == order
+    assert out.count("✓") == 2  # in the table, and in the words below it
+    command = shlex.split(next_line.removeprefix("Next: "))
+    main(command[command.index("predict") :])
+    (made,) = tmp_path.glob("runs/run/*/predictions.csv")
+    assert len(made.read_text().splitlines()) == 1 + 20
+    made.unlink()
     assert len(json.loads(run.recommendation.read_text())["balanced_accuracy_by_fold"]) == 2 * 6
 
     checkpoint = f"--ckpt_path={run.checkpoint}"
@@ -400,7 +418,6 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     assert result.set_coverage == pytest.approx(covered)
     assert result.set_size == pytest.approx([np.mean([len(held) for held in sets[name]]) for name in "abcd"])
     assert result.metrics["test/coverage"] == pytest.approx(np.mean(covered), abs=1e-6)
-    assert "<h2>Prediction sets</h2>" in page
     assert run_command("recommend", checkpoint, "--lambdas=[0.1]").recommendation.is_file()
 
 
@@ -534,8 +551,8 @@ def test_constant_features_are_refused(raw: Raw) -> None:
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["[/x]", "[red]", ":cat:", "\x1b[31mred", "two\nlines", "**"]
-    table = page.accuracy_table(names, {"[/bold] of [b]": torch.ones(6).long()}, [2] * 6, "[/i] note")
-    page.show([table], f"Chosen: {names}, {names[3]}, {names[4]}.")
+    table = page.accuracy_table(names, [2] * 6, [2] * 6, {"[/bold] of [b]": torch.ones(6).long()}, "[/i] note")
+    page.show([table], [f"Chosen: {names}, {names[3]}, {names[4]}."])
     printed = capsys.readouterr().out
     for text in ("[/x]", "[red]", ":cat:", r"\x1b[31mred", r"two\nlines", " ** ", "[/bold] of [b]", "[/i] note"):
         assert text in printed

@@ -71,6 +71,7 @@ class CommandLine(LightningCLI):
             override them, as flags and environment variables do. Unused with ``--ckpt_path``.
 
     Attributes:
+        words: the words behind the command, after those of environment variables.
         config: the parsed options.
         checkpoint: content of ``--ckpt_path``, None without.
         trained: configuration of the checkpoint's run.
@@ -91,7 +92,8 @@ class CommandLine(LightningCLI):
         self.command, self._options, self._defaults = command, options or {}, defaults
         self._groups = ("trainer", "model", "data") if "data" in uses else ("trainer", "model")
         self.data: LongTailedDataModule | None = None
-        words = class_options([*environment(), *(joined(words) if "images" in self._options else words)])
+        self.words = [*environment(), *(joined(words) if "images" in self._options else words)]
+        words = class_options(self.words)
         self._first = first_look(words)
         self.checkpoint: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}

@@ -3,6 +3,9 @@
 import argparse
 import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -92,6 +95,17 @@ def environment() -> Iterator[str]:
     for name in sorted(os.environ):
         if is_option(name):
             yield f"--{name.removeprefix(ENVIRONMENT).lower().replace('__', '.')}={os.environ[name]}"
+
+
+def shell_command(*words: str) -> str:
+    """Return a line that starts lt-cb with words in a shell, as this process was started."""
+    program, path = Path(sys.executable).with_name("lt-cb"), os.environ.get("PYTHONPATH")
+    start = [str(program)] if program.exists() else [sys.executable, "-m", "lt_cb"]
+    if "UV_RUN_RECURSION_DEPTH" in os.environ:
+        start = ["uv", "run", "lt-cb"]
+    elif shutil.which("lt-cb") == str(program):
+        start = ["lt-cb"]
+    return ("" if not path else f"PYTHONPATH={shlex.quote(path)} ") + shlex.join([*start, *words])
 
 
 def joined(words: Sequence[str], option: str = "--images") -> list[str]:

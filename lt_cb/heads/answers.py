@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lt_cb.callbacks.result import set_note
 from lt_cb.data import LongTailedDataModule
 from lt_cb.heads.folds import HeldOut, splits_of, temperature_scaled
-from lt_cb.heads.gallery import gallery, image_names, thumbnails
+from lt_cb.heads.gallery import image_names
 from lt_cb.heads.solve import Basis
 from lt_cb.heads.suspects import Suspect, mean_by_image, suspect_table, suspects
 from lt_cb.lab.report.sections import Section
@@ -24,7 +24,6 @@ from lt_cb.sets import held_out_scores
 from lt_cb.unknown import Familiarity, class_means, nearest, quantiles_of
 
 MAX_AXES = 256  # of the distance; further axes are mostly noise, and would enlarge the checkpoint
-MAX_SHOWN = 24  # suspects in the gallery
 
 
 class Answers(NamedTuple):
@@ -32,6 +31,7 @@ class Answers(NamedTuple):
 
     set_scores: list[Tensor]  #: see `lt_cb.sets.held_out_scores`
     suspects: list[Suspect]  #: training images whose label looks wrong, the least probable labels first
+    confusions: list[Suspect]  #: images that the head takes for another class, the most confident ones first
     familiarity: Familiarity  #: how familiar the known classes look
 
 
@@ -48,13 +48,16 @@ def answers(
         temperature: temperature to divide the logits by.
         folds: folds of `repeated_folds`, int64 of shape (J, N).
     """
-    posterior = balanced_posterior(loss, temperature_scaled(loss, held_out.logits, temperature).double())
+    logits = temperature_scaled(loss, held_out.logits, temperature).double()
+    posterior = balanced_posterior(loss, logits)
     true = posterior.gather(1, held_out.targets[:, None])[:, 0]
     scores = held_out_scores(true, held_out.targets, posterior.shape[1], len(folds))
     mean, rows = mean_by_image(posterior, held_out.rows)
-    return Answers(
-        scores, suspects(mean, targets[rows], rows), fit_familiarity(features, targets, posterior.max(1).values, folds)
-    )
+    predicted, _ = mean_by_image(loss.probabilities(logits), held_out.rows)
+    confusions = suspects(predicted, targets[rows], rows)
+    confusions.sort(key=lambda image: image.likely_posterior, reverse=True)
+    familiarity = fit_familiarity(features, targets, posterior.max(1).values, folds)
+    return Answers(scores, suspects(mean, targets[rows], rows), confusions, familiarity)
 
 
 def fit_familiarity(features: Tensor, targets: Tensor, highest: Tensor, folds: Tensor) -> Familiarity:
@@ -97,21 +100,6 @@ def write_suspects(run: RunDir, found: list[Suspect], data: LongTailedDataModule
     """Write ``suspects.csv``."""
     with whole_file(run.suspects) as stream:
         csv.writer(stream).writerows(suspect_table(found, image_names(data, "train"), data.class_names))
-
-
-def suspect_gallery(found: list[Suspect], data: LongTailedDataModule) -> str:
-    """Return the first suspects as thumbnails, as HTML; nothing without suspects."""
-    if not found:
-        return ""
-    first = found[:MAX_SHOWN]
-    uris = thumbnails(data, "train", [image.row for image in first])
-    names = data.class_names
-    captions = [f"{names[image.label]}, or {names[image.likely]}?" for image in first]
-    words = (
-        f"For {len(found)} held-out training images another class is more probable than their label. The least "
-        "probable labels come first; suspects.csv has all. Many are right, and only hard to recognise."
-    )
-    return gallery("Labels to check", words, uris, captions)
 
 
 def set_table(record: Record) -> Section | None:

@@ -70,14 +70,14 @@ def _write(cli: CommandLine, setup: Setup, scores: dict[Candidate, list[float]])
         ]
     with whole_file(run.heads) as stream:
         csv.writer(stream).writerows([header, *rows])
-    note = f"Test images, means over {len(seeds)} subset seeds, in percent. The best is bold; do not choose by it."
-    tables = [page.score_table(scores, metric, note)]
+    note = f"Test images, means over {len(seeds)} subset seeds, in percent. ↑ is the highest; do not choose by it."
+    table = page.score_table(scores, metric, note)
     finding = (
         f"{len(scores)} heads on frozen features of {cli.config.model.backbone}, trained on subset seeds "
         f"{', '.join(map(str, seeds))} and tested. To choose a head by training images only, use lt-cb recommend."
     )
-    page.show(tables, finding)
-    write_text(run.heads_page, page.html("Heads", finding, tables, scores, metric))
+    page.show([table], [finding])
+    write_text(run.heads_page, page.html("Heads", finding, table, scores, metric))
     sys.stdout.write(f"{run.heads}, {run.heads_page}\n")
     for logger in loggers:
         if isinstance(logger, WandB):

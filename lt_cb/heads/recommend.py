@@ -1,20 +1,25 @@
 """``lt-cb recommend``: choose the loss and class weights of a head on a frozen backbone, and write its checkpoint."""
 
+import os
+import statistics
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lt_cb.commands.cli import CommandLine, command
-from lt_cb.commands.restored import is_known
+from lt_cb.commands.restored import plain_settings
+from lt_cb.commands.words import shell_command
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.grouped import say_groups
+from lt_cb.data.sources.base import FileSource
 from lt_cb.errors import enumerate_names
 from lt_cb.features import check_features, classifier_of, frozen_features
 from lt_cb.heads import page
-from lt_cb.heads.answers import Answers, answers, set_table, suspect_gallery, write_suspects
+from lt_cb.heads.answers import Answers, answers, write_suspects
 from lt_cb.heads.folds import (
     REPEATS,
     Choice,
@@ -26,14 +31,17 @@ from lt_cb.heads.folds import (
     repeated_folds,
     temperature_scaled,
 )
+from lt_cb.heads.gallery import image_names
 from lt_cb.heads.recipes import Candidate, settings_of
 from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
 from lt_cb.heads.solve import Basis, one_thread_if_small, solve_path
+from lt_cb.lab.report.sections import Section
 from lt_cb.metrics import best_thresholds
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_json, write_text
 from lt_cb.runs.record import METRICS
+from lt_cb.text import printable
 
 
 class Solved(NamedTuple):
@@ -159,30 +167,40 @@ def _record(solved: Solved, metric: str) -> dict[str, Any]:
     }
 
 
-def _finding(choice: Choice, candidates: Collection[Candidate], ignored: Sequence[str], few: str) -> str:
-    """Return the choice in words: its gain, how far other folds agree, and what it left out."""
-    chosen, plain = choice.chosen, f"plain {choice.plain.recipe}"
-    sentences = [f"Chosen: {chosen}."]
+def _result(choice: Choice, score: float, metric: str) -> str:
+    """Return the choice, its score and its gain over plain softmax or sigmoid, in one sentence."""
+    made = f"Chosen: {choice.chosen}, with {100 * score:.1f} % {metric} on held-out images"
     if choice.is_plain:
-        sentences.append("Weighting is not shown to help: nothing else is better by more than one standard error.")
-    else:
-        if chosen == choice.default:
-            sentences.append("It is the default: nothing else is better by more than one standard error.")
-        interval = f"95 % interval {100 * choice.low:.1f} to {100 * choice.high:.1f}"
-        gain = f"it is {100 * choice.gain:.1f} points better than {plain} at its best λ, {choice.plain.l2_strength:g}"
-        if choice.low > 0:
-            sentences.append(f"On held-out images {gain} ({interval}).")
-        else:
-            sentences.append(f"Not shown to help: on held-out images {gain}, but this may be chance ({interval}).")
-        sentences.append("The interval is a little too good, because the choice was made on the same images.")
+        return f"{made}; weighting is not shown to help."
+    plain = f"plain {choice.plain.recipe} at its best λ, {choice.plain.l2_strength:g}"
+    gain = f"{100 * choice.gain:.1f} points better than {plain}"
+    interval = f"95 % interval {100 * choice.low:.1f} to {100 * choice.high:.1f}"
+    if choice.low > 0:
+        return f"{made}, {gain} ({interval})."
+    return f"{made}; not shown to help: it is {gain}, but this may be chance ({interval})."
+
+
+def _notes(choice: Choice, scores: page.Scores, ignored: Sequence[str], few: str) -> list[str]:
+    """Return sentences on the choice: why not the highest score, how far other folds agree, and what it left out."""
+    chosen, best = choice.chosen, page.highest(scores, choice.chosen)
+    notes = []
+    if best != chosen:
+        default = "the default" if chosen == choice.default else f"the default, {choice.default},"
+        kept = ". So the default is kept" if chosen == choice.default else ""
+        score = 100 * statistics.mean(scores[best])
+        notes.append(f"{best} has {score:.1f} %, but is not better than {default} by one standard error{kept}.")
+    elif chosen == choice.default:
+        notes.append("It is the default, and nothing else has a higher score.")
+    if not choice.is_plain:
+        notes.append("The interval is a little too good, because the choice was made on the same images.")
     agreed = choice.by_repeat.count(chosen)
     others = [str(other) for other in dict.fromkeys(choice.by_repeat) if other != chosen]
     other_choices = f"; with other folds the choice is {' or '.join(others)}" if others else ""
-    sentences.append(f"{agreed} of {len(choice.by_repeat)} repeats of the folds choose it{other_choices}.")
-    sentences += _ends_of_grid(chosen, candidates)
+    notes.append(f"{agreed} of {len(choice.by_repeat)} repeats of the folds choose it{other_choices}.")
+    notes += _ends_of_grid(chosen, scores)
     if ignored:
-        sentences.append(f"The choice ignores {enumerate_names(ignored)}: a class of {few} is never held out.")
-    return " ".join(sentences)
+        notes.append(f"The choice ignores {enumerate_names(ignored)}: a class of {few} is never held out.")
+    return notes
 
 
 def _ends_of_grid(chosen: Candidate, candidates: Collection[Candidate]) -> list[str]:
@@ -203,39 +221,60 @@ def _ends_of_grid(chosen: Candidate, candidates: Collection[Candidate]) -> list[
     return sentences
 
 
+def _class_table(setup: Setup, solved: Solved, held_out: Sequence[int]) -> Section:
+    """Return accuracy or average precision of each class, the rarest first."""
+    trial, choice, data = solved.trial, solved.choice, setup.data
+    names, training = data.class_names, data.class_counts
+    note = f"Held-out images of all folds, means over {REPEATS} repeats, the rarest class first: {choice.chosen}."
+    if data.multi_label:
+        return page.precision_table(names, training, trial.rates(choice.chosen), note)
+    correct = {
+        str(c.recipe): (trial.measured[c].sum(0) / REPEATS).round().long() for c in (choice.chosen, choice.plain)
+    }
+    return page.accuracy_table(names, training, held_out, correct, note)
+
+
 def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None:
-    """Write ``recommendation.json``, print the tables and the finding, and write them as a page."""
-    trial, choice, folds = solved.trial, solved.choice, len(solved.trial.counts) // REPEATS
-    names, counts, scores = setup.model.class_names, (trial.counts.sum(0) // REPEATS).tolist(), trial.scores()
-    metric = METRICS[setup.data.task.main_metric].title.lower()
+    """Write ``recommendation.json``, ``suspects.csv`` and the page, and print the tables and the result."""
+    trial, choice, folds, data = solved.trial, solved.choice, len(solved.trial.counts) // REPEATS, setup.data
+    scores, held_out = trial.scores(), (trial.counts.sum(0) // REPEATS).tolist()
+    metric = METRICS[data.task.main_metric].title.lower()
     write_json(run.recommendation, _record(solved, metric))
-    ignored = [name for name, count in zip(names, counts, strict=True) if not count]
-    few = "one group of training images" if setup.data.groups("train") is not None else "one training image"
-    if setup.data.multi_label and setup.data.groups("train") is None:
-        few = f"fewer training images than the {folds} folds"
-    finding = _finding(choice, list(scores), ignored, few)
-    note = (
-        f"Means over {folds} folds of the training images, repeated {REPEATS} times, in percent. The best is bold. "
-        "Since it is the best of many, it will be a little worse on new images."
-    )
-    held_out = f"Held-out images of all folds, means over {REPEATS} repeats: {choice.chosen}."
-    if setup.data.multi_label:
-        by_class = page.precision_table(names, trial.rates(choice.chosen), counts, held_out)
-    else:
-        methods = {
-            str(c.recipe): (trial.measured[c].sum(0) / REPEATS).round().long() for c in (choice.plain, choice.chosen)
-        }
-        by_class = page.accuracy_table(names, methods, counts, held_out)
-    tables, pictures = [page.score_table(scores, metric, note), by_class], ""
     if solved.answers is not None:
-        write_suspects(run, solved.answers.suspects, setup.data)
-        pictures = suspect_gallery(solved.answers.suspects, setup.data)
-    page.show(tables, finding)
-    if run.result.exists() and (sets := set_table(run.read_result())) is not None:
-        tables.append(sets)
-    content = page.html("Recommendation", finding, tables, scores, metric, pictures)
-    write_text(run.recommendation_page, content)
-    trust = "" if is_known("model.backbone", cli.config.model.backbone) else " --trust_checkpoint true"
-    sys.stdout.write(
-        f"Page: {run.recommendation_page}\nNext: lt-cb test --ckpt_path {run.checkpoint}{trust}, or predict\n"
+        write_suspects(run, solved.answers.suspects, data)
+    ignored = [name for name, count in zip(data.class_names, held_out, strict=True) if not count]
+    few = "one group of training images" if data.groups("train") is not None else "one training image"
+    if data.multi_label and data.groups("train") is None:
+        few = f"fewer training images than the {folds} folds"
+    result = _result(choice, statistics.mean(scores[choice.chosen]), metric)
+    notes = _notes(choice, scores, ignored, few)
+    words = (
+        f"Means over {folds} folds of the training images, repeated {REPEATS} times, in percent. ✓ is chosen, ↑ the "
+        "highest. A score that is the best of many will be a little worse on new images."
     )
+    table, by_class = page.score_table(scores, metric, words, choice.chosen), _class_table(setup, solved, held_out)
+    page.show([table, by_class], notes)
+    before = page.answers_html(notes, by_class, solved.answers, data, run)
+    place = str(data.source.root) if isinstance(data.source, FileSource) else type(data.source).__name__
+    title = printable(f"Recommendation: {place}, {str(cli.config.model.backbone).rpartition('.')[2]}")
+    after = page.made_by(shell_command("recommend", *cli.words))
+    write_text(run.recommendation_page, page.html(title, result, table, scores, metric, before, after))
+    lines = (f"Page: {run.recommendation_page}", result, f"Next: {_next_command(data, run)}")
+    sys.stdout.writelines(f"{printable(line)}\n" for line in lines)
+
+
+def _next_command(data: LongTailedDataModule, run: RunDir) -> str:
+    """Return a command to try the checkpoint: it predicts the test images, or tests if they are not in files."""
+    words, config = ["test", "--ckpt_path", str(run.checkpoint)], run.read_config()
+    if isinstance(data.source, FileSource):
+        files = [os.path.abspath(file) for file in image_names(data, "test")]
+        place = Path(os.path.commonpath(files))
+        place = place if place != place.parent else Path(files[0])  # no folder in common
+        here = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+        words = ["predict", *words[1:], "--images", str(here)]
+        if config["data"].get("on_unreadable") == "skip":
+            words += ["--on_unreadable", "skip"]
+    refused = plain_settings(config, trusted=False)[1]
+    if any(key.startswith(("model", *(["data"] if words[0] == "test" else []))) for key in refused):
+        words += ["--trust_checkpoint", "true"]
+    return shell_command(*words)

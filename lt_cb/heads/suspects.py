@@ -13,9 +13,9 @@ class Suspect(NamedTuple):
 
     row: int  #: position among the training images
     label: int  #: class index of its label
-    posterior: float  #: balanced posterior of its label, in [0, 1]
+    posterior: float  #: probability of its label, in [0, 1]
     likely: int  #: most probable class
-    likely_posterior: float  #: balanced posterior of the most probable class
+    likely_posterior: float  #: probability of the most probable class
 
 
 def mean_by_image(posterior: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # the browser refuses everything outside the file, should a name or a library ask for it
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -19,19 +19,23 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid color-mix(in srgb, Canv
 td { white-space: nowrap; } .text { text-align: left; white-space: normal; min-width: 8rem; }
 td:first-child, th:first-child { position: sticky; left: 0; background: Canvas; max-width: 24rem; min-width: 9rem;
   text-align: left; white-space: normal; }
-td:has(code) { min-width: 22rem; } tr:hover > td { background: var(--mild); } .picture { width: 100%; }"""
+td:has(code) { min-width: 22rem; } tr:hover > td { background: var(--mild); } .picture { width: 100%; }
+tr:has(+ .below) > td { border-bottom: 0; } .below > td { position: static; max-width: none; }
+.below > td > * { position: sticky; left: .35rem; max-width: calc(100vw - 2.7rem); }
+@media (max-width: 40rem) { th, td { padding: .25rem .35rem; min-width: 3.2rem; }
+  td:first-child, th:first-child { min-width: 6rem; } }"""
 
 TEXT_COLUMNS = ("data", "unlike the paper", "verdict", "on", "commit", "command", "predictions", "state")
 
 
 def document(title: str, finding: Sequence[str], body: str, style: str = "") -> str:
     """Return a page of a title, the lines of its finding, and HTML below them."""
-    lines = "<br>".join(map(html.escape, finding))
+    name, lines = html.escape(title), "<br>".join(map(html.escape, finding))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {title.lower()}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {name[:1].lower()}{name[1:]}</title>
 <style>{STYLE}{style}</style></head>
-<body><h1>{title}</h1>
+<body><h1>{name}</h1>
 <p class="finding">{lines}</p>
 {body}
 </body></html>
@@ -43,8 +47,17 @@ def heading(title: str, words: str) -> str:
     return f"<h2>{html.escape(title)}</h2>\n<p>{html.escape(words)}</p>"
 
 
-def table(title: str, words: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a section with a table of text; numbers between two pairs of asterisks are bold."""
+def table(
+    title: str,
+    words: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    below: Mapping[int, str] | None = None,
+) -> str:
+    """Return a section with a table of text; numbers between two pairs of asterisks are bold.
+
+    ``below`` is HTML that stands below a row, by its index.
+    """
 
     def line(texts: Sequence[str], tag: str) -> str:
         cells = []
@@ -54,6 +67,9 @@ def table(title: str, words: str, header: Sequence[str], rows: Sequence[Sequence
             cells.append(f'<{tag} class="text">{inner}</{tag}>' if name in TEXT_COLUMNS else f"<{tag}>{inner}</{tag}>")
         return f"<tr>{''.join(cells)}</tr>"
 
-    body = "\n".join(line(row, "td") for row in rows)
+    lines = [line(row, "td") for row in rows]
+    for i, inner in (below or {}).items():
+        lines[i] += f'\n<tr class="below"><td colspan="{len(header)}">{inner}</td></tr>'
+    body = "\n".join(lines)
     inner = f"<table><thead>{line(header, 'th')}</thead><tbody>\n{body}</tbody></table>"
     return f'{heading(title, words)}\n<div class="wide">{inner}</div>'

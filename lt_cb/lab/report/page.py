@@ -45,9 +45,18 @@ def theme(ink: str = "currentColor", **more: Any) -> dict[str, Any]:  # noqa: AN
 
 
 def page(
-    title: str, finding: str, tables: list[Section], pictures: list[Picture], columns: list[str], more: str = ""
+    title: str,
+    finding: str,
+    tables: list[Section],
+    pictures: list[Picture],
+    columns: list[str],
+    before: str = "",
+    after: str = "",
 ) -> str:
-    """Return the page: the finding, the first table, charts of a chosen data set, the other tables, and ``more``."""
+    """Return the page: the finding, the first table, charts of a chosen data set, and the other tables.
+
+    ``before`` is HTML below the finding, ``after`` HTML at the end.
+    """
     drawn = [_select("dataset", columns)]
     for picture in pictures:
         methods = dict.fromkeys(row["method"] for row in picture.spec["data"]["values"])
@@ -55,7 +64,7 @@ def page(
         drawn.append(
             f'{heading(picture.title, picture.words)}\n{choice}<div class="picture" id="{picture.name}"></div>'
         )
-    body = "\n".join([_table(tables[0]), *drawn, *map(_table, tables[1:]), more])
+    body = "\n".join([before, _table(tables[0]), *drawn, *map(_table, tables[1:]), after])
     content = json.dumps({"specs": {picture.name: picture.spec for picture in pictures}, "config": theme()})
     content = content.replace("<", "\\u003c")  # so that no name ends the script element
     scripts = f"""<script type="application/json" id="pictures">{content}</script>
