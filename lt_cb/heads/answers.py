@@ -103,12 +103,16 @@ def write_suspects(run: RunDir, found: list[Suspect], data: LongTailedDataModule
 
 
 def set_table(record: Record) -> Section | None:
-    """Return coverage and size of the prediction sets of the test images by class and shot group; None without sets."""
+    """Return coverage and size of the prediction sets of the test images by class and shot group; None without sets.
+
+    The rarest class comes first.
+    """
     if record.set_coverage is None or record.set_size is None or record.set_level is None:
         return None
     counts = record.test_counts or []
     rows = []
-    for name, total, rate, size in zip(record.class_names, counts, record.set_coverage, record.set_size, strict=True):
+    for c in sorted(range(len(counts)), key=record.class_counts.__getitem__):
+        name, total, rate, size = record.class_names[c], counts[c], record.set_coverage[c], record.set_size[c]
         if rate is not None and size is not None:
             low, high = wilson(round(rate * total), total)
             rows.append([name, str(total), f"{rate:.1%}", f"{low:.1%} to {high:.1%}", f"{size:.2f}"])

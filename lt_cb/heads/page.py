@@ -78,8 +78,7 @@ def accuracy_table(
             first, *others = (f"{100 * right / total:.1f}" for right in hits)
             cells = [first, f"{low:.0f} to {high:.0f}", *others]
         rows.append([name, str(images), *cells])
-    first, *others = (f"{method}, %" for method in correct)
-    header = ["class", "training images", first, "95 % interval", *others]
+    header = ["class", "training images", "accuracy, %", "95 % interval", *(f"{name}, %" for name in [*correct][1:])]
     return Section("Accuracy of the classes", note, header, sorted(rows, key=lambda row: int(row[1])))
 
 
