@@ -99,7 +99,7 @@ def _check_finite(features: Tensor) -> None:
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues, ascending, and eigenvectors of a covariance, shape (D, D)."""
     try:
-        return torch.linalg.eigh(matrix)
+        return torch.linalg.eigh(matrix)  # type: ignore[no-any-return]
     except RuntimeError:  # did not converge, as for few images of almost constant features; SVD is slower
         vectors, values, _ = torch.linalg.svd(matrix)
         return values.flip(0), vectors.flip(1)
