@@ -12,7 +12,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
-from lt_cb.losses.prior import assumed_prior, balanced_posterior, log_posterior
+from lt_cb.losses.prior import assumed_prior, balanced_posterior, divide_by_prior, log_posterior, log_prior_of
 from lt_cb.metrics import Mean
 from lt_cb.models import last_linear
 from lt_cb.runs import checkpoint as checkpoints
@@ -41,6 +41,8 @@ class EvaluatedModule(LightningModule):
     thresholds: list[float] | None = None
     #: sorted scores of the held-out images of each class (`lt_cb.sets.held_out_scores`), with one label an image
     set_scores: list[Tensor] | None = None
+    _log_prior: Tensor | None = None  # of the loss, during a validation
+    _chooses = False  # whether this is a validation, on held-out images, that sets thresholds or prediction sets
     familiarity: Familiarity | None = None  #: how familiar images of the known classes look, by ``recommend``
     says_unknown = False  #: whether ``predict_step`` returns how unfamiliar an image looks
     set_level: float | None = None  #: promised coverage of the sets that ``predict_step`` returns; None returns none
@@ -133,8 +135,8 @@ class EvaluatedModule(LightningModule):
         self.evaluator.update(self.scores(logits), targets)
         if self.eval_metrics:
             self.eval_metrics.update(self.probabilities(logits), targets)
-        if not self.multi_label:
-            self.held_out_scores.update(balanced_posterior(self.loss, logits), targets)
+        if self._chooses and not self.multi_label:
+            self.held_out_scores.update(divide_by_prior(self.loss, logits, self._log_prior), targets)
         return {"logits": logits, "targets": targets}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -161,15 +163,22 @@ class EvaluatedModule(LightningModule):
                 "fit with --data.val_fraction."
             )
 
+    def on_validation_epoch_start(self) -> None:
+        """Find out whether the images choose anything; compute the prior that the loss assumes once for all batches."""
+        trains = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        self._chooses = trains and not self.validates_on_test
+        prior = log_prior_of(self.loss) if self._chooses and not self.multi_label else None
+        self._log_prior = None if prior is None else prior.to(self.device)
+
     def _log_results(self, stage: str) -> None:
-        trains = stage == "val" and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-        chooses = trains and not self.validates_on_test
+        chooses = stage == "val" and self._chooses
         self.evaluator.thresholds = None if chooses else self.thresholds or [0.0] * self.num_classes
         results = self.evaluator.compute()
         self.per_class, self.confusion = results.per_class, results.confusion
         if chooses:
             self.thresholds = results.thresholds
-            self.set_scores = None if self.multi_label else self.held_out_scores.compute()
+            scores = [] if self.multi_label else self.held_out_scores.compute()
+            self.set_scores = [one.reshape(-1) for one in scores] or None  # torchmetrics squeezes a single one
         custom = self.eval_metrics.compute() if self.eval_metrics else {}
         for name, value in custom.items():
             if value.numel() != 1:
@@ -192,6 +201,7 @@ class EvaluatedModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...``; choose the thresholds of several labels, if the images are held out from training."""
         self._log_results("val")
+        self._chooses = False
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/...``; raise InputError if the loss is NaN."""

@@ -351,14 +351,16 @@ WHOLE = [config for config in CONFIGS if config.parent.name not in ("loss", "sam
 @pytest.mark.slow
 @pytest.mark.parametrize("config", WHOLE, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_every_config_trains(config: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Overlays an epoch of digits; configs of other data on images made for the test, where they need a download."""
+    """Overlays four batches of digits; other configs images made for the test where they need a download."""
     base = ["--config", str(ROOT / "configs/image_folder.yaml")] if config.parent.name == "recipe" else []
     made = ["--data.source=image_folder", f"--data.root={folder}", "--data.imbalance_factor=null"]
     data = [] if "digits" in config.read_text() else made
     if "crop: resized" in config.read_text():  # of images, and for machines, that are not here
         data = [*made, "--data.global_batch_size=null"]
         data += ["--model.backbone=resnet10t", "--model.backbone_args=null"]
-    main(["fit", *base, "--config", str(config), *data, *TINY, "--data.image_size=12"])
+    main(
+        ["fit", *base, "--config", str(config), *data, *TINY, "--data.image_size=12", "--trainer.limit_train_batches=4"]
+    )
     assert re.search("Test (accuracy|average precision) by class", capsys.readouterr().out)
 
 

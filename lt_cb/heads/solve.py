@@ -68,7 +68,7 @@ class Basis:
         if not varies.any():
             raise InputError("the backbone yields the same features for all images: check its weights, or its inputs.")
         scale = torch.where(varies, scale, 1.0)
-        variances, axes = torch.linalg.eigh(covariance / scale.outer(scale))
+        variances, axes = _eigen(covariance / scale.outer(scale))
         kept = variances > MIN_VARIANCE * variances[-1]
         return cls(mean.float(), scale.float(), axes[:, kept].float(), variances[kept].float())
 
@@ -94,6 +94,15 @@ def _check_finite(features: Tensor) -> None:
                 f"the features of {int(images.sum())} of {len(features)} images are {name}: check the backbone's "
                 "weights, set --trainer.precision 32-true, or choose another backbone."
             )
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, ascending, and eigenvectors of a covariance, shape (D, D)."""
+    try:
+        return torch.linalg.eigh(matrix)  # type: ignore[no-any-return]
+    except RuntimeError:  # did not converge, as for few images of almost constant features; SVD is slower
+        vectors, values, _ = torch.linalg.svd(matrix)
+        return values.flip(0), vectors.flip(1)
 
 
 @dataclass

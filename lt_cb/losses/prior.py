@@ -133,13 +133,25 @@ def log_posterior(loss: Loss, logits: Tensor) -> Tensor:
     return log_weights + F.logsigmoid(log_odds - log_weights)
 
 
+def log_prior_of(loss: Loss) -> Tensor | None:
+    """Return the logarithm of `assumed_prior`, float64 of shape (C,), or None if the loss has no known prior."""
+    try:
+        return assumed_prior(loss).log()
+    except InputError:
+        return None
+
+
 def balanced_posterior(loss: Loss, logits: Tensor) -> Tensor:
     """Return class probabilities as if all classes were equally frequent, for raw logits, both of shape (B, C).
 
     They are the posterior divided by `assumed_prior`, normalised. A loss without a known prior gives its own
     probabilities, normalised.
     """
-    try:
-        return (log_posterior(loss, logits) - assumed_prior(loss).log().to(logits)).softmax(1)
-    except InputError:
-        return F.normalize(loss.probabilities(logits), p=1.0, dim=1)
+    return divide_by_prior(loss, logits, log_prior_of(loss))
+
+
+def divide_by_prior(loss: Loss, logits: Tensor, log_prior: Tensor | None) -> Tensor:
+    """Return `balanced_posterior`, with the result of `log_prior_of`."""
+    if log_prior is None:
+        return F.normalize(loss.probabilities(logits), p=1.0, dim=1).clamp(max=1.0)
+    return (log_posterior(loss, logits) - log_prior.to(logits)).softmax(1)
