@@ -169,6 +169,10 @@ def test_recommend_and_heads_of_a_table(capsys: pytest.CaptureFixture[str]) -> N
     main(["recommend", *grid, "--name=recommended"])
     out = capsys.readouterr().out
     found = json.loads((newest("recommended") / "recommendation.json").read_text())
+    page = (newest("recommended") / "recommendation.html").read_text()
+    assert f'<p class="finding">{out.splitlines()[-2]}</p>' in page
+    assert "<h2>Average precision of the classes</h2>" in page
+    assert "taken for" not in page
     assert "Mean average precision by loss and L2 strength" in out
     assert set(found["mean_average_precision_by_fold"]) >= {"sigmoid, λ 0.1", "focal γ 1, CB β 0.99 by label, λ 0.01"}
     result = json.loads((newest("recommended") / "result.json").read_text())
