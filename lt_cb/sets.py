@@ -14,7 +14,7 @@ MAX_KEPT = 1000  # scores of a class; more would move its threshold past 0.1 % o
 
 
 def held_out_scores(true: Tensor, targets: Tensor, num_classes: int, repeats: int = 1) -> list[Tensor]:
-    """Return what a checkpoint keeps: for each class the posterior of the true class of its held-out images, sorted.
+    """Return scores to keep in a checkpoint: for each class, its posterior for its held-out images, sorted.
 
     Args:
         true: posterior of the true class (``lt_cb.losses.prior.balanced_posterior``) of held-out images, shape (N,).

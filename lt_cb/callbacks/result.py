@@ -127,7 +127,7 @@ class ResultFile(Callback):
 
 
 def _sets(module: LongTailedClassifier) -> dict[str, Any]:
-    """Return what a test has measured of prediction sets, nothing if they are not calibrated."""
+    """Return the measured coverage of prediction sets; nothing if they are not calibrated."""
     if "coverage" not in module.per_class:
         return {}
     coverage, size = (class_values(module, measure) for measure in ("coverage", "set_size"))

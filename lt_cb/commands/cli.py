@@ -71,7 +71,7 @@ class CommandLine(LightningCLI):
             override them, as flags and environment variables do. Unused with ``--ckpt_path``.
 
     Attributes:
-        words: the words behind the command, after those of environment variables.
+        words: the words behind the command, after the words of environment variables.
         config: the parsed options.
         checkpoint: content of ``--ckpt_path``, None without.
         trained: configuration of the checkpoint's run.

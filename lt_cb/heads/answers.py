@@ -27,7 +27,7 @@ MAX_AXES = 256  # of the distance; further axes are mostly noise, and would enla
 
 
 class Answers(NamedTuple):
-    """What held-out images tell besides the choice."""
+    """Answers from held-out images besides the choice."""
 
     set_scores: list[Tensor]  #: see `lt_cb.sets.held_out_scores`
     suspects: list[Suspect]  #: training images whose label looks wrong, the least probable labels first

@@ -181,7 +181,7 @@ def _result(choice: Choice, score: float, metric: str) -> str:
 
 
 def _notes(choice: Choice, scores: page.Scores, ignored: Sequence[str], few: str) -> list[str]:
-    """Return sentences on the choice: why not the highest score, how far other folds agree, and what it left out."""
+    """Return sentences on the choice: why not the highest score, whether other folds agree, and classes left out."""
     chosen, best = choice.chosen, page.highest(scores, choice.chosen)
     notes = []
     if best != chosen:

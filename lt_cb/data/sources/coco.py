@@ -38,7 +38,8 @@ class COCO(FileSource):
 
     - Annotations of each split: ``annotations/instances_train2017.json`` (any year; the last one counts), or
       ``train.json`` in the root or in ``annotations``, or ``train/_annotations.coco.json``, or a name with ``train``
-      in it. ``val``, ``valid`` or ``validation``, and ``test`` likewise. A single file needs no such name.
+      in it. ``val``, ``valid`` or ``validation``, and ``test``, are found in the same way. A single file needs no such
+      name.
     - Validation becomes the test split if there is no other. Without both, test images are held out, see `draw_test`.
     - Images: as the annotations say, or in the folder ``train2017``, ``train`` or ``images``, or beside the
       annotations.

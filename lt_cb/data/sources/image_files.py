@@ -45,7 +45,7 @@ def find_files(
 
 
 def _refuse_several_endings(folders: Sequence[Path], path: str) -> None:
-    """Raise if there are several images whose names begin with that of the first image, such as ``1_red.png``."""
+    """Raise if there are several images whose names begin like the first image, such as ``1_red.png``."""
     for folder in filter(Path.is_dir, folders):
         found = sorted(name for name in os.listdir(folder) if re.fullmatch(rf"{re.escape(path)}[\W_]\w+\.\w+", name))
         if len(found) > 1:

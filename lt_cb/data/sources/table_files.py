@@ -175,7 +175,7 @@ def _tables_in(folder: Path) -> list[Path]:
 
 
 def _is_of_set(file: Path, train: Path) -> bool:
-    """Return whether tables are named alike but for a word, that of training images in one and another in the other."""
+    """Return whether two names differ in one word, which means training images in one of them and not in the other."""
     words, known = [re.split(r"[\W_]+", table.stem.lower()) for table in (file, train)]
     usual = {split: set(names) for split, names in SPLIT_NAMES.items()}
     tested = usual["val"] | usual["test"]

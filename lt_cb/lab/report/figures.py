@@ -36,7 +36,7 @@ class Picture:
 
 
 def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str) -> list[Picture]:
-    """Return the charts that the runs have values for; ``cells`` are of ``metric``, and ``title`` is its name."""
+    """Return the charts that the runs have values for; ``cells`` hold ``metric``, whose name is ``title``."""
     styles = styles_of([*runs.methods(), *(result.family for result in runs.results if result.family)])
     made = [
         _means(runs, cells, metric, title, styles),

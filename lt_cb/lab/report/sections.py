@@ -49,7 +49,7 @@ class Section:
 
 
 def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
-    """Return the tables that the runs have values for; the first one is of ``cells``, which are of ``metric``."""
+    """Return the tables that the runs have values for; the first one shows ``cells``, which hold ``metric``."""
     errors = {} if runs.task.multi_label else cells if metric == "error" else cells_of(runs)
     top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics]), "error_top5")
     analysed, unread = _from_logits(runs)
