@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -9,7 +10,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("suite", settings(max_examples=50))
+settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that was imported out of garbage collections, which are many and take a share of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from lt_cb.data import LongTailedDataModule
-from lt_cb.heads.answers import MAX_SHOWN, suspect_gallery, write_suspects
+from lt_cb.heads.answers import write_suspects
 from lt_cb.heads.folds import held_out_logits, repeated_folds
+from lt_cb.heads.gallery import MAX_SUSPECTS, suspect_gallery
 from lt_cb.heads.recipes import SOFTMAX, Candidate
 from lt_cb.heads.solve import Basis
 from lt_cb.heads.suspects import Suspect, mean_by_image, suspect_table, suspects
@@ -94,5 +95,5 @@ def test_a_data_set_without_files_has_positions_and_thumbnails(tmp_path: Path) -
     write_suspects(RunDir(tmp_path), found, data)
     rows = (tmp_path / "suspects.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[0]) for row in rows] == data.rows["train"][:30].tolist()
-    assert suspect_gallery(found, data).count("<img") == MAX_SHOWN
+    assert suspect_gallery(found, data).count("<img") == MAX_SUSPECTS
     assert suspect_gallery([], data) == ""
