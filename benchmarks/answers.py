@@ -1,4 +1,4 @@
-"""Prediction sets, wrong labels and unknown classes on long tails: how well ``recommend`` answers.
+"""Prediction sets, wrong labels and unknown classes on long tails: measures the answers of ``recommend``.
 
     python benchmarks/answers.py sets --cifar10 cifar10 --cifar100 cifar100_20 --fashion fashion-mnist --out results
 
@@ -157,7 +157,7 @@ def uncorrected(kept: list[Tensor], level: float) -> float:
 
 
 def suspects(task: Task, seed: int) -> Iterator[Row]:
-    """Yield how well wrong labels are found, if 10 % of the labels are drawn among the other classes."""
+    """Yield the AUROC of suspects, if 10 % of the labels are replaced by other classes."""
     basis, classes, rng = Basis.fit(task.features), task.classes, np.random.default_rng(seed)
     wrong = torch.from_numpy(rng.permutation(len(task.targets)) < round(0.1 * len(task.targets)))
     other = (task.targets + torch.from_numpy(rng.integers(1, classes, len(wrong)))) % classes
@@ -175,7 +175,7 @@ def suspects(task: Task, seed: int) -> Iterator[Row]:
 
 
 def unknown(task: Task, seed: int) -> Iterator[Row]:
-    """Yield how well test images of a class without training images are told from those of the other classes."""
+    """Yield the AUROC of each score between test images of a class left out of training and of the others."""
     for left_out in range(0, task.classes, max(task.classes // 10, 1)):
         known = task.targets != left_out
         features, targets = task.features[known], task.targets[known]

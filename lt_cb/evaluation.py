@@ -41,7 +41,8 @@ class EvaluatedModule(LightningModule):
     thresholds: list[float] | None = None
     #: sorted scores of the held-out images of each class (`lt_cb.sets.held_out_scores`), with one label an image
     set_scores: list[Tensor] | None = None
-    _log_prior: Tensor | None = None  # of the loss, during a validation
+    _limits: tuple[list[Tensor], float, Tensor] | None = None  # scores, level, and their thresholds, for all batches
+    _log_prior: Tensor | None = None  # logarithm of the loss's prior, during a validation
     _chooses = False  # whether this is a validation, on held-out images, that sets thresholds or prediction sets
     familiarity: Familiarity | None = None  #: how familiar images of the known classes look, by ``recommend``
     says_unknown = False  #: whether ``predict_step`` returns how unfamiliar an image looks
@@ -153,7 +154,9 @@ class EvaluatedModule(LightningModule):
         """
         self.check_sets()
         assert self.set_scores is not None
-        return prediction_sets(balanced_posterior(self.loss, logits), thresholds(self.set_scores, level))
+        if self._limits is None or self._limits[0] is not self.set_scores or self._limits[1] != level:
+            self._limits = self.set_scores, level, thresholds(self.set_scores, level)
+        return prediction_sets(balanced_posterior(self.loss, logits), self._limits[2])
 
     def check_sets(self) -> None:
         """Raise InputError if no held-out images have calibrated prediction sets."""

@@ -65,7 +65,7 @@ def quantile(kept: Sequence[Tensor], share: float) -> float:
         return 0.0
     weights = torch.cat([torch.full_like(scores, 1 / (len(scores) + 1)) for scores in used]) / len(used)
     scores, order = torch.cat(used).sort()
-    share_below = 1 - weights[order].flip(0).cumsum(0).flip(0)  # of all scores, those of 0 among them
+    share_below = 1 - weights[order].flip(0).cumsum(0).flip(0)  # share of all scores, with the added zeros
     return float(np.interp(share, [0.0, *share_below.tolist()], [0.0, *scores.tolist()]))
 
 

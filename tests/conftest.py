@@ -10,11 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 from PIL import Image
-
-settings.register_profile("suite", settings(max_examples=50))
-settings.load_profile("suite")
 
 
 def pytest_collection_finish() -> None:

@@ -339,7 +339,7 @@ class TestPredict:
             return [row["file"] for row in csv.DictReader(stream)]
 
     def test_kinds_of_images(self) -> None:
-        assert self.files("--images", "new/3.png", "new/0.png") == ["new/3.png", "new/0.png"]  # of a shell
+        assert self.files("--images", "new/3.png", "new/0.png") == ["new/3.png", "new/0.png"]  # a shell writes them so
         assert self.files("--images=[new/3.png, new/0.png]") == ["new/3.png", "new/0.png"]
         assert self.files("--images", "new/deep", "new/[01].png") == ["new/deep/4.png", "new/0.png", "new/1.png"]
         with pytest.warns(

@@ -296,7 +296,7 @@ REFUSED = {
     "no test": (["--trainer.limit_test_batches=0"], "--trainer.limit_test_batches is 0, but a run needs a result: set"),
     "part of a batch": (
         ["--trainer.limit_test_batches=0.01"],
-        "--trainer.limit_test_batches is 0.01 of 7 batches, which is none: set a whole number, or at least 0.143.",
+        "--trainer.limit_test_batches is 0.01 of 7 batches, which leaves none: set a whole number, or at least 0.143.",
     ),
 }
 

@@ -184,9 +184,8 @@ def print_ending(trainer: Trainer, main_metric: str, folder: str | None, tested:
     if folder is not None and not any(key.startswith("val/") and value for row in rows for key, value in row.items()):
         lines.append("There was no validation.")
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    steps = counted(
-        trainer.global_step - (trainer.current_epoch - epochs), "step"
-    )  # one in the epoch of `whole_epochs`
+    # an epoch in which averaged weights only adapt the batch norm counts one step
+    steps = counted(trainer.global_step - (trainer.current_epoch - epochs), "step")
     console.print(f"Trained {counted(epochs, 'epoch')}, {steps}: {_why_it_ended(trainer)}.")
     console.print(*lines, f"Tested: {'the weights as they are' if tested is None else tested.name}.")
 

@@ -162,7 +162,7 @@ class CommandLine(LightningCLI):
                 parser.link_arguments("trained_on", target, compute_fn=operator.itemgetter(name))
         parser.set_defaults({"trainer.default_root_dir": "runs"})
         for action in parser._actions:
-            if action.default is WarmupMultiStep:  # as a class with options, which can be set without naming it
+            if action.default is WarmupMultiStep:  # written as a class, so that its options can be set without its name
                 parser.set_defaults({action.dest: {"class_path": "lt_cb.schedule.WarmupMultiStep"}})
             if action.dest in CLASS_OPTIONS:
                 action.__class__ = resetting(type(action))  # type: ignore[arg-type]

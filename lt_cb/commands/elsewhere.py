@@ -9,12 +9,11 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, int64
 
+from lt_cb.data.sources.annotation_files import json_files
 from lt_cb.data.sources.names import MODULES, OWN_IMAGES, canonical_source
+from lt_cb.data.sources.table_files import has_classes, tables_in
 from lt_cb.longtail.subset import Indices
 from lt_cb.runs import checkpoint as checkpoints
-
-ANNOTATIONS = ("*.json", "annotations/*.json", "*/_annotations.coco.json")
-TABLES = ("*.csv", "*.tsv", "*.txt", "*.parquet", "*.jsonl", "*.ndjson")
 
 
 def is_elsewhere(trained: Mapping[str, Any], data: Namespace) -> bool:
@@ -50,11 +49,12 @@ def kind_of(data: Namespace) -> str | None:
         return None
     if root.is_file():
         fits = "COCO" if root.suffix.lower() == ".json" else "Manifest"
-    elif any(next(root.glob(pattern), None) for pattern in ANNOTATIONS):
+    elif now == "ImageFolder" and has_classes(root):
+        return None
+    elif json_files(root):
         fits = "COCO"
     else:
-        has_table = any(next(root.glob(pattern), None) for pattern in TABLES)
-        fits = "Manifest" if now == "Manifest" and has_table else "ImageFolder"
+        fits = "Manifest" if now == "Manifest" and tables_in(root) else "ImageFolder"
     if fits == now:
         return None
     words = {"ImageFolder": "folders of classes", "Manifest": "a table", "COCO": "annotations in COCO's format"}

@@ -32,7 +32,7 @@ MORE_HELP = {
     "--print_config=skip_default": "print the configuration of these options, and stop",
 }
 NUMBERS = {"float": "a number", "int": "a whole number"}
-UNWRITTEN = "Unable to serialize instance "  # of jsonargparse, before a text that it takes for a function
+UNWRITTEN = "Unable to serialize instance "  # jsonargparse writes it before a text that it takes for a function
 NOISE = (
     r"(- )?Type .*lt_cb\.schedule\.ReduceLROnPlateau\]|Subtypes:|Given value|(- )?Does not validate|Errors:|"
     r"- Expected a (path|<class 'NoneType'>)|$"

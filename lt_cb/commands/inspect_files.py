@@ -8,7 +8,7 @@ import numpy as np
 from lt_cb.data.sources.checks import ImageFiles
 from lt_cb.text import printable
 
-MAX_LISTED = 5  # of images or groups, in a sentence
+MAX_LISTED = 5  # images or groups in a sentence
 MOST = 4  # sizes, modes or formats, in a cell
 
 

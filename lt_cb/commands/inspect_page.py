@@ -1,8 +1,6 @@
 """The page of ``lt-cb inspect``: a row of thumbnails of each class, duplicates side by side, and unreadable files."""
 
-import base64
 import html
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +12,7 @@ from lt_cb.data.decode import Images, read_whole
 from lt_cb.data.images import call_with_each
 from lt_cb.data.scan import SIDE
 from lt_cb.data.sources.checks import ImageFiles
-from lt_cb.lab.report.document import document, heading, table
+from lt_cb.lab.report.document import data_uri, document, heading, table
 from lt_cb.longtail.subset import Indices, Labels, count_labels
 from lt_cb.text import printable
 
@@ -151,10 +149,8 @@ def _thumbnails(picture: Callable[[int], Image.Image], positions: Sequence[int])
     def make(k: int) -> None:
         image = picture(positions[k])
         image.thumbnail((THUMBNAIL, THUMBNAIL))
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=75)
         tiny = ' class="tiny"' if max(image.size) <= SIDE else ""
-        made[positions[k]] = f'{tiny} src="data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"'
+        made[positions[k]] = f'{tiny} src="{data_uri(image, "jpeg")}"'
 
     call_with_each(make, len(positions), "Making thumbnails")
     return made

@@ -72,7 +72,7 @@ def check_features(
     if finder is not None and resumed is not None:
         raise InputError(
             f"{type(finder).__name__} would start the training again: to resume, leave it out of --trainer.callbacks, "
-            "and set --data.batch_size or --model.optimizer.lr to what it found."
+            "and set --data.batch_size or --model.optimizer.lr to the value it found."
         )
     if isinstance(finder, BatchSizeFinder) and trainer.world_size > 1:
         raise InputError("BatchSizeFinder works in one process: set --trainer.devices 1 and --trainer.strategy auto.")
@@ -98,7 +98,7 @@ def _check_limits(trainer: Trainer, data: LongTailedDataModule) -> int:
             length = batches if split == "train" else math.ceil(len(loaders[split]()) / trainer.world_size)
             if int(length * limit) == 0:
                 raise InputError(
-                    f"--trainer.limit_{split}_batches is {limit} of {length} batches, which is none: set a whole "
+                    f"--trainer.limit_{split}_batches is {limit} of {length} batches, which leaves none: set a whole "
                     f"number, or at least {math.ceil(1000 / length) / 1000}."
                 )
     batches = int(batches * limits["train"]) if isinstance(limits["train"], float) else min(batches, limits["train"])

@@ -24,7 +24,7 @@ WARNINGS = (
     "The dirpath has changed from",  # a test has its own run folder
     *("callbacks used to create the checkpoint", "is not supported by the model summary"),
     "You're resuming from a checkpoint that ended before",  # `fit` says what happens
-    *(r"`.fit\(ckpt_path=None\)` was called", "there is no last checkpoint available"),  # of OnExceptionCheckpoint
+    *(r"`.fit\(ckpt_path=None\)` was called", "there is no last checkpoint available"),  # from OnExceptionCheckpoint
 )
 LOGGED = (
     *("Tip: For seamless", "TPU available", "HPU available"),

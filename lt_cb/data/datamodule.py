@@ -160,7 +160,7 @@ class LongTailedDataModule(LightningDataModule):
         self._chosen: tuple[Indices, Indices] | None = None  # positions for training and for validation
         counts = None if subset_counts is None else tuple(subset_counts)
         self.subset = Subset(imbalance_factor, imbalance_type, n_max, counts, subset_seed)
-        self.tested_on: str | None = None  # other data than those of a checkpoint, see `lt_cb.data.elsewhere`
+        self.tested_on: str | None = None  # root of the tested data, if a checkpoint was trained on others
         self._count_classes()
 
     def _count_classes(self) -> None:

@@ -20,7 +20,7 @@ from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels, count_labels
 
 PART = 32_768  # bytes that are read at the beginning and in the middle of a file
-MAX_FILES = 100_000  # of larger data no digests are kept
+MAX_FILES = 100_000  # training images whose digests are kept; more have none
 WHOLE: dict[str, Any] = {"imbalance_factor": None, "n_max": None, "subset_counts": None, "val_fraction": 0.0}
 WHOLE |= {"split": TEST_SHARE}
 
@@ -82,7 +82,7 @@ def make_elsewhere(
     if isinstance(made, FileSource):
         choice = _choose(made, (*found, "test")[0], trained)
         if choice.overlap and made.undivided is not None:
-            with suppress(InputError):  # such as classes of one image, of which none can be held out
+            with suppress(InputError):  # such as classes of one image: none can be held out
                 moved = _held_out(make_source(source, root, task), options.get("split", TEST_SHARE), trained)
                 choice = moved or choice
         _replace_images(made, adopt_classes(choice.listing, facts, root))

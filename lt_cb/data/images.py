@@ -36,7 +36,10 @@ def load_images(files: Sequence[Path], view: View, label: str) -> Images:
     def decode_into(i: int) -> None:
         images[i] = decode(files[i], view)
 
-    _raise_first(_errors(len(files), label, decode_into), files)
+    if errors := _errors(len(files), label, decode_into):
+        first, *others = sorted(errors)
+        names = enumerate_names([str(files[i]) for i in others])
+        raise type(errors[first])(f"{errors[first]}" + (f" {len(others)} more are refused: {names}." if others else ""))
     write_cache(cache, "decodes the images", {"images": images})
     return images
 
@@ -48,21 +51,12 @@ def find_unreadable(files: Sequence[Path], view: View, label: str) -> Indices:
     if cached is not None and "rows" in cached:
         return cached["rows"]
 
-    rows = np.array(sorted(_errors(len(files), label, lambda i: _decode_whole(files[i], view))), np.int64)
+    def decode_all(i: int) -> None:
+        decode_region(files[i], lambda width, height: (0, 0, width, height), view)
+
+    rows = np.array(sorted(_errors(len(files), label, decode_all)), np.int64)
     write_cache(cache, "looks for unreadable images", {"rows": rows})
     return rows
-
-
-def _decode_whole(file: Path, view: View) -> None:
-    decode_region(file, lambda width, height: (0, 0, width, height), view)
-
-
-def _raise_first(errors: dict[int, InputError], files: Sequence[Path]) -> None:
-    """Raise the first of some errors by position, with the names of the other files."""
-    if errors:
-        first, *others = sorted(errors)
-        names = enumerate_names([str(files[i]) for i in others])
-        raise type(errors[first])(f"{errors[first]}" + (f" {len(others)} more are refused: {names}." if others else ""))
 
 
 def warn_of_skipped(files: Sequence[Path]) -> None:

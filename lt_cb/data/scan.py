@@ -16,7 +16,7 @@ from lt_cb.data.images import call_with_each, progress
 from lt_cb.errors import InputError
 from lt_cb.longtail.subset import Indices
 
-Rows = npt.NDArray[Any]  # of dtype `ROW`
+Rows = npt.NDArray[Any]  # with dtype `ROW`
 Floats = npt.NDArray[np.float32]
 
 SIDE, FREQUENCIES = 32, 64

@@ -23,7 +23,7 @@ from lt_cb.runs.record import SHOTS, Record
 from lt_cb.sets import held_out_scores
 from lt_cb.unknown import Familiarity, class_means, nearest, quantiles_of
 
-MAX_AXES = 256  # of the distance; further axes are mostly noise, and would enlarge the checkpoint
+MAX_AXES = 256  # axes of the distance; further ones are mostly noise, and would enlarge the checkpoint
 
 
 class Answers(NamedTuple):

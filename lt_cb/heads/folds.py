@@ -22,8 +22,8 @@ from lt_cb.losses import Loss
 from lt_cb.losses.prior import assumed_prior, log_posterior
 from lt_cb.metrics import average_precision
 
-REPEATS = 3  # of the folds, since the choice depends on them, and heads are cheap
-DEFAULT_L2 = 0.3  # of the default choice
+REPEATS = 3  # the choice depends on the folds, and heads are cheap
+DEFAULT_L2 = 0.3  # L2 strength of the default choice
 TIE = 1e-9  # smaller differences of scores are rounding
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 COMPARISON_TOLERANCE = 1e-4  # heads that are only compared need not be as exact as the final one

@@ -1,8 +1,6 @@
 """Thumbnails on an HTML page that loads nothing."""
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 
 from PIL import Image
@@ -13,7 +11,7 @@ from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split, as_paths
 from lt_cb.data.view import View
 from lt_cb.heads.suspects import Suspect
-from lt_cb.lab.report.document import heading
+from lt_cb.lab.report.document import data_uri, heading
 
 PIXELS = 96  # height and width of a thumbnail
 MAX_SUSPECTS = 24  # in the gallery
@@ -39,12 +37,7 @@ def thumbnails(data: LongTailedDataModule, split: Split, positions: Sequence[int
         images = [decode(path, view) for path in as_paths(source.files(origin)[0][rows])]
     else:
         images = list(source.load(origin)[0][rows])
-    uris = []
-    for pixels in images:
-        stream = io.BytesIO()
-        Image.fromarray(pixels.squeeze()).resize((PIXELS, PIXELS)).save(stream, "webp")
-        uris.append(f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}")
-    return uris
+    return [data_uri(Image.fromarray(pixels.squeeze()).resize((PIXELS, PIXELS)), "webp") for pixels in images]
 
 
 def figures(uris: Sequence[str], captions: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lt_cb.longtail.subset import Indices, Labels
 
-MAX_SHARE = 0.5  # of a class that is held out for the sake of another class
+MAX_SHARE = 0.5  # largest share of a class that is held out so that another class has a held-out image
 Order = npt.NDArray[np.integer | np.unsignedinteger]
 
 

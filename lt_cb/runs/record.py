@@ -72,7 +72,7 @@ class Record:
     set_size: PerClass[float | None] | None = None  #: mean number of classes in a set, by true class
     confusion: PerClass[PerClass[int]] | None = None  #: by true, then predicted class; None for many classes
     test_images: int | None = None  #: number of test images
-    tested_on: str | None = None  #: other data than those of the training; None for its own test images
+    tested_on: str | None = None  #: root of the tested data; None for the test images of the training's data
     skipped_images: dict[str, int] = field(default_factory=dict)  #: skipped unreadable images by split
     groups: dict[str, int] = field(default_factory=dict)  #: groups, such as patients, by split; empty without groups
     prior: PerClass[Rate] | None = None  #: class shares given by ``--prior``

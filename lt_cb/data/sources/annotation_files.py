@@ -7,18 +7,13 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.sources.listing import SPLITS, Split
+from lt_cb.data.sources.listing import SPLIT_NAMES, SPLITS, Split
 from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import InputError, enumerate_names
 
-WORDS: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-FOLDERS = ("annotations", "metadata")  # of annotation files beside the images
+FOLDERS = ("annotations", "metadata")  # beside the images, with annotation files
 ROBOFLOW = "_annotations.coco"  # stem of the file in the folder of each split
-OTHER_KINDS = re.compile(r"(captions|person_keypoints|panoptic|stuff|image_info)_", re.IGNORECASE)  # of COCO
+OTHER_KINDS = re.compile(r"(captions|person_keypoints|panoptic|stuff|image_info)_", re.IGNORECASE)  # COCO's other files
 
 
 def find_annotations(root: Path) -> tuple[Path, dict[Split, Path]]:
@@ -45,7 +40,7 @@ def find_annotations(root: Path) -> tuple[Path, dict[Split, Path]]:
     if is_test_only() and others:
         return root, others
     if train is None:
-        listed = [file for file in _list(root) if not OTHER_KINDS.match(file.stem)]
+        listed = [file for file in json_files(root) if not OTHER_KINDS.match(file.stem)]
         train = _one_of(root, listed)
         return root, {} if train is None else {"train": train}
     return root, {"train": train, **_other_splits(root, train)}
@@ -79,7 +74,7 @@ def _names(base: Path, files: Sequence[Path]) -> str:
     return enumerate_names([os.path.relpath(file, base) for file in files])
 
 
-def _list(base: Path) -> list[Path]:
+def json_files(base: Path) -> list[Path]:
     """Return the JSON files where annotations may be."""
     folders = [base, *(folder for folder in sorted(base.iterdir()) if folder.name.lower() in FOLDERS)]
     files = [file for folder in folders for file in sorted(folder.glob("*.json"))]
@@ -92,7 +87,7 @@ def _candidates(base: Path, split: Split) -> list[Path]:
 
     An example of each rule: instances_train2017, train, annotations/train, train/_annotations.coco, x_train_y.
     """
-    listed, word = _list(base), f"(?:{'|'.join(WORDS[split])})"
+    listed, word = json_files(base), f"(?:{'|'.join(SPLIT_NAMES[split])})"
     instances, plain = rf"instances_{word}\d*", rf"{word}\d*"
     rules = ((True, instances), (False, instances), (False, plain), (True, plain))
     for within, rule in rules:
@@ -107,7 +102,7 @@ def _candidates(base: Path, split: Split) -> list[Path]:
 def _splits_in(name: str) -> list[Split]:
     """Return the splits that words in a name stand for."""
     parts = re.split(r"[\W\d_]+", name.lower())
-    return [split for split in SPLITS if set(parts) & set(WORDS[split])]
+    return [split for split in SPLITS if set(parts) & set(SPLIT_NAMES[split])]
 
 
 def _split_of(name: str) -> Split | None:
@@ -116,14 +111,14 @@ def _split_of(name: str) -> Split | None:
 
 
 def _without_split(base: Path, file: Path) -> str:
-    words = "|".join(word for names in WORDS.values() for word in sorted(names, key=len, reverse=True))
+    words = "|".join(word for names in SPLIT_NAMES.values() for word in sorted(names, key=len, reverse=True))
     return re.sub(rf"(?<![a-z])({words})(?![a-z])", "", os.path.relpath(file, base).lower())
 
 
 def place_of_images(folder: Path, annotations: Path, split: Split, images: Sequence[str]) -> str:
     """Return where in a folder the file names start, judging by some of the images: a usual place, or a subfolder."""
     stem = annotations.stem.removeprefix("instances_")
-    names = (stem, stem.rstrip("0123456789"), *WORDS[split])
+    names = (stem, stem.rstrip("0123456789"), *SPLIT_NAMES[split])
     places = ["", *(place for name in names for place in (name, f"images/{name}")), "images"]
     if annotations.is_relative_to(folder):
         places.append(str(annotations.parent.relative_to(folder)))

@@ -22,7 +22,7 @@ class Annotations(NamedTuple):
 
     file: Path
     images: list[str]  # names of the files
-    pairs: Indices  # of each annotation, its position in images and in categories, shape (M, 2); M may be 0
+    pairs: Indices  # positions of the annotations in images and in categories, shape (M, 2); M may be 0
     categories: dict[str, dict[str, Any]]  # all fields of each category by its id, sorted by id
     groups: dict[str, list[str]]  # by the name of a field that any image has, its text for each image, or ""
 

@@ -23,6 +23,7 @@ from lt_cb.data.sources.annotations import (
 from lt_cb.data.sources.base import FileSource, check_classes, with_test
 from lt_cb.data.sources.checks import warn_of_repeated_paths
 from lt_cb.data.sources.grouping import read_groups
+from lt_cb.data.sources.image_files import given_folder
 from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folder, encode
 from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import DataError, InputError, did_you_mean, enumerate_names
@@ -80,7 +81,7 @@ class COCO(FileSource):
                 "A table: --data.source Manifest. Folders of classes: --data.source ImageFolder."
             )
         read = _read(base, files, GROUPS if group_column is None else [group_column])
-        folder = base if image_folder is None else _given_folder(base, image_folder)
+        folder = base if image_folder is None else given_folder(base, image_folder)
         groups = {} if group_column is None or is_test_only() else _groups(root, read, group_column)
         listings = _list(root, read, class_field, task, folder, groups)
         if repeats := _check_repeats(root, folder, listings):
@@ -100,7 +101,7 @@ class COCO(FileSource):
 def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> dict[Split, Annotations]:
     """Return the annotations of each split, and say which files were read."""
     read = {split: read_annotations(file, group_fields) for split, file in files.items()}
-    check_annotated(next(iter(read.values())))  # of train
+    check_annotated(next(iter(read.values())))  # the training file comes first
     without = [split for split, annotations in read.items() if not len(annotations.pairs)]
     for split in without:
         del read[split]
@@ -112,14 +113,6 @@ def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> 
     named = ", ".join(f"{split} '{os.path.relpath(read[split].file, base)}'" for split in read)
     rank_zero_info(f"annotations in '{base}': {named}. To read another file: --data.root FILE.")
     return read
-
-
-def _given_folder(base: Path, image_folder: str) -> Path:
-    given = Path(os.path.expanduser(image_folder))
-    folder = next((place for place in (base / given, given) if place.is_dir()), None)
-    if folder is None:
-        raise InputError(f"image_folder is '{image_folder}', but there is no such folder: set it to the images'.")
-    return folder
 
 
 def _list(

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.sources.image_files import names_file
-from lt_cb.data.sources.listing import SPLITS, Split
+from lt_cb.data.sources.image_files import ENDINGS, names_file
+from lt_cb.data.sources.listing import SPLIT_NAMES, Split
 from lt_cb.data.sources.reading import Columns
 from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
@@ -23,7 +23,6 @@ LABELS: tuple[str, ...] = ("label", "labels", "class", "class_name", "category",
 LABELS += ("finding labels", "finding label", "label_name", "category_name", "target", "targets", "tags", "species")
 LABELS += ("categories", "breed", "attribute_ids", "class_id", "category_id", "label_id")
 VERIFIED = "confidence"  # 1: verified to be present; 0: verified to be absent (Open Images)
-IMAGE = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp|gif)$", re.IGNORECASE)
 CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1, "nan": -1, "none": -1, "-1": -1, "-1.0": -1}
 FACTS = re.compile(  # columns of 1 and 0 that describe an image, and are no classes
     r"((is|has)[\W_]*)?(fe)?male|sex|gender|age|(k[\W_]*)?folds?[\W_]*\d*|(is[\W_]*)?(val(id(ated|ation)?)?|train(ing)?|"
@@ -31,9 +30,8 @@ FACTS = re.compile(  # columns of 1 and 0 that describe an image, and are no cla
     re.IGNORECASE,
 )
 MANY = ("labels", "findinglabels", "targets", "tags", "categories", "attributeids")  # columns of several names
-SPLIT_NAMES: dict[str, Split] = {split: split for split in SPLITS}
-SPLIT_NAMES |= {"training": "train", "testing": "test"}
-SPLIT_NAMES |= dict.fromkeys(("valid", "validation", "validate", "dev"), "val")
+SPLIT_OF: dict[str, Split] = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+SPLIT_OF |= {"validate": "val", "dev": "val"}
 SPLIT_FLAGS: dict[str, tuple[Split, Split]] = {  # columns of true and false: their splits
     "is_valid": ("val", "train"),
     "is_val": ("val", "train"),
@@ -72,7 +70,7 @@ class Layout(NamedTuple):
 
 def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
     """Return the columns that the options name, or else those with names that are common for their content."""
-    if options.path_column is None and (images := [name for name in columns if IMAGE.search(name)]):
+    if options.path_column is None and (images := [name for name in columns if name.lower().endswith(ENDINGS)]):
         raise InputError(
             f"the first line of '{file}' names an image, '{images[0]}', but must name the columns: put a line such as "
             "path,label above it."
@@ -202,7 +200,7 @@ def match_columns(file: Path, columns: Columns, names: Sequence[str], option: st
 def _guess_path(file: Path, columns: Columns, taken: set[str | None]) -> str | None:
     """Return the column with a usual name, or else the first one whose first cell names or ends like an image file."""
     cells = {name: str(next(iter(columns[name]), "")).strip() for name in columns if name not in taken}
-    files = (name for name, cell in cells.items() if IMAGE.search(cell) or names_file(file.parent, cell))
+    files = (name for name, cell in cells.items() if cell.lower().endswith(ENDINGS) or names_file(file.parent, cell))
     return first_column(columns, PATHS, taken) or next(files, None) or first_column(columns, ["id"], taken)
 
 
@@ -212,8 +210,8 @@ def _guess_split(columns: Columns, taken: set[str | None]) -> str | None:
         is_flag = name not in taken and name.lower() in SPLIT_FLAGS
         if is_flag and {CELLS.get(text.strip().lower()) for text in set(map(str, cells))} == {0, 1}:
             return name
-        if name not in taken and str(next(iter(cells), "")).strip().lower() in SPLIT_NAMES:
-            splits = {SPLIT_NAMES.get(text.strip().lower()) for text in set(map(str, cells))}
+        if name not in taken and str(next(iter(cells), "")).strip().lower() in SPLIT_OF:
+            splits = {SPLIT_OF.get(text.strip().lower()) for text in set(map(str, cells))}
             if None not in splits and len(splits) > 1:
                 return name
     return None

@@ -21,7 +21,7 @@ def read_groups(file: object, name: str, texts: Sequence[str], splits: Sequence[
 
     A row without a text is a group of its own.
     """
-    texts = [text[:-2] if text.endswith(".0") and text[:-2].isdigit() else text for text in texts]  # as pandas writes 1
+    texts = [text[:-2] if text.endswith(".0") and text[:-2].isdigit() else text for text in texts]  # pandas writes 1 so
     number: dict[object, int] = {}
     groups = np.array([number.setdefault(text or row, len(number)) for row, text in enumerate(texts)], np.int64)
     if blank := texts.count(""):

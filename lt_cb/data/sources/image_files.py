@@ -28,10 +28,7 @@ def find_files(
         ending = "." + ending if ending[:1].isalnum() else ending  # jpg, .jpg, _green.png
         paths = [path if path.lower().endswith(ending.lower()) else path + ending for path in paths]
     if image_folder is not None:
-        given = Path(os.path.expanduser(image_folder))
-        folder = next((place for place in (table.parent / given, given) if place.is_dir()), None)
-        if folder is None:
-            raise InputError(f"image_folder is '{image_folder}', but there is no such folder: set it to the images'.")
+        folder = given_folder(table.parent, image_folder)
         completed = _complete(folder, paths)
         return folder, completed if _exist(folder, completed) else _search(folder, completed)
     stem = table.stem.removesuffix("_labels")
@@ -42,6 +39,15 @@ def find_files(
     if not extension:
         _refuse_several_endings(beside, paths[0])
     return table.parent, _search(table.parent, _complete(table.parent, paths))
+
+
+def given_folder(base: Path, image_folder: str) -> Path:
+    """Return the folder that the option ``image_folder`` names, relative to the folder of the data or to this one."""
+    given = Path(os.path.expanduser(image_folder))
+    folder = next((place for place in (base / given, given) if place.is_dir()), None)
+    if folder is None:
+        raise InputError(f"image_folder is '{image_folder}', but there is no such folder: set it to the images'.")
+    return folder
 
 
 def _refuse_several_endings(folders: Sequence[Path], path: str) -> None:

@@ -95,7 +95,7 @@ def _exclusive_columns(labels: Labels) -> list[int]:
     positive = labels == 1
     shared = positive.astype(np.float32).T @ positive.astype(np.float32) > 0
     np.fill_diagonal(shared, False)
-    for order in (1, -1):  # of columns that share rows with as many others
+    for order in (1, -1):  # decides between columns that share rows with equally many others
         kept = list(range(labels.shape[1]))[::order]
         while len(kept) > 1 and (conflicts := shared[np.ix_(kept, kept)].sum(1)).any():
             del kept[int(conflicts.argmax())]

@@ -107,7 +107,7 @@ def _parts(key: str | tuple[str, ...], separator: str | None) -> list[str]:
     """Return the names in a cell."""
     names = [key] if isinstance(key, str) else list(key)
     if isinstance(key, str) and separator:
-        is_list = separator == "," and LIST.fullmatch(key)  # as Python and JSON write it
+        is_list = separator == "," and LIST.fullmatch(key)  # a list in the form of Python or JSON
         names = [part.strip().strip("'\"") for part in key[1:-1].split(",")] if is_list else key.split(separator)
     return [name.strip() for name in names if name.strip()]
 
@@ -118,7 +118,7 @@ def by_column(tables: TableFiles, columns: Columns, names: Sequence[str], option
     labels = np.zeros((len(columns[names[0]]), len(names)), np.int8)
     found: set[str] = set()
     wrong: dict[str, str] = {}  # a cell of each column that has other values
-    numbers: dict[str, int] = {}  # of their different values
+    numbers: dict[str, int] = {}  # number of different values in each of them
     empty: set[str] = set()
     for c, name in enumerate(names):
         cells = columns[name] if list not in set(map(type, columns[name])) else as_texts(columns[name])

@@ -22,8 +22,13 @@ Paths = npt.NDArray[np.bytes_]  # one object for half a million paths, which pro
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-TEST_SHARE = 0.2  # of each class, if a data set has no test images
-MALFORMED = (ValueError, KeyError, TypeError, RecursionError, OverflowError)  # of JSON without what is needed
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {  # names of folders and files, in any case; the first that exists is read
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+}
+TEST_SHARE = 0.2  # share of each class that is held out if a data set has no test images
+MALFORMED = (ValueError, KeyError, TypeError, RecursionError, OverflowError)  # errors of JSON that lacks a needed part
 
 
 class Listing(NamedTuple):

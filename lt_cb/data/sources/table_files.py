@@ -11,25 +11,25 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.columns import CELLS, OPTION, Layout, TableOptions, find_columns, first_column, is_blank
-from lt_cb.data.sources.listing import Split
+from lt_cb.data.sources.listing import SPLIT_NAMES, Split
 from lt_cb.data.sources.reading import JSON_LINES, Columns, read_table
 from lt_cb.data.sources.tested import is_test_only
-from lt_cb.data.sources.tree import SPLIT_NAMES, has_images, subfolders
+from lt_cb.data.sources.tree import has_images, subfolders
 from lt_cb.errors import InputError, enumerate_names
 
 ENDINGS = (".csv", ".tsv", ".parquet", *JSON_LINES)
-IN_SPLIT_FOLDERS = ("metadata", "_classes")  # of Hugging Face's imagefolder, of Roboflow
+IN_SPLIT_FOLDERS = ("metadata", "_classes")  # tables of Hugging Face's imagefolder and of Roboflow
 NO_CLASS = re.compile(  # folders of images that are no classes
     r"(train|test|val|valid)[\W_].*|(.*[\W_])?(images?|imgs?|masks?|jpe?gs?|pngs?|photos?)([\W_]?part)?[\W_]?\d*",
     re.IGNORECASE,
 )
-IGNORED = re.compile(r"sample_?submission", re.IGNORECASE)  # of Kaggle: made-up labels
+IGNORED = re.compile(r"sample_?submission", re.IGNORECASE)  # Kaggle's tables of made-up labels
 
 
 class TableFiles(NamedTuple):
     """The tables of a data set, whose rows are numbered through."""
 
-    root: Path  # as it was given: a table or a folder
+    root: Path  # the given table or folder
     files: list[Path]
     starts: list[int]  # first row of each file
 
@@ -108,7 +108,7 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
         folder = root.parent.parent if root.stem.lower() in IN_SPLIT_FOLDERS else root.parent
         is_train = root.is_file() and {root.stem.lower(), root.parent.name.lower()} & {*SPLIT_NAMES["train"]}
         found = _of_splits(folder) if is_train else {}
-        if alike := [file.name for file in _tables_in(root.parent) if file != root and _is_of_set(file, root)]:
+        if alike := [file.name for file in tables_in(root.parent) if file != root and _is_of_set(file, root)]:
             rank_zero_info(
                 f"only '{root}' is read, not {enumerate_names(alike)} beside it. To read several tables, name them "
                 "train.csv, val.csv and test.csv, and give their folder."
@@ -124,30 +124,30 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
             given = enumerate_names([str(file.relative_to(root)) for file in found.values()])
             raise InputError(f"'{root}' has {given}, but no table of training images, such as train.csv: add one.")
         return [(split if len(found) > 1 else None, file) for split, file in found.items()]
-    tables = _tables_in(root)
+    tables = tables_in(root)
     named = [file for file in tables if file.stem.lower() in IN_SPLIT_FOLDERS]
     if len(chosen := named[:1] or tables) == 1:
         return [(None, chosen[0])]
     if tables:
         names = enumerate_names([file.name for file in tables])
         raise InputError(f"'{root}' has several tables, {names}: set --data.root to one of them.")
-    hint = " For folders of images, <class>/*: --config configs/image_folder.yaml." if _has_classes(root) else ""
+    hint = " For folders of images, <class>/*: --config configs/image_folder.yaml." if has_classes(root) else ""
     hint = " For annotations in COCO's format: --data.source COCO." if any(root.glob("*.json")) else hint
     raise InputError(
-        f"'{root}' has no table: it needs train.csv (also .parquet or .jsonl; val.csv and test.csv likewise), or set "
+        f"'{root}' has no table: it needs train.csv (also .parquet or .jsonl; val.csv and test.csv too), or set "
         f"--data.root to a table.{hint}"
     )
 
 
 def refuse_table_without_classes(root: Path) -> None:
     """Raise if a folder has a table or annotations instead of the folders of classes; say if it has a table too."""
-    tables = list(_of_splits(root).values()) or _tables_in(root)
-    has_classes = _has_classes(root)
-    if not tables and not has_classes and any(root.glob("*.json")):
+    tables = list(_of_splits(root).values()) or tables_in(root)
+    found = has_classes(root)
+    if not tables and not found and any(root.glob("*.json")):
         raise InputError(
             f"'{root}' has no folders of classes, but JSON: if it has annotations in COCO's format, --data.source COCO."
         )
-    if tables and not has_classes:
+    if tables and not found:
         raise InputError(
             f"'{root}' has no folders of classes, but a table, '{tables[0].relative_to(root)}': read it by --config "
             "configs/own_table.yaml instead, or --data.source Manifest."
@@ -159,7 +159,7 @@ def refuse_table_without_classes(root: Path) -> None:
         )
 
 
-def _has_classes(root: Path) -> bool:
+def has_classes(root: Path) -> bool:
     """Return whether images lie in root/<class>/ or root/<split>/<class>/."""
     splits = {name for usual in SPLIT_NAMES.values() for name in usual}
     folders = [root / name for name in subfolders(root) if not NO_CLASS.fullmatch(name)]
@@ -168,7 +168,8 @@ def _has_classes(root: Path) -> bool:
     return any(map(has_images, nested)) or sum(map(has_images, classes)) > 1
 
 
-def _tables_in(folder: Path) -> list[Path]:
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables directly in a folder, without sample submissions."""
     names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in ENDINGS]
     files = [folder / name for name in names if not name.startswith(".") and not IGNORED.search(name)]
     return sorted(files, key=lambda file: (ENDINGS.index(file.suffix.lower()), file.name))
@@ -190,11 +191,11 @@ def _is_of_set(file: Path, train: Path) -> bool:
 def _of_splits(root: Path) -> dict[Split, Path]:
     """Return the tables that are named after splits, or lie in folders named so; train comes first."""
     found: dict[Split, Path] = {}
-    tables = {file.stem.lower(): file for file in reversed(_tables_in(root))}
+    tables = {file.stem.lower(): file for file in reversed(tables_in(root))}
     folders = {entry.name.lower(): Path(entry) for entry in os.scandir(root) if entry.is_dir()}
     for split, names in sorted(SPLIT_NAMES.items(), key=lambda item: item[0] != "train"):
         for name in names:
-            inside = _tables_in(folders[name]) if name in folders else []
+            inside = tables_in(folders[name]) if name in folders else []
             named = [file for file in inside if file.stem.lower() in IN_SPLIT_FOLDERS]
             if file := tables.get(name) or tables.get(f"{name}_labels") or next(iter(named), None):
                 found.setdefault(split, file)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lt_cb.data.sources.columns import CELLS, OPTION, SPLIT_FLAGS, SPLIT_NAMES, Layout, TableOptions, say_guesses
+from lt_cb.data.sources.columns import CELLS, OPTION, SPLIT_FLAGS, SPLIT_OF, Layout, TableOptions, say_guesses
 from lt_cb.data.sources.grouping import read_groups, suggest_groups
 from lt_cb.data.sources.image_files import find_files
 from lt_cb.data.sources.kinds import choose_task
@@ -31,8 +31,8 @@ LISTED = {"train": "train", "test": "test", "": "in neither, which are left out"
 class Table(NamedTuple):
     """Image files of a table."""
 
-    listings: dict[Split, Listing]  # of each split, in the order of the table
-    folder: Path  # of the images
+    listings: dict[Split, Listing]  # by split, in the order of the table
+    folder: Path  # where the paths start
     divided: bool  # whether there is a column of splits; otherwise all images are in train
     by_column: bool  # whether each label has a column
     group_hint: str  # the option that keeps images of a column such as patient_id together, if it is not given
@@ -109,7 +109,7 @@ def _required(tables: TableFiles, columns: Columns, name: str, kind: str) -> lis
 def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
     """Return the split of each row, an empty text for other splits, which are left out."""
     texts = _required(tables, columns, name, "split")
-    split_of = {text: SPLIT_NAMES.get(text.lower()) for text in dict.fromkeys(texts)}
+    split_of = {text: SPLIT_OF.get(text.lower()) for text in dict.fromkeys(texts)}
     if name.lower() in SPLIT_FLAGS:
         flags: dict[int | None, Split] = dict(zip((1, 0), SPLIT_FLAGS[name.lower()], strict=True))
         split_of = {text: flags.get(CELLS.get(text.lower()), split) for text, split in split_of.items()}
@@ -127,7 +127,7 @@ def _splits(tables: TableFiles, columns: Columns, name: str) -> np.ndarray:
 def _splits_of_folders(tables: TableFiles, paths: list[str]) -> npt.NDArray[np.str_] | None:
     """Return the split of each row if all paths begin with folders of splits, such as ``train/1.jpg``, or None."""
     tops = [re.split(r"[\\/]", path.removeprefix("./"), maxsplit=1)[0] for path in paths]
-    split_of = {top: SPLIT_NAMES.get(top.lower()) for top in dict.fromkeys(tops)}
+    split_of = {top: SPLIT_OF.get(top.lower()) for top in dict.fromkeys(tops)}
     if None in split_of.values() or not {"train"} < set(split_of.values()):
         return None
     listed = enumerate_names(list(split_of))
@@ -153,7 +153,7 @@ def _splits_of_lists(tables: TableFiles, paths: list[str]) -> npt.NDArray[np.str
         return None
     counts = ", ".join(f"{(splits == split).sum():,} {name}" for split, name in LISTED.items() if split in splits)
     rank_zero_info(
-        f"the splits of '{tables}' are those of {enumerate_names(LISTS)}: {counts}. To draw test images, move these "
+        f"the splits of '{tables}' come from {enumerate_names(LISTS)}: {counts}. To draw test images, move these "
         "lists away."
     )
     return splits

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
-from lt_cb.data.sources.listing import Listing, Split, encode
+from lt_cb.data.sources.listing import SPLIT_NAMES, Listing, Split, encode
 from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import DataError, InputError, enumerate_names
 
@@ -21,13 +21,8 @@ from lt_cb.errors import DataError, InputError, enumerate_names
 ACCOMPANYING = re.compile(r"(^|/)(\.|(thumbs\.db|desktop\.ini|(readme|licen[sc]e|copying)(\..*)?)$)", re.IGNORECASE)
 
 
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {  # of folders, in any case; the first that exists is read
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "val": ("val", "valid", "validation"),
-}
 MASK = re.compile(r"_(mask|seg|segmentation|label)(_\d+)?\.\w+$", re.IGNORECASE)
-LAYOUTS = "train/<class>/* (val and test likewise, if you have them) or <class>/* for 2 classes or more"
+LAYOUTS = "train/<class>/* (also val and test, if you have them) or <class>/* for 2 classes or more"
 
 
 def find_splits(root: Path) -> dict[Split, Path]:

@@ -1,8 +1,12 @@
 """The frame of an HTML page in one file, which loads nothing, is light or dark, and fits a phone."""
 
+import base64
 import html
+import io
 import re
 from collections.abc import Mapping, Sequence
+
+from PIL import Image
 
 # the browser refuses everything outside the file, should a name or a library ask for it
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -40,6 +44,13 @@ def document(title: str, finding: Sequence[str], body: str, style: str = "") -> 
 {body}
 </body></html>
 """
+
+
+def data_uri(image: Image.Image, kind: str) -> str:
+    """Return an image as a source for ``<img>``; ``kind`` is jpeg or webp."""
+    stream = io.BytesIO()
+    image.save(stream, kind, quality=75)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def heading(title: str, words: str) -> str:
