@@ -107,6 +107,13 @@ class TestClassFolders:
             kind = "val" if split == "valid" else "test"
             assert line(caplog, "testing").startswith(f"testing the 8 {kind} images of '{split}_only' with the classes")
 
+    def test_other_files_there_are_no_annotations(self, caplog: pytest.LogCaptureFixture) -> None:
+        hospital("b", {"cat": 3, "dog": 4, "eel": 1})
+        Path("b/class_indices.json").write_text('{"0": "cat"}')
+        caplog.clear()
+        assert result("b", "--data.root=b")["test_counts"] == [3, 4, 1]
+        assert not any("is read as" in message for message in caplog.messages)
+
     def test_a_training_folder_there_is_not_read(self) -> None:
         hospital("b/test", {"cat": 3, "dog": 4})
         hospital("b/train", {"cat": 2, "horse": 3}, seed=2000)
