@@ -25,6 +25,7 @@ from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
+from lt_cb.models import merge_adapter
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir
@@ -265,6 +266,7 @@ class CommandLine(LightningCLI):
         model: LongTailedClassifier = self.parser.instantiate_classes(self.config).model
         model.on_load_checkpoint(content)
         model.load_state_dict(content["state_dict"])
+        merge_adapter(model.backbone)
         return model
 
     def check_trained(self) -> None:

@@ -225,7 +225,7 @@ def feed_features(session: Session) -> bool:
     if not model.is_frozen or data.augments or model.mix is not None or not isinstance(config.strategy, str):
         return False
     if session.resumes and session.cli.checkpoint is not None:  # `fit` loads it again, with its optimiser
-        model.backbone.load_state_dict(checkpoints.backbone_state(session.cli.checkpoint))
+        model.backbone.load_state_dict(model.backbone_state(session.cli.checkpoint))
     trainer = feature_trainer(config)
     for split in sorted({"train", data.validation_split}):
         data.replace_images(split, torch.from_numpy(frozen_features(model, data, split, trainer)[0]))
@@ -273,7 +273,11 @@ def check_last_batch(model: LongTailedClassifier, data: LongTailedDataModule, de
     last = data.num_images % (devices * data.batch_size)
     if data.batch_size > 1 and not 0 < last < 2 * devices:
         return
-    if model.is_frozen or not any(isinstance(module, _BatchNorm) for module in model.backbone.modules()):
+    if (
+        model.is_frozen
+        or model.freeze_norm
+        or not any(isinstance(module, _BatchNorm) for module in model.backbone.modules())
+    ):
         return
     image = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
     try:
