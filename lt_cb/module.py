@@ -148,7 +148,9 @@ class LongTailedClassifier(SavedModule):
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
         self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
         self.loss = self.configure_loss(loss)
-        self.backbone = self.make_backbone()
+        self.adapter, self.adapter_rank = adapter, adapter_rank
+        self.backbone_arguments = backbone, in_channels, backbone_args or {}, head_init_std
+        self.backbone = self.configure_backbone(*self.backbone_arguments)
         self.train(self.training)  # a frozen backbone to evaluation mode
         for name, values in (("mean", mean), ("std", std)):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
@@ -167,26 +169,19 @@ class LongTailedClassifier(SavedModule):
             raise InputError(f"{type(loss).__name__} takes no mixed targets: unset --model.mix or change the loss.")
         return loss
 
-    def make_backbone(self) -> nn.Module:
-        """Return a new backbone, as the hyper-parameters describe it."""
-        options = {name: self.hparams[name] for name in ("in_channels", "head_init_std")}
-        args = dict(self.hparams["backbone_args"] or {})
-        return self.configure_backbone(self.hparams["backbone"], options=args, **options)
-
     def configure_backbone(
         self, name: str, in_channels: int, options: dict[str, Any], head_init_std: float | None
     ) -> nn.Module:
         """Return the network, images -> logits, with the last layer that the loss and the second stage need."""
-        adapter, size = self.hparams["adapter"], self.hparams.get("image_size")
-        if adapter is not None and has_timm_weights(name):
+        if self.adapter is not None and has_timm_weights(name):
             options = {**options, "pretrained": True}
-        backbone = build_backbone(name, self.num_classes, in_channels, options, size)
+        backbone = build_backbone(name, self.num_classes, in_channels, options, self.hparams.get("image_size"))
         if head_init_std is not None:
             draw_classifier(backbone, self.num_classes, head_init_std)
         if self.loss.normalized_classifier:
             normalize_classifier(backbone, self.num_classes)
-        if adapter is not None:
-            attach_adapter(backbone, self.num_classes, self.hparams["adapter_rank"])
+        if self.adapter is not None:
+            attach_adapter(backbone, self.num_classes, self.adapter_rank)
         if self.second_stage is not None:
             self.second_stage.attach(backbone, self.num_classes)
         classifier = last_linear(backbone, self.num_classes)

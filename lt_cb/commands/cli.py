@@ -277,6 +277,7 @@ class CommandLine(LightningCLI):
     def make_all(self, data: LongTailedDataModule) -> Namespace:
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
         self.parser.add_instantiator(lambda *_, **__: data, type(data), subclasses=False, prepend=True)
+        vars(self).pop("config_dump", None)  # hyper-parameters; Lightning keeps the first, of before `set_loss`
         objects: Namespace = self.parser.instantiate_classes(self.config)
         return objects
 

@@ -56,7 +56,9 @@ def attach_adapter(backbone: nn.Module, num_classes: int, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise InputError(f"--model.adapter needs a further package ({error}): uv pip install peft.") from error
+        raise InputError(
+            f"--model.adapter needs the package peft ({error}): run pip install 'lt_cb[adapters]'."
+        ) from error
     for module in backbone.modules():
         if hasattr(module, "qkv_bias_separate"):
             module.qkv_bias_separate = True  # type: ignore[assignment]  # timm else uses the weights of the layer, and not the layer

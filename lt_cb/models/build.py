@@ -122,6 +122,6 @@ def _call(name: str, make: Callable[..., nn.Module], **options: Any) -> nn.Modul
         why = str(error).partition("\n")[0]
         raise InputError(
             f"the weights of model '{name}' cannot be downloaded or read ({why}): offline, copy their file to this "
-            "machine and set --model.backbone_args.pretrained_cfg_overlay.file to it, or set --model.backbone to the "
+            "machine and set --model.backbone_args.pretrained_cfg_overlay '{file: FILE}', or set --model.backbone to the "
             "path of a custom function that loads them."
         ) from error
