@@ -16,8 +16,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lt_cb.average import Average
 from lt_cb.callbacks import ClassesToWandB, ResultFile, SaveLogits
 from lt_cb.callbacks.result import is_within_epoch, print_ending, trained_epochs
+from lt_cb.commands.average import check_data, trained_networks
 from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.lightning import check_features, check_switches
 from lt_cb.commands.messages import causes, input_error
@@ -59,7 +61,7 @@ class Session:
             if self.resumes and isinstance(logger, WandB):
                 logger.resume((cli.checkpoint or {}).get(checkpoints.WANDB))
         # absolute, as Lightning takes the names last, best and hpc for other files
-        self.ckpt_path = None if cli.checkpoint is None else str(Path(cli.config.ckpt_path).absolute())
+        self.ckpt_path = None if cli.checkpoint is None else str(Path(cli.ckpt_paths[0]).absolute())
         loaded = {} if self.ckpt_path is None or cli.checkpoint is None else {self.ckpt_path: cli.checkpoint}
         self.trainer = run_trainer(cli, objects.trainer, loaded)
         self._check_objects()
@@ -195,9 +197,11 @@ def validate(cli: CommandLine) -> None:
 
 @command(PRIOR)
 def test(cli: CommandLine) -> None:
-    """Evaluate a checkpoint on the test images; `ResultFile` prints a fuller table than Lightning."""
+    """Evaluate a checkpoint, or the average of several; `ResultFile` prints a fuller table than Lightning."""
+    check_data(cli)
     session, options = Session(cli), {"verbose": False, "weights_only": True}
-    session.trainer.test(session.model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
+    model = Average(trained_networks(cli), cli.ckpt_paths) if cli.others else session.model
+    session.trainer.test(model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
 
 
 def main(
