@@ -10,10 +10,12 @@ from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, Stochastic
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.data.loaders.epoch import seed_of
+from lt_cb.divergence import MAX_TARGETS, Step, check_finite, check_learns
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch, EvaluatedModule, MetricFactory
 from lt_cb.losses import Loss
@@ -28,6 +30,7 @@ from lt_cb.models import (
     normalize_classifier,
     spare_small_images,
 )
+from lt_cb.models.build import has_weights
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
 from lt_cb.runs.record import LOSS_FACTS
@@ -72,6 +75,7 @@ class LongTailedClassifier(EvaluatedModule):
         decay_1d: apply weight decay also to norms and biases, as Cui et al. do on CIFAR, but not for larger images.
         head_init_std: standard deviation of the last layer's initial normal weights; None keeps the backbone's own.
         second_stage: change to the classifier of a trained network; ``fit`` then starts from a checkpoint.
+        freeze_norm: keep batch norm in evaluation mode while training.
         mix: mixes a batch of images and one-hot targets, like torchvision's ``MixUp`` and ``CutMix``.
         fast: ``auto`` records `ResNetCifar` as CUDA graphs on a single NVIDIA GPU, and compiles other backbones there
             for long trainings. The command line then also uses bfloat16 mixed precision where the hardware supports it
@@ -103,6 +107,7 @@ class LongTailedClassifier(EvaluatedModule):
         decay_1d: bool = True,
         head_init_std: float | None = None,
         second_stage: SecondStage | None = None,
+        freeze_norm: bool = False,
         mix: nn.Module | None = None,
         fast: Literal["auto", "off"] = "auto",
         few_shot: int = 20,
@@ -128,6 +133,7 @@ class LongTailedClassifier(EvaluatedModule):
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
         self.second_stage, self.mix = second_stage, mix
+        self.freeze_norm = freeze_norm
         self.multi_label, self.task = multi_label, Task.of(multi_label)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.num_classes = len(loss.class_counts)
@@ -141,7 +147,10 @@ class LongTailedClassifier(EvaluatedModule):
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
         self.graph: TrainingGraph | None = None
-        self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate and loss of this epoch's batches
+        self.is_trained = has_weights(backbone, backbone_args or {})  # before this training
+        self._first_loss: float | None = None  # of the first batch of the training
+        self._targets: list[Tensor] = []  # of the first batches of an epoch
+        self._losses: list[Step] = []  # of this epoch's batches
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes
 
     def configure_loss(self, loss: Loss) -> Loss:
@@ -183,10 +192,11 @@ class LongTailedClassifier(EvaluatedModule):
         return images.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode; a frozen backbone stays in evaluation mode."""
+        """Set the training mode; a frozen backbone, or with ``freeze_norm`` batch norm, stays in evaluation mode."""
         super().train(mode)
-        if self.is_frozen:
-            self.backbone.eval()
+        for module in self.backbone.modules():
+            if self.is_frozen or (self.freeze_norm and isinstance(module, _BatchNorm)):
+                module.training = False
         return self
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
@@ -243,6 +253,7 @@ class LongTailedClassifier(EvaluatedModule):
     def on_train_epoch_start(self) -> None:
         """Switch on the class weights of the loss from ``drw_start`` on."""
         self._losses.clear()
+        self._targets.clear()
         self.train_loss.reset()
         if self.drw_start > 0.0:
             self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.drw_start
@@ -261,6 +272,9 @@ class LongTailedClassifier(EvaluatedModule):
             return loss
         rate = next((group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups), math.nan)
         self._losses.append((self.global_step, rate, loss.detach()))
+        if self.is_trained and sum(map(len, self._targets)) < MAX_TARGETS:
+            self._targets.append(targets)
+            self._first_loss = loss.item() if self.global_step == batch_idx == 0 else self._first_loss
         if batch_idx % self._trainer.accumulate_grad_batches == 0:
             self._window = {}
         size = float(len(images))
@@ -292,16 +306,18 @@ class LongTailedClassifier(EvaluatedModule):
                 gradient *= expected / sum(sizes)
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch; raise InputError if it is not finite."""
+        """Log the mean loss of the epoch; raise InputError if it is not finite, or if trained weights were destroyed.
+
+        The latter is not checked once deferred class weights count, as the first loss is without them.
+        """
         loss = self.train_loss.compute()
-        searches = any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if not loss.isfinite() and not searches:
-            first = next(((step, rate) for step, rate, value in self._losses if not value.isfinite()), None)
-            when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
-            raise InputError(
-                f"the training has diverged: train/loss is {loss.item()} in epoch {self.current_epoch}{when}. Lower "
-                "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
-            )
+        if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            check_finite(loss.item(), self.current_epoch, self._losses)
+            start = (self._first_loss, torch.cat(self._targets)) if self.is_trained else None
+            first, targets = self.trainer.strategy.broadcast(start) or (None, None)
+            if first is not None and not (self.drw_start and self.loss.weighted):
+                rate = max(rate for _, rate, _ in self._losses)
+                check_learns(loss.item(), first, self.current_epoch, rate, self.loss, targets)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -332,6 +348,7 @@ class LongTailedClassifier(EvaluatedModule):
             state = self.second_stage.initial_state(self.backbone, self.num_classes, state)
         compare.check_backbone(state, self.backbone)
         self.backbone.load_state_dict(state)
+        self.is_trained = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what held-out images chose, and unset ``pretrained``, so that loading does not download weights."""

@@ -27,6 +27,7 @@ TRAINED_ON = "lt_cb_trained_on"  # digests of the training images, see `lt_cb.da
 THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which each label is predicted
 SET_SCORES = "lt_cb_set_scores"  # one label an image: scores of held-out images, see `lt_cb.sets`
 FAMILIARITY = "lt_cb_familiarity"  # one label an image: `lt_cb.unknown.Familiarity`
+HEAD = "lt_cb_head"  # how ``recommend`` solved the head, see `lt_cb.evaluation.EvaluatedModule.head`
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # the data give them to a model
@@ -223,6 +224,20 @@ def familiarity(content: Mapping[str, Any]) -> Familiarity | None:
         return None if kept is None else Familiarity.from_state(kept)
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"the checkpoint's measure of unknown images is damaged ({error}).") from error
+
+
+def head(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how ``recommend`` solved the head, None for any other: its ``l2_strength`` and ``temperature``.
+
+    ``trained_before`` has the digests of the images that trained the backbone, None if they are not known.
+    """
+    kept = content.get(HEAD)
+    if kept is None:
+        return None
+    numbers = [kept.get(name) for name in ("l2_strength", "temperature")] if isinstance(kept, dict) else []
+    if not numbers or any(mismatch(number, float, 0) for number in numbers) or not all(n >= 0 for n in numbers):
+        raise InputError("the checkpoint's description of its head is damaged: run lt-cb recommend again.")
+    return kept
 
 
 def history(content: Mapping[str, Any]) -> dict[str, Any]:
