@@ -313,11 +313,11 @@ class LongTailedClassifier(EvaluatedModule):
         loss = self.train_loss.compute()
         if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             check_finite(loss.item(), self.current_epoch, self._losses)
-            start = (self._first_loss, torch.cat(self._targets)) if self.is_trained else None
-            first, targets = self.trainer.strategy.broadcast(start) or (None, None)
-            if first is not None and not (self.drw_start and self.loss.weighted):
+            start = (self._first_loss, torch.cat(self._targets)) if self._first_loss is not None else None
+            start = self.trainer.strategy.broadcast(start)  # the first loss differs between processes
+            if start is not None and not (self.drw_start and self.loss.weighted):
                 rate = max(rate for _, rate, _ in self._losses)
-                check_learns(loss.item(), first, self.current_epoch, rate, self.loss, targets)
+                check_learns(loss.item(), start[0], self.current_epoch, rate, self.loss, start[1])
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def accuracy_difference(new: Tensor, old: Tensor, targets: Tensor) -> Difference
         targets: class indices, int64 of shape (N,).
     """
     change = (new == targets).double() - (old == targets).double()
-    classes = [change[targets == label] for label in targets.unique().tolist()]
+    classes = [change[targets == label] for label in sorted(set(targets.tolist()))]
     variances = torch.stack([values.var() for values in classes if len(values) > 1] or [torch.tensor(1.0)]).double()
     least = variances.mean()
     total = sum(float(max(values.var(), least) if len(values) > 1 else least) / len(values) for values in classes)

@@ -160,8 +160,7 @@ def make_trainer(
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     """Return the callback that keeps the best checkpoint, if there is one; in a fine-tuning it is its own."""
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    own = [c for c in kept if isinstance(c, BestEpoch)]
-    return next(iter(own or [c for c in kept if c.monitor]), None)
+    return next((c for c in kept if isinstance(c, BestEpoch)), next((c for c in kept if c.monitor), None))
 
 
 def written_checkpoint(trainer: Trainer, best: bool) -> Path | None:

@@ -18,8 +18,10 @@ from lt_cb.errors import InputError
 from lt_cb.runs import checkpoint as checkpoints
 
 # options of data that decide which images are held out
-SPLIT = ("source", "root", "task", "split", "val_fraction", "imbalance_factor", "imbalance_type", "n_max")
-SPLIT += ("subset_counts", "subset_seed")
+SPLIT = (
+    *("source", "root", "task", "split", "val_fraction", "imbalance_factor", "imbalance_type", "n_max"),
+    *("subset_counts", "subset_seed"),
+)
 
 
 def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callback]:

@@ -66,7 +66,7 @@ def _solve_head(session: Session, l2_strength: float, temperature: float) -> Non
     trainer = feature_trainer({**config.as_dict(), "precision": "32-true"})
     values, targets = frozen_features(model, data, "train", trainer)
     features = torch.from_numpy(values)
-    solved = None
+    solved: dict[str, Any] = {}
     if trainer.is_global_zero:
         with one_thread_if_small(features):
             basis = Basis.fit(features)

@@ -17,7 +17,7 @@ from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.runs.folder import BEFORE, MAX_ALIASED, is_larger, parse_yaml
 from lt_cb.runs.record import LOSS_FACTS
-from lt_cb.runs.schema import PerClass, mismatch
+from lt_cb.runs.schema import PerClass, Seconds, mismatch
 from lt_cb.unknown import Familiarity
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
@@ -231,11 +231,11 @@ def head(content: Mapping[str, Any]) -> dict[str, Any] | None:
 
     ``trained_before`` has the digests of the images that trained the backbone, None if they are not known.
     """
-    kept = content.get(HEAD)
+    kept: dict[str, Any] | None = content.get(HEAD)
     if kept is None:
         return None
-    numbers = [kept.get(name) for name in ("l2_strength", "temperature")] if isinstance(kept, dict) else []
-    if not numbers or any(mismatch(number, float, 0) for number in numbers) or not all(n >= 0 for n in numbers):
+    numbers = {name: kept.get(name) for name in ("l2_strength", "temperature")} if isinstance(kept, dict) else {}
+    if not numbers or mismatch(numbers, dict[str, Seconds], 0):
         raise InputError("the checkpoint's description of its head is damaged: run lt-cb recommend again.")
     return kept
 
