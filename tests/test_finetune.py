@@ -15,6 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from lt_cb.__main__ import main
+from lt_cb.commands.cli import CommandLine
+from lt_cb.commands.pretrained import of_pretrained
+from lt_cb.commands.train import FIT
 from lt_cb.divergence import check_learns
 from lt_cb.errors import InputError
 from lt_cb.losses import BalancedSoftmaxLoss, SeesawLoss, SigmoidLoss, SoftmaxLoss
@@ -156,7 +159,7 @@ def test_the_start_is_the_head_of_scikit_learn_on_the_training_part(tuned: tuple
     temperature = recommended[checkpoints.HEAD]["temperature"]
     ours = features @ state["backbone.5.weight"].double().numpy().T + state["backbone.5.bias"].double().numpy()
     centred = [values - values.mean(1, keepdims=True) for values in (ours * temperature, expected)]
-    np.testing.assert_allclose(*centred, atol=0.03)
+    np.testing.assert_allclose(*centred, atol=0.05)
 
 
 def test_a_resumed_finetuning_equals_an_uninterrupted_one(tuned: tuple[RunDir, str], run: Run) -> None:
@@ -200,27 +203,26 @@ def test_a_rate_that_destroys_a_trained_network_is_named(run: Run, capsys: pytes
     with pytest.raises(SystemExit):
         run("finetune", *RECOMMENDED, *words)
     assert re.search(
-        r"the training has diverged: train/loss is .* set --model.optimizer.lr 0.3", capsys.readouterr().err
+        r"the training has diverged: train/loss is .* set --model.optimizer.lr 0[.]\d+", capsys.readouterr().err
     )
 
 
-def test_defaults_depend_on_what_is_trained(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    def printed(*words: str) -> str:
-        with pytest.raises(SystemExit):
-            main(["fit", *words, "--print_config"])
-        return capsys.readouterr().out
+def test_defaults_depend_on_what_is_trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(place)
 
-    scratch, trained = printed(), printed("--model.backbone=pretrained_net.network")
-    assert "SGD" not in trained
-    assert "class_path: torch.optim.AdamW" in trained
-    assert "gradient_clip_val: 1.0" in trained
-    assert "AdamW" not in scratch
-    assert "gradient_clip_val: null" in scratch
-    changed = printed("--model.backbone=pretrained_net.network", "--model.optimizer.lr=0.01")
-    assert "class_path: torch.optim.AdamW" in changed
-    assert "lr: 0.01" in changed
-    named = "model: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}}"
-    assert "lr: 0.5" in printed("--model.backbone=pretrained_net.network", "--config", named)
+    def settings_of(*words: str) -> tuple[str, float, float | None]:
+        words = ("--model.loss=SoftmaxLoss", *words)
+        config = CommandLine("fit", words, FIT, defaults=of_pretrained).config
+        optimizer = config.model.optimizer
+        return optimizer.class_path.rpartition(".")[2], optimizer.init_args.lr, config.trainer.gradient_clip_val
+
+    pretrained = "--model.backbone=pretrained_net.network"
+    sgd = "model: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}}"
+    assert settings_of("--model.optimizer=SGD", "--model.optimizer.lr=0.1") == ("SGD", 0.1, None)
+    assert settings_of(pretrained) == ("AdamW", 1e-4, 1.0)
+    assert settings_of(pretrained, "--model.optimizer.lr=0.01") == ("AdamW", 0.01, 1.0)
+    assert settings_of(pretrained, "--config", sgd) == ("SGD", 0.5, 1.0)
+    assert settings_of(pretrained, "--trainer.gradient_clip_val=0.5") == ("AdamW", 1e-4, 0.5)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
@@ -284,7 +286,7 @@ def test_a_loss_above_start_and_equal_logits_is_refused(loss: Any) -> None:
     targets = torch.tensor([0] * 10 + [1])
     state = {name: value.clone() for name, value in loss.state_dict().items()}
     check_learns(5.0, 6.0, 0, 0.1, loss, targets)  # below its start
-    check_learns(0.3, 0.1, 0, 0.1, loss, targets)  # below equal logits
+    check_learns(0.2, 0.1, 0, 0.1, loss, targets)  # below equal logits
     with pytest.raises(InputError, match=r"set --model.optimizer.lr 0.01\."):
         check_learns(5.0, 0.1, 0, 0.1, loss, targets)
     assert all(torch.equal(value, loss.state_dict()[name]) for name, value in state.items())
@@ -292,6 +294,6 @@ def test_a_loss_above_start_and_equal_logits_is_refused(loss: Any) -> None:
 
 def test_equal_logits_of_several_labels() -> None:
     targets = torch.tensor([[1, 0], [0, -1]], dtype=torch.int8)
-    check_learns(1.4, 0.1, 0, 0.1, SigmoidLoss([1, 1]), targets)
+    check_learns(1.1, 0.1, 0, 0.1, SigmoidLoss([1, 1]), targets)
     with pytest.raises(InputError, match="of equal logits"):
         check_learns(5.0, 0.1, 0, 0.1, SigmoidLoss([1, 1]), targets)
