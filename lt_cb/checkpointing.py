@@ -27,6 +27,7 @@ class SavedModule(EvaluatedModule):
     class_names: list[str]  #: names of the classes
     second_stage: SecondStage | None  #: change to the classifier of a trained network
     backbone_arguments: tuple[str, int, dict[str, Any], float | None]  #: of `configure_backbone`
+    is_trained: bool  #: whether the network has trained weights before this training
 
     def configure_backbone(
         self, name: str, in_channels: int, options: dict[str, Any], head_init_std: float | None
@@ -51,6 +52,7 @@ class SavedModule(EvaluatedModule):
             state = self.second_stage.initial_state(self.backbone, self.num_classes, state)
         compare.check_backbone(state, self.backbone)
         self.backbone.load_state_dict(state)
+        self.is_trained = True
 
     def backbone_state(self, content: checkpoints.Content) -> dict[str, Tensor]:
         """Return all weights of a checkpoint's backbone; raise InputError if it leaves out those of another one."""

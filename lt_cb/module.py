@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.checkpointing import SavedModule
 from lt_cb.data.loaders.epoch import seed_of
+from lt_cb.divergence import MAX_TARGETS, Step, check_finite, check_learns
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch, MetricFactory
 from lt_cb.losses import Loss
@@ -31,7 +32,7 @@ from lt_cb.models import (
     normalize_classifier,
     spare_small_images,
 )
-from lt_cb.models.build import has_timm_weights
+from lt_cb.models.build import has_weights, with_weights
 from lt_cb.rates import check_layer_decay, grouped, layer_scales, scale_rates
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.record import LOSS_FACTS
@@ -76,9 +77,8 @@ class LongTailedClassifier(SavedModule):
         decay_1d: apply weight decay also to norms and biases, as Cui et al. do on CIFAR, but not for larger images.
         head_init_std: standard deviation of the last layer's initial normal weights; None keeps the backbone's own.
         second_stage: change to the classifier of a trained network; ``fit`` then starts from a checkpoint.
-        adapter: ``lora`` trains low-rank matrices in the attention layers of a frozen backbone, and the classifier. It
-            needs peft. timm models get their pretrained weights, which the checkpoints leave out.
-        adapter_rank: rank of these matrices, at least 1.
+        adapter: ``lora`` trains `lt_cb.models.attach_adapter` and the classifier; timm networks get pretrained weights.
+        adapter_rank: rank of the adapters, at least 1.
         freeze_norm: keep batch norm in evaluation mode while training.
         layer_decay: factor, in (0, 1], of the learning rate of each layer relative to the next; None is 1.
         mix: mixes a batch of images and one-hot targets, like torchvision's ``MixUp`` and ``CutMix``.
@@ -140,7 +140,7 @@ class LongTailedClassifier(SavedModule):
                 self.hparams["loss"]["init_args"].pop(name, None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
-        self.second_stage, self.mix = second_stage, mix
+        self.second_stage, self.mix, self.adapter, self.adapter_rank = second_stage, mix, adapter, adapter_rank
         self.freeze_norm, self.layer_decay = freeze_norm, check_layer_decay(layer_decay)
         self.multi_label, self.task = multi_label, Task.of(multi_label)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
@@ -148,7 +148,6 @@ class LongTailedClassifier(SavedModule):
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
         self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
         self.loss = self.configure_loss(loss)
-        self.adapter, self.adapter_rank = adapter, adapter_rank
         self.backbone_arguments = backbone, in_channels, backbone_args or {}, head_init_std
         self.backbone = self.configure_backbone(*self.backbone_arguments)
         self.train(self.training)  # a frozen backbone to evaluation mode
@@ -157,7 +156,10 @@ class LongTailedClassifier(SavedModule):
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
         self.graph: TrainingGraph | None = None
-        self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate and loss of this epoch's batches
+        self.is_trained = adapter is not None or has_weights(backbone, backbone_args or {})
+        self._first_loss: float | None = None  # of the first batch of the training
+        self._targets: list[Tensor] = []  # of the first batches of an epoch
+        self._losses: list[Step] = []  # of this epoch's batches
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes
 
     def configure_loss(self, loss: Loss) -> Loss:
@@ -173,8 +175,7 @@ class LongTailedClassifier(SavedModule):
         self, name: str, in_channels: int, options: dict[str, Any], head_init_std: float | None
     ) -> nn.Module:
         """Return the network, images -> logits, with the last layer that the loss and the second stage need."""
-        if self.adapter is not None and has_timm_weights(name):
-            options = {**options, "pretrained": True}
+        options = options if self.adapter is None else with_weights(name, options)
         backbone = build_backbone(name, self.num_classes, in_channels, options, self.hparams.get("image_size"))
         if head_init_std is not None:
             draw_classifier(backbone, self.num_classes, head_init_std)
@@ -264,6 +265,7 @@ class LongTailedClassifier(SavedModule):
     def on_train_epoch_start(self) -> None:
         """Switch on the class weights of the loss from ``drw_start`` on."""
         self._losses.clear()
+        self._targets.clear()
         self.train_loss.reset()
         if self.drw_start > 0.0:
             self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.drw_start
@@ -282,6 +284,9 @@ class LongTailedClassifier(SavedModule):
             return loss
         rate = next((group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups), math.nan)
         self._losses.append((self.global_step, rate, loss.detach()))
+        if self.is_trained and sum(map(len, self._targets)) < MAX_TARGETS:
+            self._targets.append(targets)
+            self._first_loss = loss.item() if self.global_step == batch_idx == 0 else self._first_loss
         if batch_idx % self._trainer.accumulate_grad_batches == 0:
             self._window = {}
         size = float(len(images))
@@ -313,25 +318,26 @@ class LongTailedClassifier(SavedModule):
                 gradient *= expected / sum(sizes)
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch; raise InputError if it is not finite."""
+        """Log the mean loss of the epoch; raise InputError if it is not finite, or if trained weights were destroyed.
+
+        The latter is not checked once deferred class weights count, as the first loss is without them.
+        """
         loss = self.train_loss.compute()
-        searches = any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if not loss.isfinite() and not searches:
-            first = next(((step, rate) for step, rate, value in self._losses if not value.isfinite()), None)
-            when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
-            raise InputError(
-                f"the training has diverged: train/loss is {loss.item()} in epoch {self.current_epoch}{when}. Lower "
-                "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
-            )
+        if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            check_finite(loss.item(), self.current_epoch, self._losses)
+            start = (self._first_loss, torch.cat(self._targets)) if self._first_loss is not None else None
+            start = self.trainer.strategy.broadcast(start)  # the first loss differs between processes
+            if start is not None and not (self.drw_start and self.loss.weighted):
+                rate = max(rate for _, rate, _ in self._losses)
+                check_learns(loss.item(), start[0], self.current_epoch, rate, self.loss, start[1])
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups by weight decay and rate; a bias that starts from the prior has no weight decay."""
-        classifier = last_linear(self.backbone, self.num_classes)
-        prior = None if self.loss.prior_bias is None or classifier is None else classifier.bias
-        trained = [p for p in self.parameters() if p.requires_grad]
-        no_decay = {p for p in trained if p is prior or (p.ndim < 2 and not self.decay_1d)}
-        return grouped(trained, no_decay, layer_scales(self.backbone, self.layer_decay))
+        bias = getattr(last_linear(self.backbone, self.num_classes), "bias", None)
+        prior = None if self.loss.prior_bias is None else bias
+        no_decay = {p for p in self.parameters() if p is prior or (p.ndim < 2 and not self.decay_1d)}
+        return grouped(self.parameters(), no_decay, layer_scales(self.backbone, self.layer_decay))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and scheduler; raise InputError if the schedule needs an end, but training has none."""

@@ -123,7 +123,7 @@ def test_a_checkpoint_has_what_is_trained_and_brings_the_network_back(tmp_path: 
     content = torch.load(file, weights_only=True)
     names = {name.removeprefix("backbone.") for name in content["state_dict"] if name.startswith("backbone.")}
     kinds = {name.partition(".lora_")[0] if ".lora_" in name else name for name in names}
-    layers = {f"blocks.{i}.attn.{layer}" for i in range(2) for layer in ("qkv", "proj")}
+    layers = {f"blocks.{i}.attn.qkv" for i in range(2)}
     statistics = {f"norm_pre.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
     assert kinds == layers | statistics | {"head.weight", "pos_embed"}
     again = LongTailedClassifier.load_from_checkpoint(file)
@@ -292,7 +292,9 @@ def test_wrong_options_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="adapter_rank is 0, but must be at least 1"):
         classifier(adapter_rank=0)
     sentence = refused(capsys, *FIT, "--model.backbone=resnet20")
-    assert sentence.startswith("--model.adapter is lora, but the backbone has no linear layers of attention, which are")
+    assert sentence.startswith(
+        "--model.adapter is lora, but the backbone has no linear layers for queries, keys and values, which"
+    )
     monkeypatch.setitem(sys.modules, "peft", None)
     sentence = refused(capsys, *FIT)
     assert sentence.endswith("run pip install 'lt_cb[adapters]'.")

@@ -93,7 +93,7 @@ def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
         raise InputError("the checkpoint's optimizer_states are damaged: test it, or train anew.") from error
     if sizes[0] != sizes[-1]:
         raise InputError(
-            "the checkpoint was trained with another loss, second stage, adapter or weight decay: use the same, or train anew."
+            "the checkpoint was trained with another loss, second stage or weight decay: use the same, or train anew."
         )
 
 
