@@ -316,7 +316,7 @@ class CommandLine(LightningCLI):
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
         self.parser.add_instantiator(lambda *_, **__: data, self._datamodule_class, subclasses=False, prepend=True)
         vars(self).pop("config_dump", None)  # hyper-parameters; Lightning keeps the first, of before `set_loss`
-        return self.parser.instantiate_classes(self.config)  # type: ignore[no-any-return, no-untyped-call]
+        return self.parser.instantiate_classes(self.config)  # type: ignore[no-any-return]
 
     def config_yaml(self) -> str:
         """Return the configuration, resolved."""
