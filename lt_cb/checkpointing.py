@@ -26,6 +26,7 @@ class SavedModule(EvaluatedModule):
 
     class_names: list[str]  #: names of the classes
     second_stage: SecondStage | None  #: change to the classifier of a trained network
+    is_trained: bool  #: whether the network has trained weights before this training
 
     def make_backbone(self) -> nn.Module:
         """Return a new backbone, as the hyper-parameters describe it."""
@@ -48,6 +49,7 @@ class SavedModule(EvaluatedModule):
             state = self.second_stage.initial_state(self.backbone, self.num_classes, state)
         compare.check_backbone(state, self.backbone)
         self.backbone.load_state_dict(state)
+        self.is_trained = True
 
     def backbone_state(self, content: checkpoints.Content) -> dict[str, Tensor]:
         """Return all weights of a checkpoint's backbone; raise InputError if it leaves out those of another one."""

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.checkpointing import SavedModule
 from lt_cb.data.loaders.epoch import seed_of
+from lt_cb.divergence import MAX_TARGETS, Step, check_finite, check_learns
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch, MetricFactory
 from lt_cb.losses import Loss
@@ -31,7 +32,7 @@ from lt_cb.models import (
     normalize_classifier,
     spare_small_images,
 )
-from lt_cb.models.build import has_timm_weights
+from lt_cb.models.build import has_timm_weights, has_weights
 from lt_cb.rates import check_layer_decay, grouped, layer_scales, scale_rates
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.record import LOSS_FACTS
@@ -155,7 +156,10 @@ class LongTailedClassifier(SavedModule):
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
         self.graph: TrainingGraph | None = None
-        self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate and loss of this epoch's batches
+        self.is_trained = adapter is not None or has_weights(backbone, backbone_args or {})
+        self._first_loss: float | None = None  # of the first batch of the training
+        self._targets: list[Tensor] = []  # of the first batches of an epoch
+        self._losses: list[Step] = []  # of this epoch's batches
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes
 
     def configure_loss(self, loss: Loss) -> Loss:
@@ -269,6 +273,7 @@ class LongTailedClassifier(SavedModule):
     def on_train_epoch_start(self) -> None:
         """Switch on the class weights of the loss from ``drw_start`` on."""
         self._losses.clear()
+        self._targets.clear()
         self.train_loss.reset()
         if self.drw_start > 0.0:
             self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.drw_start
@@ -287,6 +292,9 @@ class LongTailedClassifier(SavedModule):
             return loss
         rate = next((group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups), math.nan)
         self._losses.append((self.global_step, rate, loss.detach()))
+        if self.is_trained and sum(map(len, self._targets)) < MAX_TARGETS:
+            self._targets.append(targets)
+            self._first_loss = loss.item() if self.global_step == batch_idx == 0 else self._first_loss
         if batch_idx % self._trainer.accumulate_grad_batches == 0:
             self._window = {}
         size = float(len(images))
@@ -318,16 +326,18 @@ class LongTailedClassifier(SavedModule):
                 gradient *= expected / sum(sizes)
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch; raise InputError if it is not finite."""
+        """Log the mean loss of the epoch; raise InputError if it is not finite, or if trained weights were destroyed.
+
+        The latter is not checked once deferred class weights count, as the first loss is without them.
+        """
         loss = self.train_loss.compute()
-        searches = any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if not loss.isfinite() and not searches:
-            first = next(((step, rate) for step, rate, value in self._losses if not value.isfinite()), None)
-            when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
-            raise InputError(
-                f"the training has diverged: train/loss is {loss.item()} in epoch {self.current_epoch}{when}. Lower "
-                "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
-            )
+        if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            check_finite(loss.item(), self.current_epoch, self._losses)
+            start = (self._first_loss, torch.cat(self._targets)) if self._first_loss is not None else None
+            start = self.trainer.strategy.broadcast(start)  # the first loss differs between processes
+            if start is not None and not (self.drw_start and self.loss.weighted):
+                rate = max(rate for _, rate, _ in self._losses)
+                check_learns(loss.item(), start[0], self.current_epoch, rate, self.loss, start[1])
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

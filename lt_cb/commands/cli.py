@@ -49,6 +49,7 @@ CLASS_OPTIONS = (
 Options = Mapping[str, tuple[Any, Any, str]]  # type, default and help, by name
 Defaults = Callable[[Namespace], Mapping[str, Any]]
 AVERAGES = ("predict", "test")  # commands of several checkpoints
+Adapts = Callable[[dict[str, Any], dict[str, Any]], None]
 COMMON: Options = {
     "name": (str | None, "run", "Runs go to trainer.default_root_dir/NAME/version_N."),
     "folder": (str | None, None, "Folder of this run instead; it must have no run yet."),
@@ -77,8 +78,9 @@ class CommandLine(LightningCLI):
         data_class: class of ``--data``, unless the words name another.
         uses: groups whose classes the command makes; a checkpoint may name custom classes for the others. Without
             ``data``, the command has no options of data.
-        defaults: returns defaults that follow from other options, by key, given the parsed options. Files do not
-            override them, as flags and environment variables do. Unused with ``--ckpt_path``.
+        defaults: returns defaults that follow from other options, by key, given the parsed options. Files override
+            them, but for options of data. Unused with ``--ckpt_path``.
+        adapts: changes the settings of the checkpoint, given them and the checkpoint; later settings override them.
 
     Attributes:
         words: the words behind the command, after the words of environment variables.
@@ -99,9 +101,11 @@ class CommandLine(LightningCLI):
         data_class: type[LongTailedDataModule] = LongTailedDataModule,
         uses: Sequence[str] = ("model", "data"),
         defaults: Defaults | None = None,
+        adapts: Adapts | None = None,
     ) -> None:
         self._classes = {"model_class": model_class, "data_class": data_class}
-        self.command, self._options, self._uses, self._defaults = command, options or {}, uses, defaults
+        self.command, self._options, self._uses = command, options or {}, uses
+        self._defaults, self._adapts = defaults, adapts
         self._groups = ("trainer", "model", "data") if "data" in uses else ("trainer", "model")
         self.data: LongTailedDataModule | None = None
         self.words = [*environment(), *joined(words)]
@@ -143,6 +147,8 @@ class CommandLine(LightningCLI):
         for name in ("model_class", "data_class"):
             self._first[name] = self._first[name] or settings.get(name)
         settings = {key: settings[key] for key in ("seed_everything", *self._groups, *FIRST) if key in settings}
+        if self._adapts is not None:
+            self._adapts(settings, self.checkpoint)
         place = place_of(path, self.trained.get("name"))
         settings["trainer"] |= place.pop("trainer", {})
         return ["--config", yaml.safe_dump(settings | place)]
@@ -193,7 +199,7 @@ class CommandLine(LightningCLI):
         config = parser.parse_args(args)
         if self._defaults is not None and self.checkpoint is None:
             parser.set_defaults(defaults := dict(self._defaults(config)))
-            ConfigFile.skipped = tuple(defaults)
+            ConfigFile.skipped = tuple(key for key in defaults if key.startswith("data."))
             try:
                 config = parser.parse_args(args)
             finally:
@@ -314,7 +320,10 @@ class CommandLine(LightningCLI):
 
 
 def command(
-    options: Options, uses: Sequence[str] = ("model", "data"), defaults: Defaults | None = None
+    options: Options,
+    uses: Sequence[str] = ("model", "data"),
+    defaults: Defaults | None = None,
+    adapts: Adapts | None = None,
 ) -> Callable[[Callable[[CommandLine], None]], Callable[..., None]]:
     """Make a function of a `CommandLine` the command of its name; see `CommandLine` for the arguments.
 
@@ -324,7 +333,7 @@ def command(
 
     def decorate(function: Callable[[CommandLine], None]) -> Callable[..., None]:
         def run(words: Sequence[str], **classes: Any) -> None:  # noqa: ANN401 - of `CommandLine`
-            made = {"options": options, "uses": uses, "defaults": defaults, **classes}
+            made = {"options": options, "uses": uses, "defaults": defaults, "adapts": adapts, **classes}
             run_command(lambda: function(CommandLine(function.__name__, words, **made)))
 
         return run

@@ -79,6 +79,12 @@ def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
     return None if config is None else dataclasses.asdict(config)
 
 
+def has_weights(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a network is made with pretrained weights, by timm or by a function that describes them."""
+    custom = _find(name)
+    return bool(options.get("pretrained")) if custom is None else hasattr(custom, "pretrained_cfg")
+
+
 def has_timm_weights(name: str) -> bool:
     """Return whether a name is a model of timm with pretrained weights."""
     import timm

@@ -17,7 +17,7 @@ from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.runs.folder import BEFORE, MAX_ALIASED, is_larger, parse_yaml
 from lt_cb.runs.record import LOSS_FACTS
-from lt_cb.runs.schema import PerClass, mismatch
+from lt_cb.runs.schema import PerClass, Seconds, mismatch
 from lt_cb.unknown import Familiarity
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
@@ -28,6 +28,7 @@ THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which ea
 SET_SCORES = "lt_cb_set_scores"  # one label an image: scores of held-out images, see `lt_cb.sets`
 FAMILIARITY = "lt_cb_familiarity"  # one label an image: `lt_cb.unknown.Familiarity`
 LEFT_OUT = "lt_cb_left_out"  # adapters: name and digest of the backbone whose weights the checkpoint leaves out
+HEAD = "lt_cb_head"  # how ``recommend`` solved the head, see `lt_cb.evaluation.EvaluatedModule.head`
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # the data give them to a model
@@ -224,6 +225,20 @@ def familiarity(content: Mapping[str, Any]) -> Familiarity | None:
         return None if kept is None else Familiarity.from_state(kept)
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"the checkpoint's measure of unknown images is damaged ({error}).") from error
+
+
+def head(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how ``recommend`` solved the head, None for any other: its ``l2_strength`` and ``temperature``.
+
+    ``trained_before`` has the digests of the images that trained the backbone, None if they are not known.
+    """
+    kept: dict[str, Any] | None = content.get(HEAD)
+    if kept is None:
+        return None
+    numbers = {name: kept.get(name) for name in ("l2_strength", "temperature")} if isinstance(kept, dict) else {}
+    if not numbers or mismatch(numbers, dict[str, Seconds], 0):
+        raise InputError("the checkpoint's description of its head is damaged: run lt-cb recommend again.")
+    return kept
 
 
 def history(content: Mapping[str, Any]) -> dict[str, Any]:
