@@ -26,7 +26,7 @@ from lt_cb.commands.save import LastCheckpoint, as_list, best_checkpoint, make_t
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.features import feature_trainer, frozen_features
-from lt_cb.hardware import mixed_precision
+from lt_cb.hardware import mixed_precision, reused_memory
 from lt_cb.loggers import WandB, check_loggers
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
@@ -197,7 +197,8 @@ def validate(cli: CommandLine) -> None:
 def test(cli: CommandLine) -> None:
     """Evaluate a checkpoint on the test images; `ResultFile` prints a fuller table than Lightning."""
     session, options = Session(cli), {"verbose": False, "weights_only": True}
-    session.trainer.test(session.model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
+    with reused_memory():
+        session.trainer.test(session.model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
 
 
 def main(
