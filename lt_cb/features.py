@@ -24,6 +24,7 @@ from lt_cb.data.sources.base import FileSource, Source
 from lt_cb.data.sources.listing import Split
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch
+from lt_cb.hardware import reused_memory
 from lt_cb.longtail.subset import Indices
 from lt_cb.models import last_linear
 from lt_cb.models.adapter import plain_state, update
@@ -115,7 +116,7 @@ class FeatureExtractor(LightningModule):
 
     def compute(self, trainer: Trainer) -> None:
         """Compute the missing features, and on the first call compare a few of the kept ones."""
-        with self.classifier.register_forward_hook(self.keep):
+        with self.classifier.register_forward_hook(self.keep), reused_memory():
             trainer.predict(self, return_predictions=False)
 
     def keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -20,6 +20,7 @@ from lt_cb.data.grouped import say_groups
 from lt_cb.data.sources.base import FileSource
 from lt_cb.errors import enumerate_names
 from lt_cb.features import check_features, classifier_of, frozen_features
+from lt_cb.hardware import reused_memory
 from lt_cb.heads import page
 from lt_cb.heads.answers import Answers, answers, write_suspects
 from lt_cb.heads.folds import (
@@ -156,7 +157,8 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved, trained_before: Tenso
     trainer.strategy.connect(model)
     run = RunDir(str(trainer.log_dir))
     trainer.save_checkpoint(run.checkpoint)
-    trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
+    with reused_memory():
+        trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
     return run
 
 
