@@ -1,4 +1,4 @@
-"""Runs of a grid as tasks of a Ray cluster. Only ``--on`` imports Ray.
+"""Tasks of a Ray cluster: runs of a grid, and parts of a recommendation. Only ``--on`` imports Ray.
 
 The machines need no shared disk: the folder of a run goes along with its task, and comes back when its checkpoint has
 changed and at the end. If a machine is lost, the run goes on from that checkpoint on another.
@@ -10,11 +10,12 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lt_cb.errors import InputError
 from lt_cb.lab.plan import Run
@@ -26,6 +27,8 @@ POLL_S = 0.2  # between looks at a task, and at what has come back
 MAX_LOSSES = 3  # lost machines of a run, without a new checkpoint in between, until it counts as failed
 LOCAL_STARTS = 3  # attempts to start Ray here: its agents have 15 s, too little on a busy machine
 STAYS = ("lock", ".lock")  # files of a run that mean something on one machine only
+QUEUED = 4  # tasks for each one that runs
+Result = TypeVar("Result")
 Files = dict[str, bytes]  # content by path relative to the folder of a run
 
 
@@ -37,12 +40,11 @@ class Parcel(NamedTuple):
     configs: list[bytes]  #: content of the files behind ``--config``, in their order
     attempt: str  #: name of this attempt
     cwd: str  #: folder that relative paths start from, if the machine has it
-    path: str | None  #: PYTHONPATH
     readers: int  #: processes that decode images
 
 
 class Cluster:
-    """A connection to Ray.
+    """A connection to Ray, whose tasks all need the same.
 
     Args:
         address: ``local`` starts Ray on this machine; ``auto`` is the cluster that this machine belongs to;
@@ -66,11 +68,41 @@ class Cluster:
                 for values in (needs, has)
             )
             raise InputError(f"a task needs {wanted}, but the cluster has {there}: set --cpus and --gpus lower.")
-        here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            self.ray.get_runtime_context().get_node_id(), soft=True
-        )
-        self._mailbox = self.ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-        self._train = self.ray.remote(train_parcel).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)
+        self.options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+
+    def map(self, function: Callable[..., Result], items: Iterable[Any], *shared: Any) -> Iterator[Result]:  # noqa: ANN401
+        """Yield ``function(item, *shared)`` for each item, in their order, each computed by a task on any machine.
+
+        A task whose machine is lost is repeated. An InputError of a task is raised here.
+        """
+        task = self.ray.remote(function).options(**self.options, max_retries=-1)
+        references = [self.ray.put(value) for value in shared]
+        waiting: deque[Any] = deque()
+        try:
+            for item in items:
+                waiting.append(task.remote(item, *references))
+                if len(waiting) > QUEUED * self.slots:
+                    yield self.ray.get(waiting.popleft())
+            while waiting:
+                yield self.ray.get(waiting.popleft())
+        except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise error.cause from None
+            raise
+
+    def close(self) -> None:
+        """End the connection, and with it all tasks."""
+        self.ray.shutdown()
+
+
+class Trainings:
+    """Trainings of a grid as tasks of a cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.ray, self.cpus = cluster.ray, cluster.cpus
+        head = {"node:__internal_head__": 0.001}  # the one machine that a cluster cannot lose
+        self._mailbox = self.ray.remote(_Mailbox).options(num_cpus=0, resources=head).remote()
+        self._train = self.ray.remote(train_parcel).options(**cluster.options, max_retries=0)
         self._running: dict[str, tuple[Run, Callable[[str], None]]] = {}  # by attempt
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._receiver = threading.Thread(target=self._receive, daemon=True)
@@ -111,17 +143,15 @@ class Cluster:
                     self._running.pop(attempt, None)
 
     def close(self) -> None:
-        """End the connection, and with it all tasks."""
+        """Stop to receive."""
         self._closed.set()
         self._receiver.join()  # else it would connect again
-        self.ray.shutdown()
 
     def _parcel(self, run: Run, attempt: str) -> Parcel:
         names = [value for word, value in zip(run.args, run.args[1:], strict=False) if word == "--config"]
         configs = [Path(name).read_bytes() for name in names]
         readers = max(1, int(self.cpus))
-        path = os.environ.get("PYTHONPATH")
-        return Parcel(run, pack(run.dir.path), configs, attempt, os.getcwd(), path, readers)
+        return Parcel(run, pack(run.dir.path), configs, attempt, os.getcwd(), readers)
 
     def _wait(self, task: Any, stop: threading.Event) -> bool:  # noqa: ANN401 - of Ray
         """Wait for a task, or cancel it when ``stop`` is set and return False."""
@@ -194,10 +224,9 @@ def train_parcel(parcel: Parcel, mailbox: Any) -> tuple[str, Files]:  # noqa: AN
 
         sender = threading.Thread(target=send, daemon=True)
         sender.start()
-        environment = {} if parcel.path is None else {"PYTHONPATH": parcel.path}
         run = replace(parcel.run, args=args, dir=RunDir(folder))
         try:
-            outcome = train(run, environment, parcel.readers, threading.Event())
+            outcome = train(run, {}, parcel.readers, threading.Event())
         except KeyboardInterrupt:  # the grid has cancelled the task; its training has ended
             ray.get(mailbox.put.remote(parcel.attempt, node, pack(folder)))
             raise
@@ -241,12 +270,13 @@ def _connect(address: str) -> Any:  # noqa: ANN401 - a module without types
     """Return Ray, connected."""
     try:
         import ray
-        import ray.util.scheduling_strategies
     except ImportError as error:
         raise InputError("--on needs Ray, which is not installed: pip install 'lt_cb[ray]'.") from error
     os.environ.setdefault("RAY_worker_niceness", "0")  # else tasks have the lowest priority but four
     starts = address == "local"
     options: dict[str, Any] = {"include_dashboard": False} if starts else {}
+    if "PYTHONPATH" in os.environ:  # classes of the user's own
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
     for _ in range(LOCAL_STARTS if starts else 1):
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -65,16 +65,18 @@ def main(args: Sequence[str]) -> int:
 def _train_on_cluster(options: Namespace, console: Console, plan: Plan, runs: list[Run], to_do: int) -> int:
     if options.devices is not None:
         raise InputError("--devices is for this machine, but --on names a cluster: set --gpus instead.")
-    from lt_cb.lab.cluster import Cluster
+    from lt_cb.lab.cluster import Cluster, Trainings
 
     cluster = Cluster(options.on, options.cpus, options.gpus)
+    trainings = Trainings(cluster)
     try:
         _print_plan(console, plan, runs, cluster.slots, list_runs=options.dry_run)
         if options.dry_run:
             return 0
         # more than fit now: Ray queues them, and machines may join
-        return _Training(console, runs, [cluster.train] * max(1, min(to_do, MAX_AT_ONCE))).run()
+        return _Training(console, runs, [trainings.train] * max(1, min(to_do, MAX_AT_ONCE))).run()
     finally:
+        trainings.close()
         cluster.close()
 
 
