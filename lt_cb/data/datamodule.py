@@ -299,11 +299,10 @@ class LongTailedDataModule(LightningDataModule):
     def images_at(self, split: Split, positions: Tensor) -> Tensor | Paths:
         """Return images at some positions of a split, uint8 of shape (B, C, H, W), or their paths."""
         self._load(split)
-        if isinstance(self.source, FileSource):
-            paths: Paths = self.source.files(self.origin(split))[0]
-            return paths[self.rows[split][positions.numpy()]]
-        images = self._splits[split][0]
-        return images[positions if isinstance(images, Tensor) else positions.numpy()]
+        images: Tensor | Paths = self._splits[split][0]
+        if isinstance(self.source, FileSource):  # also if the images are in memory: machines decode their own
+            return self.source.files(self.origin(split))[0][self.rows[split][positions.numpy()]]  # type: ignore[no-any-return]
+        return images[positions]
 
     def ordered_dataloader(self, split: Split, positions: Tensor, batch_size: int | None = None) -> EpochLoader:
         """Return a loader of the images at some positions of a split, without augmentation; targets are positions."""
