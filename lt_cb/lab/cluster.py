@@ -57,17 +57,20 @@ class Cluster:
     """
 
     def __init__(self, address: str, cpus: float = 1.0, gpus: float | None = None) -> None:
+        if min(cpus, gpus or 0.0) < 0 or cpus == gpus == 0:
+            raise InputError(f"--cpus is {cpus:g} and --gpus {gpus}, but a task needs a part of one: set --cpus 1.")
         self.ray = _connect(address)
-        has = self.ray.cluster_resources()
-        self.cpus, self.gpus = cpus, float("GPU" in has) if gpus is None else gpus
-        needs = {"CPU": self.cpus, "GPU": self.gpus}
-        self.slots = int(min(has.get(name, 0.0) / need for name, need in needs.items() if need))
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        self.cpus = cpus
+        self.gpus = float(any("GPU" in machine for machine in machines)) if gpus is None else gpus
+        needs = {name: need for name, need in (("CPU", self.cpus), ("GPU", self.gpus)) if need}
+        self.slots = sum(int(min(machine.get(name, 0.0) / needs[name] for name in needs)) for machine in machines)
         if not self.slots:
-            wanted, there = (
-                " and ".join(f"{values.get(name, 0):g} {name}s" for name in needs if needs[name])
-                for values in (needs, has)
+            wanted = " and ".join(f"{need:g} {name}s" for name, need in needs.items())
+            self.close()
+            raise InputError(
+                f"a task needs {wanted}, which no machine of the cluster has: set --cpus and --gpus lower."
             )
-            raise InputError(f"a task needs {wanted}, but the cluster has {there}: set --cpus and --gpus lower.")
         self.options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
     def map(self, function: Callable[..., Result], items: Iterable[Any], *shared: Any) -> Iterator[Result]:  # noqa: ANN401
