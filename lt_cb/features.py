@@ -15,20 +15,18 @@ import torch
 from filelock import FileLock
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.cache import cache_file, reserve, stamp
 from lt_cb.data.images import progress
 from lt_cb.data.loaders.epoch import EpochLoader
-from lt_cb.data.loaders.placement import make_loader
 from lt_cb.data.sources.base import FileSource, Source
-from lt_cb.data.sources.listing import Paths, Split
-from lt_cb.data.view import View
+from lt_cb.data.sources.listing import Split
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch
+from lt_cb.extract import block_features, classifier_of, features_of
 from lt_cb.longtail.subset import Indices
-from lt_cb.models import last_linear
 from lt_cb.models.adapter import plain_state, update
 from lt_cb.module import LongTailedClassifier
 
@@ -42,19 +40,6 @@ BLOCK = 256  # images of a task on a cluster
 MAX_PASSES = 3  # kept features are compared, then dropped and computed again; one more if another process interferes
 SUMS = np.dtype([("checksum", "<u4"), ("start", "<u4")])
 Features = npt.NDArray[np.float32]
-
-
-def classifier_of(model: LongTailedClassifier) -> nn.Linear:
-    """Return the last layer of a network, whose inputs are the features; raise InputError if no head can replace it."""
-    linear = last_linear(model.backbone, model.num_classes)
-    if linear is None:
-        raise InputError(
-            f"the backbone has no linear layer of {model.num_classes} outputs, one a class, and so no features before "
-            "it: choose a backbone with a linear classifier."
-        )
-    if linear.bias is None and not model.loss.normalized_classifier:
-        raise InputError("the backbone's classifier has no bias, which a head needs: choose another backbone.")
-    return linear
 
 
 def feature_trainer(options: Mapping[str, Any]) -> Trainer:
@@ -96,59 +81,6 @@ def frozen_features(
 def check_features(model: LongTailedClassifier, data: LongTailedDataModule, split: Split, trainer: Trainer) -> None:
     """Raise InputError if a network computes other features of a few images than are kept for its weights."""
     FeatureExtractor(model, data, split, trainer, replaces=False).compute(trainer)
-
-
-def features_of(model: LongTailedClassifier, images: Tensor) -> Tensor:
-    """Return the inputs of the last layer, float32 of shape (B, D), for a batch of images.
-
-    Raises InputError if they do not fit a head, or are not finite.
-    """
-    seen: list[tuple[Tensor, Tensor]] = []
-    with classifier_of(model).register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output))):
-        logits = model(images)
-    features = seen[-1][0].float() if seen and seen[-1][0].ndim == 2 else None
-    if features is not None and not features.isfinite().all():
-        raise InputError(
-            "the backbone's features are not finite (NaN or infinite): check its weights and --trainer.precision."
-        )
-    if features is None or not _equal(seen[-1][1], logits):
-        raise InputError(
-            "the logits of the backbone are not the output of its last linear layer, so that a head on its "
-            "features would not be its classifier: choose another backbone."
-        )
-    return features
-
-
-def block_features(
-    images: Tensor | Paths, model: LongTailedClassifier, view: View, batch_size: int, precision: str
-) -> Features:
-    """Return the features of a block of images, float32 of shape (B, D), computed on this machine: a task of Ray."""
-    options: Any = {"precision": precision, "logger": False, "enable_checkpointing": False}
-    trainer = Trainer(**options, enable_progress_bar=False, enable_model_summary=False)
-    threads = torch.get_num_threads()  # Ray sets it to --cpus
-    loader = make_loader(
-        images,
-        torch.zeros(len(images), dtype=torch.int64),
-        batch_size,
-        view=view,
-        device=trainer.strategy.root_device,
-        num_workers=threads if threads > 1 else 0,
-    )
-    batches: Any = trainer.predict(_Features(model), loader)
-    values: Features = torch.cat(batches).cpu().numpy()
-    return values
-
-
-class _Features(LightningModule):
-    """Returns the features of each batch."""
-
-    def __init__(self, model: LongTailedClassifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the features of a batch, float32 of shape (B, D)."""
-        return features_of(self.model, batch[0])
 
 
 class FeatureExtractor(LightningModule):
@@ -327,11 +259,6 @@ class FeatureExtractor(LightningModule):
 def checksum(features: Features, row: int) -> int:
     """Return the CRC-32 of a row, which depends on its number too."""
     return zlib.crc32(features[row], row)
-
-
-def _equal(logits: Tensor, others: Tensor) -> bool:
-    """Return whether logits are equal; a classifier with NaN is one to replace."""
-    return logits.shape == others.shape and torch.equal(logits.nan_to_num(), others.nan_to_num())
 
 
 def network_digest(model: LongTailedClassifier) -> str:

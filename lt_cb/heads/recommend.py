@@ -19,7 +19,8 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.data.grouped import say_groups
 from lt_cb.data.sources.base import FileSource
 from lt_cb.errors import enumerate_names
-from lt_cb.features import check_features, classifier_of, frozen_features
+from lt_cb.extract import classifier_of
+from lt_cb.features import check_features, frozen_features
 from lt_cb.heads import page
 from lt_cb.heads.answers import Answers, answers, write_suspects
 from lt_cb.heads.folds import (
