@@ -34,7 +34,7 @@ def reused_memory() -> Iterator[None]:
     Otherwise glibc returns a block above 32 MiB, as activations are, to the kernel, which then clears each page anew.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):  # not glibc
+    if libc is None or not hasattr(libc, "mallopt"):  # not glibc
         yield
         return
     libc.mallopt(MMAP_MAX, 0)
