@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.inspect_files import facts, findings
-from lt_cb.commands.inspect_page import Training, inspect_page
+from lt_cb.commands.inspect_page import inspect_page
 from lt_cb.commands.messages import causes, input_error
 from lt_cb.data import FileSource, LongTailedDataModule
 from lt_cb.data.sources.checks import look_at
@@ -37,7 +37,7 @@ def inspect(cli: CommandLine) -> None:
     The exit code is 1 if the data cannot be trained on.
     """
     page, data, console = _page_of(cli), _make_data(cli), Console()
-    counts = data.class_counts
+    counts, source = data.class_counts, data.source
     suggested = suggest_beta(counts)
     held_out = [n - count for n, count in zip(data.subset_counts, counts, strict=True)]
     for table in weight_tables(data, sorted({*cli.config.betas, suggested}), held_out):
@@ -49,19 +49,27 @@ def inspect(cli: CommandLine) -> None:
         "the paper tries 0.9, 0.99, 0.999 and 0.9999.",
     ]
     _print(console, [*lines, *weights])
-    source = data.source
-    if not isinstance(source, FileSource):
-        _page_of_arrays(page, console, data, lines)
-        return
-    files = look_at(source)
-    problem: str | None = f"no image is in '{source.folder}', so that only the annotations are inspected."
+    problem: str | None = None
+    about: list[tuple[str, str]] = []
+    headlines, files = lines, None
+    if isinstance(source, FileSource) and (files := look_at(source)) is None:
+        problem = f"no image is in '{source.folder}', so that only the annotations are inspected."
     if files is not None:
         problem = files.problem()
         about, found = facts(files, data.image_size), findings(files)
-        console.print(_facts_table(about))
+        table = Table("image files", "share of the images")
+        for row in about:
+            table.add_row(*row)
+        console.print(table)
         _print(console, [", ".join(filter(None, finding)) + "." for finding in found])
         headlines = [*(f"{what}." for what, _ in found), *lines]
-        _write_page(page, console, inspect_page(data, Training.of_files(files), headlines, about, files))
+    if files is not None or problem is None:
+        source.may_download = False
+        try:
+            write_text(page, inspect_page(data, headlines, about, files))
+            _print(console, [printable(f"Page: {page}")])
+        except InputError as error:
+            _print(console, [f"No page of thumbnails: {printable(str(error))}"])
     if problem:
         sys.stderr.write(f"lt-cb: fit would stop: {printable(problem)}\n")
         raise SystemExit(1)
@@ -83,24 +91,6 @@ def _print(console: Console, lines: Sequence[str]) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
-def _facts_table(about: Sequence[tuple[str, str]]) -> Table:
-    table = Table("image files", "share of the images")
-    for row in about:
-        table.add_row(*row)
-    return table
-
-
-def _page_of_arrays(page: Path, console: Console, data: LongTailedDataModule, lines: Sequence[str]) -> None:
-    """Write the page of a data set that needs no image files, if its data are there."""
-    data.source.may_download = False
-    try:
-        training = Training.of_arrays(*data.source.load("train"))
-    except InputError as error:
-        _print(console, [f"No page of thumbnails: {printable(str(error))}"])
-    else:
-        _write_page(page, console, inspect_page(data, training, lines))
-
-
 def _page_of(cli: CommandLine) -> Path:
     """Return the path of the page."""
     config = cli.config
@@ -109,11 +99,6 @@ def _page_of(cli: CommandLine) -> Path:
     if page.is_dir():
         raise InputError(f"--page is '{page}', which is a folder: give the name of an HTML file.")
     return page
-
-
-def _write_page(page: Path, console: Console, text: str) -> None:
-    write_text(page, text)
-    _print(console, [printable(f"Page: {page}")])
 
 
 def _count_lines(data: LongTailedDataModule, held_out: Sequence[int]) -> list[str]:

@@ -31,17 +31,13 @@ def say_groups(data: "LongTailedDataModule", drawn: bool = False) -> None:
     """
     source, counts = data.source, num_groups(data)
     drawn = drawn or data.val_fraction > 0 or (isinstance(source, FileSource) and source.undivided is not None)
-    if counts:
-        listed = ", ".join(f"{count} {split}" for split, count in counts.items())
-        rank_zero_info(f"groups of '{source.group_name}' are kept together: {listed}; none is in two splits.")
-        _warn_of_missing(data)
-    elif drawn and source.group_hint:
+    if drawn and not counts and source.group_hint:
         rank_zero_info(source.group_hint)
         source.group_hint = ""  # said once
-
-
-def _warn_of_missing(data: "LongTailedDataModule") -> None:
-    """Warn of classes that have no validation images, because groups are not divided."""
+    if not counts:
+        return
+    listed = ", ".join(f"{count} {split}" for split, count in counts.items())
+    rank_zero_info(f"groups of '{source.group_name}' are kept together: {listed}; none is in two splits.")
     triples = zip(data.class_names, data.subset_counts, data.class_counts, strict=True)
     missing = enumerate_names([name for name, chosen, count in triples if chosen == count > 0])
     if missing and data.val_fraction:

@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import track
 
-from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
+from lt_cb.data.cache import cached
 from lt_cb.data.decode import Images, decode, decode_region
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
@@ -27,36 +27,33 @@ def progress(items: Iterable[Item], label: str, count: int) -> Iterable[Item]:
 
 def load_images(files: Sequence[Path], view: View, label: str) -> Images:
     """Decode image files to shape (N, size, size, channels), or read them from the cache of an earlier call."""
-    cache = cache_file(f"1 {view.cache_key()}", *map(stamp, files))
-    cached = read_cache(cache)
-    if cached is not None and "images" in cached:
-        return cached["images"]
-    images = np.empty((len(files), view.size, view.size, view.channels), np.uint8)
 
-    def decode_into(i: int) -> None:
-        images[i] = decode(files[i], view)
+    def make() -> Images:
+        images = np.empty((len(files), view.size, view.size, view.channels), np.uint8)
 
-    if errors := _errors(len(files), label, decode_into):
-        first, *others = sorted(errors)
-        names = enumerate_names([str(files[i]) for i in others])
-        raise type(errors[first])(f"{errors[first]}" + (f" {len(others)} more are refused: {names}." if others else ""))
-    write_cache(cache, "decodes the images", {"images": images})
-    return images
+        def decode_into(i: int) -> None:
+            images[i] = decode(files[i], view)
+
+        if errors := _errors(len(files), label, decode_into):
+            first, *others = sorted(errors)
+            names = enumerate_names([str(files[i]) for i in others])
+            more = f" {len(others)} more are refused: {names}." if others else ""
+            raise type(errors[first])(f"{errors[first]}{more}")
+        return images
+
+    return cached("images", files, "decodes the images", make, f"1 {view.cache_key()}")
 
 
 def find_unreadable(files: Sequence[Path], view: View, label: str) -> Indices:
     """Return the sorted positions of files that cannot be read as images; cached until a file changes."""
-    cache = cache_file("unreadable 1", *map(stamp, files))
-    cached = read_cache(cache)
-    if cached is not None and "rows" in cached:
-        return cached["rows"]
 
     def decode_all(i: int) -> None:
         decode_region(files[i], lambda width, height: (0, 0, width, height), view)
 
-    rows = np.array(sorted(_errors(len(files), label, decode_all)), np.int64)
-    write_cache(cache, "looks for unreadable images", {"rows": rows})
-    return rows
+    def make() -> Indices:
+        return np.array(sorted(_errors(len(files), label, decode_all)), np.int64)
+
+    return cached("rows", files, "looks for unreadable images", make, "unreadable 1")
 
 
 def warn_of_skipped(files: Sequence[Path]) -> None:

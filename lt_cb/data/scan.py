@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,12 @@ def scan(files: Sequence[Path], root: Path, channels: int) -> Rows:
     new = np.flatnonzero(rows["stamp"] == 0)
 
     def look(i: int) -> None:
-        row = int(new[i])
-        try:
-            rows[row] = (stamps[row], *_facts(files[row], channels))
-        except InputError:
-            rows["stamp"][row] = stamps[row]
+        row, file = int(new[i]), files[new[i]]
+        with suppress(InputError):
+            image, mode, kind = read_whole(file, channels)
+            pixels = _digest(repr(image.size).encode() + image.tobytes())
+            rows[row] = stamps[row], _digest(file.read_bytes()), pixels, *image.size, mode, kind, _waves(image)
+        rows["stamp"][row] = stamps[row]
 
     try:
         call_with_each(look, len(new), "Looking at the images")
@@ -73,13 +75,6 @@ def scan(files: Sequence[Path], root: Path, channels: int) -> Rows:
 
 def _digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
-
-
-def _facts(file: Path, channels: int) -> tuple[Any, ...]:
-    image, mode, kind = read_whole(file, channels)
-    content = file.read_bytes()
-    pixels = repr(image.size).encode() + image.tobytes()
-    return _digest(content), _digest(pixels), *image.size, mode, kind, _waves(image)
 
 
 def _waves(image: Image.Image) -> Floats:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,14 +33,13 @@ class Annotations(NamedTuple):
         return [ids[column] for column in np.bincount(self.pairs[:, 1]).nonzero()[0]]
 
 
-def read_annotations(file: Path, group_fields: Sequence[str] = GROUPS) -> Annotations:
+def read_annotations(file: Path, group_fields: Sequence[str] = ()) -> Annotations:
     """Read an annotation file. It may have no annotations, as files of test images."""
     check_is_file(file)
-    content = _parse(file, group_fields)
-    images, given = content["images"], content.get("annotations") or []
+    content = _parse(file, (*FIELDS, *group_fields))
+    images, given, categories = (content.get(name) or [] for name in ("images", "annotations", "categories"))
     names = [str(name) for name in _field(file, images, "images", FILE_NAME)]
     ids = _ids(file, _field(file, images, "images", ID), "images")
-    categories = content.get("categories") or []
     category_ids = _ids(file, [entry.get("id") for entry in categories], "categories")
     texts = _ids(file, list(map(_text, category_ids)), "categories")
     rows = _positions(ids, _field(file, given, "annotations", IMAGE_ID))
@@ -52,23 +52,17 @@ def read_annotations(file: Path, group_fields: Sequence[str] = GROUPS) -> Annota
             f"list, such as image {entry[IMAGE_ID]!r}, category {entry[CATEGORY_ID]!r}: complete its lists, or remove "
             "the annotations."
         )
-    order = {text: place for place, text in enumerate(sort_ids(texts))}
-    place_of = np.array([order[text] for text in texts], np.int64)
-    if len(pairs):
-        pairs[:, 1] = place_of[pairs[:, 1]]
     by_id = dict(zip(texts, categories, strict=True))
+    order = {text: place for place, text in enumerate(sort_ids(texts))}
+    if len(pairs):
+        pairs[:, 1] = np.array([order[text] for text in texts], np.int64)[pairs[:, 1]]
     groups = {name: [entry[place] for entry in images] for place, name in enumerate(group_fields, len(FIELDS))}
-    groups = {
-        name: [_text(value) for value in values]
-        for name, values in groups.items()
-        if any(v is not None for v in values)
-    }
+    groups = {name: list(map(_text, values)) for name, values in groups.items() if values.count(None) < len(values)}
     return Annotations(file, names, pairs, {text: by_id[text] for text in order}, groups)
 
 
-def _parse(file: Path, more: Sequence[str]) -> dict[str, Any]:
-    """Return the lists of an annotation file, with images and annotations as tuples of `FIELDS` and more fields."""
-    kept = (*FIELDS, *more)
+def _parse(file: Path, kept: Sequence[str]) -> dict[str, Any]:
+    """Return the lists of an annotation file, with images and annotations as tuples of some fields."""
 
     def entry(fields: dict[str, Any]) -> object:
         """Return the needed fields of an image or an annotation: they take a tenth of the memory."""
@@ -78,12 +72,20 @@ def _parse(file: Path, more: Sequence[str]) -> dict[str, Any]:
         content: Any = json.loads(_read(file), object_hook=entry)
         if _is_complete(content):
             return dict(content)
-        why = _describe(json.loads(_read(file)))
+        content = json.loads(_read(file))
     except MALFORMED as error:
         raise InputError(
             f"'{file}' is no annotation file with images, annotations and categories ({error}): fetch it again, "
             "or read a table by --data.source Manifest."
         ) from error
+    why = "a single value"
+    if isinstance(content, list):
+        fields = f" with {enumerate_names(list(content[0]))}" if content and isinstance(content[0], dict) else ""
+        why = f"a list of {len(content)} entries{fields}"
+    elif isinstance(content, dict):
+        empty = enumerate_names([name for name in ("images", "categories") if name in content and not content[name]])
+        without = f" without any entry in {empty}" if empty else ""
+        why = f"an object with {enumerate_names(list(content)) or 'nothing'}{without}"
     raise InputError(
         f"'{file}' is no annotation file with images, annotations and categories, but {why}: export it in COCO's "
         "format. A table, also as JSON lines (.jsonl), is read by --data.source Manifest."
@@ -105,20 +107,6 @@ def _is_complete(content: object) -> bool:
     return bool(images) and all(isinstance(entry, dict) for entry in categories) and bool(categories or not annotations)
 
 
-def _describe(content: object) -> str:
-    """Describe the content of a JSON file that has no annotations."""
-    if isinstance(content, list):
-        first = content[0] if content else None
-        fields = f" with {enumerate_names(list(first))}" if isinstance(first, dict) else ""
-        return f"a list of {len(content)} entries{fields}"
-    if isinstance(content, dict):
-        empty = [name for name in ("images", "categories") if name in content and not content[name]]
-        return f"an object with {enumerate_names(list(content)) or 'nothing'}" + (
-            f" without any entry in {enumerate_names(empty)}" if empty else ""
-        )
-    return "a single value"
-
-
 def _field(file: Path, entries: Sequence[Any], kind: str, place: int) -> list[Any]:
     """Return a field of all entries, which must have it."""
     values = [entry[place] if type(entry) is tuple else None for entry in entries]
@@ -135,14 +123,12 @@ def _ids(file: Path, ids: list[Any], kind: str) -> list[Any]:
     if wrong := [number for number in ids if type(number) not in (int, str, float)]:
         given = "null or missing" if wrong[0] is None else json.dumps(wrong[0])[:40]
         raise InputError(f"{kind} of '{file}' have the id {given}, but an id is a number or a text: number them anew.")
-    if len(distinct := set(ids)) < len(ids):
-        for number in ids:
-            if number not in distinct:
-                raise InputError(
-                    f"'{file}' gives the same id to several images or categories, such as {number!r} to two {kind}: "
-                    "number them anew."
-                )
-            distinct.remove(number)
+    if len(set(ids)) < len(ids):
+        repeated = next(number for number, count in Counter(ids).items() if count > 1)
+        raise InputError(
+            f"'{file}' gives the same id to several images or categories, such as {repeated!r} to two {kind}: number "
+            "them anew."
+        )
     return ids
 
 
@@ -160,14 +146,14 @@ def sort_ids(ids: Sequence[str]) -> list[str]:
 
 def _positions(ids: list[Any], given: list[Any]) -> list[int]:
     """Return the position of each given id, or -1. A number may be written as a text in one of both."""
-    try:
-        index = {number: position for position, number in enumerate(ids)}
-        found = [index.get(number, -1) for number in given]
-    except TypeError:  # a list
-        found = [-1]
-    if -1 in found:
-        index = {_text(number): position for position, number in enumerate(ids)}
-        found = [index.get(_text(number), -1) for number in given]
+    for texts in ((lambda values: values), (lambda values: list(map(_text, values)))):
+        index = {number: position for position, number in enumerate(texts(ids))}
+        try:
+            found = [index.get(number, -1) for number in texts(given)]
+        except TypeError:  # a list
+            continue
+        if -1 not in found:
+            break
     return found
 
 

@@ -132,25 +132,6 @@ def look_at(source: FileSource) -> ImageFiles | None:
     return ImageFiles(source, paths, splits, labels, scan(files, source.root, source.view.channels))
 
 
-def warn_of_repeated_paths(source: FileSource) -> None:
-    """Warn of files that are listed more than once."""
-    groups: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
-    for split in source.splits:
-        paths, labels = source.listing(split)[:2]
-        for path, label in zip(paths.tolist(), labels, strict=True):
-            groups[os.path.abspath(source.folder / os.fsdecode(path))].append((split, label.tobytes()))
-    repeated = {path: group for path, group in groups.items() if len(group) > 1}
-    if repeated:
-        across, differing = (sum(len({image[i] for image in group}) > 1 for group in repeated.values()) for i in (0, 1))
-        names = enumerate_names([os.path.relpath(path, source.folder) for path in repeated])
-        rank_zero_warn(
-            f"{len(repeated)} images are listed more than once in '{source.root}': {names}. {across} of them are in "
-            f"several splits, {differing} have different labels. List each once; for several labels an image, put all "
-            "of them in one column, labels.",
-            stacklevel=1,
-        )
-
-
 def warn_of_unknown_negatives(source: FileSource) -> None:
     """Warn of labels that some images have, and others may have, but none is known to be without."""
     for split in source.splits if source.multi_label else ():

@@ -8,15 +8,15 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.annotations import list_annotations
-from lt_cb.data.sources.base import FileSource, check_classes, with_test
+from lt_cb.data.sources.base import FileSource, check_classes
 from lt_cb.data.sources.checks import warn_of_unknown_negatives
 from lt_cb.data.sources.columns import TableOptions, as_option
 from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
 from lt_cb.data.sources.table_files import refuse_table_without_classes
 from lt_cb.data.sources.tables import list_table
-from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
+from lt_cb.data.sources.tested import with_test
+from lt_cb.data.sources.tree import find_splits, list_tree
 from lt_cb.errors import DataError, InputError, enumerate_names
-from lt_cb.longtail.subset import count_labels
 
 
 class ImageFolder(FileSource):
@@ -36,16 +36,10 @@ class ImageFolder(FileSource):
         refuse_table_without_classes(base)
         splits = self._find_splits(base)
         train_folder = splits.pop("train", base)
-        others: list[str] = []  # files that are no images
-        try:
-            train = _list_folder(train_folder, base, others)
-            listings: dict[Split, Listing] = {"train": train}
-            for split, folder in splits.items():
-                listings[split] = _by_classes_of(train, train_folder, folder, base, others)
-        finally:  # a folder may have no other files
-            warn_of_others(others)
-        super().__init__(root, listings)
-        if "test" not in listings:
+        train = _list_folder(train_folder, base)
+        others = {split: _by_classes_of(train, train_folder, folder, base) for split, folder in splits.items()}
+        super().__init__(root, {"train": train, **others})
+        if "test" not in others:
             self.hold_out_test(train)
         check_classes(self, "add images, or remove the class folder")
 
@@ -54,9 +48,9 @@ class ImageFolder(FileSource):
         return with_test(find_splits(root))
 
 
-def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) -> Listing:
+def _list_folder(folder: Path, base: Path, least: int = 2) -> Listing:
     """Return the images in the class folders of a split, with paths that start from ``base``."""
-    listing = list_tree(folder, least, others)
+    listing = list_tree(folder, least)
     if not len(listing.labels):
         raise DataError(f"there are no images in the class folders of '{folder}': add some.")
     if folder == base:
@@ -64,9 +58,9 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
     return listing._replace(paths=np.char.add(os.fsencode(f"{folder.relative_to(base)}/"), listing.paths))
 
 
-def _by_classes_of(train: Listing, train_folder: Path, folder: Path, base: Path, others: list[str]) -> Listing:
+def _by_classes_of(train: Listing, train_folder: Path, folder: Path, base: Path) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, base, others, least=1)[:3]
+    paths, labels, names = _list_folder(folder, base, least=1)[:3]
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise DataError(
@@ -227,20 +221,11 @@ class Manifest(FileSource):
                 f"separator is {separator!r}, label_column {label_column!r} and label_columns {label_columns}, but one "
                 "of them may be given, and not empty: labels are names in one column, or have a column each."
             )
-        options = TableOptions(
-            path_column,
-            label_column,
-            label_columns,
-            split_column,
-            image_folder,
-            extension,
-            separator,
-            "no" if blank is False else blank,
-            task,
-            group_column,
-        )
-        table = list_table(Path(os.path.expanduser(root)), options)
-        self.tests_from = "test table" if Path(os.path.expanduser(root)).is_dir() else "split column"
+        blank = "no" if blank is False else blank
+        names = (path_column, label_column, label_columns, split_column, image_folder, extension)
+        options = TableOptions(*names, separator, blank, task, group_column)
+        table = list_table(path := Path(os.path.expanduser(root)), options)
+        self.tests_from = "test table" if path.is_dir() else "split column"
         has_test = "test" in table.listings
         listings = with_test(table.listings)
         if not has_test and "test" in listings:
@@ -252,9 +237,7 @@ class Manifest(FileSource):
         self.group_name, self.group_hint = group_column or "", table.group_hint
         if not table.divided:
             self.hold_out_test(listings["train"])
-        listed = [listings["train"]] if self.multi_label else listings.values()
-        counts = np.sum([count_labels(listing.labels, len(self.class_names)) for listing in listed], 0)
-        kept = [name for name, count in zip(self.class_names, counts, strict=True) if count]
+        kept = [name for name, count in zip(self.class_names, self.counts, strict=True) if count]
         leave_out = "leave out the rows that have it"
         if table.by_column and 0 < len(kept) < len(self.class_names):
             leave_out = f"leave it out by --data.source.label_columns '{as_option(kept)}'"

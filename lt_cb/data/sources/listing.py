@@ -116,14 +116,6 @@ def check_is_file(file: Path) -> None:
         raise InputError(f"the list of images '{file}' {problem}: set --data.root to where it is.")
 
 
-def _read(file: Path) -> bytes:
-    check_is_file(file)
-    content = file.read_bytes()
-    if not content.strip():
-        raise InputError(f"'{file}' names no image: set --data.root to another file.")
-    return content
-
-
 def category_names(file: Path, default: list[str]) -> list[str]:
     """Return the names in a JSON list of categories, by id, or the default unless they are distinct and as many."""
     try:
@@ -138,17 +130,20 @@ def list_lines(file: Path) -> Listing:
 
     Classes have the names of their folders, or their numbers if classes share folders.
     """
+    check_is_file(file)
     paths, labels = [], []
-    for number, line in enumerate(_read(file).splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        path, _, label = line.strip().rpartition(b" ")
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(b" ")
         if not path or not label.isdigit():
             raise InputError(
                 f"line {number} of '{file}' is '{os.fsdecode(line)[:80]}', but must be a path and a class index."
             )
         paths.append(path.strip())
         labels.append(int(label))
+    if not paths:
+        raise InputError(f"'{file}' names no image: set --data.root to another file.")
     num_classes = max(labels) + 1
     if num_classes > max(10 * len(labels), 100_000):
         raise InputError(

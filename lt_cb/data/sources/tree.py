@@ -160,28 +160,26 @@ def _refuse(error: OSError) -> NoReturn:
     raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): change its permissions.") from error
 
 
-def list_tree(folder: Path, least: int = 2, others: list[str] | None = None) -> Listing:
-    """Return the images in at least ``least`` class folders, by class in alphabetical order, then by path.
-
-    Files that are no images are added to ``others``.
-    """
+def list_tree(folder: Path, least: int = 2) -> Listing:
+    """Return the images in at least ``least`` class folders, by class in alphabetical order, then by path."""
     if not folder.is_dir():
         raise InputError(
             f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
         )
     names = _class_folders(folder, least)
     paths: list[str] = []
+    others: list[str] = []
     labels: list[int] = []
     parts: set[frozenset[str]] = set()  # folders in the class folders
     for label, name in enumerate(progress(names, f"Finding images in {folder}", len(names))):
-        places = [(os.path.relpath(place, folder), files) for place, files in walk(folder / name, folder)]
-        found = [f"{place}/{file}" for place, files in places for file in files if is_image(file)]
-        paths += sorted(found)
+        walked = [(os.path.relpath(place, folder), files) for place, files in walk(folder / name, folder)]
+        files = [f"{place}/{file}" for place, files in walked for file in files]
+        found = sorted(file for file in files if is_image(os.path.basename(file)))
+        others += [str(folder / file) for file in files if is_other(Path(file))]
         parts.add(frozenset(path.split("/")[1] if path.count("/") > 1 else "" for path in found))
-        if others is not None:
-            files = [Path(place, file) for place, files in places for file in files]
-            others += [str(folder / file) for file in files if is_other(file)]
-        labels += [label] * (len(paths) - len(labels))
+        paths += found
+        labels += [label] * len(found)
+    warn_of_others(others)
     _warn_of_parts(folder, paths, parts)
     return Listing(encode(paths), np.array(labels, np.int64), names)
 
