@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.cache import cached
 from lt_cb.data.datamodule import LongTailedDataModule
@@ -18,6 +18,7 @@ from lt_cb.data.sources.make import make_source
 from lt_cb.data.sources.tested import test_only
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices, count_labels
+from lt_cb.say import warn
 
 PART = 32_768  # bytes that are read at the beginning and in the middle of a file
 MAX_FILES = 100_000  # training images whose digests are kept; more have none
@@ -128,10 +129,9 @@ def _trained_on(source: FileSource, trained: Indices | None) -> list[str]:
 
 def _warn(overlap: list[str], total: int, root: str, remedy: str) -> None:
     if overlap:
-        rank_zero_warn(
+        warn(
             f"{len(overlap):,} of the {total:,} images of '{root}' are training images of the checkpoint, so that the "
-            f"scores are too high: {enumerate_names(overlap)}. {remedy}",
-            stacklevel=1,
+            f"scores are too high: {enumerate_names(overlap)}. {remedy}"
         )
 
 
@@ -159,7 +159,7 @@ def adopt_classes(listing: Listing, facts: Mapping[str, Any], root: str) -> List
         )
     column = np.array([names.index(name) if name in names else -1 for name in given])
     if missing := enumerate_names([name for name in names if name not in used]):
-        rank_zero_warn(f"'{root}' has no images of {missing}: the means leave these classes out.", stacklevel=1)
+        warn(f"'{root}' has no images of {missing}: the means leave these classes out.")
     if not facts["multi_label"]:
         if labels.ndim == 2:
             numbers = (labels == 1).sum(1)

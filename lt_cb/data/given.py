@@ -5,11 +5,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lt_cb.data.decode import is_image
 from lt_cb.data.sources.tree import find_images, is_other, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
+from lt_cb.say import warn
 
 REMEDY = "set --images to images, a folder, a pattern such as 'new/*.jpg', or a .txt file with a path on each line."
 LIST = ".txt"
@@ -27,7 +26,7 @@ def find_given(given: Sequence[str]) -> list[Path]:
     repeated = {os.path.relpath(file) for file in files if first.setdefault(os.path.abspath(file), file) is not file}
     if repeated:
         names = enumerate_names(sorted(repeated))
-        rank_zero_warn(f"{len(repeated)} images are given more than once, and used once: {names}.", stacklevel=1)
+        warn(f"{len(repeated)} images are given more than once, and used once: {names}.")
     return list(first.values())
 
 

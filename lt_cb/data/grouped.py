@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split
 from lt_cb.errors import enumerate_names
+from lt_cb.say import warn
 
 if TYPE_CHECKING:
     from lt_cb.data.datamodule import LongTailedDataModule
@@ -41,8 +42,7 @@ def say_groups(data: "LongTailedDataModule", drawn: bool = False) -> None:
     triples = zip(data.class_names, data.subset_counts, data.class_counts, strict=True)
     missing = enumerate_names([name for name, chosen, count in triples if chosen == count > 0])
     if missing and data.val_fraction:
-        rank_zero_warn(
+        warn(
             f"no validation image of {missing}: the images of such a class are in one group, or in groups that another "
-            "class needs for training.",
-            stacklevel=1,
+            "class needs for training."
         )

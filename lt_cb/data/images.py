@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 from rich.progress import track
 
 from lt_cb.data.cache import cached
@@ -16,6 +15,7 @@ from lt_cb.data.decode import Images, decode, decode_region
 from lt_cb.data.view import View
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Indices
+from lt_cb.say import warn
 
 Item = TypeVar("Item")
 
@@ -60,7 +60,7 @@ def warn_of_skipped(files: Sequence[Path]) -> None:
     """Warn of unreadable image files, if there are any."""
     if files:
         names = enumerate_names([str(file) for file in files])
-        rank_zero_warn(f"{len(files)} images cannot be read and are skipped: {names}.", stacklevel=1)
+        warn(f"{len(files)} images cannot be read and are skipped: {names}.")
 
 
 def _errors(count: int, label: str, function: Callable[[int], object]) -> dict[int, InputError]:

@@ -23,27 +23,27 @@ def find_annotations(root: Path) -> tuple[Path, dict[Split, Path]]:
     ``train``. Data to test on need no ``train``.
     """
     if root.is_file():
-        base = root.parent
-        if base.name.lower() in FOLDERS or (root.stem == ROBOFLOW and _split_of(base.name)):
-            base = base.parent
+        is_roboflow, base = root.stem == ROBOFLOW, root.parent
         files: dict[Split, Path] = {"train": root}
-        if _split_of(root.parent.name if root.stem == ROBOFLOW else root.stem) == "train":
+        if base.name.lower() in FOLDERS or (is_roboflow and _split_of(base.name)):
+            base = base.parent
+        if _split_of(root.parent.name if is_roboflow else root.stem) == "train":
             files |= _other_splits(base, root)
         return base, files
     train = _one_of(root, _candidates(root, "train"))
-    others = {} if train else _other_splits(root, root)
-    if len(others) > 1 and not is_test_only():
+    others = _other_splits(root, train or root)
+    if train is None and others and is_test_only():
+        return root, others
+    if train is None and len(others) > 1:
         raise InputError(
             f"'{root}' has annotations of {' and '.join(others)}, {_names(root, list(others.values()))}, but none of "
             "training images: add train.json, or set --data.root to the file to divide."
         )
-    if is_test_only() and others:
-        return root, others
     if train is None:
-        listed = [file for file in json_files(root) if not OTHER_KINDS.match(file.stem)]
-        train = _one_of(root, listed)
-        return root, {} if train is None else {"train": train}
-    return root, {"train": train, **_other_splits(root, train)}
+        train, others = _one_of(root, [file for file in json_files(root) if not OTHER_KINDS.match(file.stem)]), {}
+        if train is not None:
+            others = _other_splits(root, train)
+    return root, {} if train is None else {"train": train, **others}
 
 
 def _other_splits(base: Path, train: Path) -> dict[Split, Path]:

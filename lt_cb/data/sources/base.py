@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.decode import Images, own_size
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
@@ -17,6 +17,7 @@ from lt_cb.data.sources.tested import is_test_only
 from lt_cb.data.view import View
 from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels, count_labels
+from lt_cb.say import warn
 
 SEVERAL_SIZES = 64  # pixels that images of several sizes are scaled to
 
@@ -209,7 +210,7 @@ def hold_out_test(source: Source, share: float) -> None:
         held_out = f"{100 * share:g} % of each class are held out as test images{whole} (--data.split)"
         rank_zero_info(f"no {source.tests_from}: {held_out}")
     elif share != TEST_SHARE:
-        rank_zero_warn(f"--data.split {share:g} is ignored: the data set has test images.", stacklevel=1)
+        warn(f"--data.split {share:g} is ignored: the data set has test images.")
 
 
 def check_classes(source: FileSource, remedy: str) -> None:
@@ -230,9 +231,7 @@ def check_classes(source: FileSource, remedy: str) -> None:
                 f"'{root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
             )
         if missing:
-            rank_zero_warn(
-                f"'{root}' has no {split} images of {missing}: metrics of this split leave them out.", stacklevel=1
-            )
+            warn(f"'{root}' has no {split} images of {missing}: metrics of this split leave them out.")
 
 
 def check_labels(source: Source, split: Split, labels: Labels) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.decode import read_whole
 from lt_cb.data.scan import Rows, near_duplicates, scan
@@ -17,6 +16,7 @@ from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split, check_files
 from lt_cb.errors import DataError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels
+from lt_cb.say import warn
 
 Pairs = list[tuple[int, int]]
 
@@ -110,26 +110,22 @@ class ImageFiles:
                 check_files(self.source.folder, self.source.listing(split).paths, self.source.place_option)
         except DataError as error:
             return str(error)
-        if not self.unreadable:
-            return None
-        return (
-            f"{len(self.unreadable)} images cannot be read: {enumerate_names([self.paths[i] for i in self.unreadable])}"
-            ". Replace or remove them, or skip them by --data.on_unreadable skip."
-        )
+        names = enumerate_names([self.paths[i] for i in self.unreadable])
+        remedy = "Replace or remove them, or skip them by --data.on_unreadable skip."
+        return f"{len(self.unreadable)} images cannot be read: {names}. {remedy}" if names else None
 
 
 def look_at(source: FileSource) -> ImageFiles | None:
     """Look at all image files of a data set; None if there are annotations only, published apart from the images."""
-    if source.annotated_apart:
-        train = source.listing("train").paths.tolist()
-        if not any((source.folder / os.fsdecode(path)).exists() for path in train):
-            return None
     listings = {split: source.listing(split) for split in source.splits}
+    train = listings["train"].paths.tolist()
+    if source.annotated_apart and not any((source.folder / os.fsdecode(path)).exists() for path in train):
+        return None
     paths = [os.fsdecode(path) for listing in listings.values() for path in listing.paths.tolist()]
-    files = [source.folder / path for path in paths]
     splits = np.repeat(list(listings), [len(listing.paths) for listing in listings.values()])
     labels = np.concatenate([listing.labels for listing in listings.values()])
-    return ImageFiles(source, paths, splits, labels, scan(files, source.root, source.view.channels))
+    rows = scan([source.folder / path for path in paths], source.root, source.view.channels)
+    return ImageFiles(source, paths, splits, labels, rows)
 
 
 def warn_of_unknown_negatives(source: FileSource) -> None:
@@ -138,8 +134,7 @@ def warn_of_unknown_negatives(source: FileSource) -> None:
         labels = source.labels(split)
         undefined = (labels == 1).any(0) & (labels == -1).any(0) & ~(labels == 0).any(0)
         if names := enumerate_names([source.class_names[label] for label in undefined.nonzero()[0]]):
-            rank_zero_warn(
+            warn(
                 f"'{source.root}' has no {split} image that is known to be without {names}: average precision and mAP "
-                "leave them out. If an empty cell means no, set --data.source.blank no.",
-                stacklevel=1,
+                "leave them out. If an empty cell means no, set --data.source.blank no."
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.annotation_files import find_annotations, place_of_images
 from lt_cb.data.sources.annotations import (
@@ -27,6 +27,7 @@ from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folde
 from lt_cb.data.sources.tested import is_test_only, with_test
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices
+from lt_cb.say import warn
 
 OPTION = "--data.source COCO --data.source."
 EMPTY = ("empty", "blank", "nothinghere")  # categories of camera traps for images that show nothing
@@ -239,9 +240,7 @@ def _once(root: str, folder: Path, listings: dict[Split, Listing]) -> dict[Split
         )
     if across:
         names = enumerate_names(across)
-        rank_zero_warn(
-            f"{len(across)} images are listed more than once in '{root}', in several splits: {names}.", stacklevel=1
-        )
+        warn(f"{len(across)} images are listed more than once in '{root}', in several splits: {names}.")
     kept: dict[Split, Listing] = {}
     for split, listing in listings.items():
         _, rows, ids = np.unique(keys[split], return_index=True, return_inverse=True)
@@ -249,10 +248,9 @@ def _once(root: str, folder: Path, listings: dict[Split, Listing]) -> dict[Split
             np.maximum.at(listing.labels, rows[ids], listing.labels.copy())
         kept[split] = listing.select(np.sort(rows))
         if copies := len(ids) - len(rows):
-            rank_zero_warn(
+            warn(
                 f"{copies} images of '{root}' are listed more than once for {split}: each is used once, with all its "
-                "labels.",
-                stacklevel=1,
+                "labels."
             )
     return kept
 

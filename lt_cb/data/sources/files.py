@@ -1,19 +1,14 @@
-"""Data sets of image files: folders, published data sets, and tables."""
+"""Data sets of image files: folders, and published data sets."""
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.annotations import list_annotations
 from lt_cb.data.sources.base import FileSource, check_classes
-from lt_cb.data.sources.checks import warn_of_unknown_negatives
-from lt_cb.data.sources.columns import TableOptions, as_option
 from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
 from lt_cb.data.sources.table_files import refuse_table_without_classes
-from lt_cb.data.sources.tables import list_table
 from lt_cb.data.sources.tested import with_test
 from lt_cb.data.sources.tree import find_splits, list_tree
 from lt_cb.errors import DataError, InputError, enumerate_names
@@ -170,76 +165,3 @@ class INaturalist2017(INaturalist2018):
     """
 
     year = 2017
-
-
-class Manifest(FileSource):
-    """Image files in a table: CSV with a header, Parquet, or JSON lines, with columns path, label and split.
-
-    - ``path``: absolute, or relative to the folder of the table. A missing extension is completed.
-    - ``label``: class name. Classes are sorted by value if all are whole numbers, otherwise alphabetically.
-    - ``split``: train, val or test. Without test images, val is the test split. Without this column, a share of each
-      class is held out, see `draw_test`.
-
-    For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing, or a row for
-    each label. Without ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for
-    unknown.
-
-    Other common names of these columns are guessed. Names are matched without regard to case.
-
-    Args:
-        root: path of the table, or of a folder that has one, or ``train.csv``, ``val.csv`` and ``test.csv``, also as
-            ``train/metadata.csv`` or ``train/_classes.csv``. A test table without labels is not read.
-        separator: separator of several labels in the label column; None guesses it from the cells.
-        label_columns: names of the label columns; None takes all further columns.
-        path_column: name of the column of paths.
-        label_column: name of the column of class names.
-        split_column: name of the column of splits.
-        group_column: name of a column such as patient or lesion; its images are never divided between splits or folds.
-        image_folder: folder of the images; None is the folder of the table, or one beside or below it.
-        extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
-        blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false. None is
-            unknown, unless the columns are exclusive and no cell is 0.
-        task: ``one`` or ``several`` labels an image; None decides from all rows.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        separator: str | None = None,
-        label_columns: list[str] | None = None,
-        path_column: str | None = None,
-        label_column: str | None = None,
-        split_column: str | None = None,
-        image_folder: str | None = None,
-        extension: str | None = None,
-        blank: Literal["no", "unknown", False] | None = None,
-        task: Literal["one", "several"] | None = None,
-        group_column: str | None = None,
-    ) -> None:
-        if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
-            raise InputError(
-                f"separator is {separator!r}, label_column {label_column!r} and label_columns {label_columns}, but one "
-                "of them may be given, and not empty: labels are names in one column, or have a column each."
-            )
-        blank = "no" if blank is False else blank
-        names = (path_column, label_column, label_columns, split_column, image_folder, extension)
-        options = TableOptions(*names, separator, blank, task, group_column)
-        table = list_table(path := Path(os.path.expanduser(root)), options)
-        self.tests_from = "test table" if path.is_dir() else "split column"
-        has_test = "test" in table.listings
-        listings = with_test(table.listings)
-        if not has_test and "test" in listings:
-            rank_zero_info(f"no test images in '{root}': the val images are the test images.")
-        if table.divided and (missing := {"train", "test"} - listings.keys()):
-            raise DataError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
-        super().__init__(root, listings)
-        self.folder, self.place_option = table.folder, "--data.source.image_folder"
-        self.group_name, self.group_hint = group_column or "", table.group_hint
-        if not table.divided:
-            self.hold_out_test(listings["train"])
-        kept = [name for name, count in zip(self.class_names, self.counts, strict=True) if count]
-        leave_out = "leave out the rows that have it"
-        if table.by_column and 0 < len(kept) < len(self.class_names):
-            leave_out = f"leave it out by --data.source.label_columns '{as_option(kept)}'"
-        check_classes(self, f"add some, or {leave_out}")
-        warn_of_unknown_negatives(self)

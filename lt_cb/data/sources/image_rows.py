@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.columns import FACTS, OPTION, VERIFIED, as_option, first_column, has_many
 from lt_cb.data.sources.label_cells import as_text
 from lt_cb.data.sources.table_files import Table
 from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels
+from lt_cb.say import warn
 from lt_cb.text import printable
 
 MAX_ROWS = 5  # that a message lists
@@ -80,11 +81,10 @@ def image_labels(table: Table, images: Rows, labels: Labels, names: Sequence[str
     if absent is None and not len(rows):
         if len(copies := np.delete(np.arange(len(ids)), first)):
             copy, before = int(copies[0]), int(first[ids[copies[0]]])
-            rank_zero_warn(
+            warn(
                 f"{len(copies)} of {len(ids)} rows of '{table}' repeat an image with the same label, such as "
                 f"'{printable(images.names[copy])}' in {table.row(before)} and {table.row(copy)}: each image is used "
-                "once.",
-                stacklevel=1,
+                "once."
             )
         return _choose_task(table, labels[first], first, names)
     num_images, num_copies = len(np.unique(ids[rows])), len(ids) - len(first) - len(rows)

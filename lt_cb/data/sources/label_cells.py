@@ -10,12 +10,13 @@ from typing import Any
 from unicodedata import normalize
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.columns import CELLS, FACTS, OPTION, TableOptions, as_option, has_many
 from lt_cb.data.sources.table_files import Table
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels
+from lt_cb.say import warn
 
 SIGNS = ";|, "  # between names
 LIST = re.compile(r"\[.*\]", re.DOTALL)
@@ -171,14 +172,13 @@ def warn_of_names(table: Table, names: Sequence[str]) -> None:
     for name, sign in product(names, SIGNS):
         if len(parts := set(_parts(name, sign))) > 1 and parts <= known:
             given = f"a label of '{table}' is '{name}', taken for one name"
-            rank_zero_warn(f"{given}: if it is several labels, set {OPTION}separator '{sign}'.", stacklevel=1)
+            warn(f"{given}: if it is several labels, set {OPTION}separator '{sign}'.")
             break
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(" ".join(re.split(r"[\s_-]+", normalize("NFKC", name).casefold())), []).append(name)
     if groups := [enumerate_names(group) for group in alike.values() if len(group) > 1]:
-        rank_zero_warn(
+        warn(
             f"classes of '{table}' that are written almost alike: {'; '.join(groups[:5])}. They are different "
-            "classes: write them alike if they are the same.",
-            stacklevel=1,
+            "classes: write them alike if they are the same."
         )

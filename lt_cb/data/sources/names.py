@@ -3,7 +3,8 @@
 MODULES = {
     **dict.fromkeys(("Digits", "CIFAR10", "CIFAR100", "FashionMNIST"), "arrays"),
     **dict.fromkeys(("ImageFolder", "ILSVRC2012", "INaturalist2017", "INaturalist2018"), "files"),
-    **dict.fromkeys(("ImageNetLT", "PlacesLT", "Manifest"), "files"),
+    **dict.fromkeys(("ImageNetLT", "PlacesLT"), "files"),
+    "Manifest": "tables",
     "COCO": "coco",
     "SideBySide": "side_by_side",
 }

@@ -42,13 +42,10 @@ class SideBySide(Source):
         cell: int = 12,
     ) -> None:
         super().__init__(root)
-        names = ["Digits"] if sources is None else [canonical_source(name) for name in sources]
+        names = list(map(canonical_source, ["Digits"] if sources is None else sources))
         if not names or len(set(names)) < len(names) or set(names) - SCANS.keys():
-            unknown = next((name for name in names if name not in SCANS), "")
-            raise InputError(
-                f"sources is {sources}, but must be some of {', '.join(SCANS)}, each once."
-                + did_you_mean(unknown, SCANS)
-            )
+            near = did_you_mean(next((name for name in names if name not in SCANS), ""), SCANS)
+            raise InputError(f"sources is {sources}, but must be some of {', '.join(SCANS)}, each once.{near}")
         for name, value in (("train_images", train_images), ("test_images", test_images), ("cell", cell)):
             if value < 1:
                 raise InputError(f"{name} is {value}, but must be at least 1.")
@@ -92,11 +89,10 @@ class SideBySide(Source):
 
     def _load_scans(self, split: Split) -> tuple[Images, Labels]:
         """Return all scans, uint8 of shape (M, cell, cell), and their classes."""
-        scans, labels, num_classes = list[Images](), list[Labels](), 0
+        scans, labels = list[Images](), list[Labels]()
         for source in self._scans:
             source.may_download = self.may_download
             images, classes = source.load(split)
             scans.append(resize(images, View(self.cell, channels=1))[..., 0])
-            labels.append(classes + num_classes)
-            num_classes += len(source.class_names)
+            labels.append(classes + self.class_names.index(source.class_names[0]))
         return np.concatenate(scans), np.concatenate(labels)

@@ -4,12 +4,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
+from lt_cb.data.sources.base import FileSource, check_classes
+from lt_cb.data.sources.checks import warn_of_unknown_negatives
 from lt_cb.data.sources.columns import CELLS, OPTION, SPLIT_FLAGS, SPLIT_OF, TableOptions
 from lt_cb.data.sources.grouping import read_groups, suggest_groups
 from lt_cb.data.sources.image_files import find_files
@@ -17,9 +19,10 @@ from lt_cb.data.sources.image_rows import Rows, check_splits, find_images, image
 from lt_cb.data.sources.label_cells import as_texts, by_column, by_name, warn_of_names
 from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
 from lt_cb.data.sources.table_files import Table, read_tables
-from lt_cb.data.sources.tested import is_test_only
+from lt_cb.data.sources.tested import is_test_only, with_test
 from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices
+from lt_cb.say import warn
 from lt_cb.text import printable
 
 LISTS = ("train_val_list.txt", "test_list.txt")  # beside the table of NIH ChestX-ray14
@@ -27,27 +30,89 @@ LISTED = {"train": "train", "test": "test", "": "in neither, which are left out"
 Splits = npt.NDArray[np.str_]
 
 
-class TableImages(NamedTuple):
-    """Image files of a table."""
+class Manifest(FileSource):
+    """Image files in a table: CSV with a header, Parquet, or JSON lines, with columns path, label and split.
 
-    listings: dict[Split, Listing]  # by split, in the order of the table
-    folder: Path  # where the paths start
-    divided: bool  # whether there is a column of splits; otherwise all images are in train
-    by_column: bool  # whether each label has a column
-    group_hint: str  # the option that keeps images of a column such as patient_id together, if it is not given
+    - ``path``: absolute, or relative to the folder of the table. A missing extension is completed.
+    - ``label``: class name. Classes are sorted by value if all are whole numbers, otherwise alphabetically.
+    - ``split``: train, val or test. Without test images, val is the test split. Without this column, a share of each
+      class is held out, see `draw_test`.
+
+    For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing, or a row for
+    each label. Without ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for
+    unknown.
+
+    Other common names of these columns are guessed. Names are matched without regard to case.
+
+    Args:
+        root: path of the table, or of a folder that has one, or ``train.csv``, ``val.csv`` and ``test.csv``, also as
+            ``train/metadata.csv`` or ``train/_classes.csv``. A test table without labels is not read.
+        separator: separator of several labels in the label column; None guesses it from the cells.
+        label_columns: names of the label columns; None takes all further columns.
+        path_column: name of the column of paths.
+        label_column: name of the column of class names.
+        split_column: name of the column of splits.
+        group_column: name of a column such as patient or lesion; its images are never divided between splits or folds.
+        image_folder: folder of the images; None is the folder of the table, or one beside or below it.
+        extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
+        blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false. None is
+            unknown, unless the columns are exclusive and no cell is 0.
+        task: ``one`` or ``several`` labels an image; None decides from all rows.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        separator: str | None = None,
+        label_columns: list[str] | None = None,
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        image_folder: str | None = None,
+        extension: str | None = None,
+        blank: Literal["no", "unknown", False] | None = None,
+        task: Literal["one", "several"] | None = None,
+        group_column: str | None = None,
+    ) -> None:
+        if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
+            raise InputError(
+                f"separator is {separator!r}, label_column {label_column!r} and label_columns {label_columns}, but one "
+                "of them may be given, and not empty: labels are names in one column, or have a column each."
+            )
+        names = (path_column, label_column, label_columns, split_column, image_folder, extension, separator)
+        options = TableOptions(*names, "no" if blank is False else blank, task, group_column)
+        table = read_tables(path := Path(os.path.expanduser(root)), options)
+        listing, splits, folder = _list(table)
+        listings: dict[Split, Listing] = {"train": listing}
+        if splits is not None:
+            listings = {split: listing.select(rows) for split in SPLITS if (rows := splits == split).any()}
+        has_test, listings = "test" in listings, with_test(listings)
+        if not has_test and "test" in listings:
+            rank_zero_info(f"no test images in '{root}': the val images are the test images.")
+        if splits is not None and (missing := {"train", "test"} - listings.keys()):
+            raise DataError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
+        super().__init__(root, listings)
+        self.folder, self.place_option = folder, f"{OPTION}image_folder"
+        self.tests_from, self.group_name = "test table" if path.is_dir() else "split column", group_column or ""
+        if (layout := table.layout).group is None:
+            used = [layout.path, layout.split, layout.label, *layout.labels]
+            self.group_hint = suggest_groups(table.columns, used, OPTION)
+        if splits is None:
+            self.hold_out_test(listing)
+        check_classes(self, f"add some, or leave out its rows, or its column by {OPTION}label_columns")
+        warn_of_unknown_negatives(self)
 
 
-def list_table(root: Path, options: TableOptions = TableOptions()) -> TableImages:  # noqa: B008 (immutable)
-    """Return the images of each split of a table, or of the tables in a folder. See `Manifest` for the options."""
-    table = read_tables(root, options)
-    layout, columns = table.layout, table.columns
+def _list(table: Table) -> tuple[Listing, Splits | None, Path]:
+    """Return all images of a table, the split of each if it has splits, and the folder where their paths start."""
+    layout = table.layout
     paths = _required(table, layout.path, "path")
     if layout.split:
         splits: Splits | None = _splits(table, layout.split)
     elif (splits := _splits_of_folders(table, paths)) is None:
         splits = _splits_of_lists(table, paths)
     if layout.label:
-        labels, names = by_name(layout.label, columns[layout.label], options, layout.guesses)
+        labels, names = by_name(layout.label, table.columns[layout.label], table.options, layout.guesses)
     else:
         labels, names = by_column(table, layout.labels), layout.labels
     folder, given = _find_files(table, paths)
@@ -59,19 +124,13 @@ def list_table(root: Path, options: TableOptions = TableOptions()) -> TableImage
     if splits is not None:
         check_splits(table, images, splits)
     labels = image_labels(table, images, labels, names)
-    groups, hint = None, ""
     if layout.label:
         warn_of_names(table, names)
-    if layout.group is None:
-        hint = suggest_groups(columns, [layout.path, layout.split, layout.label, *layout.labels], OPTION)
-    elif not is_test_only():  # otherwise nothing is divided
+    groups = None
+    if layout.group and not is_test_only():  # a test divides nothing
         groups = _groups(table, layout.group, images, splits)[first]
     listing = Listing(encode([given[row] for row in first.tolist()]), labels, names, groups)
-    listings: dict[Split, Listing] = {"train": listing}
-    if splits is not None:
-        splits = splits[first]
-        listings = {split: listing.select(rows) for split in SPLITS if (rows := splits == split).any()}
-    return TableImages(listings, folder, splits is not None, layout.label is None, hint)
+    return listing, None if splits is None else splits[first], folder
 
 
 def _groups(table: Table, name: str, images: Rows, splits: Splits | None) -> Indices:
@@ -120,9 +179,7 @@ def _splits(table: Table, name: str) -> Splits:
         raise DataError(f"'{table}' has split '{min(unknown)}', but allowed are train, val and test.")
     if unknown:
         listed = ", ".join(f"'{printable(text)}' ({number} rows)" for text, number in unknown.items())
-        rank_zero_warn(
-            f"'{table}' has other splits than train, val and test, which are left out: {listed}.", stacklevel=1
-        )
+        warn(f"'{table}' has other splits than train, val and test, which are left out: {listed}.")
     return np.array([split_of[text] or "" for text in texts])
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
 from lt_cb.data.sources.listing import SPLIT_NAMES, Listing, Split, encode
 from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import DataError, InputError, enumerate_names
+from lt_cb.say import warn
 
 # files that often lie among images: hidden, or made by a file manager, or on the data
 ACCOMPANYING = re.compile(r"(^|/)(\.|(thumbs\.db|desktop\.ini|(readme|licen[sc]e|copying)(\..*)?)$)", re.IGNORECASE)
@@ -47,10 +48,9 @@ def find_splits(root: Path) -> dict[Split, Path]:
     read = [folder.relative_to(root).parts[0] for folder in splits.values()]
     others = [name for name in names if name not in read and has_images(root / name)]
     if splits and others:
-        rank_zero_warn(
+        warn(
             f"Images of '{root}' are read only from {enumerate_names(read)}. Other folders with images are ignored: "
-            f"{enumerate_names(others)}." + _hint(others),
-            stacklevel=1,
+            f"{enumerate_names(others)}." + _hint(others)
         )
     return {split: folder for split, folder in splits.items() if split == "train" or not _has_no_classes(folder)}
 
@@ -77,9 +77,8 @@ def _has_no_classes(folder: Path) -> bool:
     """Return whether a folder has images without a class, as the test images of many competitions; warn of it."""
     images = [] if subfolders(folder) else _stray(folder)
     if images:
-        rank_zero_warn(
-            f"'{folder}' has {len(images)} images, but no folders of classes: not used. Predict them by lt-cb predict.",
-            stacklevel=1,
+        warn(
+            f"'{folder}' has {len(images)} images, but no folders of classes: not used. Predict them by lt-cb predict."
         )
     return bool(images)
 
@@ -133,11 +132,10 @@ def is_other(file: Path) -> bool:
 
 def warn_of_others(files: Sequence[str]) -> None:
     """Warn of files that are no images, if there are any."""
-    files = sorted(set(files))
-    if files:
+    if files := sorted(set(files)):
         are = "1 file is no image" if len(files) == 1 else f"{len(files)} files are no images"
-        remedy = f"going by the name: {enumerate_names(files)}. Skipped; convert images to JPEG or PNG."
-        rank_zero_warn(f"{are} that can be read, {remedy}", stacklevel=1)
+        names = enumerate_names(files)
+        warn(f"{are} that can be read, going by the name: {names}. Skipped; convert images to JPEG or PNG.")
 
 
 def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
@@ -145,8 +143,12 @@ def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
 
     Links are followed, but each folder is visited only once, so that links in a circle end.
     """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): change its permissions.") from error
+
     visited = {os.path.realpath(path) for path in outside}
-    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
             folders.clear()
@@ -154,10 +156,6 @@ def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
             visited.add(real)
             folders.sort()
             yield place, names
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): change its permissions.") from error
 
 
 def list_tree(folder: Path, least: int = 2) -> Listing:
@@ -188,18 +186,18 @@ def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]
     """Warn if class folders have the same folders, which may be masks or splits, or if files are named as masks."""
     found = frozenset().union(*parts)
     of_splits = found <= {name for name in found if name.lower() in chain(*SPLIT_NAMES.values())}
-    same = sorted(found) if len(parts) == 1 or of_splits else []
     masks = {path for path in paths if MASK.search(path)}
-    paired = masks and {MASK.sub("", path) for path in masks} <= {os.path.splitext(path)[0] for path in paths}
-    if len(same) > 1:
-        given = f"the class folders of '{folder}' have images in the same folders, {enumerate_names(same)}"
-        remedy = "If they are splits, put them above the classes. If they are the classes, put each into one folder. "
-        remedy += "If they are masks, move them away."
-        rank_zero_warn(f"{given}: all are read as images of the class. {remedy}", stacklevel=1)
-    elif paired:
-        given = f"{len(masks)} of {len(paths)} images in '{folder}' are named as masks of others"
-        remedy = f"such as '{min(masks)}': they are read as images of the class. Move them away if they are masks."
-        rank_zero_warn(f"{given}, {remedy}", stacklevel=1)
+    if len(found) > 1 and (len(parts) == 1 or of_splits):
+        warn(
+            f"the class folders of '{folder}' have images in the same folders, {enumerate_names(sorted(found))}: all "
+            "are read as images of the class. If they are splits, put them above the classes. If they are the classes, "
+            "put each into one folder. If they are masks, move them away."
+        )
+    elif masks and {MASK.sub("", path) for path in masks} <= {os.path.splitext(path)[0] for path in paths}:
+        warn(
+            f"{len(masks)} of {len(paths)} images in '{folder}' are named as masks of others, such as '{min(masks)}': "
+            "they are read as images of the class. Move them away if they are masks."
+        )
 
 
 def _class_folders(folder: Path, least: int) -> list[str]:
