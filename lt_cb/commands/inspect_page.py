@@ -9,8 +9,7 @@ from PIL import Image
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.decode import read_whole
 from lt_cb.data.images import call_with_each
-from lt_cb.data.scan import SIDE
-from lt_cb.data.sources.checks import ImageFiles
+from lt_cb.data.sources.checks import SIDE, ImageFiles
 from lt_cb.lab.report.document import data_uri, document, heading, table
 from lt_cb.longtail.subset import Indices, count_labels
 from lt_cb.text import printable
@@ -87,9 +86,13 @@ def _of_files(files: ImageFiles) -> list[str]:
         left_out = f" The first {MAX_GROUPS} of {len(groups)} are shown." if len(groups) > MAX_GROUPS else ""
         listed = [group[:4] for group in groups[:MAX_GROUPS]]
         made = _thumbnails(_reader(files), [i for group in listed for i in group])
-        figures = ["".join(_figure(files, made, i) for i in group) for group in listed]
+        figure = "<figure>{}<figcaption><b>{}</b>, {}<br>{}</figcaption></figure>"
         parts += [heading(title, words + left_out), '<div class="pairs">']
-        parts += [*(f'<div class="row">{each}</div>' for each in figures), "</div>"]
+        for group in listed:
+            about = [(i, files.paths[i], _text(files.classes(i)), files.splits[i]) for i in group]
+            row = [figure.format(_image(made, i, path), names, split, _text(path)) for i, path, names, split in about]
+            parts.append(f'<div class="row">{"".join(row)}</div>')
+        parts.append("</div>")
     broken = {**dict.fromkeys(files.missing.tolist(), "there is no such file"), **files.unreadable}
     if broken:
         words = f"The first {MAX_NAMED} of {len(broken)} are listed." if len(broken) > MAX_NAMED else ""
@@ -99,11 +102,6 @@ def _of_files(files: ImageFiles) -> list[str]:
         ]
         parts.insert(0, table("Files that cannot be read", words, ["file", "split", "class", "why"], rows))
     return parts
-
-
-def _figure(files: ImageFiles, made: Mapping[int, str], i: int) -> str:
-    caption = f"<b>{_text(files.classes(i))}</b>, {files.splits[i]}<br>{_text(files.paths[i])}"
-    return f"<figure>{_image(made, i, files.paths[i])}<figcaption>{caption}</figcaption></figure>"
 
 
 def _sample(positions: Indices) -> list[int]:
@@ -132,7 +130,7 @@ def _thumbnails(picture: Callable[[int], Image.Image], positions: Sequence[int])
 
 
 def _image(made: Mapping[int, str], i: int, title: str) -> str:
-    return f'<img{made[i]} loading="lazy" alt="" title="{_text(title)}">'
+    return f'<img{made.get(i, "")} loading="lazy" alt="" title="{_text(title)}">'
 
 
 def _text(text: str) -> str:

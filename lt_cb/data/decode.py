@@ -60,9 +60,7 @@ def decode(file: Path, view: View) -> Images:
 
     An image of another size is scaled, its aspect kept, and cropped at the centre. Its EXIF orientation is applied.
     """
-    side = view.size
-    with _opened(file) as opened:
-        image = _converted(ImageOps.exif_transpose(opened), view.channels, file)
+    image, side = read_whole(file, view.channels)[0], view.size
     image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
     return np.asarray(image).reshape(side, side, view.channels)
 

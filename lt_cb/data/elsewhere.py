@@ -36,13 +36,11 @@ def training_digests(data: LongTailedDataModule) -> Indices | None:
 
 def _digests(files: list[Path]) -> Indices:
     """Return a digest of the size and content of each file, int64 of shape (N,); cached until a file changes."""
-    return cached(
-        "digests",
-        files,
-        "reads the images",
-        lambda: np.frombuffer(b"".join(map(_digest, files)), np.int64),
-        "digests 1",
-    )
+
+    def make() -> Indices:
+        return np.frombuffer(b"".join(map(_digest, files)), np.int64)
+
+    return cached("digests", files, "reads the images", make, "digests 1")
 
 
 def _digest(file: Path) -> bytes:

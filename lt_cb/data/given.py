@@ -51,10 +51,7 @@ def _find(text: str) -> list[Path]:
 
 def _in_list(file: Path) -> Iterator[Path]:
     """Yield the files of a list, whose paths start from its folder or from here."""
-    try:
-        lines = file.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
-    except OSError as error:
-        raise InputError(f"the list '{file}' cannot be read ({error.strerror}): {REMEDY}") from error
+    lines = file.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
     found: dict[str, Path | None] = {}
     for number, path in enumerate(map(str.strip, lines), 1):
         if path:

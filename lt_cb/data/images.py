@@ -34,7 +34,7 @@ def load_images(files: Sequence[Path], view: View, label: str) -> Images:
         def decode_into(i: int) -> None:
             images[i] = decode(files[i], view)
 
-        if errors := _errors(len(files), label, decode_into):
+        if errors := call_with_each(decode_into, len(files), label):
             first, *others = sorted(errors)
             names = enumerate_names([str(files[i]) for i in others])
             more = f" {len(others)} more are refused: {names}." if others else ""
@@ -51,7 +51,7 @@ def find_unreadable(files: Sequence[Path], view: View, label: str) -> Indices:
         decode_region(files[i], lambda width, height: (0, 0, width, height), view)
 
     def make() -> Indices:
-        return np.array(sorted(_errors(len(files), label, decode_all)), np.int64)
+        return np.array(sorted(call_with_each(decode_all, len(files), label)), np.int64)
 
     return cached("rows", files, "looks for unreadable images", make, "unreadable 1")
 
@@ -63,8 +63,8 @@ def warn_of_skipped(files: Sequence[Path]) -> None:
         warn(f"{len(files)} images cannot be read and are skipped: {names}.")
 
 
-def _errors(count: int, label: str, function: Callable[[int], object]) -> dict[int, InputError]:
-    """Call a function with 0 ... count - 1 in threads, and return its errors by argument."""
+def call_with_each(function: Callable[[int], object], count: int, label: str) -> dict[int, InputError]:
+    """Call a function with 0 ... count - 1 in threads, show the progress, and return its errors by argument."""
     errors: dict[int, InputError] = {}
 
     def call(i: int) -> None:
@@ -73,16 +73,11 @@ def _errors(count: int, label: str, function: Callable[[int], object]) -> dict[i
         except InputError as error:
             errors[i] = error
 
-    call_with_each(call, count, label)
-    return errors
-
-
-def call_with_each(function: Callable[[int], object], count: int, label: str) -> None:
-    """Call a function with 0 ... count - 1 in threads, and show the progress."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for _ in progress(pool.map(function, range(count)), label, count):
+            for _ in progress(pool.map(call, range(count)), label, count):
                 pass
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return errors

@@ -9,21 +9,21 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.sources.annotation_files import find_annotations, place_of_images
 from lt_cb.data.sources.annotations import (
     GROUPS,
     Annotations,
     check_annotated,
     class_values,
     distinct_names,
+    find_annotations,
     image_fields,
+    place_of_images,
     read_annotations,
     sort_ids,
 )
 from lt_cb.data.sources.base import FileSource, check_classes
-from lt_cb.data.sources.grouping import read_groups, suggest_groups
 from lt_cb.data.sources.image_files import given_folder
-from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folder, encode
+from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folder, encode, read_groups, suggest_groups
 from lt_cb.data.sources.tested import is_test_only, with_test
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices
@@ -88,21 +88,17 @@ class COCO(FileSource):
             listings["train"] = listings["test"]
         super().__init__(root, listings)
         self.folder, self.place_option = folder, f"{OPTION}image_folder"
-        self.group_name, self.group_hint = (
-            group_column or "",
-            suggest_groups(next(iter(read.values())).groups, [], OPTION),
-        )
+        self.group_name = group_column or ""
+        self.group_hint = suggest_groups(next(iter(read.values())).groups, [], OPTION)
         if "test" not in listings:
             self.hold_out_test(listings["train"])
         check_classes(self, "add annotations, or leave the category out")
 
 
 def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> dict[Split, Annotations]:
-    """Return the annotations of each split, and say which files were read."""
     read = {split: read_annotations(file, group_fields) for split, file in files.items()}
     check_annotated(next(iter(read.values())))  # the training file comes first
-    without = [split for split, annotations in read.items() if not len(annotations.pairs)]
-    for split in without:
+    for split in [split for split, annotations in read.items() if not len(annotations.pairs)]:
         del read[split]
         name = os.path.relpath(files[split], base)
         rank_zero_info(f"'{name}' in '{base}' has no annotations, so that its images are not used for {split}.")
@@ -115,14 +111,8 @@ def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> 
 
 
 def _list(
-    root: str,
-    read: dict[Split, Annotations],
-    field: str,
-    task: Task | None,
-    folder: Path,
-    groups: dict[Split, Indices],
+    root: str, read: dict[Split, Annotations], field: str, task: Task | None, folder: Path, groups: dict[Split, Indices]
 ) -> dict[Split, Listing]:
-    """Return the images of each split."""
     names, label_of = _classes(read, field)
     codes: dict[Split, Indices] = {}  # row times number of classes, plus label; each once
     numbers: dict[Split, Indices] = {}  # labels of each image

@@ -138,7 +138,6 @@ def has_many(column: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Return a name in small letters, without spaces, underscores and hyphens."""
     return re.sub(r"[\s_-]", "", name.lower())
 
 

@@ -59,13 +59,6 @@ def refuse(
     raise DataError(f"'{table}' has {what} with more than one {kind}: {'; '.join(found)}{more}: {remedy}")
 
 
-def check_splits(table: Table, images: Rows, splits: npt.NDArray[np.str_]) -> None:
-    """Raise if an image is in two splits."""
-    wrong = np.flatnonzero(splits != splits[images.first][images.ids])
-    remedy = "keep each image in one split, so that none is both trained and tested on."
-    refuse(table, images, wrong, "split", lambda row: str(splits[row]), remedy)
-
-
 def image_labels(table: Table, images: Rows, labels: Labels, names: Sequence[str]) -> Labels:
     """Return the labels of images from those of rows: class indices (N,), or 1, 0 and -1 for unknown, (N, C).
 

@@ -81,30 +81,24 @@ def by_name(
 
 def _guess_separator(column: str, texts: Sequence[str], options: TableOptions) -> str | None:
     """Return the character between names, judging by the cells, or None if each has one name."""
-    filled = [text for text in texts if text]
+    filled, many = [text for text in texts if text], has_many(column)
     if filled and all(map(LIST.fullmatch, filled)):
         return ","
     for sign in SIGNS:
         parts = {text: names for text in filled if len(names := _parts(text, sign)) > 1}
-        if parts and _are_names(sign, parts, {*filled} - parts.keys(), has_many(column)):
+        alone = {*filled} - parts.keys()
+        uses = Counter(name for names in parts.values() for name in set(names))
+        known = [any(name in alone or uses[name] > 1 for name in names) for names in parts.values()]
+        if sign in ";|":  # always between names in a column of several; otherwise they are known from other cells
+            are_names = many or 2 * sum(known) > len(known)
+        else:  # all numbers apart by spaces are names, too
+            are_names = (many and uses.keys() <= alone) or (sign == " " and all(map(str.isdecimal, uses)))
+        if parts and are_names:
             return sign
     return ";" if options.task == "several" or (column.lower() == "labels" and len(filled) < len(texts)) else None
 
 
-def _are_names(sign: str, parts: dict[str, list[str]], alone: set[str], many: bool) -> bool:
-    """Return whether the parts of cells are names: a semicolon and a bar always are in a column of several names.
-
-    Other parts are known from other cells. All numbers apart by spaces are names, too.
-    """
-    uses = Counter(name for names in parts.values() for name in set(names))
-    known = [any(name in alone or uses[name] > 1 for name in names) for names in parts.values()]
-    if sign in ";|":
-        return many or 2 * sum(known) > len(known)
-    return (many and uses.keys() <= alone) or (sign == " " and all(map(str.isdecimal, uses)))
-
-
 def _parts(key: str | tuple[str, ...], separator: str | None) -> list[str]:
-    """Return the names in a cell."""
     names = [key] if isinstance(key, str) else list(key)
     if isinstance(key, str) and separator:
         is_list = separator == "," and LIST.fullmatch(key)  # a list in the form of Python or JSON

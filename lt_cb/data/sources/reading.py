@@ -53,7 +53,8 @@ def read_csv(file: Path, remedy: str) -> Columns:
         text = _decode(file)
         given = re.match(r'"?sep=([,;\t])"?\r?\n', text)  # a line of Excel
         text = text[given.end() :] if given else text
-        delimiter = given[1] if given else _delimiter(text)
+        first = next((line for line in io.StringIO(text) if line.strip()), "")
+        delimiter = given[1] if given else max(DELIMITERS, key=re.sub('"[^"]*"', "", first).count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         header = [name.strip() for name in next(filter(None, reader), [])]
         columns: list[list[str]] = [[] for _ in header]
@@ -84,11 +85,6 @@ def _decode(file: Path) -> str:
         text = content.decode("cp1252")
         rank_zero_info(f"'{file}' is not UTF-8: read as Windows-1252. Save it as UTF-8 if names look wrong.")
         return text
-
-
-def _delimiter(text: str) -> str:
-    header = next((line for line in io.StringIO(text) if line.strip()), "")
-    return max(DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
 
 
 def _named(file: Path, names: Sequence[str], columns: Sequence[list[Any]]) -> Columns:

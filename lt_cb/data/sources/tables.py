@@ -12,12 +12,11 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.base import FileSource, check_classes
 from lt_cb.data.sources.checks import warn_of_unknown_negatives
-from lt_cb.data.sources.columns import CELLS, OPTION, SPLIT_FLAGS, SPLIT_OF, TableOptions
-from lt_cb.data.sources.grouping import read_groups, suggest_groups
+from lt_cb.data.sources.columns import CELLS, OPTION, SPLIT_FLAGS, SPLIT_OF, TableOptions, as_option
 from lt_cb.data.sources.image_files import find_files
-from lt_cb.data.sources.image_rows import Rows, check_splits, find_images, image_labels, refuse
+from lt_cb.data.sources.image_rows import Rows, find_images, image_labels, refuse
 from lt_cb.data.sources.label_cells import as_texts, by_column, by_name, warn_of_names
-from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode
+from lt_cb.data.sources.listing import SPLITS, Listing, Split, encode, read_groups, suggest_groups
 from lt_cb.data.sources.table_files import Table, read_tables
 from lt_cb.data.sources.tested import is_test_only, with_test
 from lt_cb.errors import DataError, InputError, enumerate_names
@@ -99,7 +98,11 @@ class Manifest(FileSource):
             self.group_hint = suggest_groups(table.columns, used, OPTION)
         if splits is None:
             self.hold_out_test(listing)
-        check_classes(self, f"add some, or leave out its rows, or its column by {OPTION}label_columns")
+        kept = [name for name, count in zip(self.class_names, self.counts, strict=True) if count]
+        leave_out = "leave out the rows that have it"
+        if layout.label is None and 0 < len(kept) < len(self.class_names):
+            leave_out = f"leave it out by {OPTION}label_columns '{as_option(kept)}'"
+        check_classes(self, f"add some, or {leave_out}")
         warn_of_unknown_negatives(self)
 
 
@@ -122,7 +125,9 @@ def _list(table: Table) -> tuple[Listing, Splits | None, Path]:
     images = find_images(folder, given)
     first = images.first
     if splits is not None:
-        check_splits(table, images, splits)
+        wrong = np.flatnonzero(splits != splits[first][images.ids])
+        remedy = "keep each image in one split, so that none is both trained and tested on."
+        refuse(table, images, wrong, "split", splits.tolist().__getitem__, remedy)
     labels = image_labels(table, images, labels, names)
     if layout.label:
         warn_of_names(table, names)
@@ -202,6 +207,8 @@ def _splits_of_lists(table: Table, paths: Sequence[str]) -> Splits | None:
     for split, file in zip(("train", "test"), [table.folder / name for name in LISTS], strict=True):
         if file.is_file():
             split_of |= dict.fromkeys(file.read_text("utf-8", "replace").split(), split)
+    if not split_of:
+        return None
     splits = np.array([split_of.get(path, "") for path in paths])
     if not all((splits == split).any() for split in ("train", "test")):
         return None

@@ -20,8 +20,6 @@ from lt_cb.say import warn
 
 # files that often lie among images: hidden, or made by a file manager, or on the data
 ACCOMPANYING = re.compile(r"(^|/)(\.|(thumbs\.db|desktop\.ini|(readme|licen[sc]e|copying)(\..*)?)$)", re.IGNORECASE)
-
-
 MASK = re.compile(r"_(mask|seg|segmentation|label)(_\d+)?\.\w+$", re.IGNORECASE)
 LAYOUTS = "train/<class>/* (also val and test, if you have them) or <class>/* for 2 classes or more"
 
@@ -35,15 +33,15 @@ def find_splits(root: Path) -> dict[Split, Path]:
         if rank:
             splits[split] = root / min(rank, key=rank.__getitem__)
     splits = splits or _splits_by_word(root, names)
+    hint, nested = _hint(names), len(names) == 1 and len(subfolders(root / names[0])) > 1
+    # all folders have folders instead of images, and a name such as ``trian`` is among them
+    is_misspelt = bool(hint) and all(subfolders(root / name) and not _stray(root / name) for name in names)
     if is_test_only():
-        nested = len(names) == 1 and len(subfolders(root / names[0])) > 1 and not _stray(root / names[0])
-        is_wrong = not splits and (not names or nested or _is_misspelt(root, names))
+        is_wrong = not splits and (not names or (nested and not _stray(root / names[0])) or is_misspelt)
     else:
-        is_wrong = "train" not in splits and (bool(splits) or len(names) < 2 or _is_misspelt(root, names))
+        is_wrong = "train" not in splits and (bool(splits) or len(names) < 2 or is_misspelt)
     if is_wrong:
-        hint = _hint(names)
-        if len(names) == 1 and not splits and len(subfolders(root / names[0])) > 1:
-            hint = f" Did you mean --data.root '{root / names[0]}'?"
+        hint = f" Did you mean --data.root '{root / names[0]}'?" if nested and not splits else hint
         raise InputError(f"'{root}' needs {LAYOUTS}, but its folders are: {enumerate_names(names) or 'none'}.{hint}")
     read = [folder.relative_to(root).parts[0] for folder in splits.values()]
     others = [name for name in names if name not in read and has_images(root / name)]
@@ -75,17 +73,10 @@ def _splits_by_word(root: Path, names: Sequence[str]) -> dict[Split, Path]:
 
 def _has_no_classes(folder: Path) -> bool:
     """Return whether a folder has images without a class, as the test images of many competitions; warn of it."""
-    images = [] if subfolders(folder) else _stray(folder)
-    if images:
-        warn(
-            f"'{folder}' has {len(images)} images, but no folders of classes: not used. Predict them by lt-cb predict."
-        )
+    if images := [] if subfolders(folder) else _stray(folder):
+        none = f"'{folder}' has {len(images)} images, but no folders of classes"
+        warn(f"{none}: not used. Predict them by lt-cb predict.")
     return bool(images)
-
-
-def _is_misspelt(root: Path, names: Sequence[str]) -> bool:
-    """Return whether all folders in root have folders instead of images, and a name such as ``trian`` is among them."""
-    return bool(_hint(names)) and all(subfolders(root / name) and not _stray(root / name) for name in names)
 
 
 def _hint(names: Sequence[str]) -> str:
@@ -97,19 +88,14 @@ def _hint(names: Sequence[str]) -> str:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones, a Mac's archive, and runs."""
-    names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-    return sorted(name for name in names if not name.startswith((".", "__MACOSX")) and not _is_of_runs(folder / name))
-
-
-def _is_of_runs(folder: Path) -> bool:
-    """Return whether a folder has runs of lt_cb, as it has where a command was run inside the data."""
-    of_runs = ("*/inspect.html", "*/version_*/config.yaml")
-    return folder.name == "runs" and any(next(folder.glob(name), None) for name in of_runs)
+    """Return the names of the folders in a folder, sorted, without hidden ones, a Mac's archive, and runs of lt_cb."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if "runs" in names and any(chain(*map((folder / "runs").glob, ("*/inspect.html", "*/version_*/config.yaml")))):
+        names.remove("runs")
+    return [name for name in names if not name.startswith((".", "__MACOSX"))]
 
 
 def _stray(folder: Path) -> list[str]:
-    """Return the names of the images directly in a folder, sorted."""
     return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
 
 
@@ -138,17 +124,17 @@ def warn_of_others(files: Sequence[str]) -> None:
         warn(f"{are} that can be read, going by the name: {names}. Skipped; convert images to JPEG or PNG.")
 
 
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield each folder from ``folder`` on, except those ``outside``, with the names of its files.
 
     Links are followed, but each folder is visited only once, so that links in a circle end.
     """
-
-    def refuse(error: OSError) -> NoReturn:
-        raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): change its permissions.") from error
-
     visited = {os.path.realpath(path) for path in outside}
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
             folders.clear()
@@ -164,7 +150,14 @@ def list_tree(folder: Path, least: int = 2) -> Listing:
         raise InputError(
             f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
         )
-    names = _class_folders(folder, least)
+    names = subfolders(folder)
+    if len(names) < (1 if is_test_only() else least):
+        why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
+        raise DataError(f"'{folder}' has {len(names)} class folders, {why}.")
+    if stray := _stray(folder):
+        raise DataError(
+            f"{len(stray)} images lie in '{folder}' itself, such as '{stray[0]}': move each to its class's folder."
+        )
     paths: list[str] = []
     others: list[str] = []
     labels: list[int] = []
@@ -198,15 +191,3 @@ def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]
             f"{len(masks)} of {len(paths)} images in '{folder}' are named as masks of others, such as '{min(masks)}': "
             "they are read as images of the class. Move them away if they are masks."
         )
-
-
-def _class_folders(folder: Path, least: int) -> list[str]:
-    names = subfolders(folder)
-    if len(names) < (1 if is_test_only() else least):
-        why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
-        raise DataError(f"'{folder}' has {len(names)} class folders, {why}.")
-    if stray := _stray(folder):
-        raise DataError(
-            f"{len(stray)} images lie in '{folder}' itself, such as '{stray[0]}': move each to its class's folder."
-        )
-    return names
