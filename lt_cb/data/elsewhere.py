@@ -31,10 +31,10 @@ def training_digests(data: LongTailedDataModule) -> Indices | None:
     rows = data.rows.get("train")
     if rows is None or len(rows) > MAX_FILES or not isinstance(data.source, FileSource):
         return None
-    return np.unique(_digests(as_paths(data.source.files("train")[0][rows])))
+    return np.unique(file_digests(as_paths(data.source.files("train")[0][rows])))
 
 
-def _digests(files: list[Path]) -> Indices:
+def file_digests(files: list[Path]) -> Indices:
     """Return a digest of the size and content of each file, int64 of shape (N,); cached until a file changes."""
 
     def make() -> Indices:
@@ -121,7 +121,7 @@ def _trained_on(source: FileSource, trained: Indices | None) -> list[str]:
     """Return the test images that are training images of the checkpoint."""
     if trained is None:
         return []
-    is_trained = np.isin(_digests(as_paths(source.files("test")[0])), trained)
+    is_trained = np.isin(file_digests(as_paths(source.files("test")[0])), trained)
     return list(map(os.fsdecode, source.listing("test").paths[is_trained].tolist()))
 
 
