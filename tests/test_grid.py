@@ -435,7 +435,7 @@ def test_a_killed_grid_is_completed_by_two_commands(capsys: pytest.CaptureFixtur
         time.sleep(0.02)
     assert not a.dir.result.exists()
     a.dir.checkpoint.write_bytes(b"PK")  # damaged: the checkpoint of the epoch before replaces it
-    b.dir.path.mkdir(parents=True)
+    assert not b.dir.checkpoint.exists()
     b.dir.error.write_text("failed in an earlier command: it is tried again")
 
     # each run is trained by one of two commands, and a failure does not stop the others
