@@ -1,7 +1,7 @@
 """Evaluation: checks of images, scores, metrics, thresholds and predictions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class EvaluatedModule(LightningModule):
     backbone: nn.Module  #: network, images -> logits
     num_classes: int  #: C, the number of classes
     groups: dict[str, list[int]]  #: class indices by shot group
+    class_names: list[str]  #: name of each class
+    averaged: Sequence[str] = ()  #: checkpoints of `lt_cb.average.Average`
     task: Task  #: one label or several labels an image
     multi_label: bool  #: whether an image may have several labels, or none
     mean: Tensor  #: mean pixel of each channel, from 0 to 255

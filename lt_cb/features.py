@@ -26,6 +26,7 @@ from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch
 from lt_cb.longtail.subset import Indices
 from lt_cb.models import last_linear
+from lt_cb.models.adapter import plain_state, update
 from lt_cb.module import LongTailedClassifier
 
 MACHINE_OPTIONS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")
@@ -272,11 +273,9 @@ def network_digest(model: LongTailedClassifier) -> str:
     excluded = {id(value) for value in [*classifier.parameters(), *classifier.buffers()]}
     options = {**(model.hparams.get("backbone_args") or {}), "pretrained": None}  # the weights are in the digest
     digest = hashlib.sha256(json.dumps([model.hparams["backbone"], options], sort_keys=True, default=str).encode())
-    for name, value in model.backbone.state_dict(keep_vars=True).items():
+    for name, value in plain_state(model.backbone).items():
         if id(value) not in excluded:
-            array = value.detach().cpu().contiguous()
-            digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-            digest.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+            update(digest, name, value)
     for value in (model.mean, model.std):
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()

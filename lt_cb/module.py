@@ -14,25 +14,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lt_cb.checkpointing import SavedModule
 from lt_cb.data.loaders.epoch import seed_of
 from lt_cb.divergence import MAX_TARGETS, Step, check_finite, check_learns
 from lt_cb.errors import InputError
-from lt_cb.evaluation import Batch, EvaluatedModule, MetricFactory
+from lt_cb.evaluation import Batch, MetricFactory
 from lt_cb.losses import Loss
 from lt_cb.metrics import shot_groups
 from lt_cb.models import (
     ResNetCifar,
     SecondStage,
     TrainingGraph,
+    attach_adapter,
     build_backbone,
     draw_classifier,
     last_linear,
     normalize_classifier,
     spare_small_images,
 )
-from lt_cb.models.build import has_weights
+from lt_cb.models.build import has_timm_weights, has_weights
+from lt_cb.rates import check_layer_decay, grouped, layer_scales, scale_rates
 from lt_cb.runs import checkpoint as checkpoints
-from lt_cb.runs import compare
 from lt_cb.runs.record import LOSS_FACTS
 from lt_cb.schedule import (
     ReduceLROnPlateau,
@@ -51,7 +53,7 @@ REPLACES_WEIGHTS = (ModelPruning, StochasticWeightAveraging, BaseFinetuning)  # 
 COMPILED_STEPS = 5_000  # training steps that make up for a minute of compilation
 
 
-class LongTailedClassifier(EvaluatedModule):
+class LongTailedClassifier(SavedModule):
     """Image classifier, trained with any `lt_cb.losses.Loss`.
 
     It logs ``train/loss``, and for ``val`` and ``test`` the ``loss`` and the metrics of `lt_cb.metrics`, averaged over
@@ -75,7 +77,11 @@ class LongTailedClassifier(EvaluatedModule):
         decay_1d: apply weight decay also to norms and biases, as Cui et al. do on CIFAR, but not for larger images.
         head_init_std: standard deviation of the last layer's initial normal weights; None keeps the backbone's own.
         second_stage: change to the classifier of a trained network; ``fit`` then starts from a checkpoint.
+        adapter: ``lora`` trains low-rank matrices in the attention layers of a frozen backbone, and the classifier. It
+            needs peft. timm models get their pretrained weights, which the checkpoints leave out.
+        adapter_rank: rank of these matrices, at least 1.
         freeze_norm: keep batch norm in evaluation mode while training.
+        layer_decay: factor, in (0, 1], of the learning rate of each layer relative to the next; None is 1.
         mix: mixes a batch of images and one-hot targets, like torchvision's ``MixUp`` and ``CutMix``.
         fast: ``auto`` records `ResNetCifar` as CUDA graphs on a single NVIDIA GPU, and compiles other backbones there
             for long trainings. The command line then also uses bfloat16 mixed precision where the hardware supports it
@@ -107,7 +113,10 @@ class LongTailedClassifier(EvaluatedModule):
         decay_1d: bool = True,
         head_init_std: float | None = None,
         second_stage: SecondStage | None = None,
+        adapter: Literal["lora"] | None = None,
+        adapter_rank: int = 8,
         freeze_norm: bool = False,
+        layer_decay: float | None = None,
         mix: nn.Module | None = None,
         fast: Literal["auto", "off"] = "auto",
         few_shot: int = 20,
@@ -133,21 +142,21 @@ class LongTailedClassifier(EvaluatedModule):
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
         self.second_stage, self.mix = second_stage, mix
-        self.freeze_norm = freeze_norm
+        self.freeze_norm, self.layer_decay = freeze_norm, check_layer_decay(layer_decay)
         self.multi_label, self.task = multi_label, Task.of(multi_label)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.num_classes = len(loss.class_counts)
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
         self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
         self.loss = self.configure_loss(loss)
-        self.backbone = self.configure_backbone(backbone, in_channels, backbone_args or {}, head_init_std)
+        self.backbone = self.make_backbone()
         self.train(self.training)  # a frozen backbone to evaluation mode
         for name, values in (("mean", mean), ("std", std)):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
         self.graph: TrainingGraph | None = None
-        self.is_trained = has_weights(backbone, backbone_args or {})  # before this training
+        self.is_trained = adapter is not None or has_weights(backbone, backbone_args or {})  # before this training
         self._first_loss: float | None = None  # of the first batch of the training
         self._targets: list[Tensor] = []  # of the first batches of an epoch
         self._losses: list[Step] = []  # of this epoch's batches
@@ -162,15 +171,26 @@ class LongTailedClassifier(EvaluatedModule):
             raise InputError(f"{type(loss).__name__} takes no mixed targets: unset --model.mix or change the loss.")
         return loss
 
+    def make_backbone(self) -> nn.Module:
+        """Return a new backbone, as the hyper-parameters describe it."""
+        options = {name: self.hparams[name] for name in ("in_channels", "head_init_std")}
+        args = dict(self.hparams["backbone_args"] or {})
+        return self.configure_backbone(self.hparams["backbone"], options=args, **options)
+
     def configure_backbone(
         self, name: str, in_channels: int, options: dict[str, Any], head_init_std: float | None
     ) -> nn.Module:
         """Return the network, images -> logits, with the last layer that the loss and the second stage need."""
-        backbone = build_backbone(name, self.num_classes, in_channels, options, self.hparams.get("image_size"))
+        adapter, size = self.hparams["adapter"], self.hparams.get("image_size")
+        if adapter is not None and has_timm_weights(name):
+            options = {**options, "pretrained": True}
+        backbone = build_backbone(name, self.num_classes, in_channels, options, size)
         if head_init_std is not None:
             draw_classifier(backbone, self.num_classes, head_init_std)
         if self.loss.normalized_classifier:
             normalize_classifier(backbone, self.num_classes)
+        if adapter is not None:
+            attach_adapter(backbone, self.num_classes, self.hparams["adapter_rank"])
         if self.second_stage is not None:
             self.second_stage.attach(backbone, self.num_classes)
         classifier = last_linear(backbone, self.num_classes)
@@ -321,46 +341,19 @@ class LongTailedClassifier(EvaluatedModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups with and without weight decay; a bias that starts from the prior has none."""
+        """Return parameter groups by weight decay and rate; a bias that starts from the prior has no weight decay."""
         classifier = last_linear(self.backbone, self.num_classes)
         prior = None if self.loss.prior_bias is None or classifier is None else classifier.bias
         trained = [p for p in self.parameters() if p.requires_grad]
         no_decay = {p for p in trained if p is prior or (p.ndim < 2 and not self.decay_1d)}
-        groups: list[dict[str, Any]] = [{"params": [p for p in trained if p not in no_decay]}]
-        if no_decay:
-            groups.append({"params": [p for p in trained if p in no_decay], "weight_decay": 0.0})
-        return groups
+        return grouped(trained, no_decay, layer_scales(self.backbone, self.layer_decay))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and scheduler; raise InputError if the schedule needs an end, but training has none."""
         optimizer = self.make_optimizer(self.parameter_groups())
+        scale_rates(optimizer)
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, StepwiseSchedule) and not scheduler.has_own_length:
             training_progress(self.trainer, 0)
             scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": when_to_step(scheduler, self.trainer)}  # type: ignore[return-value]
-
-    def start_from(self, content: checkpoints.Content) -> None:
-        """Load the weights of a checkpoint's network; some second stages start with a new classifier."""
-        compare.check_classes(content, self.class_names, self.multi_label)
-        state = checkpoints.backbone_state(content)
-        if self.second_stage is not None:
-            state = self.second_stage.initial_state(self.backbone, self.num_classes, state)
-        compare.check_backbone(state, self.backbone)
-        self.backbone.load_state_dict(state)
-        self.is_trained = True
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what held-out images chose, and unset ``pretrained``, so that loading does not download weights."""
-        checkpoint["hyper_parameters"] = checkpoints.without_pretrained(dict(checkpoint["hyper_parameters"]))
-        self.save_choices(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check classes and network, load what held-out images chose, and keep the configured loss."""
-        compare.check_classes(checkpoint, self.class_names, self.multi_label)
-        compare.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
-        same_logits = self.second_stage is None or self.second_stage.trains
-        self.load_choices(checkpoint if same_logits else {})
-        state = {name: v for name, v in checkpoint["state_dict"].items() if not name.startswith(checkpoints.LOSS)}
-        own = {checkpoints.LOSS + name: value for name, value in self.loss.state_dict().items()}
-        checkpoint["state_dict"] = state | own

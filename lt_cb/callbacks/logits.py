@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lt_cb.module import LongTailedClassifier
+from lt_cb.evaluation import EvaluatedModule
 from lt_cb.runs.folder import RunDir, whole_file
 
 
@@ -27,7 +27,7 @@ class SaveLogits(Callback):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:  # noqa: ANN401
         """Copy a batch to main memory."""
-        if isinstance(pl_module, LongTailedClassifier):
+        if isinstance(pl_module, EvaluatedModule):
             logits = pl_module.loss.adjust(outputs["logits"])
             kept = {"logits": logits, "targets": outputs["targets"]}
             if not pl_module.multi_label:

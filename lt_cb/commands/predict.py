@@ -9,8 +9,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 
+from lt_cb.average import Average
+from lt_cb.commands.average import trained_networks
 from lt_cb.commands.cli import CommandLine, Options, command
-from lt_cb.commands.prior import PRIOR, set_prior
+from lt_cb.commands.prior import PRIOR
 from lt_cb.commands.save import run_folder
 from lt_cb.commands.words import SEPARATOR
 from lt_cb.data.given import find_given
@@ -54,6 +56,22 @@ def trained_view(cli: CommandLine, model: LongTailedClassifier) -> View:
     return replace(view, **{name: data[name] for name in view.options if name in data})
 
 
+def _check_views(cli: CommandLine, networks: Sequence[LongTailedClassifier]) -> None:
+    """Raise InputError if two networks were trained on images of another size, scaling, crop or channels."""
+    lines = (cli, *cli.others)
+    views = [trained_view(line, network) for line, network in zip(lines, networks, strict=True)]
+    for path, view in zip(cli.ckpt_paths, views, strict=True):
+        if view != views[0]:
+            raise InputError(
+                f"'{path}' was trained on {_words(view)}, but '{cli.ckpt_paths[0]}' on {_words(views[0])}: average "
+                "checkpoints that see images alike."
+            )
+
+
+def _words(view: View) -> str:
+    return f"{view.channels} channels of {view.size} pixels ({view.interpolation}, {view.crop} crop)"
+
+
 def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[Any], Any]:
     """Return the files of ``--images``, and a loader of batches of them."""
     config, skips = cli.config, cli.config.on_unreadable == "skip"
@@ -95,8 +113,14 @@ def predict(cli: CommandLine) -> None:
     config = cli.config
     if config.images is None and cli.checkpoint is not None:
         find_given([])
-    model = cli.make_model()
-    set_prior(cli, model)
+    if len(cli.ckpt_paths) > 1 and (config.sets is not None or config.unknown):
+        raise InputError(
+            f"--{'unknown' if config.sets is None else 'sets'} is calibrated for one network, and does not hold for an "
+            "average: give one --ckpt_path, or leave it out."
+        )
+    first, *further = networks = trained_networks(cli)
+    _check_views(cli, networks)
+    model = Average(networks, cli.ckpt_paths) if further else first
     classes = len(model.class_names)
     if not 1 <= config.top <= classes:
         raise InputError(f"--top is {config.top}, but must be from 1 to {classes}, the number of classes.")
@@ -106,12 +130,12 @@ def predict(cli: CommandLine) -> None:
             "their thresholds; --probabilities true adds a column for each class."
         )
     if config.sets is not None:
-        _ask_for_sets(model, config.sets)
+        _ask_for_sets(first, config.sets)
     if config.unknown:
-        _ask_for_unknown(model)
+        _ask_for_unknown(first)
     if config.top > 1 or config.probabilities:
         model.top = classes if config.probabilities else config.top
-    files, loader = image_loader(cli, model)
+    files, loader = image_loader(cli, first)
     if config.trainer.precision is None and config.model.fast == "auto":
         config.trainer.precision = mixed_precision(config.trainer.accelerator)
     machine = {name: config.trainer[name] for name in MACHINE_OPTIONS}
@@ -139,4 +163,5 @@ def predict(cli: CommandLine) -> None:
         writer = csv.writer(stream)
         writer.writerow(["file", *map(spreadsheet_safe, header)])
         writer.writerows(map(spreadsheet_safe, [str(path), *row]) for path, row in zip(files, rows, strict=True))
-    sys.stdout.write(f"Predictions of {len(files)} images: {printable(str(file))}\n")
+    by = f", averaged over {len(networks)} checkpoints" if further else ""
+    sys.stdout.write(f"Predictions of {len(files)} images{by}: {printable(str(file))}\n")

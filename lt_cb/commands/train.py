@@ -16,8 +16,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lt_cb.average import Average
 from lt_cb.callbacks import BestEpoch, ClassesToWandB, ResultFile, SaveLogits
 from lt_cb.callbacks.result import is_within_epoch, print_ending, trained_epochs
+from lt_cb.commands.average import check_data, trained_networks
 from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.lightning import check_features, check_switches
 from lt_cb.commands.messages import causes, input_error
@@ -62,7 +64,7 @@ class Session:
             if self.resumes and isinstance(logger, WandB):
                 logger.resume((cli.checkpoint or {}).get(checkpoints.WANDB))
         # absolute, as Lightning takes the names last, best and hpc for other files
-        self.ckpt_path = None if cli.checkpoint is None else str(Path(cli.config.ckpt_path).absolute())
+        self.ckpt_path = None if cli.checkpoint is None else str(Path(cli.ckpt_paths[0]).absolute())
         loaded = {} if self.ckpt_path is None or cli.checkpoint is None else {self.ckpt_path: cli.checkpoint}
         further = start_callbacks(cli, self.data) if self.starts else []
         if self.resumes and cli.checkpoint is not None:
@@ -211,9 +213,11 @@ def validate(cli: CommandLine) -> None:
 
 @command(PRIOR)
 def test(cli: CommandLine) -> None:
-    """Evaluate a checkpoint on the test images; `ResultFile` prints a fuller table than Lightning."""
+    """Evaluate a checkpoint, or the average of several; `ResultFile` prints a fuller table than Lightning."""
+    check_data(cli)
     session, options = Session(cli), {"verbose": False, "weights_only": True}
-    session.trainer.test(session.model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
+    model = Average(trained_networks(cli), cli.ckpt_paths) if cli.others else session.model
+    session.trainer.test(model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
 
 
 def main(
@@ -241,7 +245,7 @@ def feed_features(session: Session) -> bool:
     if not model.is_frozen or data.augments or model.mix is not None or not isinstance(config.strategy, str):
         return False
     if session.resumes and session.cli.checkpoint is not None:  # `fit` loads it again, with its optimiser
-        model.backbone.load_state_dict(checkpoints.backbone_state(session.cli.checkpoint))
+        model.backbone.load_state_dict(model.backbone_state(session.cli.checkpoint))
     trainer = feature_trainer(config)
     for split in sorted({"train", data.validation_split}):
         data.replace_images(split, torch.from_numpy(frozen_features(model, data, split, trainer)[0]))
@@ -289,7 +293,11 @@ def check_last_batch(model: LongTailedClassifier, data: LongTailedDataModule, de
     last = data.num_images % (devices * data.batch_size)
     if data.batch_size > 1 and not 0 < last < 2 * devices:
         return
-    if model.is_frozen or not any(isinstance(module, _BatchNorm) for module in model.backbone.modules()):
+    if (
+        model.is_frozen
+        or model.freeze_norm
+        or not any(isinstance(module, _BatchNorm) for module in model.backbone.modules())
+    ):
         return
     image = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
     try:

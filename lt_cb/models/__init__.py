@@ -1,5 +1,6 @@
 """Backbones (images -> logits) and changes to their classifiers."""
 
+from lt_cb.models.adapter import attach_adapter, merge_adapter
 from lt_cb.models.build import build_backbone
 from lt_cb.models.classifier import (
     ClassifierRetraining,
@@ -21,9 +22,11 @@ __all__ = [
     "SecondStage",
     "TauNormalization",
     "TrainingGraph",
+    "attach_adapter",
     "build_backbone",
     "draw_classifier",
     "last_linear",
+    "merge_adapter",
     "normalize_classifier",
     "resnet20",
     "resnet32",

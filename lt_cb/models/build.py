@@ -75,8 +75,7 @@ def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
         return getattr(custom, "pretrained_cfg", None)
     import timm
 
-    pretrained = is_timm(name) and timm.is_model_pretrained(name)
-    config = timm.get_pretrained_cfg(name) if pretrained else None
+    config = timm.get_pretrained_cfg(name) if has_timm_weights(name) else None
     return None if config is None else dataclasses.asdict(config)
 
 
@@ -84,6 +83,13 @@ def has_weights(name: str, options: Mapping[str, Any]) -> bool:
     """Return whether a network is made with pretrained weights, by timm or by a function that describes them."""
     custom = _find(name)
     return bool(options.get("pretrained")) if custom is None else hasattr(custom, "pretrained_cfg")
+
+
+def has_timm_weights(name: str) -> bool:
+    """Return whether a name is a model of timm with pretrained weights."""
+    import timm
+
+    return is_timm(name) and timm.is_model_pretrained(name)
 
 
 def is_timm(name: str) -> bool:

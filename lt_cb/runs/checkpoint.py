@@ -28,6 +28,7 @@ THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which ea
 SET_SCORES = "lt_cb_set_scores"  # one label an image: scores of held-out images, see `lt_cb.sets`
 FAMILIARITY = "lt_cb_familiarity"  # one label an image: `lt_cb.unknown.Familiarity`
 HEAD = "lt_cb_head"  # how ``recommend`` solved the head, see `lt_cb.evaluation.EvaluatedModule.head`
+LEFT_OUT = "lt_cb_left_out"  # adapters: name and digest of the backbone whose weights the checkpoint leaves out
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # the data give them to a model
@@ -251,6 +252,16 @@ def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights of the backbone."""
     state = content["state_dict"]
     return {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
+
+
+def left_out(content: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return name and digest of the backbone whose weights a checkpoint leaves out; None if it has all weights."""
+    kept = content.get(LEFT_OUT)
+    if kept is None:
+        return None
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(key), str) for key in ("name", "sha256")):
+        raise InputError("the checkpoint does not name the backbone of its adapters: the checkpoint is damaged.")
+    return kept["name"], kept["sha256"]
 
 
 def describe(hparams: MutableMapping[str, Any]) -> None:
