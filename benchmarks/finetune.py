@@ -2,11 +2,10 @@
 
     python benchmarks/finetune.py --cifar10 cifar10 --cifar100_20 cifar100_20 --runs runs/finetune --out results
 
-The folders have ``train`` and ``test`` with a folder of images for each class. A method is a call of ``lt-cb recommend``
-and one of ``lt-cb finetune``, with their defaults. Runs go to ``--runs``. A finished run is not repeated, and an
-interrupted fine-tuning resumes. ``finetune.csv`` in ``--out`` is written anew after each run. Its rows have the balanced
-accuracy on the test images in percent, and the difference from the head with a paired 95 % interval. Test images choose
-nothing.
+The folders have ``train`` and ``test`` with a folder of images for each class. A method is a call of ``recommend`` and
+one of ``finetune``, with their defaults. Runs go to ``--runs``. A finished run is not repeated, and an interrupted
+fine-tuning resumes. ``finetune.csv`` in ``--out`` is written anew after each run. Its rows have the balanced accuracy
+on the test images in percent, and the difference from the head with a paired 95 % interval. Test images choose nothing.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from lt_cb.__main__ import main
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.pretrained import of_pretrained
 from lt_cb.commands.train import FIT
-from lt_cb.divergence import check_learns
+from lt_cb.divergence import Watch
 from lt_cb.errors import InputError
 from lt_cb.losses import BalancedSoftmaxLoss, SeesawLoss, SigmoidLoss, SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
@@ -283,17 +283,19 @@ def test_interval_of_precisions_agrees_with_a_bootstrap_of_images() -> None:
 
 @pytest.mark.parametrize("loss", [SoftmaxLoss([50, 5]), BalancedSoftmaxLoss([50, 5]), SeesawLoss([50, 5])])
 def test_a_loss_above_start_and_equal_logits_is_refused(loss: Any) -> None:
-    targets = torch.tensor([0] * 10 + [1])
     state = {name: value.clone() for name, value in loss.state_dict().items()}
-    check_learns(5.0, 6.0, 0, 0.1, loss, targets)  # below its start
-    check_learns(0.2, 0.1, 0, 0.1, loss, targets)  # below equal logits
+    targets = torch.tensor([0] * 10 + [1])
+    watch = Watch(0.1, [(0, 0.01, torch.tensor(0.1)), (1, 0.1, torch.tensor(9.0))], [targets])
+    Watch(6.0, watch.steps, watch.targets).check_learns(5.0, 0, loss)  # below its start
+    Watch(None, watch.steps, watch.targets).check_learns(5.0, 0, loss)  # resumed
+    watch.check_learns(0.2, 0, loss)  # below equal logits
     with pytest.raises(InputError, match=r"set --model.optimizer.lr 0.01\."):
-        check_learns(5.0, 0.1, 0, 0.1, loss, targets)
+        watch.check_learns(5.0, 0, loss)
     assert all(torch.equal(value, loss.state_dict()[name]) for name, value in state.items())
 
 
 def test_equal_logits_of_several_labels() -> None:
-    targets = torch.tensor([[1, 0], [0, -1]], dtype=torch.int8)
-    check_learns(1.1, 0.1, 0, 0.1, SigmoidLoss([1, 1]), targets)
+    watch = Watch(0.1, [(0, 0.1, torch.tensor(0.1))], [torch.tensor([[1, 0], [0, -1]], dtype=torch.int8)])
+    watch.check_learns(1.1, 0, SigmoidLoss([1, 1]))
     with pytest.raises(InputError, match="of equal logits"):
-        check_learns(5.0, 0.1, 0, 0.1, SigmoidLoss([1, 1]), targets)
+        watch.check_learns(5.0, 0, SigmoidLoss([1, 1]))

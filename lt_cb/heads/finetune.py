@@ -64,7 +64,8 @@ def _solve_head(session: Session, l2_strength: float, temperature: float) -> Non
     """Solve the head of ``recommend`` again, on the training images without the held-out ones."""
     model, data, config = session.model, session.data, session.cli.config.trainer
     classifier = classifier_of(model)
-    trainer = feature_trainer({**config.as_dict(), "precision": "32-true"})
+    strategy = config.strategy if isinstance(config.strategy, str) else "auto"
+    trainer = feature_trainer({**config.as_dict(), "precision": "32-true", "strategy": strategy})
     values, targets = frozen_features(model, data, "train", trainer)
     features = torch.from_numpy(values)
     solved: dict[str, Any] = {}
