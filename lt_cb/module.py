@@ -30,6 +30,7 @@ from lt_cb.models import (
     draw_classifier,
     last_linear,
     normalize_classifier,
+    spare_depthwise,
     spare_small_images,
 )
 from lt_cb.models.build import has_timm_weights, has_weights
@@ -234,6 +235,7 @@ class LongTailedClassifier(SavedModule):
             self.backbone.to(memory_format=torch.contiguous_format)
         if device == "cpu" and self.trainer.precision == "bf16-mixed":
             spare_small_images(self.backbone)
+            spare_depthwise(self.backbone)
         self.graph = None
         if self.fast == "off" or device != "cuda":
             return
@@ -320,7 +322,7 @@ class LongTailedClassifier(SavedModule):
                 gradient *= expected / sum(sizes)
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch; raise InputError if it is not finite, or if trained weights were destroyed."""
+        """Log the mean loss of the epoch; raise InputError if it is not finite, or destroys trained weights."""
         loss = self.train_loss.compute()
         if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             self._watch.check_finite(loss.item(), self.current_epoch)

@@ -80,9 +80,8 @@ class CommandLine(LightningCLI):
         data_class: class of ``--data``, unless the words name another.
         uses: groups whose classes the command makes; a checkpoint may name custom classes for the others. Without
             ``data``, the command has no options of data.
-        defaults: returns defaults that follow from other options, by key, given the parsed options. Files override
-            them, but for options of data. Unused with ``--ckpt_path``.
-        adapts: changes the settings of the checkpoint, given them, the checkpoint and ``--model.adapter``.
+        defaults: returns defaults by key, given the parsed options; files override those of model and trainer.
+        adapts: changes the checkpoint's settings, given them, the checkpoint and ``--model.adapter``.
 
     Attributes:
         words: the words behind the command, after the words of environment variables.
@@ -202,8 +201,8 @@ class CommandLine(LightningCLI):
         if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
             self._set_default_loss(parser, args)
         config = parser.parse_args(args)
-        if self._defaults is not None and self.checkpoint is None:
-            parser.set_defaults(defaults := dict(self._defaults(config)))
+        if self._defaults and self.checkpoint is None and (defaults := dict(self._defaults(config))):
+            parser.set_defaults(defaults)
             ConfigFile.skipped = tuple(key for key in defaults if key.startswith("data."))
             try:
                 config = parser.parse_args(args)
