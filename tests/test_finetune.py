@@ -117,6 +117,7 @@ def test_finetune_of_a_recommended_head_keeps_the_best_by_held_out_images(
     scores = [float(row["val/balanced_acc"]) for row in folder.read_metrics() if row["val/balanced_acc"]]
     assert len(scores) == 2
     expected = max([state["start_score"], *scores])
+    assert state["best_model_score"].item() == pytest.approx(expected, abs=2e-6)
     assert balanced_accuracy_score(targets, answers) == pytest.approx(expected)
     assert f"% balanced accuracy on {len(targets)} held-out images" in verdict
     assert best["epoch"] == max(state["best_epoch"] - 1, 0)
