@@ -14,7 +14,6 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.paired import Difference, difference_of
 from lt_cb.runs.record import METRICS
 
-
 TIE = 1e-6  # scores that differ by less are equal but for rounding
 
 
