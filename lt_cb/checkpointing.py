@@ -25,8 +25,8 @@ class SavedModule(EvaluatedModule):
     """
 
     class_names: list[str]  #: names of the classes
-    is_trained: bool  #: whether the network starts from trained weights
     second_stage: SecondStage | None  #: change to the classifier of a trained network
+    is_trained: bool  #: whether the network has trained weights before this training
 
     def make_backbone(self) -> nn.Module:
         """Return a new backbone, as the hyper-parameters describe it."""

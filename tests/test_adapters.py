@@ -251,7 +251,7 @@ def test_batch_norm_can_stay_in_evaluation_mode() -> None:
 
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_rates_fall_by_layer(adapter: str | None) -> None:
-    """A step of plain SGD changes each weight by its gradient times its rate; blocks are layers, with the norm in the last."""
+    """A step of plain SGD changes each weight by its gradient times its rate; blocks are layers."""
     model = classifier(adapter=adapter, layer_decay=0.5, decay_1d=False)
     change_adapters(model)
     optimizer = torch.optim.SGD(model.parameter_groups(), lr=0.1, weight_decay=1e-9)

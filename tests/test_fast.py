@@ -1,5 +1,7 @@
 """``fast`` gives the same training in less time."""
 
+import platform
+import resource
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -67,6 +69,19 @@ def test_mixed_precision_differs_less_than_seeds(tmp_path: Path) -> None:
     assert all(value.dtype == torch.float32 for value in mixed.backbone.parameters())
     apart, seeds = (np.abs(np.subtract(values, exact)).mean() for values in (rounded, other))
     assert 0 < apart < seeds / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators do without")
+def test_freed_memory_is_reused() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.ones(9 * 2**20)  # 36 MiB, 9216 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with hardware.reused_memory():
+        faults()
+        assert faults() < 9216
 
 
 def test_the_precision_depends_on_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

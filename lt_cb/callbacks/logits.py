@@ -15,7 +15,8 @@ from lt_cb.runs.folder import RunDir, whole_file
 class SaveLogits(Callback):
     """Writes ``logits.npz`` to the run folder after a test, for ``lt-cb report``.
 
-    The arrays are in the order of the test images, without a ``--prior``. 10,000 images of 100 classes take 4 MB.
+    The arrays are in the order of the test images, without a ``--prior``, which only averages have. 10,000 images of
+    100 classes take 4 MB.
 
     - ``logits``: float32, shape (N, C), adjusted by the loss, so that their arg-max is the prediction.
     - ``confidence``: float32, shape (N,), probability of the predicted class. Only with one label an image.

@@ -50,7 +50,6 @@ CLASS_OPTIONS = (
 Options = Mapping[str, tuple[Any, Any, str]]  # type, default and help, by name
 Defaults = Callable[[Namespace], Mapping[str, Any]]
 Adapts = Callable[[dict[str, Any], dict[str, Any], str | None], None]
-SEVERAL = ("ckpt_path", "images")  # options of several values
 AVERAGES = ("predict", "test")  # commands of several checkpoints
 COMMON: Options = {
     "name": (str | None, "run", "Runs go to trainer.default_root_dir/NAME/version_N."),
@@ -109,10 +108,7 @@ class CommandLine(LightningCLI):
         self._defaults, self._adapts = defaults, adapts
         self._groups = ("trainer", "model", "data") if "data" in uses else ("trainer", "model")
         self.data: LongTailedDataModule | None = None
-        self.words = [
-            *environment(),
-            *joined(words, [f"--{name}" for name in SEVERAL if name in {**COMMON, **self._options}]),
-        ]
+        self.words = [*environment(), *joined(words)]
         words = class_options(self.words)
         self._first = first_look(words)
         self.checkpoint: dict[str, Any] | None = None

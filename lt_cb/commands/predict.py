@@ -19,13 +19,14 @@ from lt_cb.data.given import find_given
 from lt_cb.data.loaders.placement import folder_loader
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
-from lt_cb.features import MACHINE_OPTIONS
-from lt_cb.hardware import mixed_precision
+from lt_cb.features import CPU_BATCH_SIZE, MACHINE_OPTIONS
+from lt_cb.hardware import mixed_precision, reused_memory
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
 from lt_cb.task import LABEL_SEPARATOR
 from lt_cb.text import printable, spreadsheet_safe
 
+GPU_BATCH_SIZE = 128
 IMAGES: Options = {
     "images": (
         list[str] | str | None,
@@ -37,7 +38,7 @@ IMAGES: Options = {
         "refuse",
         "refuse, or skip images that cannot be read, with a warning.",
     ),
-    "batch_size": (int, 128, "Images a batch."),
+    "batch_size": (int | None, None, "Images a batch; default 128, on a CPU 32."),
     "num_workers": (int | None, None, "Processes that decode; default one a core."),
     **PRIOR,
 }
@@ -72,12 +73,13 @@ def _words(view: View) -> str:
     return f"{view.channels} channels of {view.size} pixels ({view.interpolation}, {view.crop} crop)"
 
 
-def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[Any], Any]:
+def image_loader(cli: CommandLine, model: LongTailedClassifier, on_cpu: bool = True) -> tuple[list[Any], Any]:
     """Return the files of ``--images``, and a loader of batches of them."""
     config, skips = cli.config, cli.config.on_unreadable == "skip"
     given = config.images.split(SEPARATOR) if isinstance(config.images, str) else config.images
     view = trained_view(cli, model)
-    return folder_loader(given, view, config.batch_size, config.num_workers, skip_unreadable=skips)
+    size = config.batch_size if config.batch_size is not None else CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE
+    return folder_loader(given, view, size, config.num_workers, skip_unreadable=skips)
 
 
 def _ask_for_sets(model: LongTailedClassifier, level: float) -> None:
@@ -135,12 +137,13 @@ def predict(cli: CommandLine) -> None:
         _ask_for_unknown(first)
     if config.top > 1 or config.probabilities:
         model.top = classes if config.probabilities else config.top
-    files, loader = image_loader(cli, first)
     if config.trainer.precision is None and config.model.fast == "auto":
         config.trainer.precision = mixed_precision(config.trainer.accelerator)
     machine = {name: config.trainer[name] for name in MACHINE_OPTIONS}
     trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False)
-    batches: Any = trainer.predict(model, loader)
+    files, loader = image_loader(cli, first, on_cpu=trainer.strategy.root_device.type == "cpu")
+    with reused_memory():
+        batches: Any = trainer.predict(model, loader)
     folder = trainer.log_dir  # a broadcast that all processes must join
     if not trainer.is_global_zero or not batches:
         return

@@ -30,7 +30,7 @@ from lt_cb.commands.started import resumed_callbacks, start_callbacks
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.features import feature_trainer, frozen_features
-from lt_cb.hardware import mixed_precision
+from lt_cb.hardware import mixed_precision, reused_memory
 from lt_cb.loggers import WandB, check_loggers
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
@@ -217,7 +217,8 @@ def test(cli: CommandLine) -> None:
     check_data(cli)
     session, options = Session(cli), {"verbose": False, "weights_only": True}
     model = Average(trained_networks(cli), cli.ckpt_paths) if cli.others else session.model
-    session.trainer.test(model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
+    with reused_memory():
+        session.trainer.test(model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
 
 
 def main(

@@ -108,8 +108,9 @@ def shell_command(*words: str) -> str:
     return ("" if not path else f"PYTHONPATH={shlex.quote(path)} ") + shlex.join([*start, *words])
 
 
-def joined(words: Sequence[str], options: Sequence[str]) -> list[str]:
+def joined(words: Sequence[str]) -> list[str]:
     """Return the words with all values behind an option as one, as the shell writes a pattern out as its files."""
+    options = ("--ckpt_path", "--images")
     joined: list[str] = []
     behind = False
     for word in words:

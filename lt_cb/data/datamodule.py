@@ -296,6 +296,14 @@ class LongTailedDataModule(LightningDataModule):
         """Make the loaders of a split yield images again."""
         del self._splits[split]
 
+    def images_at(self, split: Split, positions: Tensor) -> Tensor | Paths:
+        """Return images at some positions of a split, uint8 of shape (B, C, H, W), or their paths."""
+        self._load(split)
+        images: Tensor | Paths = self._splits[split][0]
+        if isinstance(self.source, FileSource):  # also if the images are in memory: machines decode their own
+            return self.source.files(self.origin(split))[0][self.rows[split][positions.numpy()]]  # type: ignore[no-any-return]
+        return images[positions]
+
     def ordered_dataloader(self, split: Split, positions: Tensor, batch_size: int | None = None) -> EpochLoader:
         """Return a loader of the images at some positions of a split, without augmentation; targets are positions."""
         return self._loader(split, positions, batch_size)

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.pretrained import CLIP, adamw
 from lt_cb.commands.train import Session, train
-from lt_cb.features import MACHINE_OPTIONS, classifier_of, feature_trainer, frozen_features
+from lt_cb.extract import classifier_of
+from lt_cb.features import MACHINE_OPTIONS, feature_trainer, frozen_features
 from lt_cb.heads.folds import temperature_scaled
 from lt_cb.heads.recipes import POST_HOC
 from lt_cb.heads.recommend import next_command

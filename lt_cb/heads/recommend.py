@@ -19,7 +19,9 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.data.grouped import say_groups
 from lt_cb.data.sources.base import FileSource
 from lt_cb.errors import enumerate_names
-from lt_cb.features import check_features, classifier_of, frozen_features
+from lt_cb.extract import classifier_of
+from lt_cb.features import check_features, frozen_features
+from lt_cb.hardware import reused_memory
 from lt_cb.heads import page
 from lt_cb.heads.answers import Answers, answers, write_suspects
 from lt_cb.heads.folds import (
@@ -72,7 +74,7 @@ def recommend(cli: CommandLine) -> None:
     setup, config, before = set_up(cli), cli.config, _trained_before(cli)
     classifier = classifier_of(setup.model)
     _check_images(setup.data, config.folds)
-    features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer)
+    features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer, setup.cluster)
     solved = None
     if setup.trainer.is_global_zero:
         values = torch.from_numpy(features)
@@ -111,11 +113,11 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     assigned = repeated_folds(targets, num_classes, folds, data.subset_seed, _groups(data))
     basis = Basis.fit(features)
     train = basis.project(features, targets, num_classes)
-    trial = cross_validate(train, assigned, setup.recipes, l2_strengths)
+    trial = cross_validate(train, assigned, setup.recipes, l2_strengths, setup.cluster)
     choice = choose(trial.scores())
     recipe, l2_strength = choice.chosen
     loss = recipe.make(data.class_counts, data.num_unlabelled)
-    held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths)
+    held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths, setup.cluster)
     thresholds = best_thresholds(held_out.logits, held_out.targets).tolist() if data.multi_label else None
     temperature = 1.0 if data.multi_label else fit_temperature(loss, held_out.logits, held_out.targets)
     answered = None if data.multi_label else answers(features, targets, loss, held_out, temperature, assigned)
@@ -156,7 +158,8 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved, trained_before: Tenso
     trainer.strategy.connect(model)
     run = RunDir(str(trainer.log_dir))
     trainer.save_checkpoint(run.checkpoint)
-    trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
+    with reused_memory():
+        trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
     return run
 
 
