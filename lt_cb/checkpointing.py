@@ -26,17 +26,20 @@ class SavedModule(EvaluatedModule):
 
     class_names: list[str]  #: names of the classes
     second_stage: SecondStage | None  #: change to the classifier of a trained network
+    backbone_arguments: tuple[str, int, dict[str, Any], float | None]  #: of `configure_backbone`
     is_trained: bool  #: whether the network has trained weights before this training
 
-    def make_backbone(self) -> nn.Module:
-        """Return a new backbone, as the hyper-parameters describe it."""
+    def configure_backbone(
+        self, name: str, in_channels: int, options: dict[str, Any], head_init_std: float | None
+    ) -> nn.Module:
+        """Return a new network, images -> logits."""
         raise NotImplementedError
 
     @cached_property
     def _new_digest(self) -> str:
         """Digest of the frozen weights of a new backbone; building it does not change the random numbers."""
         with torch.random.fork_rng(devices=[]):
-            return frozen_digest(self.make_backbone(), self.num_classes)
+            return frozen_digest(self.configure_backbone(*self.backbone_arguments), self.num_classes)
 
     def start_from(self, content: checkpoints.Content) -> None:
         """Load the weights of a checkpoint's network; some second stages start with a new classifier.
@@ -71,7 +74,7 @@ class SavedModule(EvaluatedModule):
         if frozen_digest(self.backbone, self.num_classes) != digest:
             raise InputError(
                 f"the checkpoint has adapters of '{name}', without the weights of that backbone, and "
-                f"'{self.hparams['backbone']}' has other weights here: use the same weights, options and image size."
+                f"'{self.backbone_arguments[0]}' has other weights here: use the same weights, options and image size."
             )
         own = self.backbone.state_dict()
         return {name: own[name] for name in frozen_names(self.backbone, self.num_classes)}
@@ -85,7 +88,7 @@ class SavedModule(EvaluatedModule):
         self.save_choices(checkpoint)
         if not adapted_layers(self.backbone):
             return
-        digest, backbone = frozen_digest(self.backbone, self.num_classes), self.hparams["backbone"]
+        digest, backbone = frozen_digest(self.backbone, self.num_classes), self.backbone_arguments[0]
         if digest != self._new_digest:
             rank_zero_warn(
                 f"The checkpoints have the whole network, and not the adapters alone: '{backbone}' is not made with "

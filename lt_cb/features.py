@@ -64,7 +64,7 @@ def frozen_features(
     no longer computes the kept ones: each start compares a few. Raise InputError without a linear last layer, or disk
     space.
 
-    With a `lt_cb.lab.cluster.Cluster`, its machines compute blocks of images, and this one compares a few.
+    With a ``lt_cb.lab.cluster.Cluster``, its machines compute blocks of images, and this one compares a few.
     """
     extractor = FeatureExtractor(model, data, split, trainer)
     if cluster is not None:
@@ -118,7 +118,7 @@ class FeatureExtractor(LightningModule):
             trainer.predict(self, return_predictions=False)
 
     def compute_on(self, cluster: "Cluster", trainer: Trainer) -> None:
-        """Compute the missing features on the machines of a `lt_cb.lab.cluster.Cluster`, a block of images a task."""
+        """Compute the missing features on the machines of a ``lt_cb.lab.cluster.Cluster``, a block of images a task."""
         self.prepare_data()
         missing, start = self.missing(), secrets.randbits(32)
         blocks = [missing[i : i + BLOCK] for i in range(0, len(missing), BLOCK)]

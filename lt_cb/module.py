@@ -33,7 +33,7 @@ from lt_cb.models import (
     spare_depthwise,
     spare_small_images,
 )
-from lt_cb.models.build import has_timm_weights, has_weights
+from lt_cb.models.build import has_weights, with_weights
 from lt_cb.rates import check_layer_decay, grouped, layer_scales, scale_rates
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.record import LOSS_FACTS
@@ -78,9 +78,8 @@ class LongTailedClassifier(SavedModule):
         decay_1d: apply weight decay also to norms and biases, as Cui et al. do on CIFAR, but not for larger images.
         head_init_std: standard deviation of the last layer's initial normal weights; None keeps the backbone's own.
         second_stage: change to the classifier of a trained network; ``fit`` then starts from a checkpoint.
-        adapter: ``lora`` trains low-rank matrices in the attention layers of a frozen backbone, and the classifier. It
-            needs peft. timm models get their pretrained weights, which the checkpoints leave out.
-        adapter_rank: rank of these matrices, at least 1.
+        adapter: ``lora`` trains `lt_cb.models.attach_adapter` and the classifier; timm networks get pretrained weights.
+        adapter_rank: rank of the adapters, at least 1.
         freeze_norm: keep batch norm in evaluation mode while training.
         layer_decay: factor, in (0, 1], of the learning rate of each layer relative to the next; None is 1.
         mix: mixes a batch of images and one-hot targets, like torchvision's ``MixUp`` and ``CutMix``.
@@ -142,7 +141,7 @@ class LongTailedClassifier(SavedModule):
                 self.hparams["loss"]["init_args"].pop(name, None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
-        self.second_stage, self.mix = second_stage, mix
+        self.second_stage, self.mix, self.adapter, self.adapter_rank = second_stage, mix, adapter, adapter_rank
         self.freeze_norm, self.layer_decay = freeze_norm, check_layer_decay(layer_decay)
         self.multi_label, self.task = multi_label, Task.of(multi_label)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
@@ -150,7 +149,8 @@ class LongTailedClassifier(SavedModule):
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
         self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
         self.loss = self.configure_loss(loss)
-        self.backbone = self.make_backbone()
+        self.backbone_arguments = backbone, in_channels, backbone_args or {}, head_init_std
+        self.backbone = self.configure_backbone(*self.backbone_arguments)
         self.train(self.training)  # a frozen backbone to evaluation mode
         for name, values in (("mean", mean), ("std", std)):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
@@ -170,26 +170,18 @@ class LongTailedClassifier(SavedModule):
             raise InputError(f"{type(loss).__name__} takes no mixed targets: unset --model.mix or change the loss.")
         return loss
 
-    def make_backbone(self) -> nn.Module:
-        """Return a new backbone, as the hyper-parameters describe it."""
-        options = {name: self.hparams[name] for name in ("in_channels", "head_init_std")}
-        args = dict(self.hparams["backbone_args"] or {})
-        return self.configure_backbone(self.hparams["backbone"], options=args, **options)
-
     def configure_backbone(
         self, name: str, in_channels: int, options: dict[str, Any], head_init_std: float | None
     ) -> nn.Module:
         """Return the network, images -> logits, with the last layer that the loss and the second stage need."""
-        adapter, size = self.hparams["adapter"], self.hparams.get("image_size")
-        if adapter is not None and has_timm_weights(name):
-            options = {**options, "pretrained": True}
-        backbone = build_backbone(name, self.num_classes, in_channels, options, size)
+        options = options if self.adapter is None else with_weights(name, options)
+        backbone = build_backbone(name, self.num_classes, in_channels, options, self.hparams.get("image_size"))
         if head_init_std is not None:
             draw_classifier(backbone, self.num_classes, head_init_std)
         if self.loss.normalized_classifier:
             normalize_classifier(backbone, self.num_classes)
-        if adapter is not None:
-            attach_adapter(backbone, self.num_classes, self.hparams["adapter_rank"])
+        if self.adapter is not None:
+            attach_adapter(backbone, self.num_classes, self.adapter_rank)
         if self.second_stage is not None:
             self.second_stage.attach(backbone, self.num_classes)
         classifier = last_linear(backbone, self.num_classes)
@@ -333,11 +325,10 @@ class LongTailedClassifier(SavedModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return parameter groups by weight decay and rate; a bias that starts from the prior has no weight decay."""
-        classifier = last_linear(self.backbone, self.num_classes)
-        prior = None if self.loss.prior_bias is None or classifier is None else classifier.bias
-        trained = [p for p in self.parameters() if p.requires_grad]
-        no_decay = {p for p in trained if p is prior or (p.ndim < 2 and not self.decay_1d)}
-        return grouped(trained, no_decay, layer_scales(self.backbone, self.layer_decay))
+        bias = getattr(last_linear(self.backbone, self.num_classes), "bias", None)
+        prior = None if self.loss.prior_bias is None else bias
+        no_decay = {p for p in self.parameters() if p is prior or (p.ndim < 2 and not self.decay_1d)}
+        return grouped(self.parameters(), no_decay, layer_scales(self.backbone, self.layer_decay))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and scheduler; raise InputError if the schedule needs an end, but training has none."""

@@ -1,6 +1,6 @@
 """Parameter groups of an optimiser: weight decay, and rates that fall from the last layer to the first."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -32,11 +32,11 @@ def layer_scales(backbone: nn.Module, layer_decay: float | None) -> dict[nn.Para
 
 
 def grouped(
-    trained: Sequence[nn.Parameter], no_decay: Collection[nn.Parameter], scales: Mapping[nn.Parameter, float]
+    parameters: Iterable[nn.Parameter], no_decay: Collection[nn.Parameter], scales: Mapping[nn.Parameter, float]
 ) -> list[dict[str, Any]]:
-    """Return parameter groups, the last layers first, and parameters with weight decay before those without."""
+    """Return groups of trained parameters: with weight decay, then without; in both, the last layers first."""
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for parameter in trained:
+    for parameter in (p for p in parameters if p.requires_grad):
         groups.setdefault((parameter in no_decay, -scales.get(parameter, 1.0)), []).append(parameter)
     return [
         {"params": groups[excluded, scale]}

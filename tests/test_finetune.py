@@ -20,6 +20,7 @@ from lt_cb.commands.pretrained import of_pretrained
 from lt_cb.commands.train import FIT
 from lt_cb.divergence import Watch
 from lt_cb.errors import InputError
+from lt_cb.heads.finetune import adapt
 from lt_cb.losses import BalancedSoftmaxLoss, SeesawLoss, SigmoidLoss, SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
 from lt_cb.paired import accuracy_difference, precision_difference
@@ -224,6 +225,14 @@ def test_defaults_depend_on_what_is_trained(place: Path, monkeypatch: pytest.Mon
     assert settings_of(pretrained, "--model.optimizer.lr=0.01") == ("AdamW", 0.01, 1.0)
     assert settings_of(pretrained, "--config", sgd) == ("SGD", 0.5, 1.0)
     assert settings_of(pretrained, "--trainer.gradient_clip_val=0.5") == ("AdamW", 1e-4, 0.5)
+    monkeypatch.chdir(place)
+    for words, rate in ((), 1e-4), (("--model.adapter=lora",), 5e-4), (("--config", "model: {adapter: lora}"), 5e-4):
+        tuned = CommandLine("finetune", [*RECOMMENDED, *words], {}, adapts=adapt).config
+        assert (tuned.model.optimizer.init_args.lr, tuned.model.freeze_norm, tuned.data.val_fraction) == (
+            rate,
+            True,
+            0.2,
+        )
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 2**32 - 1))

@@ -21,6 +21,7 @@ from lt_cb.errors import InputError
 from lt_cb.heads import page
 from lt_cb.heads.setup import for_channels, preprocessing
 from lt_cb.models import build_backbone
+from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir
 from lt_cb.runs.record import Record
 
@@ -66,6 +67,8 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     printed = " ".join(out.split())
     assert "The choice ignores 'd': a class of one training image is never held out." in printed
     result = run.read_result()
+    chosen = run.read_config()["model"]["loss"]["class_path"]
+    assert chosen.rpartition(".")[2] == type(LongTailedClassifier.load_from_checkpoint(run.checkpoint).loss).__name__
     assert result.class_counts == [30, 12, 8, 1]
     assert result.scores[:3] == [1.0, 1.0, 1.0]
     page = run.recommendation_page.read_text()

@@ -311,8 +311,8 @@ class CommandLine(LightningCLI):
     def make_all(self, data: Any) -> Namespace:  # noqa: ANN401 - a data module, or what a model needs of it
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
         self.parser.add_instantiator(lambda *_, **__: data, self._datamodule_class, subclasses=False, prepend=True)
-        objects: Namespace = self.parser.instantiate_classes(self.config)
-        return objects
+        vars(self).pop("config_dump", None)  # hyper-parameters; Lightning keeps the first, of before `set_loss`
+        return self.parser.instantiate_classes(self.config)  # type: ignore[no-any-return]
 
     def config_yaml(self) -> str:
         """Return the configuration, resolved."""

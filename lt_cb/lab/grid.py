@@ -41,7 +41,6 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("file", help="grid file, as configs/grids/digits.yaml or lt_cb:grids/digits")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
     parser.add_argument("--devices", help="GPUs that each train one run at a time: 0,1,2,3; 0,0 trains two on one")
-    parser.add_argument("--shard", default="1/1", help="train only the i-th of n parts of the runs: i/n")
     parser.add_argument("--on", help="Ray cluster to train on: local, auto, ray://HOST:10001 or HOST:6379")
     parser.add_argument("--cpus", type=float, default=1.0, help="with --on: cores of a run")
     parser.add_argument("--gpus", type=float, help="with --on: GPUs of a run, as 0.25; default 1 if there are any")
@@ -49,20 +48,20 @@ def main(args: Sequence[str]) -> int:
     if given := [name for name in sorted(os.environ) if is_option(name)]:
         raise InputError(f"{given[0]} is set, but a grid takes options from its file alone: unset it.")
     plan = read_plan(Path(shipped(options.file)))
-    runs = _shard(plan.runs, options.shard)
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-    to_do = sum(run.state != "done" for run in runs)
+    to_do = sum(run.state != "done" for run in plan.runs)
     if options.on is not None:
-        return _train_on_cluster(options, console, plan, runs, to_do)
+        return _train_on_cluster(options, console, plan, to_do)
     environments = _environments(options.devices, to_do)
-    _print_plan(console, plan, runs, len(environments), list_runs=options.dry_run)
+    _print_plan(console, plan, len(environments), list_runs=options.dry_run)
     if options.dry_run:
         return 0
     readers = max(1, available_cores() // len(environments))
-    return _Training(console, runs, [partial(_train_here, environment, readers) for environment in environments]).run()
+    trainers = [partial(_train_here, environment, readers) for environment in environments]
+    return _Training(console, plan.runs, trainers).run()
 
 
-def _train_on_cluster(options: Namespace, console: Console, plan: Plan, runs: list[Run], to_do: int) -> int:
+def _train_on_cluster(options: Namespace, console: Console, plan: Plan, to_do: int) -> int:
     if options.devices is not None:
         raise InputError("--devices is for this machine, but --on names a cluster: set --gpus instead.")
     from lt_cb.lab.cluster import Cluster, Trainings
@@ -70,11 +69,11 @@ def _train_on_cluster(options: Namespace, console: Console, plan: Plan, runs: li
     cluster = Cluster(options.on, options.cpus, options.gpus)
     trainings = Trainings(cluster)
     try:
-        _print_plan(console, plan, runs, cluster.slots, list_runs=options.dry_run)
+        _print_plan(console, plan, cluster.slots, list_runs=options.dry_run)
         if options.dry_run:
             return 0
         # more than fit now: Ray queues them, and machines may join
-        return _Training(console, runs, [trainings.train] * max(1, min(to_do, MAX_AT_ONCE))).run()
+        return _Training(console, plan.runs, [trainings.train] * max(1, min(to_do, MAX_AT_ONCE))).run()
     finally:
         trainings.close()
         cluster.close()
@@ -85,13 +84,6 @@ def _train_here(
 ) -> str:
     started("")
     return train(run, environment, readers, stop)
-
-
-def _shard(runs: list[Run], shard: str) -> list[Run]:
-    index, _, count = shard.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise InputError(f"--shard is '{shard}', but must be i/n with i from 1 to n.")
-    return runs[int(index) - 1 :: int(count)]
 
 
 def _environments(devices: str | None, num_to_do: int) -> list[dict[str, str]]:
@@ -109,12 +101,10 @@ def _environments(devices: str | None, num_to_do: int) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": str(threads)}] * num_at_once if num_at_once > 1 else [{}]
 
 
-def _print_plan(console: Console, plan: Plan, runs: list[Run], num_at_once: int, list_runs: bool) -> None:
-    states = [run.state for run in runs]
+def _print_plan(console: Console, plan: Plan, num_at_once: int, list_runs: bool) -> None:
+    states = [run.state for run in plan.runs]
     done, to_do, changed = (states.count(state) for state in ("done", "to do", "changed"))
     console.print(f"{plan.num_named} named, {len(plan.runs)} distinct runs in {plan.folder}")
-    if len(runs) < len(plan.runs):
-        console.print(f"{len(runs)} of them in this shard")
     console.print(f"{done} done, {to_do} to do, {num_at_once} at a time")
     if changed:
         console.print(f"{changed} changed: their folders hold runs of another configuration")
@@ -124,7 +114,7 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], num_at_once: int,
         left = _time(seconds * to_do / num_at_once)
         console.print(f"{_time(seconds)} of training a run so far: about {left} left")
     if list_runs:
-        for run, state in zip(runs, states, strict=True):
+        for run, state in zip(plan.runs, states, strict=True):
             console.print(f"{state:7} {run.title}" + f" (also {', '.join(run.aliases)})" * bool(run.aliases))
 
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.models.classifier import classifier_name, last_linear
 
-INPUTS = (
+LAYERS = (
     "qkv",
     "q",
     "k",
@@ -28,11 +28,10 @@ INPUTS = (
     "key",
     "value",
 )
-OUTPUTS = ("proj", "out_proj", "o_proj")  # beside layers of INPUTS
 
 
 def attach_adapter(backbone: nn.Module, num_classes: int, rank: int) -> None:
-    """Add a low-rank adapter to each attention layer, and freeze all weights but adapters and classifier.
+    """Add low-rank adapters to queries, keys and values, and freeze all weights but adapters and classifier.
 
     LoRA (`Hu et al. 2022 <https://arxiv.org/abs/2106.09685>`_) adds B A to a frozen weight W of shape (out, in), with
     B = 0 of shape (out, rank) and random A of shape (rank, in), so that the network computes the same at first.
@@ -47,32 +46,25 @@ def attach_adapter(backbone: nn.Module, num_classes: int, rank: int) -> None:
     """
     check_at_least("adapter_rank", rank, 1, "8 is common.")
     classifier, name = last_linear(backbone, num_classes), classifier_name(backbone, num_classes)
-    targets = [target for target in _attention_layers(backbone) if target != name]
+    linear = (layer for layer, module in backbone.named_modules() if isinstance(module, nn.Linear))
+    targets = [layer for layer in linear if layer.rpartition(".")[2] in LAYERS and layer != name]
     if not targets:
         raise InputError(
-            "--model.adapter is lora, but the backbone has no linear layers of attention, which are found by name "
-            f"({', '.join(INPUTS)}): choose a vision transformer of timm, or leave the adapter out."
+            "--model.adapter is lora, but the backbone has no linear layers for queries, keys and values, which are "
+            f"found by name ({', '.join(LAYERS)}): choose a vision transformer of timm, or leave the adapter out."
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise InputError(f"--model.adapter needs a further package ({error}): uv pip install peft.") from error
+        raise InputError(
+            f"--model.adapter needs the package peft ({error}): run pip install 'lt_cb[adapters]'."
+        ) from error
     for module in backbone.modules():
         if hasattr(module, "qkv_bias_separate"):
             module.qkv_bias_separate = True  # type: ignore[assignment]  # timm else uses the weights of the layer, and not the layer
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), backbone)
     assert classifier is not None
     classifier.requires_grad_(True)
-
-
-def _attention_layers(backbone: nn.Module) -> list[str]:
-    """Return the names of the linear layers of attention: queries, keys, values, and outputs."""
-    names = []
-    for parent, module in backbone.named_modules():
-        linear = [name for name, child in module.named_children() if isinstance(child, nn.Linear)]
-        if any(name in INPUTS for name in linear):
-            names += [f"{parent}.{name}".lstrip(".") for name in linear if name in INPUTS + OUTPUTS]
-    return names
 
 
 def adapted_layers(backbone: nn.Module) -> dict[str, Any]:
