@@ -52,7 +52,7 @@ class SavedModule(EvaluatedModule):
             state = self.second_stage.initial_state(self.backbone, self.num_classes, state)
         compare.check_backbone(state, self.backbone)
         self.backbone.load_state_dict(state)
-        self.is_trained = True
+        self.is_trained = self.second_stage is None  # else its classifier may be new
 
     def backbone_state(self, content: checkpoints.Content) -> dict[str, Tensor]:
         """Return all weights of a checkpoint's backbone; raise InputError if it leaves out those of another one."""

@@ -1,8 +1,8 @@
-"""Checks of the training loss at the end of an epoch."""
+"""Divergence of a training: losses that are not finite, or that destroy a trained network."""
 
 import copy
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,44 +10,57 @@ from torch import Tensor
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 
-MARGIN = 1.1
+MARGIN = 1.5  # the first loss is the mean of one batch
 MAX_TARGETS = 4096  # images of an epoch whose targets give the loss of equal logits
-Step = tuple[int, float, Tensor]  #: number of an optimiser step, its learning rate, and its loss
 
 
-def check_finite(loss: float, epoch: int, steps: Sequence[Step]) -> None:
-    """Raise InputError if the mean loss of an epoch is not finite, naming the first step of such a loss."""
-    if math.isfinite(loss):
-        return
-    first = next(((step, rate) for step, rate, value in steps if not value.isfinite()), None)
-    when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
-    raise InputError(
-        f"the training has diverged: train/loss is {loss} in epoch {epoch}{when}. Lower --model.optimizer.lr, or set "
-        "--trainer.gradient_clip_val 1."
-    )
+@dataclass
+class Watch:
+    """Losses of an epoch, batch by batch, and the first loss of the training."""
 
+    first: float | None = None  #: loss of the first batch of the training; None if the training was resumed
+    steps: list[tuple[int, float, Tensor]] = field(default_factory=list)  #: optimiser step, learning rate and loss
+    targets: list[Tensor] = field(default_factory=list)  #: of the first batches of the epoch
 
-def check_learns(loss: float, first: float, epoch: int, rate: float, function: Loss, targets: Tensor) -> None:
-    """Raise InputError if a trained network has become worse than it was, and than a network that knows nothing.
+    def start_epoch(self) -> None:
+        """Forget the epoch before."""
+        self.steps.clear()
+        self.targets.clear()
 
-    The loss must be a tenth above both, since these are means over few images.
+    def add(self, step: int, rate: float, loss: Tensor, targets: Tensor) -> None:
+        """Add a batch; the first one of the training waits for the device."""
+        if step == 0 and not self.steps:
+            self.first = loss.item()
+        self.steps.append((step, rate, loss))
+        if sum(map(len, self.targets)) < MAX_TARGETS:
+            self.targets.append(targets)
 
-    Args:
-        loss: mean loss of an epoch.
-        first: loss of the first batch of the training.
-        epoch: number of the epoch.
-        rate: largest learning rate of the epoch.
-        function: training loss. Its state does not change.
-        targets: targets of some of the images, of shape (N,) or (N, C).
-    """
-    if not loss > MARGIN * first:
-        return
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        logits = torch.zeros(len(targets), len(function.class_counts))
-        unknowing = float(copy.deepcopy(function).cpu()(logits, targets.cpu()))
-    if loss > MARGIN * unknowing:
+    def check_finite(self, loss: float, epoch: int) -> None:
+        """Raise InputError if the mean loss of the epoch is not finite, naming the first step of such a loss."""
+        if math.isfinite(loss):
+            return
+        first = next(((step, rate) for step, rate, value in self.steps if not value.isfinite()), None)
+        when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
         raise InputError(
-            f"the training has diverged: train/loss is {loss:.3g} in epoch {epoch}, above the {first:.3g} of its first "
-            f"batch and the {unknowing:.3g} of equal logits. A rate of {rate:.3g} destroys the trained weights: set "
-            f"--model.optimizer.lr {rate / 10:.3g}."
+            f"the training has diverged: train/loss is {loss} in epoch {epoch}{when}. Lower --model.optimizer.lr, or "
+            "set --trainer.gradient_clip_val 1."
         )
+
+    def check_learns(self, loss: float, epoch: int, function: Loss) -> None:
+        """Raise InputError if a trained network has become worse than it was, and than a network that knows nothing.
+
+        ``loss`` is the mean loss of the epoch by the training loss ``function``, whose state does not change.
+        """
+        if self.first is None or not loss > MARGIN * self.first:
+            return
+        targets = torch.cat(self.targets).cpu()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = torch.zeros(len(targets), len(function.class_counts))
+            unknowing = float(copy.deepcopy(function).cpu()(logits, targets))
+        if loss > MARGIN * unknowing:
+            rate = max(rate for _, rate, _ in self.steps)
+            raise InputError(
+                f"the training has diverged: train/loss is {loss:.3g} in epoch {epoch}, above the {self.first:.3g} of "
+                f"its first batch and the {unknowing:.3g} of equal logits. A rate of {rate:.3g} destroys the trained "
+                f"weights: set --model.optimizer.lr {rate / 10:.3g}."
+            )

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lt_cb.checkpointing import SavedModule
 from lt_cb.data.loaders.epoch import seed_of
-from lt_cb.divergence import MAX_TARGETS, Step, check_finite, check_learns
+from lt_cb.divergence import Watch
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch, MetricFactory
 from lt_cb.losses import Loss
@@ -30,6 +30,7 @@ from lt_cb.models import (
     draw_classifier,
     last_linear,
     normalize_classifier,
+    spare_depthwise,
     spare_small_images,
 )
 from lt_cb.models.build import has_weights, with_weights
@@ -156,10 +157,8 @@ class LongTailedClassifier(SavedModule):
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
         self.graph: TrainingGraph | None = None
-        self.is_trained = adapter is not None or has_weights(backbone, backbone_args or {})
-        self._first_loss: float | None = None  # of the first batch of the training
-        self._targets: list[Tensor] = []  # of the first batches of an epoch
-        self._losses: list[Step] = []  # of this epoch's batches
+        self.is_trained = adapter is not None or has_weights(backbone, backbone_args or {})  # before this training
+        self._watch = Watch()
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes
 
     def configure_loss(self, loss: Loss) -> Loss:
@@ -228,6 +227,7 @@ class LongTailedClassifier(SavedModule):
             self.backbone.to(memory_format=torch.contiguous_format)
         if device == "cpu" and self.trainer.precision == "bf16-mixed":
             spare_small_images(self.backbone)
+            spare_depthwise(self.backbone)
         self.graph = None
         if self.fast == "off" or device != "cuda":
             return
@@ -264,8 +264,7 @@ class LongTailedClassifier(SavedModule):
 
     def on_train_epoch_start(self) -> None:
         """Switch on the class weights of the loss from ``drw_start`` on."""
-        self._losses.clear()
-        self._targets.clear()
+        self._watch.start_epoch()
         self.train_loss.reset()
         if self.drw_start > 0.0:
             self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.drw_start
@@ -282,11 +281,8 @@ class LongTailedClassifier(SavedModule):
         self.train_loss.update(loss.detach(), len(images))
         if self._trainer is None:
             return loss
-        rate = next((group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups), math.nan)
-        self._losses.append((self.global_step, rate, loss.detach()))
-        if self.is_trained and sum(map(len, self._targets)) < MAX_TARGETS:
-            self._targets.append(targets)
-            self._first_loss = loss.item() if self.global_step == batch_idx == 0 else self._first_loss
+        rates = (group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups)
+        self._watch.add(self.global_step, max(rates, default=math.nan), loss.detach(), targets)
         if batch_idx % self._trainer.accumulate_grad_batches == 0:
             self._window = {}
         size = float(len(images))
@@ -318,18 +314,13 @@ class LongTailedClassifier(SavedModule):
                 gradient *= expected / sum(sizes)
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch; raise InputError if it is not finite, or if trained weights were destroyed.
-
-        The latter is not checked once deferred class weights count, as the first loss is without them.
-        """
+        """Log the mean loss of the epoch; raise InputError if it is not finite, or destroys trained weights."""
         loss = self.train_loss.compute()
         if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            check_finite(loss.item(), self.current_epoch, self._losses)
-            start = (self._first_loss, torch.cat(self._targets)) if self._first_loss is not None else None
-            start = self.trainer.strategy.broadcast(start)  # the first loss differs between processes
-            if start is not None and not (self.drw_start and self.loss.weighted):
-                rate = max(rate for _, rate, _ in self._losses)
-                check_learns(loss.item(), start[0], self.current_epoch, rate, self.loss, start[1])
+            self._watch.check_finite(loss.item(), self.current_epoch)
+            if self.is_trained and not (self.drw_start and self.loss.weighted):  # the first loss is without weights
+                watch: Watch = self.trainer.strategy.broadcast(self._watch)  # first losses differ between processes
+                watch.check_learns(loss.item(), self.current_epoch, self.loss)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from lt_cb.__main__ import main
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.pretrained import of_pretrained
 from lt_cb.commands.train import FIT
-from lt_cb.divergence import check_learns
+from lt_cb.divergence import Watch
 from lt_cb.errors import InputError
+from lt_cb.heads.finetune import adapt
 from lt_cb.losses import BalancedSoftmaxLoss, SeesawLoss, SigmoidLoss, SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
 from lt_cb.paired import accuracy_difference, precision_difference
@@ -117,6 +118,7 @@ def test_finetune_of_a_recommended_head_keeps_the_best_by_held_out_images(
     scores = [float(row["val/balanced_acc"]) for row in folder.read_metrics() if row["val/balanced_acc"]]
     assert len(scores) == 2
     expected = max([state["start_score"], *scores])
+    assert state["best_model_score"].item() == pytest.approx(expected, abs=2e-6)
     assert balanced_accuracy_score(targets, answers) == pytest.approx(expected)
     assert f"% balanced accuracy on {len(targets)} held-out images" in verdict
     assert best["epoch"] == max(state["best_epoch"] - 1, 0)
@@ -223,6 +225,14 @@ def test_defaults_depend_on_what_is_trained(place: Path, monkeypatch: pytest.Mon
     assert settings_of(pretrained, "--model.optimizer.lr=0.01") == ("AdamW", 0.01, 1.0)
     assert settings_of(pretrained, "--config", sgd) == ("SGD", 0.5, 1.0)
     assert settings_of(pretrained, "--trainer.gradient_clip_val=0.5") == ("AdamW", 1e-4, 0.5)
+    monkeypatch.chdir(place)
+    for words, rate in ((), 1e-4), (("--model.adapter=lora",), 5e-4), (("--config", "model: {adapter: lora}"), 5e-4):
+        tuned = CommandLine("finetune", [*RECOMMENDED, *words], {}, adapts=adapt).config
+        assert (tuned.model.optimizer.init_args.lr, tuned.model.freeze_norm, tuned.data.val_fraction) == (
+            rate,
+            True,
+            0.2,
+        )
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
@@ -283,17 +293,19 @@ def test_interval_of_precisions_agrees_with_a_bootstrap_of_images() -> None:
 
 @pytest.mark.parametrize("loss", [SoftmaxLoss([50, 5]), BalancedSoftmaxLoss([50, 5]), SeesawLoss([50, 5])])
 def test_a_loss_above_start_and_equal_logits_is_refused(loss: Any) -> None:
-    targets = torch.tensor([0] * 10 + [1])
     state = {name: value.clone() for name, value in loss.state_dict().items()}
-    check_learns(5.0, 6.0, 0, 0.1, loss, targets)  # below its start
-    check_learns(0.2, 0.1, 0, 0.1, loss, targets)  # below equal logits
+    targets = torch.tensor([0] * 10 + [1])
+    watch = Watch(0.1, [(0, 0.01, torch.tensor(0.1)), (1, 0.1, torch.tensor(9.0))], [targets])
+    Watch(6.0, watch.steps, watch.targets).check_learns(5.0, 0, loss)  # below its start
+    Watch(None, watch.steps, watch.targets).check_learns(5.0, 0, loss)  # resumed
+    watch.check_learns(0.2, 0, loss)  # below equal logits
     with pytest.raises(InputError, match=r"set --model.optimizer.lr 0.01\."):
-        check_learns(5.0, 0.1, 0, 0.1, loss, targets)
+        watch.check_learns(5.0, 0, loss)
     assert all(torch.equal(value, loss.state_dict()[name]) for name, value in state.items())
 
 
 def test_equal_logits_of_several_labels() -> None:
-    targets = torch.tensor([[1, 0], [0, -1]], dtype=torch.int8)
-    check_learns(1.1, 0.1, 0, 0.1, SigmoidLoss([1, 1]), targets)
+    watch = Watch(0.1, [(0, 0.1, torch.tensor(0.1))], [torch.tensor([[1, 0], [0, -1]], dtype=torch.int8)])
+    watch.check_learns(1.1, 0, SigmoidLoss([1, 1]))
     with pytest.raises(InputError, match="of equal logits"):
-        check_learns(5.0, 0.1, 0, 0.1, SigmoidLoss([1, 1]), targets)
+        watch.check_learns(5.0, 0, SigmoidLoss([1, 1]))

@@ -14,6 +14,8 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.paired import Difference, difference_of
 from lt_cb.runs.record import METRICS
 
+TIE = 1e-6  # scores that differ by less are equal but for rounding
+
 
 class BestEpoch(ModelCheckpoint):
     """Keeps ``checkpoints/best.ckpt``: the start of the training, until an epoch is better on the held-out images.
@@ -76,9 +78,8 @@ class BestEpoch(ModelCheckpoint):
         assert isinstance(pl_module, LongTailedClassifier)
         answers, self._targets = (of_all_processes(torch.cat(part), trainer) for part in zip(*batches, strict=True))
         if trainer.sanity_checking:
-            rates = torch.tensor(pl_module.per_class[pl_module.task.measures[0]], dtype=torch.float64)
             self._start = self._best = answers
-            self._start_score = float(rates.nanmean().float())
+            self._start_score = trainer.callback_metrics[str(self.monitor)].item()
             return
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
@@ -91,7 +92,7 @@ class BestEpoch(ModelCheckpoint):
         if self._start is None or self.best_model_path or self.dirpath is None:
             return
         path = os.path.join(self.dirpath, f"best{self.FILE_EXTENSION}")
-        score = torch.tensor(self._start_score, device=trainer.strategy.root_device)
+        score = torch.tensor(self._start_score + TIE, device=trainer.strategy.root_device)
         self.best_model_path = self.kth_best_model_path = path
         self.best_model_score = self.kth_value = score
         self.best_k_models = {path: score}

@@ -18,6 +18,7 @@ from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.messages import run_command
 from lt_cb.commands.restored import check_kinds, check_named, custom_class, place_of, plain_settings
 from lt_cb.commands.words import (
+    ADAPTER,
     FIRST,
     LOSS,
     ConfigFile,
@@ -48,8 +49,8 @@ CLASS_OPTIONS = (
 )
 Options = Mapping[str, tuple[Any, Any, str]]  # type, default and help, by name
 Defaults = Callable[[Namespace], Mapping[str, Any]]
+Adapts = Callable[[dict[str, Any], dict[str, Any], str | None], None]
 AVERAGES = ("predict", "test")  # commands of several checkpoints
-Adapts = Callable[[dict[str, Any], dict[str, Any]], None]
 COMMON: Options = {
     "name": (str | None, "run", "Runs go to trainer.default_root_dir/NAME/version_N."),
     "folder": (str | None, None, "Folder of this run instead; it must have no run yet."),
@@ -78,9 +79,8 @@ class CommandLine(LightningCLI):
         data_class: class of ``--data``, unless the words name another.
         uses: groups whose classes the command makes; a checkpoint may name custom classes for the others. Without
             ``data``, the command has no options of data.
-        defaults: returns defaults that follow from other options, by key, given the parsed options. Files override
-            them, but for options of data. Unused with ``--ckpt_path``.
-        adapts: changes the settings of the checkpoint, given them and the checkpoint; later settings override them.
+        defaults: returns defaults by key, given the parsed options; files override those of model and trainer.
+        adapts: changes the checkpoint's settings, given them, the checkpoint and ``--model.adapter``.
 
     Attributes:
         words: the words behind the command, after the words of environment variables.
@@ -148,7 +148,7 @@ class CommandLine(LightningCLI):
             self._first[name] = self._first[name] or settings.get(name)
         settings = {key: settings[key] for key in ("seed_everything", *self._groups, *FIRST) if key in settings}
         if self._adapts is not None:
-            self._adapts(settings, self.checkpoint)
+            self._adapts(settings, self.checkpoint, self._first[ADAPTER])
         place = place_of(path, self.trained.get("name"))
         settings["trainer"] |= place.pop("trainer", {})
         return ["--config", yaml.safe_dump(settings | place)]
@@ -197,8 +197,8 @@ class CommandLine(LightningCLI):
         if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
             self._set_default_loss(parser, args)
         config = parser.parse_args(args)
-        if self._defaults is not None and self.checkpoint is None:
-            parser.set_defaults(defaults := dict(self._defaults(config)))
+        if self._defaults and self.checkpoint is None and (defaults := dict(self._defaults(config))):
+            parser.set_defaults(defaults)
             ConfigFile.skipped = tuple(key for key in defaults if key.startswith("data."))
             try:
                 config = parser.parse_args(args)

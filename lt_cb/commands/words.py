@@ -18,7 +18,7 @@ from lt_cb.errors import InputError
 from lt_cb.runs.folder import ENVIRONMENT, is_option, parse_yaml, read_yaml, shipped
 
 FIRST = ("ckpt_path", "model_class", "data_class", "trust_checkpoint")  # they decide how the rest is read
-LOSS = "model.loss"
+LOSS, ADAPTER = "model.loss", "model.adapter"  # defaults depend on them
 SEPARATOR = "\0"  # between several values of one option: no word has it
 
 
@@ -153,16 +153,18 @@ class _Note(argparse.Action):
         for name in FIRST[1:3]:
             if not isinstance(settings.get(name), str | None):
                 raise InputError(f"{name} is {settings[name]!r} in a configuration file, but must be a text or null.")
+        if ADAPTER not in settings and "adapter" in settings.get("model", {}):
+            settings[ADAPTER] = settings["model"]["adapter"]
         loss = settings.get("model", {}).get("loss")
         if isinstance(loss, str) or (isinstance(loss, dict) and "class_path" in loss):
             settings[LOSS] = loss
-        vars(found).update({name: value for name, value in settings.items() if name in (*FIRST, LOSS)})
+        vars(found).update({name: value for name, value in settings.items() if name in (*FIRST, LOSS, ADAPTER)})
 
 
 def first_look(words: Sequence[str]) -> dict[str, Any]:
     """Return the options that must be known before the others can be parsed; `CommandLine` compares them afterwards."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("-c", "--config", action=_Note)
-    for name in (*FIRST, LOSS):
+    for name in (*FIRST, LOSS, ADAPTER):
         reader.add_argument(f"--{name}", action=_Note)
     return vars(reader.parse_known_args(words)[0])

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.commands.cli import CommandLine, command
-from lt_cb.commands.pretrained import ADAMW, CLIP
+from lt_cb.commands.pretrained import CLIP, adamw
 from lt_cb.commands.train import Session, train
 from lt_cb.extract import classifier_of
 from lt_cb.features import MACHINE_OPTIONS, feature_trainer, frozen_features
@@ -26,13 +26,14 @@ TRAINER = {"max_epochs": 5, "gradient_clip_val": CLIP}
 SCHEDULE = {"class_path": "lt_cb.schedule.WarmupLinear", "init_args": {"warmup": 0.1}}
 
 
-def adapt(settings: dict[str, Any], content: dict[str, Any]) -> None:
+def adapt(settings: dict[str, Any], content: dict[str, Any], adapter: str | None) -> None:
     """Change the settings of a checkpoint's training, or of ``recommend``, into those of its fine-tuning.
 
     Data, network, loss and weighting stay. A loss that adjusts the logits after the training adjusts them in training.
     """
     model, data, trainer = settings["model"], settings["data"], settings["trainer"]
-    model |= {"optimizer": ADAMW, "lr_scheduler": SCHEDULE, "second_stage": None, "drw_start": 0.0, "freeze_norm": True}
+    model |= {"optimizer": adamw(adapter or model.get("adapter")), "lr_scheduler": SCHEDULE, "freeze_norm": True}
+    model |= {"second_stage": None, "drw_start": 0.0}
     data |= {"val_fraction": data.get("val_fraction") or VAL_FRACTION, "drs_start": 0.0}
     settings["trainer"] = {name: trainer[name] for name in MACHINE_OPTIONS if name in trainer} | TRAINER
     settings["trainer"].pop("precision", None)
@@ -64,7 +65,8 @@ def _solve_head(session: Session, l2_strength: float, temperature: float) -> Non
     """Solve the head of ``recommend`` again, on the training images without the held-out ones."""
     model, data, config = session.model, session.data, session.cli.config.trainer
     classifier = classifier_of(model)
-    trainer = feature_trainer({**config.as_dict(), "precision": "32-true"})
+    strategy = config.strategy if isinstance(config.strategy, str) else "auto"
+    trainer = feature_trainer({**config.as_dict(), "precision": "32-true", "strategy": strategy})
     values, targets = frozen_features(model, data, "train", trainer)
     features = torch.from_numpy(values)
     solved: dict[str, Any] = {}

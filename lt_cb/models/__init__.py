@@ -11,7 +11,7 @@ from lt_cb.models.classifier import (
     last_linear,
     normalize_classifier,
 )
-from lt_cb.models.convolution import spare_small_images
+from lt_cb.models.convolution import spare_depthwise, spare_small_images
 from lt_cb.models.graph import TrainingGraph
 from lt_cb.models.resnet import ResNetCifar, resnet20, resnet32, resnet44, resnet56, resnet110
 
@@ -33,5 +33,6 @@ __all__ = [
     "resnet44",
     "resnet56",
     "resnet110",
+    "spare_depthwise",
     "spare_small_images",
 ]
