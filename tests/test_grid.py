@@ -5,7 +5,9 @@ import io
 import itertools
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -404,54 +406,84 @@ TINY = {
 
 
 def start(*args: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "lt_cb", "grid", "grid.yaml", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "lt_cb", "grid", "grid.yaml", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which tests in the background ignore
+    )
 
 
-def children(process: "subprocess.Popen[str]") -> list[Path]:
-    files = Path(f"/proc/{process.pid}/task").glob("*/children")
-    return [Path(f"/proc/{pid}/exe") for file in files for pid in file.read_text().split()]
+def training_of(grid: "subprocess.Popen[str]", log: Path) -> int:
+    """Wait for a training that writes to a log, and return its process."""
+    while True:
+        assert grid.poll() is None
+        if children := [
+            pid for file in Path(f"/proc/{grid.pid}/task").glob("*/children") for pid in file.read_text().split()
+        ]:
+            with contextlib.suppress(OSError):  # it is started just now
+                if Path(f"/proc/{children[0]}/fd/1").resolve() == log.absolute():
+                    return int(children[0])
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_killed_grid_is_completed_by_two_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_and_killed_grid_is_completed_by_two_commands(capsys: pytest.CaptureFixture[str]) -> None:
     common = {"folder": "runs", "config": QUICKSTART, "set": TINY}
-    axes = {"run": {"a": {}, "b": {"model.loss.weighting.beta": 0.9}, "wrong": {"model.loss.gamma": -1}}}
+    axes: dict = {"run": {"a": {}}}
     write_grid({**common, "axes": axes})
-    a, b, wrong = read_plan(Path("grid.yaml")).runs
+    (a,) = read_plan(Path("grid.yaml")).runs
 
-    killed = start("--devices", "0")  # one run at a time
+    # SIGTERM to a training: the grid ends, and the training can go on
+    grid = start()
     while not a.dir.checkpoint_before.exists():
-        assert killed.poll() is None
+        assert grid.poll() is None
         time.sleep(0.02)
-    trainings = children(killed)
-    assert trainings
-    killed.kill()
-    killed.communicate()
-    end = time.monotonic() + 5
-    while any(training.exists() for training in trainings):  # they end with the command
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    os.kill(training_of(grid, a.dir.log), signal.SIGTERM)
+    out, _ = grid.communicate(timeout=300)
+    assert grid.returncode == 1
+    assert "0 of 1 runs done, 0 failed." in out
+    assert "1 interrupted: the same command resumes from the last checkpoints." in out
     assert not a.dir.result.exists()
-    a.dir.checkpoint.write_bytes(b"PK")  # damaged: the checkpoint of the epoch before replaces it
-    assert not b.dir.checkpoint.exists()
-    b.dir.error.write_text("failed in an earlier command: it is tried again")
+    assert not a.dir.error.exists()
 
-    # each run is trained by one of two commands, and a failure does not stop the others
-    pair = [start(), start()]
+    # a signal to the grid: its training ends too
+    for sent, code in ((signal.SIGTERM, 143), (signal.SIGINT, 1), (signal.SIGKILL, -9)):
+        grid = start()
+        training = Path(f"/proc/{training_of(grid, a.dir.log)}/exe")
+        grid.send_signal(sent)
+        out, _ = grid.communicate(timeout=300)
+        assert grid.returncode == code
+        assert ("Interrupted: the same command resumes from the last checkpoints." in out) == (code > 0)
+        assert "leaked" not in out
+        assert "Traceback" not in out
+        end = time.monotonic() + 5
+        while training.exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    assert "0 done, 1 to do" in dry_run(capsys, "grid.yaml")
+    a.dir.checkpoint.write_bytes(b"PK")  # damaged: the checkpoint of the epoch before replaces it
+    a.dir.error.write_text("failed in an earlier command: it is tried again")
+
+    # each run is trained by one of two commands, and a failure does not stop them
+    axes["run"] = {"wrong": {"model.loss.gamma": -1}, "a": {}}
+    write_grid({**common, "axes": axes})
+    wrong, a = read_plan(Path("grid.yaml")).runs
+    pair = [start("--devices", "0") for _ in range(2)]  # each trains one run at a time
     outputs = [command.communicate(timeout=600)[0] for command in pair]
     lines = [line.split() for line in "".join(outputs).splitlines()]
     ended = [line[1] for line in lines if line and line[0] in ("done", "failed")]
-    assert sorted(ended) == [a.title, b.title, wrong.title]
+    assert sorted(ended) == [a.title, wrong.title]
     sentence = "gamma is -1.0, but must be at least 0"
     assert wrong.dir.error.read_text().startswith(sentence)
     assert [command.returncode for command in pair] == [1, 1]
     for output in outputs:
-        assert "2 of 3 runs done, 1 failed.\n" in output
+        assert "1 of 2 runs done, 1 failed.\n" in output
         assert f"wrong/seed_0: {sentence}" in output
-    assert not b.dir.error.exists()
-    assert b.dir.read_config()["data"]["num_workers"] >= 1  # the trainings share the cores
+    assert not a.dir.error.exists()
+    assert a.dir.read_config()["data"]["num_workers"] >= 1  # the trainings share the cores
 
     # the interrupted run, and a run on its own, end with the same numbers
     alone = RunDir("alone")
@@ -463,7 +495,7 @@ def test_a_killed_grid_is_completed_by_two_commands(capsys: pytest.CaptureFixtur
     # only a corrected run is left to do
     axes["run"]["wrong"]["model.loss.gamma"] = 1
     write_grid({**common, "axes": axes})
-    assert "2 done, 1 to do" in dry_run(capsys, "grid.yaml")
-    (corrected,) = [run for run in read_plan(Path("grid.yaml")).runs if run.name == "wrong"]
+    assert "1 done, 1 to do" in dry_run(capsys, "grid.yaml")
+    corrected, _ = read_plan(Path("grid.yaml")).runs
     prepare(corrected)
     assert not corrected.dir.error.exists()
