@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SWEEP = """
+SWEEP = '''
 import contextlib, io, json, os, subprocess, sys
 from pathlib import Path
 from lt_cb.runs import checkpoint
@@ -29,8 +29,8 @@ def run(*words):
     return code, [line for line in err.getvalue().splitlines() if line.startswith("lt-cb: error: ")]
 
 os.mkdir("disk")
-found = []
-for size in range(4, int(sys.argv[1]) + 1, 4):
+
+def fill(size):
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", "disk"], check=True)
     words = ["fit", *sys.argv[2:], "--folder=disk/runs/a", "--trainer.callbacks+=SaveLogits"]
     code, said = run(*words)
@@ -38,10 +38,24 @@ for size in range(4, int(sys.argv[1]) + 1, 4):
     folder.read_metrics()
     last = checkpoint.read(folder.checkpoint)["epoch"] if folder.checkpoint.exists() else None
     report = run("report", "disk/runs", "--save", "disk/rows") if code == 0 else None
-    found.append([size, code, said, folder.result.exists(), folder.is_done, last, report])
+    found[size] = [code, said, folder.result.exists(), folder.is_done, last, report]
     subprocess.run(["umount", "disk"], check=True)
-print(json.dumps(found))
-"""
+
+def fill_between(low, high):
+    """Look at sizes between two, at most 4 KiB apart wherever the outcome changes."""
+    if high - low > 4 and found[low] != found[high]:
+        middle = (low + high) // 8 * 4
+        fill(middle)
+        fill_between(low, middle)
+        fill_between(middle, high)
+
+found = {}
+most = int(sys.argv[1])
+fill(4)
+fill(most)
+fill_between(4, most)
+print(json.dumps([[size, *outcome] for size, outcome in found.items()]))
+'''
 
 
 @pytest.mark.slow
