@@ -1,4 +1,4 @@
-"""Ray clusters: a grid, features and folds on two nodes of this machine, of which one is lost."""
+"""A Ray cluster: a grid and features on two nodes of this machine, of which one is lost."""
 
 import os
 import signal
@@ -14,39 +14,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 
+import lt_cb.lab.cluster
+from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
-from lt_cb.features import frozen_features
+from lt_cb.features import BLOCK, frozen_features
 from lt_cb.lab.cluster import SETTINGS, Cluster, pack, unpack
-from lt_cb.lab.grid import main
+from lt_cb.lab.grid import main as grid
 from lt_cb.lab.plan import read_plan
 from lt_cb.losses import SoftmaxLoss
 from lt_cb.module import LongTailedClassifier
+from lt_cb.runs.folder import RunDir
 
-GRID = """
-folder: {folder}
-config: lt_cb:quickstart
-set: {{trainer.max_epochs: 30}}
-"""
+GRID = {
+    "config": "lt_cb:quickstart",
+    "set": {"trainer.max_epochs": 20, "model.backbone": "resnet20", "data.image_size": 8, "data.imbalance_factor": 20},
+}
 STARTS = 3  # Ray's parts have 15 s each to start, which a busy machine can exceed
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def nodes() -> Iterator[Any]:
-    """A head without cores, and two nodes of one core each."""
+    """A head and another node, of one core each."""
     os.environ.update(SETTINGS)
     pytest.importorskip("ray", reason="needs lt_cb[ray]")
     from ray.cluster_utils import Cluster as Nodes
 
     for attempt in range(STARTS):
         try:
-            started = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-            for i in (2, 3):
-                started.add_node(num_cpus=1, node_ip_address=f"127.0.0.{i}")
+            started = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+            started.add_node(num_cpus=1, node_ip_address="127.0.0.2")
             break
         except Exception:  # Ray raises many kinds
             if attempt == STARTS - 1:
@@ -62,61 +64,69 @@ def workers(task: str) -> list[int]:
 
 
 @pytest.mark.ray
-def test_a_grid_survives_a_killed_worker(nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("here", "there"):
-        (tmp_path / f"{name}.yaml").write_text(GRID.format(folder=tmp_path / name))
-    (run,) = read_plan(tmp_path / "there.yaml").runs
+def test_lost_workers_and_nodes_cost_nothing(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One test, since a start of Ray takes long."""
+    monkeypatch.setattr("lt_cb.lab.cluster.SEND_S", 0.5)
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(lt_cb.lab.cluster)  # with this time
+    a_grid_survives_a_killed_worker(nodes, tmp_path, capsys)
+    cloudpickle.unregister_pickle_by_value(lt_cb.lab.cluster)
+    cluster = Cluster(nodes.address)
+    try:
+        features_are_those_of_one_machine(cluster, tmp_path, monkeypatch)
+        a_lost_node_costs_nothing(cluster, nodes)
+    finally:
+        cluster.close()
+
+
+def a_grid_survives_a_killed_worker(nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**GRID, "folder": str(tmp_path / "there")}))
+    (run,) = read_plan(tmp_path / "grid.yaml").runs
 
     def kill_once() -> None:
         while not run.dir.checkpoint.is_file():  # it has come back
             time.sleep(0.1)
         os.kill(workers("train_parcel")[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_once)
+    killer = threading.Thread(target=kill_once, daemon=True)
     killer.start()
-    assert main([str(tmp_path / "there.yaml"), "--on", nodes.address]) == 0
+    assert grid([str(tmp_path / "grid.yaml"), "--on", nodes.address]) == 0
     killer.join()
     printed = capsys.readouterr().out
     assert printed.count("started ") == 2
     assert "1 of 1 runs done, 0 failed." in printed
-    assert main([str(tmp_path / "here.yaml")]) == 0
-    (other,) = read_plan(tmp_path / "here.yaml").runs
-    assert run.dir.read_result().metrics == other.dir.read_result().metrics
-    assert run.dir.read_metrics() == other.dir.read_metrics()
-    there, here = (torch.load(place.dir.checkpoint, weights_only=True)["state_dict"] for place in (run, other))
+    other = RunDir(tmp_path / "here")
+    main(["fit", *run.args, f"--folder={other.path}"])
+    assert run.dir.read_result().metrics == other.read_result().metrics
+    assert run.dir.read_metrics() == other.read_metrics()
+    there, here = (torch.load(place.checkpoint, weights_only=True)["state_dict"] for place in (run.dir, other))
     assert all(torch.equal(there[name], value) for name, value in here.items())
 
 
-@pytest.mark.ray
-def test_a_lost_node_costs_nothing(nodes: Any) -> None:
+def features_are_those_of_one_machine(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = LongTailedDataModule("digits", subset_counts=[30] * 10, image_size=16, batch_size=64)  # of two tasks
+    model = LongTailedClassifier(SoftmaxLoss(data.class_counts), "resnet20", image_size=16, in_channels=1).eval()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    here = frozen_features(model, data, "train", trainer)[0].copy()
+    monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "other"))
+    there = frozen_features(model, data, "train", trainer, cluster)[0]
+    assert len(here) == 300 > BLOCK
+    assert np.array_equal(here, there)
+
+
+def a_lost_node_costs_nothing(cluster: Cluster, nodes: Any) -> None:
     def slow_square(number: int, factor: int) -> int:
         time.sleep(0.5)
         return factor * number**2
 
-    added = nodes.add_node(num_cpus=1, node_ip_address="127.0.0.4")
-    cluster = Cluster(nodes.address)
-    try:
-        results = cluster.map(slow_square, range(12), 3)
-        first = [next(results) for _ in range(3)]
-        nodes.remove_node(added, allow_graceful=False)
-        assert first + list(results) == [3 * i**2 for i in range(12)]
-    finally:
-        cluster.close()
-
-
-@pytest.mark.ray
-def test_features_are_those_of_one_machine(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = LongTailedDataModule("digits", imbalance_factor=20, image_size=32, batch_size=64)
-    model = LongTailedClassifier(SoftmaxLoss(data.class_counts), "resnet20", image_size=32, in_channels=1).eval()
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    here = frozen_features(model, data, "train", trainer)[0].copy()
-    monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "other"))
-    cluster = Cluster(nodes.address)
-    try:
-        there = frozen_features(model, data, "train", trainer, cluster)[0]
-    finally:
-        cluster.close()
-    assert np.array_equal(here, there)
+    results = cluster.map(slow_square, range(12), 3)
+    first = [next(results) for _ in range(3)]
+    (other,) = nodes.worker_nodes
+    nodes.remove_node(other, allow_graceful=False)
+    assert first + list(results) == [3 * i**2 for i in range(12)]
 
 
 names = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=8).filter(
