@@ -43,6 +43,13 @@ class Command:
             time.sleep(0.02)
 
 
+def processes(count: int, *words: str) -> list[tuple[int, str]]:
+    """Run a command in several processes that train together, and return the exit code and output of each."""
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+    begun = [Command(*words, environment={**together, "LOCAL_RANK": str(rank)}) for rank in range(count)]
+    return [command.wait() for command in begun]
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forks import Command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refusals import refused
@@ -241,8 +242,8 @@ def test_fit_tests_what_its_checkpoint_gives_a_new_process(home: Path) -> None:
     """An averaged training: Lightning's callback puts the weights before averaging back after the fit."""
     ema = ["--config", str(ROOT / "configs/recipe/ema.yaml"), "--trainer.callbacks.decay=0.5", "--name=ema"]
     main([*FIT, *ema, "--trainer.max_epochs=3", "--trainer.enable_progress_bar=false"])
-    command = [sys.executable, "-m", "lt_cb", "test", "--ckpt_path=runs/ema/version_0/checkpoints/last.ckpt"]
-    subprocess.run(command, capture_output=True, check=True)
+    code, out = Command("test", "--ckpt_path=runs/ema/version_0/checkpoints/last.ckpt").wait()
+    assert code == 0, out
     fitted, tested = (json.loads((home / f"runs/ema/version_{i}/result.json").read_text()) for i in (0, 1))
     assert fitted["metrics"] == {**fitted["metrics"], **tested["metrics"]}
     assert fitted["per_class_accuracy"] == tested["per_class_accuracy"]
