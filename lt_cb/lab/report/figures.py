@@ -10,7 +10,7 @@ import numpy as np
 
 from lt_cb.lab.report.extra import altair as alt
 from lt_cb.lab.report.result import Result, Runs, is_error, short
-from lt_cb.lab.report.tables import Cell, interval, paired_differences, wilson
+from lt_cb.lab.report.tables import Cell, baselines_of, interval, paired_differences, wilson
 
 # 12 colours with the largest least distance (OKLab), also with protanopia and deuteranopia, on white and on black
 COLOURS = (
@@ -66,7 +66,7 @@ def encodings(styles: Styles, values: Values, legend: bool = True) -> tuple[list
     """Return the methods that occur in values, and their encodings by colour and shape, with a legend below."""
     drawn = {row["method"] for row in values}
     names = [name for name in styles if name in drawn]
-    columns = 1 if len(names) <= MAX_NARROW else 2
+    columns = alt.expr("width < 500 ? 1 : 3") if len(names) > 2 else 1
     below = alt.Legend(orient="bottom", columns=columns, title=None, symbolOpacity=1) if legend else None
     color, shape = (alt.Scale(domain=names, range=[styles[name][part] for name in names]) for part in (0, 1))
     options: dict[str, Any] = {"sort": names, "legend": below}
@@ -83,11 +83,18 @@ def marks(keep: str | None = None) -> Any:  # noqa: ANN401 - alt.Chart
     return alt.Chart() if keep is None else alt.Chart().transform_filter(keep)
 
 
-def specification(values: Values, height: int, *layers: Any, legend: bool = True, **params: str) -> dict[str, Any]:  # noqa: ANN401 - alt.Chart
+def specification(
+    values: Values,
+    height: int,
+    *layers: Any,  # noqa: ANN401 - alt.Chart
+    legend: bool = True,
+    baselines: dict[str, str] | None = None,
+    **params: str,
+) -> dict[str, Any]:
     """Return layers over values, rows with a ``dataset``, as Vega-Lite: as wide as its place, and of one data set.
 
     With ``legend``, a legend selects methods. ``params`` are further columns to filter by, and the value to begin with;
-    rows of the baseline (``base``) always stay.
+    rows of the baseline of a chosen method stay, if there are ``baselines``.
     """
     *below, top = layers
     top = top.add_params(LEGEND).properties(name="marks") if legend else top
@@ -97,7 +104,10 @@ def specification(values: Values, height: int, *layers: Any, legend: bool = True
     for column, value in {"dataset": values[0]["dataset"], **params}.items():
         choice = alt.BindDirect(element=f"#choose-{column}", event="change")
         chart = chart.add_params(alt.param(name=column, value=value, bind=choice))
-        chart = chart.transform_filter(f"datum.{column} === {column}" + " || datum.base" * (column == "method"))
+        also = " || datum.method === baselines[method]" if baselines and column == "method" else ""
+        chart = chart.transform_filter(f"datum.{column} === {column}{also}")
+    if baselines:
+        chart = chart.add_params(alt.param(name="baselines", value=baselines))
     spec = {key: value for key, value in chart.to_dict().items() if key not in ("$schema", "config")}
     for layer in spec["layer"]:
         layer.pop("data", None)  # altair's placeholder, which would hide the values
@@ -114,17 +124,16 @@ def number(channel: Callable[..., Any], field: str, title: str, **options: Any) 
     return channel(f"{field}:Q", title=title, **{"scale": alt.Scale(zero=False), **options})
 
 
-def _dots(across: str, title: str, single_at: int = 0, **channels: Any) -> list[Any]:  # noqa: ANN401 - channels
+def _dots(across: str, title: str, single_at: int = 0, faint: bool = False, **channels: Any) -> list[Any]:  # noqa: ANN401 - channels
     """Return small marks of seeds, rules from ``low`` to ``high``, and marks of means on the axis ``across``, x or y.
 
     ``single_at`` moves the seeds of a horizontal chart up, in pixels.
     """
     channel = alt.X if across == "x" else alt.Y
     low, value = ({across: number(channel, field, title)} for field in ("low", "value"))
-    channels = {"opacity": faded(), **channels}
     without_shape = {name: encoding for name, encoding in channels.items() if name != "shape"}
     offset = {"yOffset": -single_at} if single_at else {}
-    rule = marks("isValid(datum.low)").mark_rule(strokeWidth=2)
+    rule = marks("isValid(datum.low)").mark_rule(strokeWidth=1 if faint else 2)
     return [
         marks("!datum.mean")
         .mark_point(size=30 if single_at else 14, strokeWidth=1, **offset)
@@ -135,9 +144,10 @@ def _dots(across: str, title: str, single_at: int = 0, **channels: Any) -> list[
 
 
 def _look(styles: Styles, values: Values, shown: dict[str, str], legend: bool) -> tuple[list[str], dict[str, Any]]:
-    """Return the methods that occur in values, and their colour, shape and tooltip."""
+    """Return the methods that occur in values, and their colour, shape, opacity and tooltip."""
     order, color, shape = encodings(styles, values, legend)
-    return order, {"color": color, "shape": shape, "tooltip": tooltip(**shown)}
+    opacity = faded() if legend else alt.value(0.9)
+    return order, {"color": color, "shape": shape, "opacity": opacity, "tooltip": tooltip(**shown)}
 
 
 def _rows(row: dict[str, Any], scores: Sequence[float], least: float = 0.0) -> Values:
@@ -151,14 +161,13 @@ def _rows(row: dict[str, Any], scores: Sequence[float], least: float = 0.0) -> V
     return [made, *({**row, "value": round(score, 3), "text": f"{score:.2f}, a seed"} for score in scores)]
 
 
-def _choice(runs: Runs, values: Values) -> tuple[bool, dict[str, Any], list[str]]:
-    """Return whether all methods are drawn, options of `specification`, and the methods to choose from."""
-    first, *others = runs.methods()
-    if len(others) < MAX_DRAWN:
-        return True, {}, []
-    for row in values:
-        row["base"] = row["method"] == first
-    return False, {"method": others[0]}, [*others, first]
+def _pair(runs: Runs, most: int) -> tuple[list[str], dict[str, Any]]:
+    """Return the methods to choose from if there are more than ``most``, and options of `specification` for it."""
+    baselines = baselines_of(runs)
+    methods = sorted(baselines, key=lambda name: baselines[name] == name)
+    if len(methods) <= most:
+        return [], {}
+    return methods, {"legend": False, "baselines": baselines, "method": methods[0]}
 
 
 def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str, styles: Styles) -> Picture:
@@ -170,7 +179,7 @@ def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: s
     # above its row, as neither a phone nor a column of a paper is wide enough for a name beside it
     names = marks("datum.mean").mark_text(align="left", dy=-22, limit=alt.expr("width"))
     layers = (
-        *_dots("x", text, 9, **look, y=y, opacity=alt.value(1)),
+        *_dots("x", text, 9, **look, y=y),
         names.encode(y, x=alt.value(0), text="method:N"),
     )
     words = "Filled: mean over seeds with its 95 % interval (Student's t). Open, above it: single seeds."
@@ -184,10 +193,10 @@ def _by_class(runs: Runs, metric: str, styles: Styles) -> Picture | None:
     if not values:
         return None
     measure = runs.measure(metric)
-    every, options, methods = _choice(runs, values)
+    methods, options = _pair(runs, MAX_DRAWN if longest <= MAX_NAMED else 3)
     shown = {"label": "class", "method": "method", "images": "training images", "text": f"{measure}, %"}
-    order, look = _look(styles, values, shown, every)
-    score, num = f"{measure} in %", len(order) if every else 2
+    order, look = _look(styles, values, shown, not methods)
+    score, num = f"{measure} in %", 2 if methods else len(order)
     words = "Filled: mean over seeds with its 95 % interval (Student's t). Open: single seeds."
     if longest <= MAX_NAMED:  # a line for each class, as names are wide
         axis = alt.Axis(title=None, grid=True, ticks=False, tickBand="extent")
@@ -197,12 +206,13 @@ def _by_class(runs: Runs, metric: str, styles: Styles) -> Picture | None:
         height = min(longest * (9 * num + 10) + 50, 1000)
     else:
         x = number(alt.X, "images", "training images of the class", scale=alt.Scale(type="log"))
-        layers, height = _dots("y", score, **look, x=x), 380
+        layers, height = _dots("y", score, faint=True, **look, x=x), 380
     if not runs.task.multi_label:
         words += " Of one seed: Wilson's interval, due to the number of test images."
     if longest > MAX_MARKS:
         words += f" Each point is one of {MAX_MARKS} bands of classes with similar counts."
-    spec = specification(values, height, *layers, legend=every, **options)
+    words += " Drawn are the chosen method and its baseline, in the colours of the first chart." if methods else ""
+    spec = specification(values, height, *layers, **options)
     name, title = f"{measure.replace(' ', '_')}_by_class", f"{measure.capitalize()} of each class"
     return Picture(name, title, words, spec, num > MAX_NARROW, methods)
 
@@ -260,11 +270,12 @@ def _confusion(runs: Runs) -> Picture | None:
     ink = alt.when("datum.share > 50").then(alt.value("#ffffff")).otherwise(alt.value("#333a44"))
     layers = (
         marks().mark_rect().encode(x, y, share, tooltip=shown),
-        marks("datum.count > 0").mark_text(fontSize=11).encode(x, y, text="count:Q", color=ink, tooltip=shown),
+        marks("datum.count > 0")
+        .mark_text(fontSize=alt.expr("min(width / domain('x').length / 3.2, 11)"))
+        .encode(x, y, text="count:Q", color=ink, tooltip=shown),
     )
-    classes, methods = max(row["i"] for row in values) + 1, list(dict.fromkeys(row["method"] for row in values))
-    if chosen := _choice(runs, [])[2]:
-        methods = [name for name in chosen if name in methods]
+    classes, drawn = max(row["i"] for row in values) + 1, {row["method"] for row in values}
+    methods = [name for name in _pair(runs, 0)[0] if name in drawn]
     spec = specification(values, 30 * classes + 80, *layers, legend=False, method=methods[0])
     words = "Test images by true and predicted class, summed over seeds. Colour: share of the true class."
     return Picture("confusion", "Confusion matrix", words, spec, classes > 10, methods)
@@ -281,10 +292,15 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles:
         row = {"dataset": r.data, "method": r.method, "loss": r.family}
         values += _rows({**row, "beta": "none" if r.beta is None else short(r.beta)}, cells[key].values)
     x = alt.X("beta:O", sort=["none", *map(short, betas)], title="β", axis=alt.Axis(labelAngle=0))
-    y = number(alt.Y, "value", f"{title.lower()} in %")
+    text = f"{title.lower()} in %"
     order, look = _look(styles, values, {"method": "method", "beta": "β", "text": title}, legend=False)
-    line = marks("datum.mean").mark_line(opacity=0.4, color="#8A8A8A").encode(x, y, detail="loss:N")
-    spec = specification(values, 320, line, *_dots("y", y.title, **look, x=x, opacity=alt.value(0.9)), legend=False)
+    line = (
+        marks("datum.mean")
+        .mark_line(opacity=0.4, color="#8A8A8A")
+        .encode(x, number(alt.Y, "value", text), detail="loss:N")
+    )
+    points = _dots("y", text, **look, x=x)[-1 if len(order) > MAX_DRAWN else 0 :]  # of many methods only the means
+    spec = specification(values, 320, line, *points, legend=False)
     words = "A line for each loss, in the colours of the methods above. At the left: without weights."
     return Picture("by_beta", f"{title} by β", words, spec, len(order) > MAX_NARROW)
 
@@ -298,9 +314,9 @@ def _by_group(runs: Runs, metric: str, styles: Styles) -> Picture | None:
     for d in differences:
         row = {"dataset": d.data, "method": d.method, "group": groups[d.metric], "p": d.texts[2].strip("*")}
         values += _rows(row, d.changes, -100.0)
-    every, options, methods = _choice(runs, values)
+    methods, options = _pair(runs, MAX_DRAWN)
     shown = {"method": "method", "group": "classes", "text": "difference in points", "p": "p (Holm)"}
-    order, look = _look(styles, values, shown, every)
+    order, look = _look(styles, values, shown, not methods)
     x = alt.X("group:N", sort=list(groups.values()), title="classes by training images", axis=alt.Axis(labelAngle=0))
     zero = marks().mark_rule().encode(y=alt.datum(0))
     measure = runs.measure(metric)
@@ -310,8 +326,9 @@ def _by_group(runs: Runs, metric: str, styles: Styles) -> Picture | None:
         f"{measure.capitalize()} minus that of {' or '.join(sorted({d.baseline for d in differences}))} on the same "
         f"seeds: mean, 95 % interval (Student's t) and single seeds. Better is {better} 0."
     )
-    spec = specification(values, 300, zero, *layers, legend=every, **options)
-    return Picture("differences_by_group", "Difference by shot group", words, spec, len(order) > MAX_NARROW, methods)
+    spec = specification(values, 300, zero, *layers, **options)
+    wide = len(order) > MAX_NARROW
+    return Picture("differences_by_group", "Difference by shot group", words, spec, wide, methods)
 
 
 def _counts(runs: Runs) -> Picture:

@@ -54,12 +54,11 @@ def _compared(runs: Runs, differences: list[Difference], metric: str) -> list[st
         found = sorted((d for d in differences if d.is_significant and sign * d.mean > 0), key=lambda d: -abs(d.mean))
         texts = [f"{d.method}{'†' * bool(d.machines)} {signed(d.mean, 1)} ({d.interval(1)})" for d in found]
         lines += [f"Significantly {word} {measure} than {than}: {_listed(texts)}."] if texts else []
-    others = [f"{d.method}{'†' * bool(d.machines)}" for d in differences if not d.is_significant]
-    lines += [f"Not significant: {_listed(others)}."] if others else []
-    words = (
-        f"In points with 95 % CI; significant: p below 0.05 after Holm's correction for {len(differences)} comparisons."
-    )
-    crossed = any(d.machines for d in differences)
+    marked = [f"{d.method}{'†' * bool(d.machines)}" for d in differences if not d.is_significant]
+    lines += [f"Not significant: {_listed(marked)}."] if lines and marked else []
+    lines = lines or [f"No method differs significantly in {measure} from {than}."]
+    words = f"Points with 95 % CI; significant: p < 0.05 after Holm's correction for {len(differences)} comparisons."
+    crossed = any("†" in line for line in lines)
     return [*lines, words + " † Runs on another machine than the baseline's." * crossed]
 
 

@@ -132,25 +132,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [by_test[k] for k in range(len(order))]
 
 
+def baselines_of(runs: Runs) -> dict[str, str]:
+    """Return the baseline of each method: the first method that differs only in loss and weights, or its own name.
+
+    For example, they have the same number of epochs. Without such a method, it is the first of all.
+    """
+    methods, others = runs.methods(), {result.method: result.others for result in runs.results}
+    alike = {method: [name for name in methods if others[name] == others[method]] for method in methods}
+    return {method: names[0] if len(names) > 1 else methods[0] for method, names in alike.items()}
+
+
 def paired_differences(runs: Runs, *metrics: str, min_seeds: int = 2) -> list[Difference]:
     """Compare each method with its baseline on the seeds that both have, if these are at least ``min_seeds``.
 
-    The baseline of a method is the first method that differs only in loss and weights, for example with the same number
-    of epochs. Without such a method, it is the first of all. All metrics of a data set are one family of comparisons.
+    All comparisons of a data set, by these metrics, are one family.
     """
-    cells, methods = runs.cells(), runs.methods()
-    others = {result.method: result.others for result in runs.results}
-    differences = []
-    for data, method, metric in product(runs.columns(), methods, metrics):
-        alike = [name for name in methods if others[name] == others[method]]
-        baseline = alike[0] if len(alike) > 1 else methods[0]
+    cells, differences = runs.cells(), list[Difference]()
+    for data, (method, baseline), metric in product(runs.columns(), baselines_of(runs).items(), metrics):
         reference, own = (_by_seed(cells.get((name, data), []), metric) for name in (baseline, method))
         shared = sorted(reference.keys() & own.keys())
         if method == baseline or len(shared) < min_seeds:
             continue
-        changes = [own[seed][0] - reference[seed][0] for seed in shared]
         machines = {(own[seed][1], reference[seed][1]) for seed in shared}
         text = "; ".join(sorted(f"{one} / {other}" for one, other in machines if one != other))
+        changes = [own[seed][0] - reference[seed][0] for seed in shared]
         differences.append(Difference(method, baseline, data, changes, metric, text))
     return corrected(differences)
 
