@@ -124,7 +124,7 @@ def number(channel: Callable[..., Any], field: str, title: str, **options: Any) 
     return channel(f"{field}:Q", title=title, **{"scale": alt.Scale(zero=False), **options})
 
 
-def _dots(across: str, title: str, single_at: int = 0, faint: bool = False, **channels: Any) -> list[Any]:  # noqa: ANN401 - channels
+def dots(across: str, title: str, single_at: int = 0, faint: bool = False, **channels: Any) -> list[Any]:  # noqa: ANN401 - channels
     """Return small marks of seeds, rules from ``low`` to ``high``, and marks of means on the axis ``across``, x or y.
 
     ``single_at`` moves the seeds of a horizontal chart up, in pixels.
@@ -143,14 +143,14 @@ def _dots(across: str, title: str, single_at: int = 0, faint: bool = False, **ch
     ]
 
 
-def _look(styles: Styles, values: Values, shown: dict[str, str], legend: bool) -> tuple[list[str], dict[str, Any]]:
+def look_of(styles: Styles, values: Values, shown: dict[str, str], legend: bool) -> tuple[list[str], dict[str, Any]]:
     """Return the methods that occur in values, and their colour, shape, opacity and tooltip."""
     order, color, shape = encodings(styles, values, legend)
     opacity = faded() if legend else alt.value(0.9)
     return order, {"color": color, "shape": shape, "opacity": opacity, "tooltip": tooltip(**shown)}
 
 
-def _rows(row: dict[str, Any], scores: Sequence[float], least: float = 0.0) -> Values:
+def rows_of(row: dict[str, Any], scores: Sequence[float], least: float = 0.0) -> Values:
     """Return a row of the mean, with its interval between ``least`` and 100, and one of each of several seeds."""
     mean, low, high = interval(scores)
     made = {**row, "mean": True, "value": round(mean, 3), "text": f"{mean:.2f}, one seed"}
@@ -173,13 +173,13 @@ def _pair(runs: Runs, most: int) -> tuple[list[str], dict[str, Any]]:
 def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str, styles: Styles) -> Picture:
     values: Values = []
     for (method, data), cell in cells.items():
-        values += _rows({"dataset": data, "method": method}, cell.values)
-    order, look = _look(styles, values, {"method": "method", "text": title}, legend=False)
+        values += rows_of({"dataset": data, "method": method}, cell.values)
+    order, look = look_of(styles, values, {"method": "method", "text": title}, legend=False)
     y, text = alt.Y("method:N", sort=order, axis=None), f"{title.lower()} in %"
     # above its row, as neither a phone nor a column of a paper is wide enough for a name beside it
     names = marks("datum.mean").mark_text(align="left", dy=-22, limit=alt.expr("width"))
     layers = (
-        *_dots("x", text, 9, **look, y=y),
+        *dots("x", text, 9, **look, y=y),
         names.encode(y, x=alt.value(0), text="method:N"),
     )
     words = "Filled: mean over seeds with its 95 % interval (Student's t). Open, above it: single seeds."
@@ -195,18 +195,18 @@ def _by_class(runs: Runs, metric: str, styles: Styles) -> Picture | None:
     measure = runs.measure(metric)
     methods, options = _pair(runs, MAX_DRAWN if longest <= MAX_NAMED else 3)
     shown = {"label": "class", "method": "method", "images": "training images", "text": f"{measure}, %"}
-    order, look = _look(styles, values, shown, not methods)
+    order, look = look_of(styles, values, shown, not methods)
     score, num = f"{measure} in %", 2 if methods else len(order)
     words = "Filled: mean over seeds with its 95 % interval (Student's t). Open: single seeds."
     if longest <= MAX_NAMED:  # a line for each class, as names are wide
         axis = alt.Axis(title=None, grid=True, ticks=False, tickBand="extent")
         y = alt.Y("counted:N", sort={"field": "rank"}, axis=axis)
-        layers = _dots("x", score, **look, y=y, yOffset=alt.YOffset("method:N", sort=order))
+        layers = dots("x", score, **look, y=y, yOffset=alt.YOffset("method:N", sort=order))
         words += " In brackets: training images."
         height = min(longest * (9 * num + 10) + 50, 1000)
     else:
         x = number(alt.X, "images", "training images of the class", scale=alt.Scale(type="log"))
-        layers, height = _dots("y", score, faint=True, **look, x=x), 380
+        layers, height = dots("y", score, faint=True, **look, x=x), 380
     if not runs.task.multi_label:
         words += " Of one seed: Wilson's interval, due to the number of test images."
     if longest > MAX_MARKS:
@@ -228,7 +228,7 @@ def _class_values(runs: Runs, metric: str, with_counts: bool) -> Values:
             if not rates:
                 continue
             row = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
-            made = _rows(row | ({"counted": f"{label} ({images})"} if with_counts else {}), rates)
+            made = rows_of(row | ({"counted": f"{label} ({images})"} if with_counts else {}), rates)
             tested = 0 if tests is None else sum(tests[c] for c in members)
             if len(rates) == 1 == len(members) and tested and not runs.task.multi_label:
                 low, high = (round(100 * bound, 3) for bound in wilson(round(rates[0] / 100 * tested), tested))
@@ -290,16 +290,16 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles:
     values: Values = []
     for key, r in drawn.items():
         row = {"dataset": r.data, "method": r.method, "loss": r.family}
-        values += _rows({**row, "beta": "none" if r.beta is None else short(r.beta)}, cells[key].values)
+        values += rows_of({**row, "beta": "none" if r.beta is None else short(r.beta)}, cells[key].values)
     x = alt.X("beta:O", sort=["none", *map(short, betas)], title="β", axis=alt.Axis(labelAngle=0))
     text = f"{title.lower()} in %"
-    order, look = _look(styles, values, {"method": "method", "beta": "β", "text": title}, legend=False)
+    order, look = look_of(styles, values, {"method": "method", "beta": "β", "text": title}, legend=False)
     line = (
         marks("datum.mean")
         .mark_line(opacity=0.4, color="#8A8A8A")
         .encode(x, number(alt.Y, "value", text), detail="loss:N")
     )
-    points = _dots("y", text, **look, x=x)[-1 if len(order) > MAX_DRAWN else 0 :]  # of many methods only the means
+    points = dots("y", text, **look, x=x)[-1 if len(order) > MAX_DRAWN else 0 :]  # of many methods only the means
     spec = specification(values, 320, line, *points, legend=False)
     words = "A line for each loss, in the colours of the methods above. At the left: without weights."
     return Picture("by_beta", f"{title} by β", words, spec, len(order) > MAX_NARROW)
@@ -313,14 +313,14 @@ def _by_group(runs: Runs, metric: str, styles: Styles) -> Picture | None:
     values: Values = []
     for d in differences:
         row = {"dataset": d.data, "method": d.method, "group": groups[d.metric], "p": d.texts[2].strip("*")}
-        values += _rows(row, d.changes, -100.0)
+        values += rows_of(row, d.changes, -100.0)
     methods, options = _pair(runs, MAX_DRAWN)
     shown = {"method": "method", "group": "classes", "text": "difference in points", "p": "p (Holm)"}
-    order, look = _look(styles, values, shown, not methods)
+    order, look = look_of(styles, values, shown, not methods)
     x = alt.X("group:N", sort=list(groups.values()), title="classes by training images", axis=alt.Axis(labelAngle=0))
     zero = marks().mark_rule().encode(y=alt.datum(0))
     measure = runs.measure(metric)
-    layers = _dots("y", f"{measure}, points", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
+    layers = dots("y", f"{measure}, points", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
     better = "below" if is_error(metric) else "above"
     words = (
         f"{measure.capitalize()} minus that of {' or '.join(sorted({d.baseline for d in differences}))} on the same "
