@@ -1,9 +1,7 @@
 """Update the pages and tables of kept results: uv run python docs/pages.py.
 
-A page has a report between ``<!-- lt-cb report results/NAME ... -->`` and ``<!-- end -->``; ``report.html`` is one. The
-table and the findings of results.md are between ``<!-- results -->``, or ``<!-- findings -->``, and ``<!-- end -->``. The
-tables of `benchmarks/heads.py` are between ``<!-- heads -->``, or ``<!-- rules -->``, and ``<!-- end -->``. The table
-of runs with several labels an image is between ``<!-- several results/NAME -->`` and ``<!-- end -->``.
+A page has a report between ``<!-- lt-cb report results/NAME ... -->`` and ``<!-- end -->``; ``report.html`` is one.
+Other tables are between ``<!-- NAME ... -->`` and ``<!-- end -->``. The names are the keys of ``tables`` in `filled`.
 """
 
 import csv
@@ -13,9 +11,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from results_page import findings, picture, results_table
+
 from lt_cb.lab.report import Runs, collect, main
 from lt_cb.lab.report.tables import Difference, cells_of, half_width, paired_differences
-from results_page import findings, picture, results_table
 
 METHODS = {  # columns of results/heads.csv
     "recommended": "recommended",

@@ -1,6 +1,7 @@
 """The table, the findings and the picture of docs/results.md, from kept rows and docs/published.csv."""
 
 import csv
+import textwrap
 from pathlib import Path
 
 from lt_cb.lab.report import rows
@@ -39,6 +40,7 @@ EXPERIMENTS = (  # epochs, method, folder and experiment of the rows
     (20, SOFTMAX, "cifar10_curve", "short_20_softmax"),
     (20, FOCAL, "cifar10_curve", "short_20_cb_focal"),
 )
+CORRECTION = "The p values are corrected by Holm's method for the {} comparisons with softmax in the table below."
 Key = tuple[int, str]
 
 
@@ -101,7 +103,7 @@ def results_table() -> str:
 def findings() -> str:
     """Return three findings in sentences."""
     campaign = Campaign()
-    by_key, family = campaign.differences, len(campaign.differences)
+    by_key = campaign.differences
     papers = {row["method"]: float(row["error"]) for row in campaign.published if row["source"] == "Cui"}
     bounds, inside = {}, []
     for method, figure in papers.items():
@@ -116,20 +118,23 @@ def findings() -> str:
     lengths = [f"{signed(by_key[n, FOCAL].mean, 1)} after {n} epochs" for n in (20, 40, 200)]
     focal = by_key[200, FOCAL]
     reproduced = "consistent with the paper" if all(inside) and focal.mean < 0 else "not consistent with the paper"
-    return f"""- **Does CB-Focal reproduce? Our runs are {reproduced}, and {"show" if focal.is_significant else "do not prove"} its
-  claim.** After 200 epochs, CB-Focal minus softmax is {change(focal)}. The paper's single runs are {papers[SOFTMAX]} and
-  {papers[FOCAL]} %. The prediction intervals of our runs are {bounds[SOFTMAX]} and {bounds[FOCAL]}, so wide that this agreement
-  is weak evidence.
-- **Which loss? With 40 epochs, {" or ".join(name if name == LDAM else name.lower() for name in better)}.** Against softmax,
-  balanced softmax has {change(by_key[40, BALANCED])}, and LDAM-DRW {change(by_key[40, LDAM])}. Between the two, no difference is
-  shown: {signed(between.mean, 1)} points ({between.interval(1)}). Re-training the classifier of a softmax network (cRT) takes
-  seconds: {change(retrained[0])} after 200 epochs, {change(retrained[1])} after 40.
-- **Class weights from the first step need a long training.** CB-Focal minus softmax is {", ".join(lengths)}. The gain is in the
-  medium-shot classes: {campaign.cell((200, SOFTMAX), "error/medium")} % error with softmax,
-  {campaign.cell((200, FOCAL), "error/medium")} % with CB-Focal, after 200 epochs.
-
-p values are corrected by Holm's method for the {family} comparisons with softmax in the table.
-"""
+    points = [
+        f"**CB-Focal: our runs are {reproduced}, and {'show' if focal.is_significant else 'do not prove'} its claim.** "
+        f"After 200 epochs, CB-Focal minus softmax is {change(focal)}. The paper's single runs are {papers[SOFTMAX]} "
+        f"and {papers[FOCAL]} %. The prediction intervals of our runs are {bounds[SOFTMAX]} and {bounds[FOCAL]}. They "
+        "are wide, so this agreement is weak evidence.",
+        f"**Which loss? With 40 epochs, {' or '.join(name if name == LDAM else name.lower() for name in better)}.** "
+        f"Balanced softmax minus softmax is {change(by_key[40, BALANCED])}. LDAM-DRW minus softmax is "
+        f"{change(by_key[40, LDAM])}. Between the two, no difference is shown: {signed(between.mean, 1)} points "
+        f"({between.interval(1)}). Re-training the classifier (cRT) takes seconds. Against softmax, it is "
+        f"{change(retrained[0])} after 200 epochs. After 40 epochs it is {change(retrained[1])}.",
+        f"**Class weights from the first step need a long training.** CB-Focal minus softmax is {', '.join(lengths)}. "
+        f"The gain is in the medium-shot classes. After 200 epochs their error is "
+        f"{campaign.cell((200, SOFTMAX), 'error/medium')} % with softmax and "
+        f"{campaign.cell((200, FOCAL), 'error/medium')} % with CB-Focal.",
+    ]
+    texts = [*(f"- {text}" for text in points), "", CORRECTION.format(len(campaign.differences))]
+    return "\n".join(textwrap.fill(text, 130, subsequent_indent="  " * text.startswith("-")) for text in texts) + "\n"
 
 
 def _by_seed(campaign: Campaign, key: Key) -> list[tuple[tuple[int, int], float]]:
