@@ -17,8 +17,7 @@ body { font: 16px/1.55 system-ui, sans-serif; color: CanvasText; background: Can
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; } p { max-width: 60rem; }
 summary h2 { display: inline; } summary { margin-top: 1.6rem; cursor: pointer; }
 h2 + p, details > p { margin: .4rem 0; font-size: .9rem; opacity: .75; }
-.finding { background: var(--mild); border-left: 4px solid #0072B2; padding: .8rem 1rem; }
-.finding span { display: block; margin: .25rem 0; }
+.finding { line-height: 1.75; background: var(--mild); border-left: 4px solid #0072B2; padding: .8rem 1rem; }
 .wide { overflow-x: auto; overflow-wrap: normal; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid color-mix(in srgb, CanvasText 15%, Canvas);
   text-align: right; font-variant-numeric: tabular-nums; min-width: 4.5rem; vertical-align: top; }
@@ -47,7 +46,7 @@ TEXT_COLUMNS = (
 
 def document(title: str, finding: Sequence[str], body: str, style: str = "") -> str:
     """Return a page of a title, the lines of its finding, and HTML below them."""
-    name, lines = html.escape(title), "".join(f"<span>{html.escape(line)}</span>" for line in finding)
+    name, lines = html.escape(title), "<br>".join(map(html.escape, finding))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>lt_cb {name[:1].lower()}{name[1:]}</title>

@@ -49,7 +49,6 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: 
         _by_class(runs, metric, styles),
         _by_beta(runs, cells, title, styles),
         _confusion(runs),
-        _counts(runs),
     ]
     return [picture for picture in made if picture is not None]
 
@@ -329,20 +328,3 @@ def _by_group(runs: Runs, metric: str, styles: Styles) -> Picture | None:
     spec = specification(values, 300, zero, *layers, **options)
     wide = len(order) > MAX_NARROW
     return Picture("differences_by_group", "Difference by shot group", words, spec, wide, methods)
-
-
-def _counts(runs: Runs) -> Picture:
-    firsts = {result.data: result for result in reversed(runs.results)}
-    values: Values = [
-        {"dataset": data, "method": "", "label": label, "rank": rank, "images": images}
-        for data, result in firsts.items()
-        for rank, (label, _, images) in enumerate(_bands(result))
-        if images > 0  # the axis is logarithmic
-    ]
-    named = max(row["rank"] for row in values) < MAX_NAMED
-    axis = alt.Axis(labels=named, ticks=named, labelAngle=-40, title="class, most frequent first")
-    x = alt.X("label:N", sort={"field": "rank"}, axis=axis) if named else alt.X("rank:O", axis=axis)
-    y = number(alt.Y, "images", "training images", scale=alt.Scale(type="log"), axis=alt.Axis(grid=False))
-    points = marks().mark_point(filled=True, size=60, opacity=1, color=COLOURS[0])
-    layer = points.encode(x, y, tooltip=tooltip(label="class", images="training images"))
-    return Picture("class_counts", "Training images of each class", "", specification(values, 240, layer, legend=False))

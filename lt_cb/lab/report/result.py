@@ -97,6 +97,8 @@ def _is_number(value: object) -> bool:
 
 def label(key: str, value: object) -> str:
     """Return a setting for the name of a method, for example ``200 epochs``."""
+    if (key, str(value)) == (LENGTH, "1"):
+        return "1 epoch"
     value = STAGES.get(str(value), value) if key == STAGE else value
     return SETTINGS.get(key, f"{key.partition('.')[2] or key} {{}}").format(value)
 
