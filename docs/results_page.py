@@ -1,6 +1,7 @@
 """The table, the findings and the picture of docs/results.md, from kept rows and docs/published.csv."""
 
 import csv
+import re
 import textwrap
 from pathlib import Path
 
@@ -63,7 +64,8 @@ class Campaign:
 
     def cell(self, key: Key, metric: str = "error") -> str:
         """Return the mean ± standard deviation of a metric."""
-        return str(cells_of(self.runs, metric)[f"{key[1]}, {key[0]} epochs", DATA])
+        cell = cells_of(self.runs, metric)[f"{key[1]}, {key[0]} epochs", DATA]
+        return f"{cell.mean:.1f} ± {cell.deviation:.1f}"
 
     def values(self, key: Key) -> list[float]:
         """Return the errors of the seeds."""
@@ -85,19 +87,20 @@ def change(d: Difference) -> str:
 def results_table() -> str:
     """Return the table of methods with published errors, and rows of published methods that were not run here."""
     campaign = Campaign()
-    header = ["epochs", "method", "error", "many", "medium", "difference (95 % CI)", "p (Holm)", "seeds", "published"]
+    header = ["epochs", "method", "error", "many", "medium", "difference (95 % CI)", "p (Holm)", "published"]
     lines = [header, ["---"] * len(header)]
     for key in campaign.keys.values():
         d = campaign.differences.get(key)
-        difference, p = (f"{d.texts[0]} ({d.texts[1]}){'†' * bool(d.machines)}", d.texts[2]) if d else ("–", "–")
+        dagger = "†" * bool(d and d.machines)
+        difference, p = (f"{signed(d.mean, 1)} ({d.interval(1)}){dagger}", d.texts[2]) if d else ("–", "–")
         scores = [campaign.cell(key, metric) for metric in ("error", "error/many", "error/medium")]
-        seeds = str(len(campaign.values(key)))
-        lines.append([str(key[0]), key[1], *scores, difference, p, seeds, campaign.of_others(key)])
+        lines.append([str(key[0]), key[1], *scores, difference, p, campaign.of_others(key)])
     others = dict.fromkeys((int(row["epochs"]), row["method"]) for row in campaign.published)
     for key in others:
         if key not in campaign.keys.values():
-            lines.append([str(key[0]), key[1], "not run", *["–"] * 5, campaign.of_others(key)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+            lines.append([str(key[0]), key[1], "not run", *["–"] * 4, campaign.of_others(key)])
+    spaced = [[re.sub(r" (?=[±(t])|(?<=[±o]) ", "\N{NO-BREAK SPACE}", cell) for cell in line] for line in lines[2:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines[:2], *spaced]) + "\n"
 
 
 def findings() -> str:

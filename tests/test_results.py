@@ -111,8 +111,8 @@ def test_statements_on_losses_match_the_rows() -> None:
     }
     p = corrected({key: scipy.stats.ttest_1samp(each, 0).pvalue for key, each in gains.items()})
 
-    def spread(values: list[float], digits: int = 1) -> str:
-        return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    def spread(values: list[float]) -> str:
+        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
     def change(epochs: int, name: str) -> str:
         mean, bounds = interval(gains[epochs, name])[:-1].split(" (")
@@ -147,7 +147,7 @@ def test_statements_on_losses_match_the_rows() -> None:
     assert f"no difference is shown: {mean} points ({bounds})" in page
     lengths = [f"{statistics.mean(gains[n, 'cb_focal']):+.1f} after {n} epochs" for n in (20, 40, 200)]
     assert f"CB-Focal minus softmax is {', '.join(lengths)}." in page
-    medium = [spread([100 - run["medium"] for run in runs[200, name]], 2) for name in ("softmax", "cb_focal")]
+    medium = [spread([100 - run["medium"] for run in runs[200, name]]) for name in ("softmax", "cb_focal")]
     assert f"their error is {medium[0]} % with softmax and {medium[1]} % with CB-Focal." in page
 
 
