@@ -78,6 +78,11 @@ class Campaign:
         return ", ".join(texts) or "–"
 
 
+def plain(method: str) -> str:
+    """Return a method without γ and β, which are the same in all rows."""
+    return method.replace(", γ 1", "").replace(", β 0.9999", "")
+
+
 def change(d: Difference) -> str:
     """Return mean, interval and verdict of a difference."""
     verdict = "significant" if d.is_significant else "not significant"
@@ -94,11 +99,11 @@ def results_table() -> str:
         dagger = "†" * bool(d and d.machines)
         difference, p = (f"{signed(d.mean, 1)} ({d.interval(1)}){dagger}", d.texts[2]) if d else ("–", "–")
         scores = [campaign.cell(key, metric) for metric in ("error", "error/many", "error/medium")]
-        lines.append([str(key[0]), key[1], *scores, difference, p, campaign.of_others(key)])
+        lines.append([str(key[0]), plain(key[1]), *scores, difference, p, campaign.of_others(key)])
     others = dict.fromkeys((int(row["epochs"]), row["method"]) for row in campaign.published)
     for key in others:
         if key not in campaign.keys.values():
-            lines.append([str(key[0]), key[1], "not run", *["–"] * 4, campaign.of_others(key)])
+            lines.append([str(key[0]), plain(key[1]), "not run", *["–"] * 4, campaign.of_others(key)])
     spaced = [[re.sub(r" (?=[±(t])|(?<=[±o]) ", "\N{NO-BREAK SPACE}", cell) for cell in line] for line in lines[2:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in [*lines[:2], *spaced]) + "\n"
 
@@ -151,8 +156,9 @@ def picture(folder: Path) -> None:
     shown = [key for key in campaign.keys.values() if key[1] in (SOFTMAX, FOCAL, BALANCED, LDAM)]
     values = []
     for epochs, method in shown:
-        values += rows_of({"dataset": DATA, "method": method, "epochs": str(epochs)}, campaign.values((epochs, method)))
-    styles = styles_of([SOFTMAX, FOCAL, BALANCED, LDAM])
+        row = {"dataset": DATA, "method": plain(method), "epochs": str(epochs)}
+        values += rows_of(row, campaign.values((epochs, method)))
+    styles = styles_of([SOFTMAX, plain(FOCAL), BALANCED, LDAM])
     order, look = look_of(styles, values, {"method": "method", "text": "error"}, legend=True)
     x = alt.X("epochs:N", sort=["20", "40", "200"], title="epochs", axis=alt.Axis(labelAngle=0))
     layers = dots("y", "error in %", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
