@@ -46,7 +46,8 @@ def _compared(runs: Runs, differences: list[Difference], metric: str) -> list[st
         return []
     measure = lower_case(METRIC_TITLES[metric])
     if len(differences) <= MAX_SENTENCES:
-        return [_sentence(runs, d, measure) for d in differences]
+        family = f"p is corrected by Holm's method for the {len(differences)} comparisons."
+        return [*(_sentence(runs, d, measure) for d in differences), *[family] * (len(differences) > 1)]
     baselines = {d.baseline for d in differences}
     than = "their baselines" if len(baselines) > 1 else "".join(baselines)
     lines = []
@@ -69,11 +70,10 @@ def _sentence(runs: Runs, d: Difference, measure: str) -> str:
         names = [name.removesuffix(others[name]) for name in names]
         shared = others[d.method]
     verdict = "significant" if d.is_significant else "not significant"
-    correction = f", p {d.holm:.2g} after Holm's correction for {d.family} comparisons" if d.family > 1 else ""
     machines = f" The runs of the two were made on different machines ({d.machines})." if d.machines else ""
     return (
         f"{names[0]} vs {names[1]}{shared}: {abs(d.mean):.1f} points {'lower' if d.mean < 0 else 'higher'} {measure}, "
-        f"{verdict} with {len(d.changes)} seeds (95 % CI {d.interval(1)}{correction}).{machines}"
+        f"{verdict} with {len(d.changes)} seeds (95 % CI {d.interval(1)}; p {d.holm:.2g}).{machines}"
     )
 
 

@@ -37,7 +37,7 @@ def theme(ink: str = "currentColor", **more: Any) -> dict[str, Any]:  # noqa: AN
         "view": {"stroke": None},
         "axis": {**text, **lines, **faint, "labelLimit": 140},
         "axisQuantitative": {"tickCount": 6},
-        "legend": {**text, "labelLimit": 400},
+        "legend": {**text, "labelLimit": 400, "layout": {"bottom": {"anchor": "middle"}}},
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
         "range": {"heatmap": ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]},

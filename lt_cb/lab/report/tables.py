@@ -89,7 +89,6 @@ class Difference:
     changes: list[float]  # on each seed that both have
     metric: str
     machines: str = ""  # of the method and of the baseline, if they differ
-    family: int = 1  # number of comparisons
     holm: float | None = None
 
     def __post_init__(self) -> None:
@@ -120,7 +119,7 @@ def corrected(differences: list[Difference]) -> list[Difference]:
     for data in {d.data for d in differences}:
         family = [d for d in differences if d.data == data and d.p is not None]
         for d, p in zip(family, holm([d.p or 0.0 for d in family]), strict=True):
-            d.holm, d.family = p, len(family)
+            d.holm = p
     return differences
 
 
