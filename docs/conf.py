@@ -28,7 +28,7 @@ nitpicky = True
 default_role = "any"
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|torchmetrics|lightning|numpy|np|collections|typing|pathlib|threading)\..*"),
-    ("py:class", "Tensor|Trainer"),  # imported for type checkers alone
+    ("py:class", "Tensor|Trainer|Cluster"),  # imported for type checkers alone
     ("py:class", ".*Annotated.*"),  # the types of a record
 ]
 napoleon_use_ivar = True

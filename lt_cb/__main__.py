@@ -23,6 +23,10 @@ COMMANDS = {  # a function of the words behind the command, which may return an 
         "lt_cb.heads.recommend:recommend",
         "choose loss and weighting of a head on a frozen backbone",
     ),
+    "finetune": (
+        "lt_cb.heads.finetune:finetune",
+        "train the whole network of a checkpoint, and say whether it pays",
+    ),
     "heads": ("lt_cb.heads.compare:heads", "test every loss, weighting and L2 strength on frozen features"),
     "grid": ("lt_cb.lab.grid:main", "train the runs of a grid file, each distinct one once"),
     "report": ("lt_cb.lab.report:main", "tables and pictures of a folder of runs"),

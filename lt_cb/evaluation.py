@@ -1,7 +1,7 @@
 """Evaluation: checks of images, scores, metrics, thresholds and predictions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class EvaluatedModule(LightningModule):
     backbone: nn.Module  #: network, images -> logits
     num_classes: int  #: C, the number of classes
     groups: dict[str, list[int]]  #: class indices by shot group
+    class_names: list[str]  #: name of each class
+    averaged: Sequence[str] = ()  #: checkpoints of `lt_cb.average.Average`
     task: Task  #: one label or several labels an image
     multi_label: bool  #: whether an image may have several labels, or none
     mean: Tensor  #: mean pixel of each channel, from 0 to 255
@@ -45,6 +47,9 @@ class EvaluatedModule(LightningModule):
     _log_prior: Tensor | None = None  # logarithm of the loss's prior, during a validation
     _chooses = False  # whether this is a validation, on held-out images, that sets thresholds or prediction sets
     familiarity: Familiarity | None = None  #: how familiar images of the known classes look, by ``recommend``
+    #: how ``recommend`` solved the head: its L2 strength, its temperature, and the digests of the images that trained
+    #: the backbone before; None for any other head
+    head: dict[str, Any] | None = None
     says_unknown = False  #: whether ``predict_step`` returns how unfamiliar an image looks
     set_level: float | None = None  #: promised coverage of the sets that ``predict_step`` returns; None returns none
     #: whether the validation images are the test images, so that they must not choose thresholds, nor calibrate sets;
@@ -168,8 +173,8 @@ class EvaluatedModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Find out whether the images choose anything; compute the prior that the loss assumes once for all batches."""
-        trains = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-        self._chooses = trains and not self.validates_on_test
+        whole = not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == math.inf
+        self._chooses = self.trainer.state.fn == "fit" and whole and not self.validates_on_test
         prior = log_prior_of(self.loss) if self._chooses and not self.multi_label else None
         self._log_prior = None if prior is None else prior.to(self.device)
 
@@ -217,6 +222,7 @@ class EvaluatedModule(LightningModule):
     def save_choices(self, checkpoint: dict[str, Any]) -> None:
         """Add what held-out images chose to a checkpoint: thresholds, or scores for prediction sets."""
         kept: dict[str, Any] = {checkpoints.THRESHOLDS: self.thresholds, checkpoints.SET_SCORES: self.set_scores}
+        kept[checkpoints.HEAD] = self.head
         kept[checkpoints.FAMILIARITY] = None if self.familiarity is None else self.familiarity.state()
         checkpoint.update({name: value for name, value in kept.items() if value is not None})
 

@@ -7,7 +7,7 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,38 +15,32 @@ import torch
 from filelock import FileLock
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.cache import cache_file, reserve, stamp
+from lt_cb.data.images import progress
 from lt_cb.data.loaders.epoch import EpochLoader
 from lt_cb.data.sources.base import FileSource, Source
 from lt_cb.data.sources.listing import Split
 from lt_cb.errors import InputError
 from lt_cb.evaluation import Batch
+from lt_cb.extract import block_features, classifier_of, features_of
+from lt_cb.hardware import reused_memory
 from lt_cb.longtail.subset import Indices
-from lt_cb.models import last_linear
+from lt_cb.models.adapter import plain_state, update
 from lt_cb.module import LongTailedClassifier
+
+if TYPE_CHECKING:  # an optional part
+    from lt_cb.lab.cluster import Cluster
 
 MACHINE_OPTIONS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")
 CPU_BATCH_SIZE = 32  # twice as fast as 128, since activations fit into the cache of the CPU
 NUM_COMPARED = 8  # kept images, of each start that computed some, whose features are computed again
+BLOCK = 256  # images of a task on a cluster
 MAX_PASSES = 3  # kept features are compared, then dropped and computed again; one more if another process interferes
 SUMS = np.dtype([("checksum", "<u4"), ("start", "<u4")])
 Features = npt.NDArray[np.float32]
-
-
-def classifier_of(model: LongTailedClassifier) -> nn.Linear:
-    """Return the last layer of a network, whose inputs are the features; raise InputError if no head can replace it."""
-    linear = last_linear(model.backbone, model.num_classes)
-    if linear is None:
-        raise InputError(
-            f"the backbone has no linear layer of {model.num_classes} outputs, one a class, and so no features before "
-            "it: choose a backbone with a linear classifier."
-        )
-    if linear.bias is None and not model.loss.normalized_classifier:
-        raise InputError("the backbone's classifier has no bias, which a head needs: choose another backbone.")
-    return linear
 
 
 def feature_trainer(options: Mapping[str, Any]) -> Trainer:
@@ -56,7 +50,11 @@ def feature_trainer(options: Mapping[str, Any]) -> Trainer:
 
 
 def frozen_features(
-    model: LongTailedClassifier, data: LongTailedDataModule, split: Split, trainer: Trainer
+    model: LongTailedClassifier,
+    data: LongTailedDataModule,
+    split: Split,
+    trainer: Trainer,
+    cluster: "Cluster | None" = None,
 ) -> tuple[Features, Tensor]:
     """Return features, float32 of shape (N, D), and targets, int64 of shape (N,) or int8 of shape (N, C), of a split.
 
@@ -65,8 +63,12 @@ def frozen_features(
     subset. An interrupted computation resumes. Damaged features are computed again. So are all features if the network
     no longer computes the kept ones: each start compares a few. Raise InputError without a linear last layer, or disk
     space.
+
+    With a ``lt_cb.lab.cluster.Cluster``, its machines compute blocks of images, and this one compares a few.
     """
     extractor = FeatureExtractor(model, data, split, trainer)
+    if cluster is not None:
+        extractor.compute_on(cluster, trainer)
     for _ in range(MAX_PASSES):
         extractor.compute(trainer)
         if not trainer.strategy.broadcast(len(extractor.missing())):
@@ -100,26 +102,42 @@ class FeatureExtractor(LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.data, self.split, self.replaces = model, data, split, replaces
-        self.classifier = classifier_of(model)
         data.targets(split)  # loads the split
         self.rows, origin = data.rows[split], data.origin(split)
-        self.shape = len(data.source.labels(origin)), self.classifier.in_features
+        self.shape = len(data.source.labels(origin)), classifier_of(model).in_features
         device, precision = trainer.strategy.root_device.type, str(trainer.precision)
         exact = device == "cpu" and precision.startswith(("32", "64"))
         self.tolerance = 1e-4 if exact else 2e-2  # relative; batches of other sizes are rounded otherwise
         digests = network_digest(model), images_digest(data, origin)
         self.file = cache_file(f"features 3 {precision} {device} ", *digests).with_suffix(".npy")
         self._start: int | None = None  # number of this start
-        self._seen: tuple[Tensor, Tensor] | None = None  # features and logits of a batch
 
     def compute(self, trainer: Trainer) -> None:
         """Compute the missing features, and on the first call compare a few of the kept ones."""
-        with self.classifier.register_forward_hook(self.keep):
+        with reused_memory():
             trainer.predict(self, return_predictions=False)
 
-    def keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep inputs and outputs of the classifier, as a forward hook."""
-        self._seen = inputs[0], output
+    def compute_on(self, cluster: "Cluster", trainer: Trainer) -> None:
+        """Compute the missing features on the machines of a ``lt_cb.lab.cluster.Cluster``, a block of images a task."""
+        self.prepare_data()
+        missing, start = self.missing(), secrets.randbits(32)
+        blocks = [missing[i : i + BLOCK] for i in range(0, len(missing), BLOCK)]
+        kept = self._open("r+")
+        assert kept is not None  # `prepare_data` has created it
+        self._features, self._sums = kept
+        images = (self.data.images_at(self.split, block) for block in blocks)
+        options = self.data.view, min(CPU_BATCH_SIZE, self.data.batch_size), str(trainer.precision)
+        values = cluster.map(block_features, images, self.model, *options)
+        for block, found in zip(blocks, progress(values, "Features", len(blocks)), strict=True):
+            self._write(self.rows[block.numpy()], found, start)
+        self._features.flush()  # type: ignore[attr-defined]
+        self._sums.flush()  # type: ignore[attr-defined]
+
+    def _write(self, rows: Indices, values: Features, start: int) -> None:
+        """Keep features and their checksums."""
+        for row, value in zip(rows, values, strict=True):
+            self._features[row] = value
+            self._sums[row] = checksum(self._features, row), start
 
     def missing(self) -> Tensor:
         """Return the positions in the split, int64 of shape (M,), of images without features, or with damaged ones."""
@@ -202,29 +220,13 @@ class FeatureExtractor(LightningModule):
         return torch.from_numpy(np.concatenate([positions[:0], *chosen]))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compare or keep the features of a batch, and return the positions of its images.
-
-        Raise InputError if the features do not fit a head, or are not finite.
-        """
+        """Compare or keep the features of a batch, and return the positions of its images."""
         images, positions = batch
-        logits = self.model(images)
-        features = None if self._seen is None or self._seen[0].ndim != 2 else self._seen[0].float()
-        if features is not None and not features.isfinite().all():
-            raise InputError(
-                "the backbone's features are not finite (NaN or infinite): check its weights and --trainer.precision."
-            )
-        if self._seen is None or features is None or not _equal(self._seen[1], logits):
-            raise InputError(
-                "the logits of the backbone are not the output of its last linear layer, so that a head on its "
-                "features would not be its classifier: choose another backbone."
-            )
-        rows, values = self.rows[positions.cpu().numpy()], features.cpu().numpy()
+        rows, values = self.rows[positions.cpu().numpy()], features_of(self.model, images).cpu().numpy()
         compared = np.isin(rows, self._compared)
         if compared.any():
             self._compare(rows[compared], values[compared])
-        for row, value in zip(rows[~compared], values[~compared], strict=True):
-            self._features[row] = value
-            self._sums[row] = checksum(self._features, row), self._start
+        self._write(rows[~compared], values[~compared], self._start or 0)
         return positions  # Lightning warns if a step returns None
 
     def _compare(self, rows: Indices, fresh: Features) -> None:
@@ -261,22 +263,15 @@ def checksum(features: Features, row: int) -> int:
     return zlib.crc32(features[row], row)
 
 
-def _equal(logits: Tensor, others: Tensor) -> bool:
-    """Return whether logits are equal; a classifier with NaN is one to replace."""
-    return logits.shape == others.shape and torch.equal(logits.nan_to_num(), others.nan_to_num())
-
-
 def network_digest(model: LongTailedClassifier) -> str:
     """Return a digest of everything but the images that features depend on: weights, structure and normalisation."""
     classifier = classifier_of(model)
     excluded = {id(value) for value in [*classifier.parameters(), *classifier.buffers()]}
     options = {**(model.hparams.get("backbone_args") or {}), "pretrained": None}  # the weights are in the digest
     digest = hashlib.sha256(json.dumps([model.hparams["backbone"], options], sort_keys=True, default=str).encode())
-    for name, value in model.backbone.state_dict(keep_vars=True).items():
+    for name, value in plain_state(model.backbone).items():
         if id(value) not in excluded:
-            array = value.detach().cpu().contiguous()
-            digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-            digest.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+            update(digest, name, value)
     for value in (model.mean, model.std):
         digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -1,9 +1,15 @@
 """Available memory, cores and number formats. Imports no torch."""
 
+import ctypes
 import os
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # options of mallopt(3)
 
 
 def available_memory() -> int:
@@ -19,6 +25,27 @@ def available_memory() -> int:
     except (OSError, ValueError):  # no limit
         return free
     return max(min(free, limit - int(stat["anon"])), 0)
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Keep freed memory for the next batch, which halves the time of a network without gradients on a CPU.
+
+    Otherwise glibc returns a block above 32 MiB, as activations are, to the kernel, which then clears each page anew.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt"):  # not glibc
+        yield
+        return
+    libc.mallopt(MMAP_MAX, 0)
+    libc.mallopt(TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:  # the values that glibc itself arrives at
+        libc.mallopt(MMAP_MAX, 65536)
+        libc.mallopt(MMAP_THRESHOLD, 2**25)
+        libc.mallopt(TRIM_THRESHOLD, 2**26)
+        libc.malloc_trim(0)
 
 
 def available_cores() -> int:

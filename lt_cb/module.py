@@ -10,26 +10,32 @@ from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, Stochastic
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lt_cb.checkpointing import SavedModule
 from lt_cb.data.loaders.epoch import seed_of
+from lt_cb.divergence import Watch
 from lt_cb.errors import InputError
-from lt_cb.evaluation import Batch, EvaluatedModule, MetricFactory
+from lt_cb.evaluation import Batch, MetricFactory
 from lt_cb.losses import Loss
 from lt_cb.metrics import shot_groups
 from lt_cb.models import (
     ResNetCifar,
     SecondStage,
     TrainingGraph,
+    attach_adapter,
     build_backbone,
     draw_classifier,
     last_linear,
     normalize_classifier,
+    spare_depthwise,
     spare_small_images,
 )
+from lt_cb.models.build import has_weights, with_weights
+from lt_cb.rates import check_layer_decay, grouped, layer_scales, scale_rates
 from lt_cb.runs import checkpoint as checkpoints
-from lt_cb.runs import compare
 from lt_cb.runs.record import LOSS_FACTS
 from lt_cb.schedule import (
     ReduceLROnPlateau,
@@ -48,7 +54,7 @@ REPLACES_WEIGHTS = (ModelPruning, StochasticWeightAveraging, BaseFinetuning)  # 
 COMPILED_STEPS = 5_000  # training steps that make up for a minute of compilation
 
 
-class LongTailedClassifier(EvaluatedModule):
+class LongTailedClassifier(SavedModule):
     """Image classifier, trained with any `lt_cb.losses.Loss`.
 
     It logs ``train/loss``, and for ``val`` and ``test`` the ``loss`` and the metrics of `lt_cb.metrics`, averaged over
@@ -72,6 +78,10 @@ class LongTailedClassifier(EvaluatedModule):
         decay_1d: apply weight decay also to norms and biases, as Cui et al. do on CIFAR, but not for larger images.
         head_init_std: standard deviation of the last layer's initial normal weights; None keeps the backbone's own.
         second_stage: change to the classifier of a trained network; ``fit`` then starts from a checkpoint.
+        adapter: ``lora`` trains `lt_cb.models.attach_adapter` and the classifier; timm networks get pretrained weights.
+        adapter_rank: rank of the adapters, at least 1.
+        freeze_norm: keep batch norm in evaluation mode while training.
+        layer_decay: factor, in (0, 1], of the learning rate of each layer relative to the next; None is 1.
         mix: mixes a batch of images and one-hot targets, like torchvision's ``MixUp`` and ``CutMix``.
         fast: ``auto`` records `ResNetCifar` as CUDA graphs on a single NVIDIA GPU, and compiles other backbones there
             for long trainings. The command line then also uses bfloat16 mixed precision where the hardware supports it
@@ -103,6 +113,10 @@ class LongTailedClassifier(EvaluatedModule):
         decay_1d: bool = True,
         head_init_std: float | None = None,
         second_stage: SecondStage | None = None,
+        adapter: Literal["lora"] | None = None,
+        adapter_rank: int = 8,
+        freeze_norm: bool = False,
+        layer_decay: float | None = None,
         mix: nn.Module | None = None,
         fast: Literal["auto", "off"] = "auto",
         few_shot: int = 20,
@@ -127,21 +141,24 @@ class LongTailedClassifier(EvaluatedModule):
                 self.hparams["loss"]["init_args"].pop(name, None)
         check_fraction("drw_start", drw_start)
         self.drw_start, self.decay_1d, self.fast = drw_start, decay_1d, fast
-        self.second_stage, self.mix = second_stage, mix
+        self.second_stage, self.mix, self.adapter, self.adapter_rank = second_stage, mix, adapter, adapter_rank
+        self.freeze_norm, self.layer_decay = freeze_norm, check_layer_decay(layer_decay)
         self.multi_label, self.task = multi_label, Task.of(multi_label)
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.num_classes = len(loss.class_counts)
         self.class_names = class_names or [str(label) for label in range(self.num_classes)]
         self.groups = shot_groups(loss.class_counts, few_shot, many_shot)
         self.loss = self.configure_loss(loss)
-        self.backbone = self.configure_backbone(backbone, in_channels, backbone_args or {}, head_init_std)
+        self.backbone_arguments = backbone, in_channels, backbone_args or {}, head_init_std
+        self.backbone = self.configure_backbone(*self.backbone_arguments)
         self.train(self.training)  # a frozen backbone to evaluation mode
         for name, values in (("mean", mean), ("std", std)):
             pixel = torch.tensor([128 / 255] * in_channels if values is None else values) * 255
             self.register_buffer(name, pixel.view(-1, 1, 1), persistent=False)
         self.configure_metrics(metrics or [])
         self.graph: TrainingGraph | None = None
-        self._losses: list[tuple[int, float, Tensor]] = []  # step, learning rate and loss of this epoch's batches
+        self.is_trained = adapter is not None or has_weights(backbone, backbone_args or {})  # before this training
+        self._watch = Watch()
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes
 
     def configure_loss(self, loss: Loss) -> Loss:
@@ -157,11 +174,14 @@ class LongTailedClassifier(EvaluatedModule):
         self, name: str, in_channels: int, options: dict[str, Any], head_init_std: float | None
     ) -> nn.Module:
         """Return the network, images -> logits, with the last layer that the loss and the second stage need."""
+        options = options if self.adapter is None else with_weights(name, options)
         backbone = build_backbone(name, self.num_classes, in_channels, options, self.hparams.get("image_size"))
         if head_init_std is not None:
             draw_classifier(backbone, self.num_classes, head_init_std)
         if self.loss.normalized_classifier:
             normalize_classifier(backbone, self.num_classes)
+        if self.adapter is not None:
+            attach_adapter(backbone, self.num_classes, self.adapter_rank)
         if self.second_stage is not None:
             self.second_stage.attach(backbone, self.num_classes)
         classifier = last_linear(backbone, self.num_classes)
@@ -183,10 +203,11 @@ class LongTailedClassifier(EvaluatedModule):
         return images.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode; a frozen backbone stays in evaluation mode."""
+        """Set the training mode; a frozen backbone, or with ``freeze_norm`` batch norm, stays in evaluation mode."""
         super().train(mode)
-        if self.is_frozen:
-            self.backbone.eval()
+        for module in self.backbone.modules():
+            if self.is_frozen or (self.freeze_norm and isinstance(module, _BatchNorm)):
+                module.training = False
         return self
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
@@ -206,6 +227,7 @@ class LongTailedClassifier(EvaluatedModule):
             self.backbone.to(memory_format=torch.contiguous_format)
         if device == "cpu" and self.trainer.precision == "bf16-mixed":
             spare_small_images(self.backbone)
+            spare_depthwise(self.backbone)
         self.graph = None
         if self.fast == "off" or device != "cuda":
             return
@@ -242,7 +264,7 @@ class LongTailedClassifier(EvaluatedModule):
 
     def on_train_epoch_start(self) -> None:
         """Switch on the class weights of the loss from ``drw_start`` on."""
-        self._losses.clear()
+        self._watch.start_epoch()
         self.train_loss.reset()
         if self.drw_start > 0.0:
             self.loss.weighted = training_progress(self.trainer, self.current_epoch) >= self.drw_start
@@ -259,8 +281,8 @@ class LongTailedClassifier(EvaluatedModule):
         self.train_loss.update(loss.detach(), len(images))
         if self._trainer is None:
             return loss
-        rate = next((group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups), math.nan)
-        self._losses.append((self.global_step, rate, loss.detach()))
+        rates = (group["lr"] for opt in self._trainer.optimizers for group in opt.param_groups)
+        self._watch.add(self.global_step, max(rates, default=math.nan), loss.detach(), targets)
         if batch_idx % self._trainer.accumulate_grad_batches == 0:
             self._window = {}
         size = float(len(images))
@@ -292,58 +314,28 @@ class LongTailedClassifier(EvaluatedModule):
                 gradient *= expected / sum(sizes)
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch; raise InputError if it is not finite."""
+        """Log the mean loss of the epoch; raise InputError if it is not finite, or destroys trained weights."""
         loss = self.train_loss.compute()
-        searches = any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if not loss.isfinite() and not searches:
-            first = next(((step, rate) for step, rate, value in self._losses if not value.isfinite()), None)
-            when = "" if first is None else f", first at step {first[0]}, at a rate of {first[1]:.3g}"
-            raise InputError(
-                f"the training has diverged: train/loss is {loss.item()} in epoch {self.current_epoch}{when}. Lower "
-                "--model.optimizer.lr, or set --trainer.gradient_clip_val 1."
-            )
+        if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            self._watch.check_finite(loss.item(), self.current_epoch)
+            if self.is_trained and not (self.drw_start and self.loss.weighted):  # the first loss is without weights
+                watch: Watch = self.trainer.strategy.broadcast(self._watch)  # first losses differ between processes
+                watch.check_learns(loss.item(), self.current_epoch, self.loss)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups with and without weight decay; a bias that starts from the prior has none."""
-        classifier = last_linear(self.backbone, self.num_classes)
-        prior = None if self.loss.prior_bias is None or classifier is None else classifier.bias
-        trained = [p for p in self.parameters() if p.requires_grad]
-        no_decay = {p for p in trained if p is prior or (p.ndim < 2 and not self.decay_1d)}
-        groups: list[dict[str, Any]] = [{"params": [p for p in trained if p not in no_decay]}]
-        if no_decay:
-            groups.append({"params": [p for p in trained if p in no_decay], "weight_decay": 0.0})
-        return groups
+        """Return parameter groups by weight decay and rate; a bias that starts from the prior has no weight decay."""
+        bias = getattr(last_linear(self.backbone, self.num_classes), "bias", None)
+        prior = None if self.loss.prior_bias is None else bias
+        no_decay = {p for p in self.parameters() if p is prior or (p.ndim < 2 and not self.decay_1d)}
+        return grouped(self.parameters(), no_decay, layer_scales(self.backbone, self.layer_decay))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return optimiser and scheduler; raise InputError if the schedule needs an end, but training has none."""
         optimizer = self.make_optimizer(self.parameter_groups())
+        scale_rates(optimizer)
         scheduler = self.make_scheduler(optimizer)
         if isinstance(scheduler, StepwiseSchedule) and not scheduler.has_own_length:
             training_progress(self.trainer, 0)
             scheduler.total_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": when_to_step(scheduler, self.trainer)}  # type: ignore[return-value]
-
-    def start_from(self, content: checkpoints.Content) -> None:
-        """Load the weights of a checkpoint's network; some second stages start with a new classifier."""
-        compare.check_classes(content, self.class_names, self.multi_label)
-        state = checkpoints.backbone_state(content)
-        if self.second_stage is not None:
-            state = self.second_stage.initial_state(self.backbone, self.num_classes, state)
-        compare.check_backbone(state, self.backbone)
-        self.backbone.load_state_dict(state)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what held-out images chose, and unset ``pretrained``, so that loading does not download weights."""
-        checkpoint["hyper_parameters"] = checkpoints.without_pretrained(dict(checkpoint["hyper_parameters"]))
-        self.save_choices(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check classes and network, load what held-out images chose, and keep the configured loss."""
-        compare.check_classes(checkpoint, self.class_names, self.multi_label)
-        compare.check_backbone(checkpoints.backbone_state(checkpoint), self.backbone)
-        same_logits = self.second_stage is None or self.second_stage.trains
-        self.load_choices(checkpoint if same_logits else {})
-        state = {name: v for name, v in checkpoint["state_dict"].items() if not name.startswith(checkpoints.LOSS)}
-        own = {checkpoints.LOSS + name: value for name, value in self.loss.state_dict().items()}
-        checkpoint["state_dict"] = state | own

@@ -13,10 +13,17 @@ import torch
 from PIL import Image
 
 
+def pytest_configure() -> None:
+    """Collect no garbage while all is imported."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Leave all that was imported out of garbage collections, which are many and take a share of the time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

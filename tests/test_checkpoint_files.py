@@ -1,9 +1,8 @@
 """A checkpoint is the one before or the new one, never a part of it."""
 
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -16,20 +15,25 @@ from lt_cb.commands.train import Session
 from lt_cb.errors import InputError
 from lt_cb.runs import checkpoint
 
-WRITE = """
-import os, sys, torch
-from lt_cb.runs.checkpoint import WholeFiles
-os.write(1, b"ready")
-while True:
-    content = {"state_dict": {"w": torch.ones(4_000_000)}, "pytorch-lightning_version": "2"}
-    WholeFiles().save_checkpoint(content, "a/last.ckpt")
-"""
-FULL = """
-import resource, torch
-from lt_cb.runs.checkpoint import WholeFiles
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-WholeFiles().save_checkpoint({"w": torch.ones(4_000_000)}, "a/last.ckpt")
-"""
+LARGE = {"state_dict": {"w": torch.ones(4_000_000)}, "pytorch-lightning_version": "2"}
+fork = multiprocessing.get_context("fork")
+
+
+def save() -> None:
+    checkpoint.WholeFiles().save_checkpoint(LARGE, "a/last.ckpt")
+
+
+def save_again_and_again() -> None:
+    while True:
+        save()
+
+
+def save_on_a_full_disk(said: "multiprocessing.SimpleQueue[str]") -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        save()
+    except InputError as error:
+        said.put(str(error))
 
 
 @pytest.fixture(autouse=True)
@@ -52,33 +56,29 @@ def test_fit_writes_whole_files_without_a_temporary_folder(monkeypatch: pytest.M
     }
 
 
-@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoint_before() -> None:
-    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=False)
-    assert (
-        "lt_cb.errors.InputError: the checkpoint 'a/last.ckpt' cannot be written (File too large); the one before"
-        in (done.stderr)
-    )
+    said = fork.SimpleQueue()
+    process = fork.Process(target=save_on_a_full_disk, args=(said,))
+    process.start()
+    process.join()
+    assert said.get().startswith("the checkpoint 'a/last.ckpt' cannot be written (File too large); the one before")
     assert checkpoint.read("a/last.ckpt")["state_dict"]["w"].tolist() == [1.0] * 4
     assert [file.name for file in Path("a").iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="another file system is needed")
-def test_a_kill_while_it_is_written_keeps_the_checkpoint_before() -> None:
+def test_a_kill_while_it_is_written_keeps_the_checkpoint_before(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITE], stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": elsewhere}
-        )
-        assert process.stdout is not None
-        process.stdout.read(5)
+        monkeypatch.setattr(tempfile, "tempdir", elsewhere)
         before = Path("a/last.ckpt").stat().st_size
+        process = fork.Process(target=save_again_and_again)
+        process.start()
         while Path("a/last.ckpt").stat().st_size == before:
             time.sleep(0.01)
         while not Path("a/.last.ckpt.tmp").exists():
             pass
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert not os.listdir(elsewhere)
     assert checkpoint.read("a/last.ckpt")["state_dict"]["w"].shape == (4_000_000,)
     assert {file.name for file in Path("a").iterdir()} <= {"last.ckpt", "last.before.ckpt", ".last.ckpt.tmp"}

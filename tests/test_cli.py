@@ -747,20 +747,8 @@ def test_three_processes_count_every_image_once(tmp_path: Path) -> None:
     """400 test images over 3 processes, which have 2, 1 and 1 batches of at most 133."""
     run = fit("--data.batch_size=133", "--trainer.callbacks+=SaveLogits")
     one = json.loads((run / "result.json").read_text())
-    checkpoint = str(run / "checkpoints/last.ckpt")
-    command = [
-        sys.executable,
-        "-m",
-        "lt_cb",
-        "test",
-        "--ckpt_path",
-        checkpoint,
-        "--trainer.devices=3",
-        "--trainer.strategy=ddp",
-        "--trainer.callbacks+=SaveLogits",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
+    words = ["--trainer.devices=3", "--trainer.strategy=ddp_fork", "--trainer.callbacks+=SaveLogits"]
+    main(["test", "--ckpt_path", str(run / "checkpoints/last.ckpt"), *words])
     three = json.loads((run.with_name("version_1") / "result.json").read_text())
     assert three["test_counts"] == one["test_counts"] == [40] * 10
     assert three["per_class_accuracy"] == one["per_class_accuracy"]

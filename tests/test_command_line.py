@@ -1,7 +1,7 @@
 """The command line is read once: however a setting is given, the same run is made."""
 
+import inspect
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -176,23 +176,29 @@ def test_a_checkpoint_is_a_file(word: str, capsys: pytest.CaptureFixture[str]) -
         assert sentence == f"there is no checkpoint '{word}': set --ckpt_path to a run's checkpoints/last.ckpt."
 
 
+class A:
+    def __init__(self, x: int = 1) -> None:
+        """Take an option."""
+
+
+class B(A):
+    def __init__(self, x: int = 2) -> None:
+        """Take it with another default."""
+
+
 def test_importing_a_command_leaves_jsonargparse_alone() -> None:
+    """A class named after another gets its options here, where the commands are imported, as where they are not."""
     code = """
 import jsonargparse, sys
-class A:
-    def __init__(self, x: int = 1): pass
-class B(A):
-    def __init__(self, x: int = 2): pass
-def parse():
-    parser = jsonargparse.ArgumentParser()
-    parser.add_argument("--a", type=A)
-    return parser.parse_args(["--a=__main__.A", "--a.x=7", "--a=__main__.B"]).a.init_args.x
-before = parse()
-import lt_cb.commands.train, lt_cb.commands.predict, lt_cb.heads.recommend
-assert parse() == before, (before, parse())
+parser = jsonargparse.ArgumentParser()
+parser.add_argument("--a", type=A)
+x = parser.parse_args([f"--a={A.__module__}.A", "--a.x=7", f"--a={A.__module__}.B"]).a.init_args.x
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ})
-    assert done.returncode == 0, done.stderr
+    exec(code, here := {"A": A})
+    classes = "".join(map(inspect.getsource, (A, B)))
+    code = f"{classes}{code}print(x, 'lt_cb' in sys.modules)"
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert f"{here['x']} False\n" == there
 
 
 def test_a_broken_data_module_is_not_taken_for_single_labels(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

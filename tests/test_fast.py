@@ -1,5 +1,7 @@
 """``fast`` gives the same training in less time."""
 
+import platform
+import resource
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -51,9 +53,16 @@ def train(
     return module, losses.values
 
 
+@pytest.fixture(scope="module")
+def plainly_trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[LongTailedClassifier, list[float]]:
+    return train(tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.slow
-def test_a_compiled_network_trains_alike(tmp_path: Path) -> None:
-    (plain, _), (compiled, _) = train(tmp_path), train(tmp_path, compiled=True)
+def test_a_compiled_network_trains_alike(
+    tmp_path: Path, plainly_trained: tuple[LongTailedClassifier, list[float]]
+) -> None:
+    plain, (compiled, _) = plainly_trained[0], train(tmp_path, compiled=True)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-5, atol=1e-5)
     again = LongTailedClassifier.load_from_checkpoint(tmp_path / "True.ckpt")
@@ -61,12 +70,27 @@ def test_a_compiled_network_trains_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mixed_precision_differs_less_than_seeds(tmp_path: Path) -> None:
-    (_, exact), (mixed, rounded) = train(tmp_path), train(tmp_path, "bf16-mixed")
+def test_mixed_precision_differs_less_than_seeds(
+    tmp_path: Path, plainly_trained: tuple[LongTailedClassifier, list[float]]
+) -> None:
+    exact, (mixed, rounded) = plainly_trained[1], train(tmp_path, "bf16-mixed")
     other = train(tmp_path, seed=1)[1]
     assert all(value.dtype == torch.float32 for value in mixed.backbone.parameters())
     apart, seeds = (np.abs(np.subtract(values, exact)).mean() for values in (rounded, other))
     assert 0 < apart < seeds / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators do without")
+def test_freed_memory_is_reused() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.ones(9 * 2**20)  # 36 MiB, 9216 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with hardware.reused_memory():
+        faults()
+        assert faults() < 9216
 
 
 def test_the_precision_depends_on_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +122,8 @@ def test_precision_and_fast_options_are_obeyed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    main(["fit", "--config", QUICKSTART, "--trainer.max_epochs=1", "--trainer.accelerator=cpu", *args])
+    short = ["--trainer.max_epochs=1", *(f"--trainer.limit_{part}_batches=1" for part in ("train", "test"))]
+    main(["fit", "--config", QUICKSTART, *short, "--trainer.accelerator=cpu", *args])
     config = yaml.safe_load(Path("runs/quickstart/version_0/config.yaml").read_text())
     assert config["trainer"]["precision"] == precision
 

@@ -15,11 +15,11 @@ from torch import nn
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
+from lt_cb.extract import classifier_of
 from lt_cb.features import (
     CPU_BATCH_SIZE,
     NUM_COMPARED,
     check_features,
-    classifier_of,
     frozen_features,
     images_digest,
     network_digest,

@@ -14,9 +14,9 @@ from refusals import refused
 
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
+from lt_cb.data.sources import Manifest
 from lt_cb.data.sources.annotations import list_annotations
 from lt_cb.data.sources.listing import list_lines
-from lt_cb.data.sources.tables import list_table
 from lt_cb.data.sources.tree import find_images, list_tree
 from lt_cb.losses import class_weights
 
@@ -205,15 +205,19 @@ class TestFormats:
         import pyarrow
         from pyarrow import parquet
 
-        table = {"path": [b"a.png", b"\xff.png"], "label": [b"cat", b"d\xffg"], "split": [b"train", b"test"]}
+        table = {"path": [b"a.png", b"\xff.png", b"c.png"], "label": [b"cat", b"d\xffg", b"cat"]}
+        table["split"] = [b"train", b"train", b"test"]
         parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
-        listings = list_table(tmp_path / "t.parquet").listings
-        assert [listing.paths.tolist() for listing in listings.values()] == [[b"a.png"], [b"\xff.png"]]
-        assert listings["train"].class_names == ["cat", os.fsdecode(b"d\xffg")]
-        several = {**table, "labels": [[b"cat", b"dog"], []]}
+        source = Manifest(str(tmp_path / "t.parquet"))
+        assert [source.listing(split).paths.tolist() for split in source.splits] == [
+            [b"a.png", b"\xff.png"],
+            [b"c.png"],
+        ]
+        assert source.class_names == ["cat", os.fsdecode(b"d\xffg")]
+        several = {**table, "labels": [[b"cat", b"dog"], [], []]}
         del several["label"]
         parquet.write_table(pyarrow.table(several), tmp_path / "t.parquet")
-        assert list_table(tmp_path / "t.parquet").listings["train"].labels.tolist() == [[1, 1]]
+        assert Manifest(str(tmp_path / "t.parquet")).labels("train").tolist() == [[1, 1], [0, 0]]
 
     def test_classes_that_share_folders_are_numbered(self, tmp_path: Path) -> None:
         (tmp_path / "list.txt").write_text("x/a.jpg 0\nx/b.jpg 2\n")
@@ -308,7 +312,7 @@ class TestErrors:
         ],
     )
     def test_wrong_files_raise(self, tmp_path: Path, name: str, content: str, sentence: str) -> None:
-        read = {"json": list_annotations, "txt": list_lines, "csv": list_table, "parquet": list_table}[name[2:]]
+        read = {"json": list_annotations, "txt": list_lines, "csv": Manifest, "parquet": Manifest}[name[2:]]
         with pytest.raises(ValueError, match=r"the list of images '.*' is not there: set --data.root"):
             read(tmp_path / name)
         (tmp_path / name).write_text(content)
@@ -323,7 +327,7 @@ class TestErrors:
             table = {"path": ["a", "b"], "label": [0, 1], "split": ["train", "val"]}
             parquet.write_table(pyarrow.table({**table, column: [table[column][0], None]}), tmp_path / "t.PARQUET")
             with pytest.raises(ValueError, match=rf"row 2 of '\S+t\.PARQUET' has no {column}: give it one"):
-                list_table(tmp_path / "t.PARQUET")
+                Manifest(str(tmp_path / "t.PARQUET"))
 
     def test_different_categories_of_splits_raise(self, tmp_path: Path) -> None:
         annotations(tmp_path / "train2018.json", [0, 1, 2], lambda i, c: f"x/{i}.jpg", 3)

@@ -342,18 +342,10 @@ class TestArguments:
 
 
 class TestCommand:
-    def test_shards_are_a_partition(self, capsys: pytest.CaptureFixture[str]) -> None:
-        listed = []
-        for shard in ("1/3", "2/3", "3/3"):
-            out = dry_run(capsys, str(GRIDS / "digits.yaml"), "--shard", shard)
-            listed += [line for line in out.splitlines() if line.startswith("to do")]
-        assert len(listed) == len(set(listed)) == len(read_plan(GRIDS / "digits.yaml").runs) == 18
-
     def test_wrong_options_are_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert refusal(capsys, "/none.yaml").startswith("cannot read '/none.yaml'")
-        for shard in ("0/2", "3/2", "2", "a/b"):
-            sentence = refusal(capsys, str(GRIDS / "digits.yaml"), "--shard", shard)
-            assert sentence.startswith(f"--shard is '{shard}', but must be i/n")
+        sentence = refusal(capsys, str(GRIDS / "digits.yaml"), "--on", "local", "--devices", "0")
+        assert sentence.startswith("--devices is for this machine, but --on names a cluster")
 
     def test_the_number_of_runs_at_a_time(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -429,7 +421,7 @@ def test_a_killed_grid_is_completed_by_two_commands(capsys: pytest.CaptureFixtur
     write_grid({**common, "axes": axes})
     a, b, wrong = read_plan(Path("grid.yaml")).runs
 
-    killed = start("--shard", "1/3")
+    killed = start("--devices", "0")  # one run at a time
     while not a.dir.checkpoint_before.exists():
         assert killed.poll() is None
         time.sleep(0.02)
@@ -443,7 +435,7 @@ def test_a_killed_grid_is_completed_by_two_commands(capsys: pytest.CaptureFixtur
         time.sleep(0.02)
     assert not a.dir.result.exists()
     a.dir.checkpoint.write_bytes(b"PK")  # damaged: the checkpoint of the epoch before replaces it
-    b.dir.path.mkdir(parents=True)
+    assert not b.dir.checkpoint.exists()
     b.dir.error.write_text("failed in an earlier command: it is tried again")
 
     # each run is trained by one of two commands, and a failure does not stop the others

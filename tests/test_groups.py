@@ -208,7 +208,7 @@ class TestTables:
         with pytest.raises(InputError) as caught:
             Manifest(file, group_column="Lesion_ID")
         message = str(caught.value)
-        assert "groups of 'lesion_id' in" in message
+        assert "has groups of 'lesion_id' with more than one split: " in message
         assert "' in rows " in message
         assert "(train) and" in message
         assert "leave out --data.source.group_column to use the splits as they are." in message

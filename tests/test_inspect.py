@@ -14,8 +14,9 @@ from PIL import Image, ImageEnhance
 from refusals import refused
 
 from lt_cb.__main__ import main
-from lt_cb.commands.inspect_files import facts
-from lt_cb.data import LongTailedDataModule, scan
+from lt_cb.commands.inspect_data import facts
+from lt_cb.data import LongTailedDataModule
+from lt_cb.data.sources import checks
 from lt_cb.data.sources.checks import ImageFiles, look_at
 
 ROOT = Path(__file__).parents[1]
@@ -235,8 +236,8 @@ class TestFiles:
     def test_a_second_look_reads_nothing(self, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = files_of(photos)
         read: list[Path] = []
-        whole = scan.read_whole
-        monkeypatch.setattr(scan, "read_whole", lambda file, channels: (read.append(file), whole(file, channels))[1])
+        whole = checks.read_whole
+        monkeypatch.setattr(checks, "read_whole", lambda file, channels: (read.append(file), whole(file, channels))[1])
         assert (files_of(photos).rows == first.rows).all()
         photo(99).save(photos / "train/cat/0.png")
         photo(98).save(photos / "train/cat/new.png")
@@ -326,17 +327,17 @@ class TestDuplicates:
 
     def test_pairs_are_those_of_a_plain_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rng = np.random.default_rng(0)
-        rows = np.zeros(300, scan.ROW)
+        rows = np.zeros(300, checks.ROW)
         kinds = rng.normal(size=(40, 64))
         waves = kinds[rng.integers(0, 40, 300)] + 0.25 * rng.normal(size=(300, 64))
         rows["waves"] = waves / np.linalg.norm(waves, axis=1, keepdims=True)
         left, right = np.arange(200), np.arange(200, 300)
-        expected = scan.near_duplicates(rows, left, right)
+        expected = checks.near_duplicates(rows, left, right)
         assert 50 < len(expected) < 100
-        monkeypatch.setattr(scan, "PAIRS", 700)  # three images at once
-        assert scan.near_duplicates(rows, left, right) == expected
-        monkeypatch.setattr(scan, "PAIRS", 1)
-        assert sorted(scan.near_duplicates(rows, left, right)) == sorted(expected)
+        monkeypatch.setattr(checks, "PAIRS", 700)  # three images at once
+        assert checks.near_duplicates(rows, left, right) == expected
+        monkeypatch.setattr(checks, "PAIRS", 1)
+        assert sorted(checks.near_duplicates(rows, left, right)) == sorted(expected)
 
 
 class TestPage:

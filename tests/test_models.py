@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lt_cb.losses import SoftmaxLoss
-from lt_cb.models import build_backbone, last_linear, resnet20, resnet32, resnet110, spare_small_images
+from lt_cb.models import build_backbone, last_linear, resnet20, resnet32, resnet110, spare_depthwise, spare_small_images
 from lt_cb.module import LongTailedClassifier
 
 
@@ -113,6 +115,16 @@ def test_bfloat16_gradients_of_small_images_are_right(kernel: int, stride: int, 
     with torch.autocast("cpu", torch.bfloat16):
         network(images).float().square().sum().backward()
     torch.testing.assert_close(network[0].weight.grad.double(), exact.weight.grad, rtol=0.02, atol=0.5)
+
+
+def test_depthwise_convolutions_use_float32_under_autocast() -> None:
+    network = nn.Conv2d(8, 16, 3, groups=8)
+    images = torch.randn(2, 8, 5, 5)
+    exact = network(images)
+    spare_depthwise(network)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(copy.deepcopy(network)(images.bfloat16().float()), network(images.bfloat16()))
+        assert torch.equal(network(images), exact)
 
 
 def test_a_vit_is_built_for_the_image_size() -> None:

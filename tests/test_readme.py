@@ -18,6 +18,8 @@ PAGES = {page.stem: page.read_text() for page in (ROOT / "README.md", *(ROOT / "
 LOSSES, CONTRIBUTING = PAGES["losses"], (ROOT / "CONTRIBUTING.md").read_text()
 QUICKSTART = ["fit", "--config", "configs/quickstart.yaml"]
 TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+FEW_HEADS = ["--folds=2", "--lambdas=[0.1,1]", "--betas=[0.9]", "--gammas=[1]", "--taus=[1]"]
+FEW_BATCHES = [f"--trainer.limit_{part}_batches=4" for part in ("train", "val", "test")]
 
 
 def blocks(language: str, page: str) -> list[str]:
@@ -43,7 +45,10 @@ def run(page: list[list[str]]) -> None:
                 main(["report", "runs"])
         elif args[0] == "fit":
             second = "--ckpt_path" in args and "second_stage" not in "".join(args)
-            main([*args, *TINY, *(["--trainer.max_epochs=2"] if second else [])])
+            fewer = FEW_BATCHES if "configs/several_labels.yaml" in args else []
+            main([*args, *TINY, *fewer, *(["--trainer.max_epochs=2"] if second else [])])
+        elif args[0] in ("recommend", "heads"):
+            main([*args, *FEW_HEADS])
         else:
             main(args)
 
@@ -103,10 +108,11 @@ def test_what_is_ones_own_takes_the_place_of_ours() -> None:
 @pytest.mark.slow
 def test_python_runs() -> None:
     main([*QUICKSTART, *TINY])
+    few = "limit_train_batches=4, limit_val_batches=4, limit_test_batches=4"
     for name, page in PAGES.items():
         elsewhere = {"trainers": "", "own_images": "new_photos"}.get(name, "no block")  # in test_trainers, test_export
         for block in (block for block in blocks("python", page) if elsewhere not in block):
-            exec(compile(block, "page", "exec"), {"__name__": "page"})
+            exec(compile(block.replace("max_epochs=1", f"max_epochs=1, {few}"), "page", "exec"), {"__name__": "page"})
 
 
 def test_the_grid_of_the_page_is_one() -> None:

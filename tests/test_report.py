@@ -382,7 +382,7 @@ ODD = [None, True, -1, 10**9, 10**400, 1.5, float("nan"), math.inf, "", "x", [],
 
 
 @hypothesis.settings(
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
 )
 @given(where=st.integers(0, 80), value=st.sampled_from(ODD), file=st.sampled_from(["result.json", "config.yaml"]))
 def test_a_damaged_run_is_named_and_the_others_are_reported(

@@ -19,9 +19,9 @@ from rich.text import Text
 import lt_cb
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.grouped import num_groups
+from lt_cb.evaluation import EvaluatedModule
 from lt_cb.hardware import processor
 from lt_cb.loggers import wandb_logger
-from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, commit, write_json
 from lt_cb.runs.record import SHOTS, Record, changes_training, training_callbacks
@@ -70,7 +70,7 @@ class ResultFile(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop the clock of a stage. After the test, write the record and print the table."""
         self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - self._started
-        if stage != "test" or not isinstance(pl_module, LongTailedClassifier):
+        if stage != "test" or not isinstance(pl_module, EvaluatedModule):
             return
         folder = trainer.log_dir  # a broadcast, which every process must join
         if not trainer.is_global_zero:
@@ -86,7 +86,7 @@ class ResultFile(Callback):
         if written:
             Console().print(f"Run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
 
-    def _record(self, trainer: Trainer, module: LongTailedClassifier, run: RunDir) -> Record:
+    def _record(self, trainer: Trainer, module: EvaluatedModule, run: RunDir) -> Record:
         data = trainer.datamodule if isinstance(trainer.datamodule, LongTailedDataModule) else None  # type: ignore[attr-defined]
         wandb = wandb_logger(trainer)
         device = trainer.strategy.root_device  # the module is back on the CPU by now
@@ -108,7 +108,8 @@ class ResultFile(Callback):
             groups=num_groups(data) if data else {},
             prior=module.prior,
             epochs=trainer.current_epoch if self.epochs is None else self.epochs,
-            checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path and not module.averaged else None,
+            averaged=[str(Path(name).absolute()) for name in module.averaged],
             callbacks=_training_callbacks(trainer, self._trained),
             history=self._history,
             parameters=sum(p.numel() for p in module.backbone.parameters()),
@@ -126,7 +127,7 @@ class ResultFile(Callback):
         )
 
 
-def _sets(module: LongTailedClassifier) -> dict[str, Any]:
+def _sets(module: EvaluatedModule) -> dict[str, Any]:
     """Return the measured coverage of prediction sets; nothing if they are not calibrated."""
     if "coverage" not in module.per_class:
         return {}
@@ -214,7 +215,7 @@ def _why_it_ended(trainer: Trainer) -> str:
     return "a callback has stopped it"
 
 
-def class_values(module: LongTailedClassifier, measure: str) -> list[float | None]:
+def class_values(module: EvaluatedModule, measure: str) -> list[float | None]:
     """Return C scores in [0, 1] of the last validation or test, None for a class without samples."""
     return [None if math.isnan(value) else value for value in module.per_class[measure]]
 
@@ -230,7 +231,8 @@ def _print_table(record: Record) -> None:
     if record.set_level is not None:
         titles.append(f"in its {record.set_level:.0%} set")
     numbers = [Column(title, justify="right") for title in ("training images", *titles)]
-    table = Table("class", *numbers, "", title=f"Test {titles[0]} by class")
+    averaged = f", average of {len(record.averaged)} checkpoints" if record.averaged else ""
+    table = Table("class", *numbers, "", title=f"Test {titles[0]} by class{averaged}")
     bar_width = 20 if len(measures) == 1 else 10
     scores = [record.per_class[name] for name in measures]
     if record.set_coverage is not None:

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lt_cb.callbacks.result import class_values, measure_title
+from lt_cb.evaluation import EvaluatedModule
 from lt_cb.loggers import WandB, wandb_logger
 from lt_cb.metrics import CONFUSION
-from lt_cb.module import LongTailedClassifier
 
 MAX_LINES = 20  # of the chart over epochs
 
@@ -39,7 +39,7 @@ class ClassesToWandB(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add an epoch to the chart."""
         logger = wandb_logger(trainer)
-        if logger is None or trainer.sanity_checking or not isinstance(pl_module, LongTailedClassifier):
+        if logger is None or trainer.sanity_checking or not isinstance(pl_module, EvaluatedModule):
             return
         labels, members = _bands(pl_module)
         measure = pl_module.task.measures[0]
@@ -57,7 +57,7 @@ class ClassesToWandB(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the names and counts of the classes."""
         logger = wandb_logger(trainer)
-        if logger is not None and isinstance(pl_module, LongTailedClassifier):
+        if logger is not None and isinstance(pl_module, EvaluatedModule):
             logger.log_hyperparams({"class_counts": pl_module.loss.class_counts, "class_names": pl_module.class_names})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,7 +68,7 @@ class ClassesToWandB(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the table, bars and confusion matrix."""
         logger = _send_table(trainer, pl_module, "test")
-        if logger is None or not isinstance(pl_module, LongTailedClassifier) or len(pl_module.class_names) > CONFUSION:
+        if logger is None or not isinstance(pl_module, EvaluatedModule) or len(pl_module.class_names) > CONFUSION:
             return
         import wandb
 
@@ -85,7 +85,7 @@ class ClassesToWandB(Callback):
         logger.log_metrics(charts, trainer.global_step)
 
 
-def _bands(module: LongTailedClassifier) -> tuple[list[str], list[np.ndarray]]:
+def _bands(module: EvaluatedModule) -> tuple[list[str], list[np.ndarray]]:
     """Return the label and class indices of each line, from the most to the least frequent class."""
     counts = np.array(module.loss.class_counts)
     members = np.array_split(np.argsort(-counts, kind="stable"), min(MAX_LINES, len(counts)))
@@ -97,7 +97,7 @@ def _bands(module: LongTailedClassifier) -> tuple[list[str], list[np.ndarray]]:
 def _send_table(trainer: Trainer, module: LightningModule, stage: str) -> WandB | None:
     """Send the table of the classes, and return its logger; None without one, and in all processes but the first."""
     logger = wandb_logger(trainer)
-    if logger is None or not trainer.is_global_zero or not isinstance(module, LongTailedClassifier):
+    if logger is None or not trainer.is_global_zero or not isinstance(module, EvaluatedModule):
         return None
     groups = {label: name for name, members in module.groups.items() for label in members}
     shots = [groups[label] for label in range(module.num_classes)]

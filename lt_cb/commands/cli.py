@@ -1,10 +1,9 @@
 """The command line: the only reader of words, configuration files, environment variables and checkpoints."""
 
-import importlib
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,17 +16,28 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lt_cb.commands.elsewhere import digests_in, is_elsewhere, kind_of
 from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.messages import run_command
-from lt_cb.commands.restored import check_kinds, check_named, plain_settings
-from lt_cb.commands.words import FIRST, LOSS, ConfigFile, class_options, environment, first_look, joined, resetting
+from lt_cb.commands.restored import check_kinds, check_named, custom_class, place_of, plain_settings
+from lt_cb.commands.words import (
+    ADAPTER,
+    FIRST,
+    LOSS,
+    ConfigFile,
+    checkpoint_paths,
+    class_options,
+    environment,
+    first_look,
+    joined,
+    resetting,
+)
 from lt_cb.data import LongTailedDataModule, sources
 from lt_cb.data.elsewhere import make_elsewhere, warn_of_training_images
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
+from lt_cb.models import merge_adapter
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
-from lt_cb.runs.folder import RunDir
 from lt_cb.runs.record import LOSS_FACTS
 from lt_cb.schedule import WarmupMultiStep
 from lt_cb.task import ONE_LABEL, SEVERAL_LABELS
@@ -39,10 +49,12 @@ CLASS_OPTIONS = (
 )
 Options = Mapping[str, tuple[Any, Any, str]]  # type, default and help, by name
 Defaults = Callable[[Namespace], Mapping[str, Any]]
+Adapts = Callable[[dict[str, Any], dict[str, Any], str | None], None]
+AVERAGES = ("predict", "test")  # commands of several checkpoints
 COMMON: Options = {
     "name": (str | None, "run", "Runs go to trainer.default_root_dir/NAME/version_N."),
     "folder": (str | None, None, "Folder of this run instead; it must have no run yet."),
-    "ckpt_path": (str | None, None, "Checkpoint to start from."),
+    "ckpt_path": (list[str] | str | None, None, "Checkpoint to start from; test and predict average several."),
     "model_class": (str | None, None, "Class path of a custom class, as --model."),
     "data_class": (str | None, None, "Class path of a custom class, as --data."),
     "trust_checkpoint": (
@@ -67,13 +79,14 @@ class CommandLine(LightningCLI):
         data_class: class of ``--data``, unless the words name another.
         uses: groups whose classes the command makes; a checkpoint may name custom classes for the others. Without
             ``data``, the command has no options of data.
-        defaults: returns defaults that follow from other options, by key, given the parsed options. Files do not
-            override them, as flags and environment variables do. Unused with ``--ckpt_path``.
+        defaults: returns defaults by key, given the parsed options; files override those of model and trainer.
+        adapts: changes the checkpoint's settings, given them, the checkpoint and ``--model.adapter``.
 
     Attributes:
         words: the words behind the command, after the words of environment variables.
         config: the parsed options.
-        checkpoint: content of ``--ckpt_path``, None without.
+        ckpt_paths: files of ``--ckpt_path``.
+        checkpoint: content of the first of them, None without.
         trained: configuration of the checkpoint's run.
         data: the data module, once `make_data` has made it.
         history: settings of earlier parts of the training, which its checkpoints will have.
@@ -88,22 +101,31 @@ class CommandLine(LightningCLI):
         data_class: type[LongTailedDataModule] = LongTailedDataModule,
         uses: Sequence[str] = ("model", "data"),
         defaults: Defaults | None = None,
+        adapts: Adapts | None = None,
     ) -> None:
-        self.command, self._options, self._defaults = command, options or {}, defaults
+        self._classes = {"model_class": model_class, "data_class": data_class}
+        self.command, self._options, self._uses = command, options or {}, uses
+        self._defaults, self._adapts = defaults, adapts
         self._groups = ("trainer", "model", "data") if "data" in uses else ("trainer", "model")
         self.data: LongTailedDataModule | None = None
-        self.words = [*environment(), *(joined(words) if "images" in self._options else words)]
+        self.words = [*environment(), *joined(words)]
         words = class_options(self.words)
         self._first = first_look(words)
         self.checkpoint: dict[str, Any] | None = None
         self.trained: dict[str, Any] = {}
         self.history: dict[str, Any] = {}
         self._unknown: dict[str, Any] = {}  # values of the checkpoint that the user must name
-        if self._first["ckpt_path"] is not None:
-            words = [*self._settings_of(self._first["ckpt_path"], uses), *words]
+        self.ckpt_paths: list[str] = self._first["ckpt_path"] or []
+        if len(self.ckpt_paths) > 1 and command not in AVERAGES:
+            raise InputError(
+                f"{command} takes one checkpoint, but --ckpt_path has {len(self.ckpt_paths)}: give one. Only "
+                f"{' and '.join(AVERAGES)} average several."
+            )
+        if self.ckpt_paths:
+            words = [*self._settings_of(self.ckpt_paths[0], uses), *words]
         super().__init__(
-            _custom_class("model", self._first["model_class"], model_class),
-            _custom_class("data", self._first["data_class"], data_class),
+            custom_class("model", self._first["model_class"], model_class),
+            custom_class("data", self._first["data_class"], data_class),
             args=words,
             parser_class=Parser,
             save_config_callback=None,
@@ -125,7 +147,9 @@ class CommandLine(LightningCLI):
         for name in ("model_class", "data_class"):
             self._first[name] = self._first[name] or settings.get(name)
         settings = {key: settings[key] for key in ("seed_everything", *self._groups, *FIRST) if key in settings}
-        place = _place_of(path, self.trained.get("name"))
+        if self._adapts is not None:
+            self._adapts(settings, self.checkpoint, self._first[ADAPTER])
+        place = place_of(path, self.trained.get("name"))
         settings["trainer"] |= place.pop("trainer", {})
         return ["--config", yaml.safe_dump(settings | place)]
 
@@ -173,14 +197,17 @@ class CommandLine(LightningCLI):
         if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
             self._set_default_loss(parser, args)
         config = parser.parse_args(args)
-        if self._defaults is not None and self.checkpoint is None:
-            parser.set_defaults(defaults := dict(self._defaults(config)))
-            ConfigFile.skipped = tuple(defaults)
+        if self._defaults and self.checkpoint is None and (defaults := dict(self._defaults(config))):
+            parser.set_defaults(defaults)
+            ConfigFile.skipped = tuple(key for key in defaults if key.startswith("data."))
             try:
                 config = parser.parse_args(args)
             finally:
                 ConfigFile.skipped = ()
-        for name in FIRST[:3]:
+        if (paths := checkpoint_paths(config.ckpt_path)) != self.ckpt_paths:
+            raise InputError(f"--ckpt_path is {self.ckpt_paths} and {paths}: give it once.")
+        config.ckpt_path = paths if len(paths) > 1 else next(iter(paths), None)
+        for name in FIRST[1:3]:
             if (config[name] or None) != (self._first[name] or None):
                 raise InputError(f"--{name} is '{self._first[name]}' and '{config[name]}': give it once.")
         if not 0 <= config.seed_everything < 2**32:  # NumPy's limits
@@ -257,14 +284,23 @@ class CommandLine(LightningCLI):
         self.config.model.loss = None
         self.config.model.loss = self.parser.parse_object({"model": {"loss": loss}}, self.config).model.loss
 
+    @cached_property
+    def others(self) -> list["CommandLine"]:
+        """The command lines of the further checkpoints: the same words for each."""
+        made: dict[str, Any] = {"options": self._options, "uses": self._uses, **self._classes}
+        words = [[*self.words, "--ckpt_path", path] for path in self.ckpt_paths[1:]]
+        return [CommandLine(self.command, each, **made) for each in words]
+
     def make_model(self) -> LongTailedClassifier:
-        """Return the model of the checkpoint with its weights, for a command without data."""
+        """Return the model of the checkpoint with its weights, made without data."""
         self.check_trained()
         content = dict(self.checkpoint or {})
         checkpoints.without_pretrained(self.config.model)
-        model: LongTailedClassifier = self.parser.instantiate_classes(self.config).model
+        facts = SimpleNamespace(**checkpoints.class_facts(content)) if "data" in self._groups else None
+        model: LongTailedClassifier = self.make_all(facts).model
         model.on_load_checkpoint(content)
         model.load_state_dict(content["state_dict"])
+        merge_adapter(model.backbone)
         return model
 
     def check_trained(self) -> None:
@@ -272,11 +308,11 @@ class CommandLine(LightningCLI):
         if self.checkpoint is None:
             raise InputError(f"{self.command} needs a trained model: set --ckpt_path to the checkpoint of a run.")
 
-    def make_all(self, data: LongTailedDataModule) -> Namespace:
+    def make_all(self, data: Any) -> Namespace:  # noqa: ANN401 - a data module, or what a model needs of it
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
-        self.parser.add_instantiator(lambda *_, **__: data, type(data), subclasses=False, prepend=True)
-        objects: Namespace = self.parser.instantiate_classes(self.config)
-        return objects
+        self.parser.add_instantiator(lambda *_, **__: data, self._datamodule_class, subclasses=False, prepend=True)
+        vars(self).pop("config_dump", None)  # hyper-parameters; Lightning keeps the first, of before `set_loss`
+        return self.parser.instantiate_classes(self.config)  # type: ignore[no-any-return]
 
     def config_yaml(self) -> str:
         """Return the configuration, resolved."""
@@ -284,7 +320,10 @@ class CommandLine(LightningCLI):
 
 
 def command(
-    options: Options, uses: Sequence[str] = ("model", "data"), defaults: Defaults | None = None
+    options: Options,
+    uses: Sequence[str] = ("model", "data"),
+    defaults: Defaults | None = None,
+    adapts: Adapts | None = None,
 ) -> Callable[[Callable[[CommandLine], None]], Callable[..., None]]:
     """Make a function of a `CommandLine` the command of its name; see `CommandLine` for the arguments.
 
@@ -294,7 +333,7 @@ def command(
 
     def decorate(function: Callable[[CommandLine], None]) -> Callable[..., None]:
         def run(words: Sequence[str], **classes: Any) -> None:  # noqa: ANN401 - of `CommandLine`
-            made = {"options": options, "uses": uses, "defaults": defaults, **classes}
+            made = {"options": options, "uses": uses, "defaults": defaults, "adapts": adapts, **classes}
             run_command(lambda: function(CommandLine(function.__name__, words, **made)))
 
         return run
@@ -305,27 +344,3 @@ def command(
 def _source(name: str) -> dict[str, Any]:
     """Return the options that choose a source of lt_cb."""
     return {"data": {"source": {"class_path": f"lt_cb.data.sources.{name}"}}}
-
-
-def _place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint
-    """Return the options that put new runs beside the run of a checkpoint, or below its name if it was moved."""
-    run = RunDir(Path(path).absolute().parent.parent)
-    if Path(path).parent.name != run.checkpoint.parent.name or not run.config.is_file():
-        return {"name": name} if re.fullmatch(r"[\w-]+", str(name)) else {}
-    root = run.path.parent.parent
-    root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
-    return {"name": run.path.parent.name, "trainer": {"default_root_dir": str(root)}}
-
-
-def _custom_class(which: str, path: Any, default: type[Any]) -> type[Any]:  # noqa: ANN401 - of a configuration
-    """Return the class of a path, or the default."""
-    if not path:
-        return default
-    module, _, name = str(path).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(f"--{which} is '{path}', which cannot be imported ({error}): give a class path.") from error
-    if not isinstance(found, type) or not issubclass(found, default):
-        raise InputError(f"--{which} is '{path}', but must be a class that derives from {default.__name__}.")
-    return found

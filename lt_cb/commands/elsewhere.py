@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, int64
 
-from lt_cb.data.sources.annotation_files import json_files
+from lt_cb.data.sources.annotations import json_files
 from lt_cb.data.sources.names import MODULES, OWN_IMAGES, canonical_source
 from lt_cb.data.sources.table_files import has_classes, tables_in
 from lt_cb.longtail.subset import Indices
@@ -49,9 +49,7 @@ def kind_of(data: Namespace) -> str | None:
         return None
     if root.is_file():
         fits = "COCO" if root.suffix.lower() == ".json" else "Manifest"
-    elif now == "ImageFolder" and has_classes(root):
-        return None
-    elif json_files(root):
+    elif not (now == "ImageFolder" and has_classes(root)) and json_files(root):
         fits = "COCO"
     else:
         fits = "Manifest" if now == "Manifest" and tables_in(root) else "ImageFolder"

@@ -2,18 +2,16 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from lt_cb.data import LongTailedDataModule
-from lt_cb.data.decode import Images, read_whole
+from lt_cb.data.decode import read_whole
 from lt_cb.data.images import call_with_each
-from lt_cb.data.scan import SIDE
-from lt_cb.data.sources.checks import ImageFiles
+from lt_cb.data.sources.checks import SIDE, ImageFiles
 from lt_cb.lab.report.document import data_uri, document, heading, table
-from lt_cb.longtail.subset import Indices, Labels, count_labels
+from lt_cb.longtail.subset import Indices, count_labels
 from lt_cb.text import printable
 
 THUMBNAIL = 80  # pixels of the longer side
@@ -31,55 +29,42 @@ figure { margin: 0; width: 9rem; } figcaption { font-size: .75rem; line-height: 
 @media (max-width: 40rem) { .class { grid-template-columns: 1fr; gap: .4rem; } .class img { height: 42px; } }"""
 
 
-@dataclass
-class Training:
-    """The training images that thumbnails are drawn from: their positions, labels and pictures."""
-
-    positions: Indices
-    labels: Labels
-    picture: Callable[[int], Image.Image]
-    title: Callable[[int], str]
-
-    @classmethod
-    def of_files(cls, files: ImageFiles) -> "Training":
-        """Return the readable training images."""
-        positions = files.readable[files.splits[files.readable] == "train"]
-        return cls(positions, files.labels[positions], _reader(files), lambda i: files.paths[i])
-
-    @classmethod
-    def of_arrays(cls, images: Images, labels: Labels) -> "Training":
-        """Return the training images of a data set in memory."""
-        return cls(np.arange(len(labels)), labels, lambda i: Image.fromarray(images[i].squeeze()), "image {}".format)
-
-
 def inspect_page(
     data: LongTailedDataModule,
-    training: Training,
     finding: Sequence[str],
     facts: Sequence[tuple[str, str]] = (),
     files: ImageFiles | None = None,
 ) -> str:
-    """Return the page. Class names and paths may hold any character."""
+    """Return the page. Class names and paths may hold any character. Without image files, read the training images."""
+    counts = {"train": data.class_counts}
+    title: Callable[[int], str] = "image {}".format
+    if files is None:
+        images, labels = data.source.load("train")
+        positions, picture = np.arange(len(labels)), lambda i: Image.fromarray(images[i].squeeze())
+    else:
+        positions, picture = files.readable[files.splits[files.readable] == "train"], _reader(files)
+        labels, title = files.labels[positions], files.paths.__getitem__
+        for split in files.source.splits[1:]:
+            counts[split] = count_labels(files.source.labels(split), len(data.class_names))
     order = sorted(range(len(data.class_counts)), key=lambda c: data.class_counts[c])  # the rarest class first
     large = MAX_LARGE if len(order) > MAX_CLASSES else 0
     shown = [*order[: MAX_CLASSES - large], *order[len(order) - large :]] if large else order
-    chosen = {c: _sample(training, c) for c in shown}
-    made = _thumbnails(training.picture, [i for rows in chosen.values() for i in rows])
+    chosen = {c: _sample(positions[labels == c if labels.ndim == 1 else labels[:, c] == 1]) for c in shown}
+    made = _thumbnails(picture, [i for rows in chosen.values() for i in rows])
     words = f"Training images, the rarest class first: a sample of {A_CLASS} of each, drawn with seed 0."
     if large:
         words += (
             f" {len(order) - len(shown)} of {len(order)} classes are left out, between the {MAX_CLASSES - large} "
             f"rarest and the {large} with the most images."
         )
-    counts = _counts(data, files)
     parts = [heading("Classes", words)]
     for c in shown:
-        images = "".join(_image(made, i, training.title(i)) for i in chosen[c])
+        row = "".join(_image(made, i, title(i)) for i in chosen[c])
         width = 100 * data.class_counts[c] / max(data.class_counts)
         numbers = ", ".join(f"{column[c]} {name}" for name, column in counts.items())
         parts.append(
             f'<div class="class"><div><b>{_text(data.class_names[c])}</b><br><span>{numbers}</span>'
-            f'<div class="bar" style="width: {width:.1f}%"></div></div><div class="row">{images}</div></div>'
+            f'<div class="bar" style="width: {width:.1f}%"></div></div><div class="row">{row}</div></div>'
         )
     parts += _of_files(files) if files is not None else []
     if facts:
@@ -101,9 +86,13 @@ def _of_files(files: ImageFiles) -> list[str]:
         left_out = f" The first {MAX_GROUPS} of {len(groups)} are shown." if len(groups) > MAX_GROUPS else ""
         listed = [group[:4] for group in groups[:MAX_GROUPS]]
         made = _thumbnails(_reader(files), [i for group in listed for i in group])
-        figures = ["".join(_figure(files, made, i) for i in group) for group in listed]
+        figure = "<figure>{}<figcaption><b>{}</b>, {}<br>{}</figcaption></figure>"
         parts += [heading(title, words + left_out), '<div class="pairs">']
-        parts += [*(f'<div class="row">{each}</div>' for each in figures), "</div>"]
+        for group in listed:
+            about = [(i, files.paths[i], _text(files.classes(i)), files.splits[i]) for i in group]
+            row = [figure.format(_image(made, i, path), names, split, _text(path)) for i, path, names, split in about]
+            parts.append(f'<div class="row">{"".join(row)}</div>')
+        parts.append("</div>")
     broken = {**dict.fromkeys(files.missing.tolist(), "there is no such file"), **files.unreadable}
     if broken:
         words = f"The first {MAX_NAMED} of {len(broken)} are listed." if len(broken) > MAX_NAMED else ""
@@ -115,24 +104,8 @@ def _of_files(files: ImageFiles) -> list[str]:
     return parts
 
 
-def _figure(files: ImageFiles, made: Mapping[int, str], i: int) -> str:
-    caption = f"<b>{_text(files.classes(i))}</b>, {files.splits[i]}<br>{_text(files.paths[i])}"
-    return f"<figure>{_image(made, i, files.paths[i])}<figcaption>{caption}</figcaption></figure>"
-
-
-def _counts(data: LongTailedDataModule, files: ImageFiles | None) -> dict[str, list[int]]:
-    """Return the images of each class for training, and in the other splits."""
-    counts = {"train": data.class_counts}
-    if files is not None:
-        for split in files.source.splits[1:]:
-            counts[split] = count_labels(files.source.labels(split), len(data.class_names))
-    return counts
-
-
-def _sample(training: Training, label: int) -> list[int]:
-    """Return the positions of some images of a class."""
-    is_class = training.labels == label if training.labels.ndim == 1 else training.labels[:, label] == 1
-    positions = training.positions[is_class]
+def _sample(positions: Indices) -> list[int]:
+    """Return some of the positions, always the same."""
     chosen = np.random.default_rng(0).permutation(len(positions))[:A_CLASS]
     return [int(i) for i in positions[np.sort(chosen)]]
 
@@ -157,7 +130,7 @@ def _thumbnails(picture: Callable[[int], Image.Image], positions: Sequence[int])
 
 
 def _image(made: Mapping[int, str], i: int, title: str) -> str:
-    return f'<img{made[i]} loading="lazy" alt="" title="{_text(title)}">'
+    return f'<img{made.get(i, "")} loading="lazy" alt="" title="{_text(title)}">'
 
 
 def _text(text: str) -> str:

@@ -9,21 +9,24 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 
+from lt_cb.average import Average
+from lt_cb.commands.average import trained_networks
 from lt_cb.commands.cli import CommandLine, Options, command
-from lt_cb.commands.prior import PRIOR, set_prior
+from lt_cb.commands.prior import PRIOR
 from lt_cb.commands.save import run_folder
 from lt_cb.commands.words import SEPARATOR
 from lt_cb.data.given import find_given
 from lt_cb.data.loaders.placement import folder_loader
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
-from lt_cb.features import MACHINE_OPTIONS
-from lt_cb.hardware import mixed_precision
+from lt_cb.features import CPU_BATCH_SIZE, MACHINE_OPTIONS
+from lt_cb.hardware import mixed_precision, reused_memory
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import RunDir, whole_file
 from lt_cb.task import LABEL_SEPARATOR
 from lt_cb.text import printable, spreadsheet_safe
 
+GPU_BATCH_SIZE = 128
 IMAGES: Options = {
     "images": (
         list[str] | str | None,
@@ -35,7 +38,7 @@ IMAGES: Options = {
         "refuse",
         "refuse, or skip images that cannot be read, with a warning.",
     ),
-    "batch_size": (int, 128, "Images a batch."),
+    "batch_size": (int | None, None, "Images a batch; default 128, on a CPU 32."),
     "num_workers": (int | None, None, "Processes that decode; default one a core."),
     **PRIOR,
 }
@@ -54,12 +57,29 @@ def trained_view(cli: CommandLine, model: LongTailedClassifier) -> View:
     return replace(view, **{name: data[name] for name in view.options if name in data})
 
 
-def image_loader(cli: CommandLine, model: LongTailedClassifier) -> tuple[list[Any], Any]:
+def _check_views(cli: CommandLine, networks: Sequence[LongTailedClassifier]) -> None:
+    """Raise InputError if two networks were trained on images of another size, scaling, crop or channels."""
+    lines = (cli, *cli.others)
+    views = [trained_view(line, network) for line, network in zip(lines, networks, strict=True)]
+    for path, view in zip(cli.ckpt_paths, views, strict=True):
+        if view != views[0]:
+            raise InputError(
+                f"'{path}' was trained on {_words(view)}, but '{cli.ckpt_paths[0]}' on {_words(views[0])}: average "
+                "checkpoints that see images alike."
+            )
+
+
+def _words(view: View) -> str:
+    return f"{view.channels} channels of {view.size} pixels ({view.interpolation}, {view.crop} crop)"
+
+
+def image_loader(cli: CommandLine, model: LongTailedClassifier, on_cpu: bool = True) -> tuple[list[Any], Any]:
     """Return the files of ``--images``, and a loader of batches of them."""
     config, skips = cli.config, cli.config.on_unreadable == "skip"
     given = config.images.split(SEPARATOR) if isinstance(config.images, str) else config.images
     view = trained_view(cli, model)
-    return folder_loader(given, view, config.batch_size, config.num_workers, skip_unreadable=skips)
+    size = config.batch_size if config.batch_size is not None else CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE
+    return folder_loader(given, view, size, config.num_workers, skip_unreadable=skips)
 
 
 def _ask_for_sets(model: LongTailedClassifier, level: float) -> None:
@@ -95,8 +115,14 @@ def predict(cli: CommandLine) -> None:
     config = cli.config
     if config.images is None and cli.checkpoint is not None:
         find_given([])
-    model = cli.make_model()
-    set_prior(cli, model)
+    if len(cli.ckpt_paths) > 1 and (config.sets is not None or config.unknown):
+        raise InputError(
+            f"--{'unknown' if config.sets is None else 'sets'} is calibrated for one network, and does not hold for an "
+            "average: give one --ckpt_path, or leave it out."
+        )
+    first, *further = networks = trained_networks(cli)
+    _check_views(cli, networks)
+    model = Average(networks, cli.ckpt_paths) if further else first
     classes = len(model.class_names)
     if not 1 <= config.top <= classes:
         raise InputError(f"--top is {config.top}, but must be from 1 to {classes}, the number of classes.")
@@ -106,17 +132,18 @@ def predict(cli: CommandLine) -> None:
             "their thresholds; --probabilities true adds a column for each class."
         )
     if config.sets is not None:
-        _ask_for_sets(model, config.sets)
+        _ask_for_sets(first, config.sets)
     if config.unknown:
-        _ask_for_unknown(model)
+        _ask_for_unknown(first)
     if config.top > 1 or config.probabilities:
         model.top = classes if config.probabilities else config.top
-    files, loader = image_loader(cli, model)
     if config.trainer.precision is None and config.model.fast == "auto":
         config.trainer.precision = mixed_precision(config.trainer.accelerator)
     machine = {name: config.trainer[name] for name in MACHINE_OPTIONS}
     trainer = Trainer(**machine, logger=run_folder(cli), enable_checkpointing=False)
-    batches: Any = trainer.predict(model, loader)
+    files, loader = image_loader(cli, first, on_cpu=trainer.strategy.root_device.type == "cpu")
+    with reused_memory():
+        batches: Any = trainer.predict(model, loader)
     folder = trainer.log_dir  # a broadcast that all processes must join
     if not trainer.is_global_zero or not batches:
         return
@@ -139,4 +166,5 @@ def predict(cli: CommandLine) -> None:
         writer = csv.writer(stream)
         writer.writerow(["file", *map(spreadsheet_safe, header)])
         writer.writerows(map(spreadsheet_safe, [str(path), *row]) for path, row in zip(files, rows, strict=True))
-    sys.stdout.write(f"Predictions of {len(files)} images: {printable(str(file))}\n")
+    by = f", averaged over {len(networks)} checkpoints" if further else ""
+    sys.stdout.write(f"Predictions of {len(files)} images{by}: {printable(str(file))}\n")

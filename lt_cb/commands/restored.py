@@ -8,6 +8,7 @@ import importlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import torchmetrics
@@ -22,6 +23,7 @@ from lt_cb.losses import Loss, Weighting
 from lt_cb.models import SecondStage
 from lt_cb.models.build import OURS, is_timm
 from lt_cb.module import LongTailedClassifier
+from lt_cb.runs.folder import RunDir
 
 
 class Kind(NamedTuple):
@@ -206,3 +208,27 @@ def _makes(found: Any, base: type[Any]) -> bool:  # noqa: ANN401 - an object
         except (NameError, TypeError, AttributeError):
             return False
     return isinstance(found, type) and issubclass(found, base)
+
+
+def place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint
+    """Return the options that put new runs beside the run of a checkpoint, or below its name if it was moved."""
+    run = RunDir(Path(path).absolute().parent.parent)
+    if Path(path).parent.name != run.checkpoint.parent.name or not run.config.is_file():
+        return {"name": name} if re.fullmatch(r"[\w-]+", str(name)) else {}
+    root = run.path.parent.parent
+    root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
+    return {"name": run.path.parent.name, "trainer": {"default_root_dir": str(root)}}
+
+
+def custom_class(which: str, path: Any, default: type[Any]) -> type[Any]:  # noqa: ANN401 - of a configuration
+    """Return the class of a path, or the default."""
+    if not path:
+        return default
+    module, _, name = str(path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise InputError(f"--{which} is '{path}', which cannot be imported ({error}): give a class path.") from error
+    if not isinstance(found, type) or not issubclass(found, default):
+        raise InputError(f"--{which} is '{path}', but must be a class that derives from {default.__name__}.")
+    return found

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lt_cb.callbacks import ResultFile
+from lt_cb.callbacks import BestEpoch, ResultFile
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.elsewhere import digests_in
 from lt_cb.data import LongTailedDataModule
@@ -119,15 +119,20 @@ def run_loggers(cli: CommandLine, options: Namespace) -> tuple[RunFolder, list[L
     return folder, further
 
 
-def run_trainer(cli: CommandLine, options: Namespace, loaded: dict[str, Any] | None = None) -> Trainer:
+def run_trainer(
+    cli: CommandLine,
+    options: Namespace,
+    loaded: dict[str, Any] | None = None,
+    further_callbacks: Sequence[Callback] = (),
+) -> Trainer:
     """Return the Trainer of a run: it logs to the run folder, and saves configuration, checkpoints and the result.
 
     ``options`` are the instantiated options of the Trainer, ``loaded`` checkpoints already read, by path.
     """
     folder, further = run_loggers(cli, options)
-    left_out = ResultFile if cli.command == "fit" else (ResultFile, *OF_FIT)
+    left_out = ResultFile if cli.command in ("fit", "finetune") else (ResultFile, *OF_FIT)
     callbacks = [c for c in as_list(options.callbacks) if not isinstance(c, left_out)]
-    callbacks += [ResultFile(), LastCheckpoint()]
+    callbacks += [ResultFile(), *further_callbacks, LastCheckpoint()]
     if not options.fast_dev_run:
         saves = SaveConfig(cli.parser, cli.config, save_to_log_dir=False)
         saves.history, saves.data = cli.history, cli.data
@@ -153,8 +158,9 @@ def make_trainer(
 
 
 def best_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
-    """Return the callback that keeps the best checkpoint, if there is one."""
-    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+    """Return the callback that keeps the best checkpoint, if there is one; in a fine-tuning it is its own."""
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    return next((c for c in kept if isinstance(c, BestEpoch)), next((c for c in kept if c.monitor), None))
 
 
 def written_checkpoint(trainer: Trainer, best: bool) -> Path | None:

@@ -16,17 +16,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lt_cb.callbacks import ClassesToWandB, ResultFile, SaveLogits
+from lt_cb.average import Average
+from lt_cb.callbacks import BestEpoch, ClassesToWandB, ResultFile, SaveLogits
 from lt_cb.callbacks.result import is_within_epoch, print_ending, trained_epochs
+from lt_cb.commands.average import check_data, trained_networks
 from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.lightning import check_features, check_switches
 from lt_cb.commands.messages import causes, input_error
+from lt_cb.commands.pretrained import of_pretrained
 from lt_cb.commands.prior import PRIOR, set_prior
 from lt_cb.commands.save import LastCheckpoint, as_list, best_checkpoint, make_trainer, run_trainer, written_checkpoint
+from lt_cb.commands.started import resumed_callbacks, start_callbacks
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.features import feature_trainer, frozen_features
-from lt_cb.hardware import mixed_precision
+from lt_cb.hardware import mixed_precision, reused_memory
 from lt_cb.loggers import WandB, check_loggers
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
@@ -41,16 +45,17 @@ FIT: Options = {
 
 
 class Session:
-    """Data, model and Trainer of fit, validate or test, checked before anything is written."""
+    """Data, model and Trainer of fit, finetune, validate or test, checked before anything is written."""
 
     def __init__(self, cli: CommandLine) -> None:
-        self.cli, self.fits = cli, cli.command == "fit"
+        self.cli, self.starts = cli, cli.command == "finetune"  # a new training from the checkpoint's weights
+        self.fits = self.starts or cli.command == "fit"
         self.change_loss = bool(cli.config.pop("change_loss", False))  # no part of the run's configuration
         self.test_best = bool(cli.config.pop("test_best", False))
         stage, trained = cli.config.model.second_stage, (cli.trained.get("model") or {}).get("second_stage")
         new = stage is not None and stage.class_path != (trained or {}).get("class_path")
         self.new_stage = cli.checkpoint is not None and new
-        self.resumes = self.fits and cli.checkpoint is not None and not self.new_stage
+        self.resumes = self.fits and cli.checkpoint is not None and not (self.new_stage or self.starts)
         self._check_options()
         self.data = cli.make_data()
         objects = self.make_objects()
@@ -59,9 +64,13 @@ class Session:
             if self.resumes and isinstance(logger, WandB):
                 logger.resume((cli.checkpoint or {}).get(checkpoints.WANDB))
         # absolute, as Lightning takes the names last, best and hpc for other files
-        self.ckpt_path = None if cli.checkpoint is None else str(Path(cli.config.ckpt_path).absolute())
+        self.ckpt_path = None if cli.checkpoint is None else str(Path(cli.ckpt_paths[0]).absolute())
         loaded = {} if self.ckpt_path is None or cli.checkpoint is None else {self.ckpt_path: cli.checkpoint}
-        self.trainer = run_trainer(cli, objects.trainer, loaded)
+        further = start_callbacks(cli, self.data) if self.starts else []
+        if self.resumes and cli.checkpoint is not None:
+            further = resumed_callbacks(cli.checkpoint)
+        self.test_best = self.test_best or bool(further)
+        self.trainer = run_trainer(cli, objects.trainer, loaded, further)
         self._check_objects()
 
     def make_objects(self) -> Namespace:
@@ -92,7 +101,7 @@ class Session:
         for key in ("logger", "callbacks"):  # an overlay given twice
             if isinstance(trainer[key], list):
                 trainer[key] = [value for i, value in enumerate(trainer[key]) if value not in trainer[key][:i]]
-        if not self.fits:
+        if not self.fits or self.starts:
             cli.check_trained()
         if cli.checkpoint is None and config.model.second_stage is not None:
             raise InputError("a second stage starts from a trained network: set --ckpt_path to its checkpoint.")
@@ -101,6 +110,9 @@ class Session:
         if not self.fits or cli.checkpoint is None or not cli.trained:
             return
         now, kept = yaml.safe_load(cli.config_yaml()), checkpoints.history(cli.checkpoint)
+        if checkpoints.head(cli.checkpoint) is not None:  # its settings of a training were not used
+            cli.history = kept | {"started from": "recommend"}
+            return
         cli.history = kept | compare.history(cli.trained, now, "resumed from" if self.resumes else "first stage")
         if self.resumes:
             if not self.change_loss:
@@ -123,7 +135,7 @@ class Session:
         if self.new_stage and stage is not None and stage.trains != self.fits:
             command = "fit" if stage.trains else "test"
             raise InputError(f"{type(stage).__name__} can only start from this checkpoint by lt-cb {command}.")
-        if self.new_stage and self.fits:
+        if (self.new_stage or self.starts) and self.fits:
             model.start_from(content)
             return
         model.on_load_checkpoint(dict(content))
@@ -150,11 +162,15 @@ class Session:
             )
 
 
-@command(FIT)
+@command(FIT, defaults=of_pretrained)
 def fit(cli: CommandLine) -> None:
     """Train, and test the last checkpoint, or with ``--test_best`` the best."""
-    session = Session(cli)
-    trainer, model, data = session.trainer, session.model, session.data
+    train(Session(cli))
+
+
+def train(session: Session) -> Path | None:
+    """Train, test the last or the best checkpoint, and return it; None if there is no file."""
+    cli, trainer, model, data = session.cli, session.trainer, session.model, session.data
     tested_as_features = feed_features(session)
     if cli.config.trainer.enable_model_summary is None:
         rank_zero_info(summary(model, data, str(cli.config.model.backbone)))
@@ -172,11 +188,12 @@ def fit(cli: CommandLine) -> None:
     folder = trainer.log_dir  # a broadcast that all processes must join
     if trainer.is_global_zero:
         print_ending(trainer, model.task.main_metric, folder, tested)
+        sys.stdout.writelines(f"{c.verdict(model)}\n" for c in trainer.checkpoint_callbacks if isinstance(c, BestEpoch))
     if tested_as_features:
         data.restore_images("test")
     if tested is None or not tested.is_file():  # fast_dev_run, or a strategy that writes folders
         trainer.test(model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
-        return
+        return None
     # a new model and Trainer, as in a new process: callbacks of the training may have changed the weights in memory
     checkpoints.without_pretrained(cli.config.model)
     objects = session.make_objects()
@@ -184,6 +201,7 @@ def fit(cli: CommandLine) -> None:
     tester = make_trainer(objects.trainer, trainer.loggers, [*kept, LastCheckpoint()])
     tester.fit_loop.load_state_dict(trainer.fit_loop.state_dict())  # epoch and step in metrics.csv
     tester.test(objects.model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
+    return tested
 
 
 @command({"verbose": (bool, True, "Print the metrics.")})
@@ -195,9 +213,12 @@ def validate(cli: CommandLine) -> None:
 
 @command(PRIOR)
 def test(cli: CommandLine) -> None:
-    """Evaluate a checkpoint on the test images; `ResultFile` prints a fuller table than Lightning."""
+    """Evaluate a checkpoint, or the average of several; `ResultFile` prints a fuller table than Lightning."""
+    check_data(cli)
     session, options = Session(cli), {"verbose": False, "weights_only": True}
-    session.trainer.test(session.model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
+    model = Average(trained_networks(cli), cli.ckpt_paths) if cli.others else session.model
+    with reused_memory():
+        session.trainer.test(model, datamodule=session.data, ckpt_path=session.ckpt_path, **options)
 
 
 def main(
@@ -225,7 +246,7 @@ def feed_features(session: Session) -> bool:
     if not model.is_frozen or data.augments or model.mix is not None or not isinstance(config.strategy, str):
         return False
     if session.resumes and session.cli.checkpoint is not None:  # `fit` loads it again, with its optimiser
-        model.backbone.load_state_dict(checkpoints.backbone_state(session.cli.checkpoint))
+        model.backbone.load_state_dict(model.backbone_state(session.cli.checkpoint))
     trainer = feature_trainer(config)
     for split in sorted({"train", data.validation_split}):
         data.replace_images(split, torch.from_numpy(frozen_features(model, data, split, trainer)[0]))
@@ -273,7 +294,11 @@ def check_last_batch(model: LongTailedClassifier, data: LongTailedDataModule, de
     last = data.num_images % (devices * data.batch_size)
     if data.batch_size > 1 and not 0 < last < 2 * devices:
         return
-    if model.is_frozen or not any(isinstance(module, _BatchNorm) for module in model.backbone.modules()):
+    if (
+        model.is_frozen
+        or model.freeze_norm
+        or not any(isinstance(module, _BatchNorm) for module in model.backbone.modules())
+    ):
         return
     image = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
     try:

@@ -18,7 +18,7 @@ from lt_cb.errors import InputError
 from lt_cb.runs.folder import ENVIRONMENT, is_option, parse_yaml, read_yaml, shipped
 
 FIRST = ("ckpt_path", "model_class", "data_class", "trust_checkpoint")  # they decide how the rest is read
-LOSS = "model.loss"
+LOSS, ADAPTER = "model.loss", "model.adapter"  # defaults depend on them
 SEPARATOR = "\0"  # between several values of one option: no word has it
 
 
@@ -108,17 +108,32 @@ def shell_command(*words: str) -> str:
     return ("" if not path else f"PYTHONPATH={shlex.quote(path)} ") + shlex.join([*start, *words])
 
 
-def joined(words: Sequence[str], option: str = "--images") -> list[str]:
+def joined(words: Sequence[str]) -> list[str]:
     """Return the words with all values behind an option as one, as the shell writes a pattern out as its files."""
+    options = ("--ckpt_path", "--images")
     joined: list[str] = []
     behind = False
     for word in words:
-        if behind and not word.startswith("-") and joined[-1] != option:
+        if behind and not word.startswith("-") and joined[-1] not in options:
             joined[-1] += SEPARATOR + word
             continue
-        behind = word == option or (behind and not word.startswith("-"))
+        behind = word in options or (behind and not word.startswith("-"))
         joined.append(word)
     return joined
+
+
+def checkpoint_paths(value: Any) -> list[str]:  # noqa: ANN401 - of a configuration or the command line
+    """Return the files of ``--ckpt_path``: one, several as `joined` writes them, a list in YAML, or none."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]") and not os.path.exists(value):
+        value = parse_yaml(value, "--ckpt_path")
+    paths = value.split(SEPARATOR) if isinstance(value, str) else [] if value is None else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise InputError(f"ckpt_path is {value!r}, but must be the path of a checkpoint, or a list of paths.")
+    paths = [path for path in paths if path]
+    files = [os.path.realpath(path) for path in paths]
+    if repeated := [path for i, path in enumerate(paths) if files[i] in files[:i]]:
+        raise InputError(f"--ckpt_path has '{repeated[0]}' twice: give each checkpoint once.")
+    return paths
 
 
 def class_options(words: Sequence[str]) -> list[str]:
@@ -133,19 +148,23 @@ class _Note(argparse.Action):
         settings: dict[str, Any] = {self.dest: None if value == "null" else value}
         if self.dest == "config":
             settings = read_config(value)
-        for name in FIRST[:3]:
+        if FIRST[0] in settings:
+            settings[FIRST[0]] = checkpoint_paths(settings[FIRST[0]])
+        for name in FIRST[1:3]:
             if not isinstance(settings.get(name), str | None):
                 raise InputError(f"{name} is {settings[name]!r} in a configuration file, but must be a text or null.")
+        if ADAPTER not in settings and "adapter" in settings.get("model", {}):
+            settings[ADAPTER] = settings["model"]["adapter"]
         loss = settings.get("model", {}).get("loss")
         if isinstance(loss, str) or (isinstance(loss, dict) and "class_path" in loss):
             settings[LOSS] = loss
-        vars(found).update({name: value for name, value in settings.items() if name in (*FIRST, LOSS)})
+        vars(found).update({name: value for name, value in settings.items() if name in (*FIRST, LOSS, ADAPTER)})
 
 
 def first_look(words: Sequence[str]) -> dict[str, Any]:
     """Return the options that must be known before the others can be parsed; `CommandLine` compares them afterwards."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("-c", "--config", action=_Note)
-    for name in (*FIRST, LOSS):
+    for name in (*FIRST, LOSS, ADAPTER):
         reader.add_argument(f"--{name}", action=_Note)
     return vars(reader.parse_known_args(words)[0])

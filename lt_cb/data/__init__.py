@@ -36,10 +36,10 @@ __all__ = [
     "class_counts_step",
 ]
 _MODULES = {
-    "Split": "lt_cb.data.sources.listing",
-    "LongTailedDataModule": "lt_cb.data.datamodule",
-    "class_counts_exponential": "lt_cb.longtail.profile",
-    "class_counts_step": "lt_cb.longtail.profile",
+    "Split": "data.sources.listing",
+    "LongTailedDataModule": "data.datamodule",
+    "class_counts_exponential": "longtail.profile",
+    "class_counts_step": "longtail.profile",
 }
 
 
@@ -47,8 +47,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
     """Import a public name."""
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    default = "lt_cb.longtail.sampler" if name.endswith("Sampler") else "lt_cb.data.sources.base"
-    return getattr(importlib.import_module(_MODULES.get(name, default)), name)
+    default = "longtail.sampler" if name.endswith("Sampler") else "data.sources.base"
+    return getattr(importlib.import_module(f"lt_cb.{_MODULES.get(name, default)}"), name)
 
 
 def __dir__() -> list[str]:

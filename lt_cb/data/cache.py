@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +61,18 @@ def read_cache(cache: Path) -> Arrays | None:
             return dict(archive)
     except Exception:  # damaged headers make numpy and zip raise all kinds of errors
         return None
+
+
+def cached(
+    name: str, files: Iterable[Path], action: str, make: Callable[[], npt.NDArray[Any]], key: str
+) -> npt.NDArray[Any]:
+    """Return an array that depends on a key and on files: from the cache, or made and written there."""
+    cache = cache_file(key, *map(stamp, files))
+    found = (read_cache(cache) or {}).get(name)
+    if found is None:
+        found = make()
+        write_cache(cache, action, {name: found})
+    return found
 
 
 def write_cache(cache: Path, action: str, arrays: Arrays) -> None:

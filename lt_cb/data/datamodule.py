@@ -110,14 +110,9 @@ class LongTailedDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("crop_padding", crop_padding, 0),
-            ("num_workers", num_workers or 0, 0),
-            ("subset_seed", subset_seed, 0),
-            ("seed", seed, 0),
-        ):
-            if value < least:
+        numbers = {"crop_padding": crop_padding, "num_workers": num_workers or 0, "subset_seed": subset_seed}
+        for name, value in {"batch_size": batch_size, **numbers, "seed": seed}.items():
+            if value < (least := int(name == "batch_size")):
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
         if not 0.0 <= val_fraction < 1.0:
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")
@@ -128,14 +123,9 @@ class LongTailedDataModule(LightningDataModule):
         hold_out_test(self.source, split)
         self.multi_label = self.source.multi_label  # targets are then int8 of shape (B, C), -1 for unknown
         self.task = Task.of(self.multi_label)
-        self.view = View(
-            self.source.image_size if image_size is None else image_size,
-            interpolation,
-            crop,
-            (CENTRE,) if mean is None else tuple(mean),
-            (CENTRE,) if std is None else tuple(std),
-            self.source.channels,
-        )
+        size = self.source.image_size if image_size is None else image_size
+        means, deviations = ((CENTRE,) if values is None else tuple(values) for values in (mean, std))
+        self.view = View(size, interpolation, crop, means, deviations, self.source.channels)
         self.skipped: dict[Split, int] = {}  # number of unreadable images skipped in each split
         if isinstance(self.source, FileSource):
             self.source.view = self.view
@@ -173,9 +163,8 @@ class LongTailedDataModule(LightningDataModule):
         if self.multi_label or groups is not None:
             labels = self.source.labels("train")
             check_labels(self.source, "train", labels)
-            rows, held_out = self._chosen = choose(
-                labels, self.subset, self.subset_counts, names, self.val_fraction, groups
-            )
+            self._chosen = choose(labels, self.subset, self.subset_counts, names, self.val_fraction, groups)
+            rows, held_out = self._chosen
             self.class_counts = count_labels(labels[rows], len(names))
             self.subset_counts = count_labels(labels[np.append(rows, held_out)], len(names))
             self.num_images, self.num_unlabelled = len(rows), count_unlabelled(labels[rows])
@@ -248,11 +237,8 @@ class LongTailedDataModule(LightningDataModule):
         if split in self._splits:
             return
         split = self.origin(split)
-        images: Any
-        if self._streams and isinstance(self.source, FileSource):
-            images, labels = self.source.files(split)
-        else:
-            images, labels = self.source.load(split)
+        source: Any = self.source
+        images, labels = source.files(split) if self._streams else source.load(split)
         if not self._streams and images.dtype != np.uint8:
             raise InputError(
                 f"the {split} images are {images.dtype}, but must be uint8 pixels of 0 to 255, (N, H, W, channels): "
@@ -295,6 +281,14 @@ class LongTailedDataModule(LightningDataModule):
     def restore_images(self, split: Split) -> None:
         """Make the loaders of a split yield images again."""
         del self._splits[split]
+
+    def images_at(self, split: Split, positions: Tensor) -> Tensor | Paths:
+        """Return images at some positions of a split, uint8 of shape (B, C, H, W), or their paths."""
+        self._load(split)
+        images: Tensor | Paths = self._splits[split][0]
+        if isinstance(self.source, FileSource):  # also if the images are in memory: machines decode their own
+            return self.source.files(self.origin(split))[0][self.rows[split][positions.numpy()]]  # type: ignore[no-any-return]
+        return images[positions]
 
     def ordered_dataloader(self, split: Split, positions: Tensor, batch_size: int | None = None) -> EpochLoader:
         """Return a loader of the images at some positions of a split, without augmentation; targets are positions."""

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from PIL import ExifTags, Image, ImageOps
 from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from lt_cb.data.view import View
 from lt_cb.errors import DataError
+from lt_cb.say import warn
 
 Images = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -60,9 +60,7 @@ def decode(file: Path, view: View) -> Images:
 
     An image of another size is scaled, its aspect kept, and cropped at the centre. Its EXIF orientation is applied.
     """
-    side = view.size
-    with _opened(file) as opened:
-        image = _converted(ImageOps.exif_transpose(opened), view.channels, file)
+    image, side = read_whole(file, view.channels)[0], view.size
     image = ImageOps.fit(image, (side, side), RESAMPLING[view.interpolation])
     return np.asarray(image).reshape(side, side, view.channels)
 
@@ -105,10 +103,9 @@ def _converted(image: Image.Image, channels: int, file: Path) -> Image.Image:
         values = np.asarray(image)
         worker = get_worker_info()  # only one process warns, and once
         if 0 < values.max() <= MAX_12_BIT and not (worker and worker.id) and _warned_16_bit.acquire(blocking=False):
-            rank_zero_warn(
+            warn(
                 f"'{file}' has 16 bits a pixel, but no value above {values.max()}: taken as 0 to 65535, it is almost "
-                "black. If it holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535.",
-                stacklevel=1,
+                "black. If it holds fewer bits, such as 10 or 12, scale the values of such files to 0 to 65535."
             )
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

@@ -5,19 +5,20 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
+from lt_cb.data.cache import cached
 from lt_cb.data.datamodule import LongTailedDataModule
 from lt_cb.data.sources.base import FileSource, Source
 from lt_cb.data.sources.listing import TEST_SHARE, Listing, Split, as_paths
 from lt_cb.data.sources.make import make_source
 from lt_cb.data.sources.tested import test_only
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
-from lt_cb.longtail.subset import Indices, Labels, count_labels
+from lt_cb.longtail.subset import Indices, count_labels
+from lt_cb.say import warn
 
 PART = 32_768  # bytes that are read at the beginning and in the middle of a file
 MAX_FILES = 100_000  # training images whose digests are kept; more have none
@@ -35,13 +36,11 @@ def training_digests(data: LongTailedDataModule) -> Indices | None:
 
 def file_digests(files: list[Path]) -> Indices:
     """Return a digest of the size and content of each file, int64 of shape (N,); cached until a file changes."""
-    cache = cache_file("digests 1", *map(stamp, files))
-    cached = read_cache(cache)
-    if cached is not None and "digests" in cached:
-        return cached["digests"]
-    digests: Indices = np.frombuffer(b"".join(map(_digest, files)), np.int64)
-    write_cache(cache, "reads the images", {"digests": digests})
-    return digests
+
+    def make() -> Indices:
+        return np.frombuffer(b"".join(map(_digest, files)), np.int64)
+
+    return cached("digests", files, "reads the images", make, "digests 1")
 
 
 def _digest(file: Path) -> bytes:
@@ -80,13 +79,24 @@ def make_elsewhere(
     with test_only(split) as found:
         made = make_source(source, root, task)
     if isinstance(made, FileSource):
-        choice = _choose(made, (*found, "test")[0], trained)
-        if choice.overlap and made.undivided is not None:
+        listing, overlap = made.listing("test"), _trained_on(made, trained)
+        words = f"all {len(listing.paths):,} images"
+        if made.undivided is None:
+            words = f"the {len(listing.paths):,} {(*found, 'test')[0]} images"
+        elif overlap:
             with suppress(InputError):  # such as classes of one image: none can be held out
-                moved = _held_out(make_source(source, root, task), options.get("split", TEST_SHARE), trained)
-                choice = moved or choice
-        _replace_images(made, adopt_classes(choice.listing, facts, root))
-        choice.say(root, split, trained is not None)
+                moved: Any = make_source(source, root, task)
+                moved.hold_out_test(moved.undivided, options.get("split", TEST_SHARE))
+                if not _trained_on(moved, trained):  # the data were moved: test as in training
+                    listing, overlap = moved.listing("test"), []
+                    words = f"the {len(listing.paths):,} held-out images, as in training,"
+        _replace_images(made, adopt_classes(listing, facts, root))
+        verb = "testing" if split == "test" else "validating on"
+        unknown = "; it does not say which images it was trained on, so make sure that none is here"
+        rank_zero_info(
+            f"{verb} {words} of '{root}' with the classes of the checkpoint{unknown if trained is None else ''}"
+        )
+        _warn(overlap, len(listing.paths), root, "Remove them.")
         made.channels = facts["in_channels"]  # grey for a network that was trained on grey images
         whole["source"] = lambda *_, **__: made
     with test_only(split):
@@ -104,53 +114,23 @@ def warn_of_training_images(source: Source, root: str, trained: Indices | None) 
     """Warn if held-out test images were trained on, as their choice has changed with ``split``, or with new images."""
     if isinstance(source, FileSource) and source.undivided is not None:
         remedy = "Set --data.split as in training, and give images added since then a folder of their own."
-        _choose(source, "test", trained).warn(root, remedy)
+        _warn(_trained_on(source, trained), len(source.listing("test").paths), root, remedy)
 
 
-class _Choice(NamedTuple):
-    """The images to test on, in words, and which of them are training images."""
-
-    listing: Listing
-    words: str
-    overlap: list[str]
-
-    def say(self, root: str, split: Split, is_known: bool) -> None:
-        """Say in one line which images are tested, and warn of training images among them."""
-        verb = "testing" if split == "test" else "validating on"
-        unknown = "" if is_known else "; it does not say which images it was trained on, so make sure that none is here"
-        rank_zero_info(f"{verb} {self.words} of '{root}' with the classes of the checkpoint{unknown}")
-        self.warn(root, "Remove them.")
-
-    def warn(self, root: str, remedy: str) -> None:
-        """Warn of training images, if there are any."""
-        if self.overlap:
-            rank_zero_warn(
-                f"{len(self.overlap):,} of the {len(self.listing.paths):,} images of '{root}' are training images of "
-                f"the checkpoint, so that the scores are too high: {enumerate_names(self.overlap)}. {remedy}",
-                stacklevel=1,
-            )
+def _trained_on(source: FileSource, trained: Indices | None) -> list[str]:
+    """Return the test images that are training images of the checkpoint."""
+    if trained is None:
+        return []
+    is_trained = np.isin(file_digests(as_paths(source.files("test")[0])), trained)
+    return list(map(os.fsdecode, source.listing("test").paths[is_trained].tolist()))
 
 
-def _choose(source: FileSource, split: str, trained: Indices | None) -> _Choice:
-    """Return the test images of a source, which are all its images if it is undivided."""
-    listing = source.listing("test")
-    count = f"{len(listing.paths):,}"
-    words = f"the {count} {split} images" if source.undivided is None else f"all {count} images"
-    overlap: list[str] = []
-    if trained is not None:
-        is_trained = np.isin(file_digests(as_paths(source.files("test")[0])), trained)
-        overlap = [os.fsdecode(path) for path in listing.paths[is_trained].tolist()]
-    return _Choice(listing, words, overlap)
-
-
-def _held_out(source: Source, share: float, trained: Indices | None) -> _Choice | None:
-    """Return the images that the training held out, if its data were moved to another place."""
-    if not isinstance(source, FileSource) or source.undivided is None:
-        return None
-    source.hold_out_test(source.undivided, share)
-    source.undivided = None
-    choice = _choose(source, "held-out", trained)
-    return None if choice.overlap else choice._replace(words=f"{choice.words}, as in training,")
+def _warn(overlap: list[str], total: int, root: str, remedy: str) -> None:
+    if overlap:
+        warn(
+            f"{len(overlap):,} of the {total:,} images of '{root}' are training images of the checkpoint, so that the "
+            f"scores are too high: {enumerate_names(overlap)}. {remedy}"
+        )
 
 
 def _replace_images(source: FileSource, listing: Listing) -> None:
@@ -168,44 +148,30 @@ def adopt_classes(listing: Listing, facts: Mapping[str, Any], root: str) -> List
     the training had not, and for another number of labels an image.
     """
     names: list[str] = facts["class_names"]
-    given, counts = listing.class_names, count_labels(listing.labels, len(listing.class_names))
-    used = [label for label, count in enumerate(counts) if count]
-    unknown = [given[label] for label in used if given[label] not in names]
-    if unknown:
+    labels, given = listing.labels, listing.class_names
+    used = [name for name, count in zip(given, count_labels(labels, len(given)), strict=True) if count]
+    if unknown := [name for name in used if name not in names]:
         raise InputError(
             f"'{root}' has images of {enumerate_names(unknown)}, but the checkpoint was trained on "
             f"{enumerate_names(names)}: rename these classes, or remove their images.{did_you_mean(unknown[0], names)}"
         )
     column = np.array([names.index(name) if name in names else -1 for name in given])
-    if missing := [name for name in names if name not in {given[label] for label in used}]:
-        rank_zero_warn(
-            f"'{root}' has no images of {enumerate_names(missing)}: the means leave these classes out.", stacklevel=1
-        )
-    labels = _several(listing, column, len(names), root) if facts["multi_label"] else _one(listing, column, root)
-    return Listing(listing.paths, labels, list(names))
-
-
-def _one(listing: Listing, column: Indices, root: str) -> Labels:
-    """Return class indices."""
-    if listing.labels.ndim == 1:
-        return column[listing.labels]
-    numbers = (listing.labels == 1).sum(1)
-    if wrong := int((numbers != 1).sum()):
-        raise InputError(
-            f"the checkpoint was trained on one label an image, but {wrong:,} of {len(numbers):,} images of '{root}' "
-            "have none or several: remove them, or train anew on several labels."
-        )
-    labels: Labels = column[(listing.labels == 1).argmax(1)]
-    return labels
-
-
-def _several(listing: Listing, column: Indices, num_classes: int, root: str) -> Labels:
-    """Return labels, int8 of shape (N, C); classes that the data do not name are unknown."""
-    given = listing.labels
-    if given.ndim == 1:
-        rank_zero_info(f"each of {len(given):,} images of '{root}' has one label: the others count as absent")
-        given = np.eye(len(column), dtype=np.int8)[given]
+    if missing := enumerate_names([name for name in names if name not in used]):
+        warn(f"'{root}' has no images of {missing}: the means leave these classes out.")
+    if not facts["multi_label"]:
+        if labels.ndim == 2:
+            numbers = (labels == 1).sum(1)
+            if wrong := int((numbers != 1).sum()):
+                raise InputError(
+                    f"the checkpoint was trained on one label an image, but {wrong:,} of {len(numbers):,} images of "
+                    f"'{root}' have none or several: remove them, or train anew on several labels."
+                )
+            labels = (labels == 1).argmax(1)
+        return Listing(listing.paths, column[labels], list(names))
+    if labels.ndim == 1:
+        rank_zero_info(f"each of {len(labels)} images of '{root}' has one label: the others count as absent")
+        labels = np.eye(len(column), dtype=np.int8)[labels]
     known = column >= 0
-    labels = np.full((len(given), num_classes), -1, np.int8)
-    labels[:, column[known]] = given[:, known]
-    return labels
+    several = np.full((len(labels), len(names)), -1, np.int8)
+    several[:, column[known]] = labels[:, known]
+    return Listing(listing.paths, several, list(names))

@@ -2,15 +2,13 @@
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lt_cb.data.decode import is_image
 from lt_cb.data.sources.tree import find_images, is_other, warn_of_others
 from lt_cb.errors import InputError, enumerate_names
+from lt_cb.say import warn
 
 REMEDY = "set --images to images, a folder, a pattern such as 'new/*.jpg', or a .txt file with a path on each line."
 LIST = ".txt"
@@ -24,12 +22,12 @@ def find_given(given: Sequence[str]) -> list[Path]:
     if not any(given):
         raise InputError(f"predict needs images: {REMEDY}")
     files = [file for text in given for file in _find(os.path.expanduser(text))]
-    counts = Counter(map(os.path.abspath, files))
-    if repeated := [name for name, count in counts.items() if count > 1]:
-        names = enumerate_names([os.path.relpath(name) for name in repeated])
-        rank_zero_warn(f"{len(repeated)} images are given more than once, and used once: {names}.", stacklevel=1)
-    first = {os.path.abspath(file): file for file in reversed(files)}
-    return [first[name] for name in counts]
+    first: dict[str, Path] = {}
+    repeated = {os.path.relpath(file) for file in files if first.setdefault(os.path.abspath(file), file) is not file}
+    if repeated:
+        names = enumerate_names(sorted(repeated))
+        warn(f"{len(repeated)} images are given more than once, and used once: {names}.")
+    return list(first.values())
 
 
 def _find(text: str) -> list[Path]:
@@ -53,18 +51,17 @@ def _find(text: str) -> list[Path]:
 
 def _in_list(file: Path) -> Iterator[Path]:
     """Yield the files of a list, whose paths start from its folder or from here."""
-    try:
-        lines = file.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
-    except OSError as error:
-        raise InputError(f"the list '{file}' cannot be read ({error.strerror}): {REMEDY}") from error
-    paths = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not paths:
+    lines = file.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
+    found: dict[str, Path | None] = {}
+    for number, path in enumerate(map(str.strip, lines), 1):
+        if path:
+            places = file.parent / path, Path(os.path.expanduser(path))
+            found[f"{path} (line {number})"] = next((place for place in places if place.is_file()), None)
+    if not found:
         raise InputError(f"the list '{file}' names no image: write a path on each line.")
-    places = {number: (file.parent / path, Path(os.path.expanduser(path))) for number, path in paths}
-    found = {number: next((place for place in both if place.is_file()), None) for number, both in places.items()}
-    if missing := [f"{path} (line {number})" for number, path in paths if found[number] is None]:
+    if missing := [name for name, place in found.items() if place is None]:
         raise InputError(
-            f"{len(missing)} of {len(paths)} images in the list '{file}' are not there: {enumerate_names(missing)}. "
+            f"{len(missing)} of {len(found)} images in the list '{file}' are not there: {enumerate_names(missing)}. "
             f"Write paths that start from '{file.parent}', or absolute ones."
         )
     yield from filter(None, found.values())

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split
 from lt_cb.errors import enumerate_names
+from lt_cb.say import warn
 
 if TYPE_CHECKING:
     from lt_cb.data.datamodule import LongTailedDataModule
@@ -31,22 +32,17 @@ def say_groups(data: "LongTailedDataModule", drawn: bool = False) -> None:
     """
     source, counts = data.source, num_groups(data)
     drawn = drawn or data.val_fraction > 0 or (isinstance(source, FileSource) and source.undivided is not None)
-    if counts:
-        listed = ", ".join(f"{count} {split}" for split, count in counts.items())
-        rank_zero_info(f"groups of '{source.group_name}' are kept together: {listed}; none is in two splits.")
-        _warn_of_missing(data)
-    elif drawn and source.group_hint:
+    if drawn and not counts and source.group_hint:
         rank_zero_info(source.group_hint)
         source.group_hint = ""  # said once
-
-
-def _warn_of_missing(data: "LongTailedDataModule") -> None:
-    """Warn of classes that have no validation images, because groups are not divided."""
+    if not counts:
+        return
+    listed = ", ".join(f"{count} {split}" for split, count in counts.items())
+    rank_zero_info(f"groups of '{source.group_name}' are kept together: {listed}; none is in two splits.")
     triples = zip(data.class_names, data.subset_counts, data.class_counts, strict=True)
     missing = enumerate_names([name for name, chosen, count in triples if chosen == count > 0])
     if missing and data.val_fraction:
-        rank_zero_warn(
+        warn(
             f"no validation image of {missing}: the images of such a class are in one group, or in groups that another "
-            "class needs for training.",
-            stacklevel=1,
+            "class needs for training."
         )

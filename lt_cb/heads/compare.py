@@ -41,7 +41,7 @@ def heads(cli: CommandLine) -> None:
 def _test(setup: Setup, l2_strengths: Sequence[float]) -> dict[Candidate, float]:
     """Return the balanced accuracy, or mean average precision, in [0, 1] of each candidate on the test images."""
     model, data = setup.model, setup.data
-    test, train = (frozen_features(model, data, split, setup.trainer) for split in ("test", "train"))
+    test, train = (frozen_features(model, data, split, setup.trainer, setup.cluster) for split in ("test", "train"))
     if not setup.trainer.is_global_zero:
         return {}
     basis = Basis.fit(torch.from_numpy(train[0]))

@@ -2,9 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from lt_cb.losses import Loss
 from lt_cb.losses.prior import assumed_prior, log_posterior
 from lt_cb.metrics import average_precision
 
+if TYPE_CHECKING:  # an optional part
+    from lt_cb.lab.cluster import Cluster
+
+Result = TypeVar("Result")
 REPEATS = 3  # the choice depends on the folds, and heads are cheap
 DEFAULT_L2 = 0.3  # L2 strength of the default choice
 TIE = 1e-9  # smaller differences of scores are rounding
@@ -143,15 +147,38 @@ def repeated_folds(
     return torch.stack([stratified_folds(targets, num_classes, folds, seed + j, groups) for j in range(repeats)])
 
 
-def cross_validate(data: FeatureSet, folds: Tensor, recipes: Sequence[Recipe], l2_strengths: Sequence[float]) -> Trial:
+def cross_validate(
+    data: FeatureSet,
+    folds: Tensor,
+    recipes: Sequence[Recipe],
+    l2_strengths: Sequence[float],
+    cluster: "Cluster | None" = None,
+) -> Trial:
     """Hold out each fold of `repeated_folds` once, solve all heads on the other images, and measure them on it."""
-    # the basis of the features uses no targets, and may have seen the held-out images
     splits = splits_of(folds)
-    counts, results = [], []
-    for held_out in progress(splits, "Heads of folds", len(splits)):
-        counts.append(data.select(held_out).class_counts)
-        results.append(measure_all(data.select(~held_out), data.select(held_out), recipes, l2_strengths))
+    counts = [data.select(held_out).class_counts for held_out in splits]
+    measured = _each(cluster, _measure_fold, splits, data, recipes, l2_strengths)
+    results = list(progress(measured, "Heads of folds", len(splits)))
     return Trial(torch.tensor(counts), {c: torch.stack([result[c] for result in results]) for c in results[0]})
+
+
+def _measure_fold(
+    held_out: Tensor, data: FeatureSet, recipes: Sequence[Recipe], l2_strengths: Sequence[float]
+) -> dict[Candidate, Tensor]:
+    # the basis of the features uses no targets, and may have seen the held-out images
+    return measure_all(data.select(~held_out), data.select(held_out), recipes, l2_strengths)
+
+
+def _each(
+    cluster: "Cluster | None",
+    function: Callable[..., Result],
+    items: Iterable[Any],
+    *shared: Any,  # noqa: ANN401
+) -> Iterable[Result]:
+    """Yield a function of each item, computed by a cluster if there is one."""
+    if cluster is not None:
+        return cluster.map(function, items, *shared)
+    return (function(item, *shared) for item in items)
 
 
 def splits_of(folds: Tensor) -> list[Tensor]:
@@ -170,18 +197,26 @@ class HeldOut(NamedTuple):
     rows: Tensor  #: index of the training image, int64 of shape (M,)
 
 
-def held_out_logits(data: FeatureSet, folds: Tensor, candidate: Candidate, l2_strengths: Sequence[float]) -> HeldOut:
+def held_out_logits(
+    data: FeatureSet,
+    folds: Tensor,
+    candidate: Candidate,
+    l2_strengths: Sequence[float],
+    cluster: "Cluster | None" = None,
+) -> HeldOut:
     """Solve a candidate on all folds of `repeated_folds` again, and return the logits of the held-out images."""
     path = [value for value in l2_strengths if value >= candidate.l2_strength]  # the larger ones are warm starts
-    logits, rows = [], []
-    for held_out in splits_of(folds):
-        train = data.select(~held_out)
-        loss = candidate.recipe.make(train.class_counts, train.num_unlabelled)
-        heads = solve_path(train, [loss], path, COMPARISON_TOLERANCE)[candidate.l2_strength]
-        logits.append(heads.logits(data.features[held_out])[0])
-        rows.append(held_out.nonzero()[:, 0])
-    index = torch.cat(rows)
+    splits = splits_of(folds)
+    logits = list(_each(cluster, _logits_of_fold, splits, data, candidate, path))
+    index = torch.cat([held_out.nonzero()[:, 0] for held_out in splits])
     return HeldOut(torch.cat(logits), data.targets[index], index)
+
+
+def _logits_of_fold(held_out: Tensor, data: FeatureSet, candidate: Candidate, path: Sequence[float]) -> Tensor:
+    train = data.select(~held_out)
+    loss = candidate.recipe.make(train.class_counts, train.num_unlabelled)
+    heads = solve_path(train, [loss], path, COMPARISON_TOLERANCE)[candidate.l2_strength]
+    return heads.logits(data.features[held_out])[0]
 
 
 def fit_temperature(loss: Loss, logits: Tensor, targets: Tensor) -> float:

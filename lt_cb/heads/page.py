@@ -89,7 +89,7 @@ def precision_table(names: Sequence[str], training: Sequence[int], rates: Tensor
         known = (100 * by_fold[~by_fold.isnan()]).tolist()
         deviation = f"{statistics.stdev(known):.1f}" if len(known) > 1 else "–"
         rows.append([name, str(images), f"{statistics.mean(known):.1f}" if known else "–", deviation])
-    header = ["class", "training images", "average precision, %", "standard deviation"]
+    header = ["class", "training images", "average precision, %", "deviation over folds"]
     return Section("Average precision of the classes", note, header, sorted(rows, key=lambda row: int(row[1])))
 
 
@@ -102,8 +102,10 @@ def html(
         row = {"dataset": "", "method": str(recipe), "lambda": l2_strength}
         mean = 100 * statistics.mean(each)
         values.append({**row, "value": round(mean, 3), "text": f"{mean:.1f}"})
-    scale = alt.Scale(type="log" if min(candidate.l2_strength for candidate in scores) > 0 else "symlog")
-    x, y = number(alt.X, "lambda", "L2 strength λ", scale=scale), number(alt.Y, "value", f"{metric} in %")
+    l2_strengths = sorted({candidate.l2_strength for candidate in scores})
+    scale = alt.Scale(type="log" if l2_strengths[0] > 0 else "symlog", nice=False, padding=16)
+    x = number(alt.X, "lambda", "L2 strength λ", scale=scale, axis=alt.Axis(values=l2_strengths))
+    y = number(alt.Y, "value", f"{metric} in %")
     _, color, shape = encodings(styles_of(str(candidate.recipe) for candidate in scores), values)
     shown = tooltip(**{"method": "method", "lambda": "λ", "text": "%, mean"})
     layers = (

@@ -7,17 +7,21 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lt_cb.commands.cli import CommandLine, command
+from lt_cb.commands.elsewhere import digests_in
 from lt_cb.commands.restored import plain_settings
 from lt_cb.commands.words import shell_command
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.grouped import say_groups
 from lt_cb.data.sources.base import FileSource
 from lt_cb.errors import enumerate_names
-from lt_cb.features import check_features, classifier_of, frozen_features
+from lt_cb.extract import classifier_of
+from lt_cb.features import check_features, frozen_features
+from lt_cb.hardware import reused_memory
 from lt_cb.heads import page
 from lt_cb.heads.answers import Answers, answers, write_suspects
 from lt_cb.heads.folds import (
@@ -67,10 +71,10 @@ class Solved(NamedTuple):
 @command(GRID, defaults=preprocessing)
 def recommend(cli: CommandLine) -> None:
     """Compare recipes by cross-validation on frozen features, and write and test a checkpoint with the best one."""
-    setup, config = set_up(cli), cli.config
+    setup, config, before = set_up(cli), cli.config, _trained_before(cli)
     classifier = classifier_of(setup.model)
     _check_images(setup.data, config.folds)
-    features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer)
+    features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer, setup.cluster)
     solved = None
     if setup.trainer.is_global_zero:
         values = torch.from_numpy(features)
@@ -79,7 +83,7 @@ def recommend(cli: CommandLine) -> None:
     solved = setup.trainer.strategy.broadcast(solved)
     assert solved is not None
     classifier.load_state_dict(solved.head)
-    run = _write(cli, setup, solved)
+    run = _write(cli, setup, solved, before)
     if setup.trainer.is_global_zero:
         _report(cli, setup, solved, run)
 
@@ -109,11 +113,11 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     assigned = repeated_folds(targets, num_classes, folds, data.subset_seed, _groups(data))
     basis = Basis.fit(features)
     train = basis.project(features, targets, num_classes)
-    trial = cross_validate(train, assigned, setup.recipes, l2_strengths)
+    trial = cross_validate(train, assigned, setup.recipes, l2_strengths, setup.cluster)
     choice = choose(trial.scores())
     recipe, l2_strength = choice.chosen
     loss = recipe.make(data.class_counts, data.num_unlabelled)
-    held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths)
+    held_out = held_out_logits(train, assigned, choice.chosen, l2_strengths, setup.cluster)
     thresholds = best_thresholds(held_out.logits, held_out.targets).tolist() if data.multi_label else None
     temperature = 1.0 if data.multi_label else fit_temperature(loss, held_out.logits, held_out.targets)
     answered = None if data.multi_label else answers(features, targets, loss, held_out, temperature, assigned)
@@ -123,7 +127,13 @@ def _solve(setup: Setup, features: Tensor, targets: Tensor, folds: int, l2_stren
     return Solved(head, temperature, thresholds, answered, trial, choice)
 
 
-def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
+def _trained_before(cli: CommandLine) -> Tensor | None:
+    """Return the digests of the images that trained the backbone: none if it is pretrained; None if not known."""
+    digests = np.empty(0, np.int64) if cli.checkpoint is None else digests_in(cli.checkpoint)
+    return None if digests is None else torch.from_numpy(digests)
+
+
+def _write(cli: CommandLine, setup: Setup, solved: Solved, trained_before: Tensor | None) -> RunDir:
     """Write the checkpoint that ``fit`` would write with the chosen loss, test it, and return its run folder.
 
     The checkpoint and the test are of a new network, as in a new process. The test starts from the images.
@@ -139,6 +149,8 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     model: LongTailedClassifier = cli.make_all(data).model
     model.backbone.load_state_dict(setup.model.backbone.state_dict())
     model.thresholds = solved.thresholds
+    model.head = {"l2_strength": solved.choice.chosen.l2_strength, "temperature": solved.temperature}
+    model.head["trained_before"] = trained_before
     if solved.answers is not None:
         model.set_scores, model.familiarity = solved.answers.set_scores, solved.answers.familiarity
     check_features(model, data, "train", setup.trainer)
@@ -146,7 +158,8 @@ def _write(cli: CommandLine, setup: Setup, solved: Solved) -> RunDir:
     trainer.strategy.connect(model)
     run = RunDir(str(trainer.log_dir))
     trainer.save_checkpoint(run.checkpoint)
-    trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
+    with reused_memory():
+        trainer.test(model, datamodule=data, ckpt_path=str(run.checkpoint), weights_only=True, verbose=False)
     return run
 
 
@@ -259,13 +272,13 @@ def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None
     title = printable(f"Recommendation: {place}, {str(cli.config.model.backbone).rpartition('.')[2]}")
     after = page.made_by(shell_command("recommend", *cli.words))
     write_text(run.recommendation_page, page.html(title, result, table, scores, metric, before, after))
-    lines = (f"Page: {run.recommendation_page}", result, f"Next: {_next_command(data, run)}")
+    lines = (f"Page: {run.recommendation_page}", result, f"Next: {next_command(data, run.checkpoint)}")
     sys.stdout.writelines(f"{printable(line)}\n" for line in lines)
 
 
-def _next_command(data: LongTailedDataModule, run: RunDir) -> str:
-    """Return a command to try the checkpoint: it predicts the test images, or tests if they are not in files."""
-    words, config = ["test", "--ckpt_path", str(run.checkpoint)], run.read_config()
+def next_command(data: LongTailedDataModule, checkpoint: Path) -> str:
+    """Return a command to try a checkpoint: it predicts the test images, or tests if they are not in files."""
+    words, config = ["test", "--ckpt_path", str(checkpoint)], RunDir(checkpoint.parent.parent).read_config()
     if isinstance(data.source, FileSource):
         files = [os.path.abspath(file) for file in image_names(data, "test")]
         place = Path(os.path.commonpath(files))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -20,6 +20,9 @@ from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 
+if TYPE_CHECKING:  # an optional part
+    from lt_cb.lab.cluster import Cluster
+
 LAMBDAS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 BETAS = (0.999, 0.9999)
 GAMMAS: tuple[float, ...] = ()
@@ -30,6 +33,9 @@ GRID: Options = {
     "betas": (list[float], list(BETAS), "Betas of the class weights, in [0, 1)."),
     "gammas": (list[float], list(GAMMAS), "Gammas of focal loss, at least 0."),
     "taus": (list[float], list(TAUS), "Taus of logit adjustment, at least 0."),
+    "on": (str | None, None, "Ray cluster to compute on: local, auto, ray://HOST:10001 or HOST:6379."),
+    "cpus": (float, 1.0, "With --on: cores of a task."),
+    "gpus": (float | None, None, "With --on: GPUs of a task, as 0.5; default 1 if there are any."),
 }
 
 
@@ -43,6 +49,7 @@ class Setup:
         model: model with the plain loss, whose backbone is frozen.
         run: Trainer of the run, with its folder and loggers.
         trainer: Trainer that computes features.
+        cluster: Ray cluster that computes features and heads; None computes them here.
     """
 
     recipes: list[Recipe]
@@ -50,6 +57,7 @@ class Setup:
     model: LongTailedClassifier
     run: Trainer
     trainer: Trainer
+    cluster: "Cluster | None" = None
 
 
 def set_up(cli: CommandLine) -> Setup:
@@ -86,7 +94,14 @@ def set_up(cli: CommandLine) -> Setup:
     if cli.checkpoint is not None:
         options.model.start_from(cli.checkpoint)
     run = run_trainer(cli, options.trainer)
-    return Setup(recipes, data, options.model, run, feature_trainer(options.trainer))
+    setup = Setup(recipes, data, options.model, run, feature_trainer(options.trainer))
+    if config.on is not None:
+        if setup.trainer.world_size > 1:
+            raise InputError("--on is set, and --trainer.devices or num_nodes too: set one of them.")
+        from lt_cb.lab.cluster import Cluster
+
+        setup.cluster = Cluster(config.on, config.cpus, config.gpus)
+    return setup
 
 
 def _check_grid(config: Namespace) -> None:

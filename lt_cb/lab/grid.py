@@ -8,16 +8,18 @@ import statistics
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lt_cb.errors import ArgumentParser, InputError
 from lt_cb.hardware import available_cores, available_memory
@@ -25,9 +27,12 @@ from lt_cb.lab.plan import Plan, Run, read_plan
 from lt_cb.lab.work import prepare, train
 from lt_cb.runs.folder import TERMINATED, is_option, shipped
 
+MAX_AT_ONCE = 256  # runs that a cluster is given at a time
 RUN_BYTES = 2 * 10**9  # upper bound of the main memory of a training on small images
 WAIT_S = 0.5  # between looks at a run that another command trains
 RESUMES = "the same command resumes from the last checkpoints."
+# trains a prepared run until an event is set, calls a function with the machine when it starts, returns the outcome
+TrainRun = Callable[[Run, threading.Event, Callable[[str], None]], str]
 
 
 def main(args: Sequence[str]) -> int:
@@ -36,27 +41,49 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("file", help="grid file, as configs/grids/digits.yaml or lt_cb:grids/digits")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
     parser.add_argument("--devices", help="GPUs that each train one run at a time: 0,1,2,3; 0,0 trains two on one")
-    parser.add_argument("--shard", default="1/1", help="train only the i-th of n parts of the runs: i/n")
+    parser.add_argument("--on", help="Ray cluster to train on: local, auto, ray://HOST:10001 or HOST:6379")
+    parser.add_argument("--cpus", type=float, default=1.0, help="with --on: cores of a run")
+    parser.add_argument("--gpus", type=float, help="with --on: GPUs of a run, as 0.25; default 1 if there are any")
     options = parser.parse_args(args)
     if given := [name for name in sorted(os.environ) if is_option(name)]:
         raise InputError(f"{given[0]} is set, but a grid takes options from its file alone: unset it.")
     plan = read_plan(Path(shipped(options.file)))
-    runs = _shard(plan.runs, options.shard)
-    environments = _environments(options.devices, sum(run.state != "done" for run in runs))
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-    _print_plan(console, plan, runs, len(environments), list_runs=options.dry_run)
+    to_do = sum(run.state != "done" for run in plan.runs)
+    if options.on is not None:
+        return _train_on_cluster(options, console, plan, to_do)
+    environments = _environments(options.devices, to_do)
+    _print_plan(console, plan, len(environments), list_runs=options.dry_run)
     if options.dry_run:
         return 0
-    for run in runs:
-        prepare(run)
-    return _Training(console, runs, environments).run()
+    readers = max(1, available_cores() // len(environments))
+    trainers = [partial(_train_here, environment, readers) for environment in environments]
+    return _Training(console, plan.runs, trainers).run()
 
 
-def _shard(runs: list[Run], shard: str) -> list[Run]:
-    index, _, count = shard.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise InputError(f"--shard is '{shard}', but must be i/n with i from 1 to n.")
-    return runs[int(index) - 1 :: int(count)]
+def _train_on_cluster(options: Namespace, console: Console, plan: Plan, to_do: int) -> int:
+    if options.devices is not None:
+        raise InputError("--devices is for this machine, but --on names a cluster: set --gpus instead.")
+    from lt_cb.lab.cluster import Cluster, Trainings
+
+    cluster = Cluster(options.on, options.cpus, options.gpus)
+    trainings = Trainings(cluster)
+    try:
+        _print_plan(console, plan, cluster.slots, list_runs=options.dry_run)
+        if options.dry_run:
+            return 0
+        # more than fit now: Ray queues them, and machines may join
+        return _Training(console, plan.runs, [trainings.train] * max(1, min(to_do, MAX_AT_ONCE))).run()
+    finally:
+        trainings.close()
+        cluster.close()
+
+
+def _train_here(
+    environment: Mapping[str, str], readers: int, run: Run, stop: threading.Event, started: Callable[[str], None]
+) -> str:
+    started("")
+    return train(run, environment, readers, stop)
 
 
 def _environments(devices: str | None, num_to_do: int) -> list[dict[str, str]]:
@@ -74,12 +101,10 @@ def _environments(devices: str | None, num_to_do: int) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": str(threads)}] * num_at_once if num_at_once > 1 else [{}]
 
 
-def _print_plan(console: Console, plan: Plan, runs: list[Run], num_at_once: int, list_runs: bool) -> None:
-    states = [run.state for run in runs]
+def _print_plan(console: Console, plan: Plan, num_at_once: int, list_runs: bool) -> None:
+    states = [run.state for run in plan.runs]
     done, to_do, changed = (states.count(state) for state in ("done", "to do", "changed"))
     console.print(f"{plan.num_named} named, {len(plan.runs)} distinct runs in {plan.folder}")
-    if len(runs) < len(plan.runs):
-        console.print(f"{len(runs)} of them in this shard")
     console.print(f"{done} done, {to_do} to do, {num_at_once} at a time")
     if changed:
         console.print(f"{changed} changed: their folders hold runs of another configuration")
@@ -89,15 +114,15 @@ def _print_plan(console: Console, plan: Plan, runs: list[Run], num_at_once: int,
         left = _time(seconds * to_do / num_at_once)
         console.print(f"{_time(seconds)} of training a run so far: about {left} left")
     if list_runs:
-        for run, state in zip(runs, states, strict=True):
+        for run, state in zip(plan.runs, states, strict=True):
             console.print(f"{state:7} {run.title}" + f" (also {', '.join(run.aliases)})" * bool(run.aliases))
 
 
 class _Training:
-    """Training of runs, at most one at a time with each of the environments."""
+    """Training of runs, at most one at a time by each of the functions."""
 
-    def __init__(self, console: Console, runs: list[Run], environments: list[dict[str, str]]) -> None:
-        self.runs, self.environments, self.console = runs, environments, console
+    def __init__(self, console: Console, runs: list[Run], trainers: Sequence[TrainRun]) -> None:
+        self.runs, self.trainers, self.console = runs, trainers, console
         self.outcomes = {run.title: "done" for run in runs if run.dir.is_done}
         self.waiting = deque(run for run in runs if run.title not in self.outcomes)
         self.stop = threading.Event()
@@ -108,13 +133,15 @@ class _Training:
 
     def run(self) -> int:
         """Train until all runs have ended or a signal comes; return the exit code."""
+        for run in self.runs:
+            prepare(run)
         with (
             _stopped_by_signals(self.stop) as signals,
             self.table,
-            ThreadPoolExecutor(len(self.environments)) as pool,
+            ThreadPoolExecutor(len(self.trainers)) as pool,
         ):
             self._count()
-            futures = [pool.submit(self._work, environment) for environment in self.environments]
+            futures = [pool.submit(self._work, train_run) for train_run in self.trainers]
             wait(futures, return_when=FIRST_EXCEPTION)
             self.stop.set()
             for future in futures:
@@ -124,7 +151,7 @@ class _Training:
             return TERMINATED if signals[0] == signal.SIGTERM else 1
         return self._summarize()
 
-    def _work(self, environment: dict[str, str]) -> None:
+    def _work(self, train_run: TrainRun) -> None:
         """Train one waiting run after the other. A run that another command trains waits behind the others."""
         while not self.stop.is_set():
             try:
@@ -133,24 +160,33 @@ class _Training:
                 return
             try:
                 with FileLock(run.dir.lock, timeout=0):
-                    self.outcomes[run.title] = self._train(run, environment)
+                    self.outcomes[run.title] = self._train(run, train_run)
                 self._count()
             except Timeout:
                 self.waiting.append(run)
                 self.stop.wait(WAIT_S)
 
-    def _train(self, run: Run, environment: dict[str, str]) -> str:
+    def _train(self, run: Run, train_run: TrainRun) -> str:
         """Train a locked run, unless another command has trained it since the start; return its outcome."""
         if run.dir.is_done:
             return "done"
         if run.dir.error.exists():
             return "failed"
-        if not self.console.is_terminal:
-            self.console.print(f"started {run.title}")
-        begin, row = time.monotonic(), self.table.add_task(run.title, total=None)
-        readers = max(1, available_cores() // len(self.environments))
-        outcome = train(run, environment, readers, self.stop)
-        self.table.remove_task(row)
+        begin, rows = time.monotonic(), list[TaskID]()
+
+        def started(machine: str) -> None:
+            nonlocal begin
+            begin = time.monotonic()
+            title = f"{run.title} on {machine}" if machine else run.title
+            if not self.console.is_terminal:
+                self.console.print(f"started {title}")
+            for row in rows:  # on a machine that was lost
+                self.table.remove_task(row)
+            rows[:] = [self.table.add_task(title, total=None)]
+
+        outcome = train_run(run, self.stop, started)
+        for row in rows:
+            self.table.remove_task(row)
         self.console.print(f"{outcome} {run.title} ({_time(time.monotonic() - begin)})")
         return outcome
 

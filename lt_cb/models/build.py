@@ -75,9 +75,26 @@ def pretrained_cfg(name: str) -> Mapping[str, Any] | None:
         return getattr(custom, "pretrained_cfg", None)
     import timm
 
-    pretrained = is_timm(name) and timm.is_model_pretrained(name)
-    config = timm.get_pretrained_cfg(name) if pretrained else None
+    config = timm.get_pretrained_cfg(name) if has_timm_weights(name) else None
     return None if config is None else dataclasses.asdict(config)
+
+
+def has_weights(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a network is made with pretrained weights, by timm or by a function that describes them."""
+    custom = _find(name)
+    return bool(options.get("pretrained")) if custom is None else hasattr(custom, "pretrained_cfg")
+
+
+def with_weights(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a network with ``pretrained``, if timm has weights for it."""
+    return {**options, "pretrained": True} if has_timm_weights(name) else dict(options)
+
+
+def has_timm_weights(name: str) -> bool:
+    """Return whether a name is a model of timm with pretrained weights."""
+    import timm
+
+    return is_timm(name) and timm.is_model_pretrained(name)
 
 
 def is_timm(name: str) -> bool:
@@ -116,6 +133,6 @@ def _call(name: str, make: Callable[..., nn.Module], **options: Any) -> nn.Modul
         why = str(error).partition("\n")[0]
         raise InputError(
             f"the weights of model '{name}' cannot be downloaded or read ({why}): offline, copy their file to this "
-            "machine and set --model.backbone_args.pretrained_cfg_overlay.file to it, or set --model.backbone to the "
-            "path of a custom function that loads them."
+            "machine and set --model.backbone_args.pretrained_cfg_overlay '{file: FILE}', or set --model.backbone to "
+            "the path of a custom function that loads them."
         ) from error

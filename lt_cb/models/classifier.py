@@ -14,9 +14,18 @@ Linear = TypeVar("Linear", bound=nn.Linear)
 
 
 def last_linear(backbone: nn.Module, num_classes: int) -> nn.Linear | None:
-    """Return the last linear layer with ``num_classes`` outputs, or None."""
-    layers = [m for m in backbone.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
+    """Return the last linear layer with ``num_classes`` outputs, or None; layers of adapters do not count."""
+    layers = [
+        module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == num_classes and ".lora_" not in name
+    ]
     return layers[-1] if layers else None
+
+
+def classifier_name(backbone: nn.Module, num_classes: int) -> str:
+    """Return the name of the last linear layer; raise InputError if there is none."""
+    return _name_of(_classifier(backbone, num_classes), backbone)
 
 
 def _classifier(backbone: nn.Module, num_classes: int) -> nn.Linear:

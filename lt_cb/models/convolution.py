@@ -1,4 +1,7 @@
-"""Workaround for wrong gradients of bfloat16 convolutions on CPUs."""
+"""Workarounds for wrong or slow gradients of bfloat16 convolutions on CPUs."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +27,18 @@ def spare_small_images(network: nn.Module) -> None:
     for layer in network.modules():
         if type(layer) is nn.Conv2d:
             layer.__class__ = SmallImageConv2d  # keeps weights, hooks and references
+
+
+def spare_depthwise(network: nn.Module) -> None:
+    """Let the depthwise convolutions of a network use float32, also under autocast, in place.
+
+    Their bfloat16 gradients are slow on CPUs: an EfficientNet-Lite0 trains in 60 % of the time without them.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            layer.forward = partial(_in_float32, layer.forward)  # type: ignore[method-assign]
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())

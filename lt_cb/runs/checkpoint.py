@@ -17,7 +17,7 @@ from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 from lt_cb.runs.folder import BEFORE, MAX_ALIASED, is_larger, parse_yaml
 from lt_cb.runs.record import LOSS_FACTS
-from lt_cb.runs.schema import PerClass, mismatch
+from lt_cb.runs.schema import PerClass, Seconds, mismatch
 from lt_cb.unknown import Familiarity
 
 CONFIG = "lt_cb_config"  # resolved configuration of the run, as YAML
@@ -27,6 +27,8 @@ TRAINED_ON = "lt_cb_trained_on"  # digests of the training images, see `lt_cb.da
 THRESHOLDS = "lt_cb_thresholds"  # several labels an image: logits from which each label is predicted
 SET_SCORES = "lt_cb_set_scores"  # one label an image: scores of held-out images, see `lt_cb.sets`
 FAMILIARITY = "lt_cb_familiarity"  # one label an image: `lt_cb.unknown.Familiarity`
+HEAD = "lt_cb_head"  # how ``recommend`` solved the head, see `lt_cb.evaluation.EvaluatedModule.head`
+LEFT_OUT = "lt_cb_left_out"  # adapters: name and digest of the backbone whose weights the checkpoint leaves out
 METRICS = "lt_cb_metrics"  # of the last epoch; the run folder gets them after the checkpoint
 BACKBONE, LOSS = "backbone.", "loss."  # prefixes in the state dict
 DATA_FACTS = ("class_names", "image_size", "in_channels", "mean", "std", "multi_label")  # the data give them to a model
@@ -225,6 +227,20 @@ def familiarity(content: Mapping[str, Any]) -> Familiarity | None:
         raise InputError(f"the checkpoint's measure of unknown images is damaged ({error}).") from error
 
 
+def head(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how ``recommend`` solved the head, None for any other: its ``l2_strength`` and ``temperature``.
+
+    ``trained_before`` has the digests of the images that trained the backbone, None if they are not known.
+    """
+    kept: dict[str, Any] | None = content.get(HEAD)
+    if kept is None:
+        return None
+    numbers = {name: kept.get(name) for name in ("l2_strength", "temperature")} if isinstance(kept, dict) else {}
+    if not numbers or mismatch(numbers, dict[str, Seconds], 0):
+        raise InputError("the checkpoint's description of its head is damaged: run lt-cb recommend again.")
+    return kept
+
+
 def history(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of earlier parts of the training that differ from its last part."""
     kept = content.get(HISTORY)
@@ -236,6 +252,16 @@ def backbone_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights of the backbone."""
     state = content["state_dict"]
     return {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
+
+
+def left_out(content: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return name and digest of the backbone whose weights a checkpoint leaves out; None if it has all weights."""
+    kept = content.get(LEFT_OUT)
+    if kept is None:
+        return None
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(key), str) for key in ("name", "sha256")):
+        raise InputError("the checkpoint does not name the backbone of its adapters: the checkpoint is damaged.")
+    return kept["name"], kept["sha256"]
 
 
 def describe(hparams: MutableMapping[str, Any]) -> None:

@@ -77,7 +77,8 @@ class Record:
     groups: dict[str, int] = field(default_factory=dict)  #: groups, such as patients, by split; empty without groups
     prior: PerClass[Rate] | None = None  #: class shares given by ``--prior``
     epochs: int | None = None  #: completed epochs of training
-    checkpoint: str | None = None  #: tested file; None for the weights as they were
+    checkpoint: str | None = None  #: tested file; None for the weights as they were, or an average
+    averaged: list[str] = field(default_factory=list)  #: files of an average; training facts are those of the first
     callbacks: list[Callback] | None = None  #: callbacks that change the training; None if unknown
     history: dict[str, Any] = field(default_factory=dict)  #: settings of earlier parts of the training
     seed_everything: int | None = None  #: seed of the training
@@ -119,7 +120,8 @@ class Record:
     @property
     def tested(self) -> str:
         """Kind of the tested checkpoint, ``last``, ``best`` (any other file) or ``none``."""
-        return "none" if not self.checkpoint else "last" if Path(self.checkpoint).stem.startswith("last") else "best"
+        file = self.checkpoint or next(iter(self.averaged), None)
+        return "none" if not file else "last" if Path(file).stem.startswith("last") else "best"
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""

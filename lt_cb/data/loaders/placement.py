@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lt_cb.data.given import find_given
@@ -19,8 +19,10 @@ from lt_cb.data.sources.listing import Paths, encode
 from lt_cb.data.view import View
 from lt_cb.errors import InputError
 from lt_cb.hardware import available_cores, available_memory
+from lt_cb.say import warn
 
 SHARED_MEMORY = "/dev/shm"  # batches of workers come through it
+_warn_once = cache(warn)  # for the loaders of all splits together
 PREFETCHED = 2  # batches that each worker of a DataLoader has ready
 
 
@@ -62,12 +64,6 @@ def fits_in_shared_memory(batch_size: int, workers: int, view: View, copies: int
             "--shm-size=8g), or lower --data.num_workers or --data.batch_size."
         )
     return not workers or needed <= free
-
-
-@cache
-def _warn_once(message: str) -> None:
-    """Warn, for the loaders of all splits together."""
-    rank_zero_warn(message, stacklevel=1)
 
 
 def _fits(count: int, needed: int, free: int, otherwise: str) -> bool:

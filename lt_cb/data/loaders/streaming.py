@@ -50,6 +50,18 @@ class StreamingLoader(EpochLoader):
             generator=torch.Generator(),  # otherwise each epoch would advance the global generator
         )
 
+    @property
+    def _iterator(self) -> object:
+        """The worker processes, which Lightning stops by this name once it has shown the last epoch.
+
+        Left to the garbage collector, each of them stops the program for 5 seconds.
+        """
+        return self._decoded._iterator
+
+    @_iterator.setter
+    def _iterator(self, stopped: None) -> None:
+        self._decoded._iterator = stopped
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images, uint8 of shape (B, C, H, W) in channels-last memory, and targets, int64 of shape (B,)."""
         draws = self._draw()

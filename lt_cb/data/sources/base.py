@@ -4,19 +4,20 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.decode import Images, own_size
 from lt_cb.data.images import find_unreadable, load_images, warn_of_skipped
 from lt_cb.data.sources.listing import TEST_SHARE, Listing, Paths, Split, as_paths, check_files, draw_test
-from lt_cb.data.sources.tested import is_test_only, tested_part
+from lt_cb.data.sources.tested import is_test_only
 from lt_cb.data.view import View
 from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels, count_labels
+from lt_cb.say import warn
 
 SEVERAL_SIZES = 64  # pixels that images of several sizes are scaled to
 
@@ -167,15 +168,13 @@ class FileSource(Source):
             return
         self.listings["train"], self.listings["test"] = draw_test(undivided, share)
         self.counts = count_labels(self.labels("train"), len(self.class_names))
-        if not len(self.labels("test")) and undivided.groups is not None:
-            raise DataError(
-                f"no test images can be held out of '{self.root}': each group of '{self.group_name}' has all images of "
-                "a class. Set group_column to another column, or leave it out."
-            )
         if not len(self.labels("test")):
             raise DataError(
                 f"no class of '{self.root}' has two images, so that none can be held out as a test image: add images, "
                 "or a folder of test images."
+                if undivided.groups is None
+                else f"no test images can be held out of '{self.root}': each group of '{self.group_name}' has all "
+                "images of a class. Set group_column to another column, or leave it out."
             )
 
     def skip_unreadable(self) -> dict[Split, int]:
@@ -194,7 +193,7 @@ class FileSource(Source):
         triples = zip(self.class_names, before, self.counts, strict=True)
         if lost := enumerate_names([name for name, old, new in triples if old and not new]):
             raise DataError(f"no train image of {lost} can be read: replace the files, or remove the class.")
-        warn_of_skipped([file for files in skipped.values() for file in files])
+        warn_of_skipped(list(chain(*skipped.values())))
         return {split: len(files) for split, files in skipped.items()}
 
     def load(self, split: Split) -> tuple[Images, Labels]:
@@ -211,39 +210,28 @@ def hold_out_test(source: Source, share: float) -> None:
         held_out = f"{100 * share:g} % of each class are held out as test images{whole} (--data.split)"
         rank_zero_info(f"no {source.tests_from}: {held_out}")
     elif share != TEST_SHARE:
-        rank_zero_warn(f"--data.split {share:g} is ignored: the data set has test images.", stacklevel=1)
-
-
-def with_test(splits: dict[Split, Any]) -> dict[Split, Any]:
-    """Return the splits, in which validation becomes the test split if there is no other."""
-    if is_test_only():
-        return tested_part(splits)
-    if "test" not in splits and "val" in splits:
-        splits["test"] = splits.pop("val")
-    return splits
+        warn(f"--data.split {share:g} is ignored: the data set has test images.")
 
 
 def check_classes(source: FileSource, remedy: str) -> None:
     """Check that each class has a training image, and warn of classes without an image in another split."""
+    root, names = source.root, source.class_names
     if is_test_only():
         return
-    if not source.multi_label and len(source.class_names) < 2:
-        named = enumerate_names(source.class_names)
-        raise DataError(
-            f"'{source.root}' has one class, {named}, but a classifier needs at least 2: add images of others."
-        )
+    if not source.multi_label and len(names) < 2:
+        given = enumerate_names(names)
+        raise DataError(f"'{root}' has one class, {given}, but a classifier needs at least 2: add images of others.")
     if not any(source.counts):
-        raise DataError(f"no training image of '{source.root}' has a label: {remedy}.")
+        raise DataError(f"no training image of '{root}' has a label: {remedy}.")
     for split in source.splits:
-        counts = count_labels(source.labels(split), len(source.class_names))
-        missing = enumerate_names([name for name, n in zip(source.class_names, counts, strict=True) if not n])
+        counts = count_labels(source.labels(split), len(names))
+        missing = enumerate_names([name for name, n in zip(names, counts, strict=True) if not n])
         if missing and split == "train":
             raise DataError(
-                f"'{source.root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
+                f"'{root}' has no training image of {missing}, so that nothing can be learnt of it: {remedy}."
             )
         if missing:
-            without = f"'{source.root}' has no {split} images of {missing}"
-            rank_zero_warn(f"{without}: metrics of this split leave them out.", stacklevel=1)
+            warn(f"'{root}' has no {split} images of {missing}: metrics of this split leave them out.")
 
 
 def check_labels(source: Source, split: Split, labels: Labels) -> None:

@@ -1,22 +1,122 @@
-"""Check the files of a data set: missing, unreadable, there more than once, or near-duplicates of others."""
+"""Check image files: missing, unreadable, there more than once, or near-duplicates. What is read is cached."""
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 
+from lt_cb.data.cache import cache_file, read_cache, stamp, write_cache
 from lt_cb.data.decode import read_whole
-from lt_cb.data.scan import Rows, near_duplicates, scan
+from lt_cb.data.images import call_with_each, progress
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split, check_files
-from lt_cb.errors import DataError, enumerate_names
+from lt_cb.errors import DataError, InputError, enumerate_names
 from lt_cb.longtail.subset import Indices, Labels
+from lt_cb.say import warn
+
+Rows = npt.NDArray[Any]  # with dtype `ROW`
+Floats = npt.NDArray[np.float32]
+
+SIDE, FREQUENCIES = 32, 64
+ROW = np.dtype(
+    [
+        ("stamp", np.uint64),  # digest of path, size and times of change
+        ("pixels", np.uint64),  # digest of the upright image, in the channels of the data set
+        ("width", np.uint32),  # 0 if the file cannot be read
+        ("height", np.uint32),
+        ("mode", "S8"),
+        ("format", "S12"),
+        ("waves", np.float16, FREQUENCIES),  # lowest spatial frequencies, of length 1; 0 for a blank image
+    ]
+)
+ALIKE = 0.875  # cosine of near-duplicates
+BLANK = 1.0  # standard deviation of the grey values of an image without content, of 255
+PRIOR = 50  # images that the usual spectrum of photographs counts as
+PAIRS = 20_000_000  # compared at once
+
+_i, _j = np.indices((9, 9)).reshape(2, -1)
+_lowest = np.lexsort((_i, _i + _j))[1 : FREQUENCIES + 1]  # without the mean
+_cosines = np.cos(np.pi * np.outer(np.arange(9), 2 * np.arange(SIDE) + 1) / (2 * SIDE)) * np.sqrt(2 / SIDE)
+_spectrum = 1 / (_i**2 + _j**2)[_lowest]
+_spectrum /= _spectrum.sum()
+
+
+def scan(files: Sequence[Path], root: Path, channels: int) -> Rows:
+    """Return a row of facts for each file of a data set, which has its root; only new and changed files are read."""
+    rows = np.zeros(len(files), ROW)
+    stamps = np.array([_digest(os.fsencode(stamp(file))) for file in files], np.uint64)
+    cache = cache_file(f"scan 1 {channels} {os.path.abspath(root)}")
+    known = (read_cache(cache) or {}).get("rows")
+    if known is not None and known.dtype == ROW and len(known):
+        at = np.searchsorted(known["stamp"], stamps).clip(max=len(known) - 1)
+        rows = np.where(known["stamp"][at] == stamps, known[at], rows)
+    new = np.flatnonzero(rows["stamp"] == 0)
+
+    def look(i: int) -> None:
+        row, file = int(new[i]), files[new[i]]
+        with suppress(InputError):
+            image, mode, kind = read_whole(file, channels)
+            pixels = _digest(repr(image.size).encode() + image.tobytes())
+            rows[row] = stamps[row], pixels, *image.size, mode, kind, _waves(image)
+        rows["stamp"][row] = stamps[row]
+
+    try:
+        call_with_each(look, len(new), "Looking at the images")
+    finally:  # after an interruption, too
+        if len(new):
+            done, first = np.unique(rows["stamp"], return_index=True)
+            write_cache(cache, "looks at the images", {"rows": rows[first[done > 0]]})
+    return rows
+
+
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
+
+
+def _waves(image: Image.Image) -> Floats:
+    """Return the 64 lowest frequencies of the grey image but the mean, scaled to length 1: a perceptual hash."""
+    small = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0).convert("L")
+    waves = (_cosines @ np.asarray(small, np.float32) @ _cosines.T).ravel()[_lowest]
+    length = float(np.linalg.norm(waves))
+    return np.asarray(waves / length if length > BLANK * SIDE else 0 * waves, np.float32)
+
+
+def near_duplicates(rows: Rows, left: Indices, right: Indices) -> list[tuple[int, int]]:
+    """Return each image of ``right`` that looks like one of ``left``, behind the most similar of these.
+
+    The frequencies are centred and scaled by their spread over all rows, so that images of one kind, such as X-rays,
+    do not all look alike. Two images are near-duplicates if the cosine of their frequencies is at least 0.875.
+    """
+    shown = np.flatnonzero(rows["waves"].any(1))  # neither unreadable nor blank
+    waves = rows["waves"][shown].astype(np.float32)
+    mean = waves.sum(0) / (len(shown) + PRIOR)
+    spread = (((waves - mean) ** 2).sum(0) + PRIOR * _spectrum) / (len(shown) + PRIOR)
+    waves = ((waves - mean) / np.sqrt(spread)).astype(np.float32)
+    waves /= np.linalg.norm(waves, axis=1, keepdims=True)
+    ones, others = (np.flatnonzero(np.isin(shown, side)) for side in (left, right))
+    if not len(ones):
+        return []
+    found: list[tuple[float, int, int]] = []
+    step = max(1, PAIRS // len(ones))
+    starts = range(0, len(others), step)
+    known = np.ascontiguousarray(waves[ones].T)
+    for start in progress(starts, "Looking for near-duplicates", len(starts)):
+        part = others[start : start + step]
+        cosines = waves[part] @ known
+        nearest = cosines.argmax(1)
+        similar = cosines[np.arange(len(part)), nearest]
+        found += [(-similar[k], shown[ones[nearest[k]]], shown[part[k]]) for k in np.flatnonzero(similar >= ALIKE)]
+    return [(int(one), int(other)) for _, one, other in sorted(found)]
+
 
 Pairs = list[tuple[int, int]]
 
@@ -110,45 +210,22 @@ class ImageFiles:
                 check_files(self.source.folder, self.source.listing(split).paths, self.source.place_option)
         except DataError as error:
             return str(error)
-        if not self.unreadable:
-            return None
-        return (
-            f"{len(self.unreadable)} images cannot be read: {enumerate_names([self.paths[i] for i in self.unreadable])}"
-            ". Replace or remove them, or skip them by --data.on_unreadable skip."
-        )
+        names = enumerate_names([self.paths[i] for i in self.unreadable])
+        remedy = "Replace or remove them, or skip them by --data.on_unreadable skip."
+        return f"{len(self.unreadable)} images cannot be read: {names}. {remedy}" if names else None
 
 
 def look_at(source: FileSource) -> ImageFiles | None:
     """Look at all image files of a data set; None if there are annotations only, published apart from the images."""
-    if source.annotated_apart:
-        train = source.listing("train").paths.tolist()
-        if not any((source.folder / os.fsdecode(path)).exists() for path in train):
-            return None
+    train = source.listing("train").paths.tolist()
+    if source.annotated_apart and not any((source.folder / os.fsdecode(path)).exists() for path in train):
+        return None
     listings = {split: source.listing(split) for split in source.splits}
     paths = [os.fsdecode(path) for listing in listings.values() for path in listing.paths.tolist()]
-    files = [source.folder / path for path in paths]
     splits = np.repeat(list(listings), [len(listing.paths) for listing in listings.values()])
     labels = np.concatenate([listing.labels for listing in listings.values()])
-    return ImageFiles(source, paths, splits, labels, scan(files, source.root, source.view.channels))
-
-
-def warn_of_repeated_paths(source: FileSource) -> None:
-    """Warn of files that are listed more than once."""
-    groups: dict[str, list[tuple[str, bytes]]] = defaultdict(list)
-    for split in source.splits:
-        paths, labels = source.listing(split)[:2]
-        for path, label in zip(paths.tolist(), labels, strict=True):
-            groups[os.path.abspath(source.folder / os.fsdecode(path))].append((split, label.tobytes()))
-    repeated = {path: group for path, group in groups.items() if len(group) > 1}
-    if repeated:
-        across, differing = (sum(len({image[i] for image in group}) > 1 for group in repeated.values()) for i in (0, 1))
-        names = enumerate_names([os.path.relpath(path, source.folder) for path in repeated])
-        rank_zero_warn(
-            f"{len(repeated)} images are listed more than once in '{source.root}': {names}. {across} of them are in "
-            f"several splits, {differing} have different labels. List each once; for several labels an image, put all "
-            "of them in one column, labels.",
-            stacklevel=1,
-        )
+    rows = scan([source.folder / path for path in paths], source.root, source.view.channels)
+    return ImageFiles(source, paths, splits, labels, rows)
 
 
 def warn_of_unknown_negatives(source: FileSource) -> None:
@@ -157,8 +234,7 @@ def warn_of_unknown_negatives(source: FileSource) -> None:
         labels = source.labels(split)
         undefined = (labels == 1).any(0) & (labels == -1).any(0) & ~(labels == 0).any(0)
         if names := enumerate_names([source.class_names[label] for label in undefined.nonzero()[0]]):
-            rank_zero_warn(
+            warn(
                 f"'{source.root}' has no {split} image that is known to be without {names}: average precision and mAP "
-                "leave them out. If an empty cell means no, set --data.source.blank no.",
-                stacklevel=1,
+                "leave them out. If an empty cell means no, set --data.source.blank no."
             )

@@ -2,32 +2,32 @@
 
 import os
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.sources.annotation_files import find_annotations, place_of_images
 from lt_cb.data.sources.annotations import (
     GROUPS,
     Annotations,
     check_annotated,
     class_values,
     distinct_names,
+    find_annotations,
     image_fields,
+    place_of_images,
     read_annotations,
     sort_ids,
 )
-from lt_cb.data.sources.base import FileSource, check_classes, with_test
-from lt_cb.data.sources.checks import warn_of_repeated_paths
-from lt_cb.data.sources.grouping import read_groups
+from lt_cb.data.sources.base import FileSource, check_classes
 from lt_cb.data.sources.image_files import given_folder
-from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folder, encode
-from lt_cb.data.sources.tested import is_test_only
-from lt_cb.errors import DataError, InputError, did_you_mean, enumerate_names
+from lt_cb.data.sources.listing import Listing, Split, check_is_file, data_folder, encode, read_groups, suggest_groups
+from lt_cb.data.sources.tested import is_test_only, with_test
+from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices
+from lt_cb.say import warn
 
 OPTION = "--data.source COCO --data.source."
 EMPTY = ("empty", "blank", "nothinghere")  # categories of camera traps for images that show nothing
@@ -83,27 +83,22 @@ class COCO(FileSource):
         read = _read(base, files, GROUPS if group_column is None else [group_column])
         folder = base if image_folder is None else given_folder(base, image_folder)
         groups = {} if group_column is None or is_test_only() else _groups(root, read, group_column)
-        listings = _list(root, read, class_field, task, folder, groups)
-        if repeats := _check_repeats(root, folder, listings):
-            listings = _without_repeats(root, listings)
+        listings = _once(root, folder, _list(root, read, class_field, task, folder, groups))
         if "train" not in listings:
             listings["train"] = listings["test"]
         super().__init__(root, listings)
         self.folder, self.place_option = folder, f"{OPTION}image_folder"
-        self.group_name, self.group_hint = group_column or "", _suggest_groups(next(iter(read.values())))
+        self.group_name = group_column or ""
+        self.group_hint = suggest_groups(next(iter(read.values())).groups, [], OPTION)
         if "test" not in listings:
             self.hold_out_test(listings["train"])
         check_classes(self, "add annotations, or leave the category out")
-        if repeats:
-            warn_of_repeated_paths(self)
 
 
 def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> dict[Split, Annotations]:
-    """Return the annotations of each split, and say which files were read."""
     read = {split: read_annotations(file, group_fields) for split, file in files.items()}
     check_annotated(next(iter(read.values())))  # the training file comes first
-    without = [split for split, annotations in read.items() if not len(annotations.pairs)]
-    for split in without:
+    for split in [split for split, annotations in read.items() if not len(annotations.pairs)]:
         del read[split]
         name = os.path.relpath(files[split], base)
         rank_zero_info(f"'{name}' in '{base}' has no annotations, so that its images are not used for {split}.")
@@ -116,14 +111,8 @@ def _read(base: Path, files: dict[Split, Path], group_fields: Sequence[str]) -> 
 
 
 def _list(
-    root: str,
-    read: dict[Split, Annotations],
-    field: str,
-    task: Task | None,
-    folder: Path,
-    groups: dict[Split, Indices],
+    root: str, read: dict[Split, Annotations], field: str, task: Task | None, folder: Path, groups: dict[Split, Indices]
 ) -> dict[Split, Listing]:
-    """Return the images of each split."""
     names, label_of = _classes(read, field)
     codes: dict[Split, Indices] = {}  # row times number of classes, plus label; each once
     numbers: dict[Split, Indices] = {}  # labels of each image
@@ -135,53 +124,41 @@ def _list(
     one = _has_one_label(root, read, numbers, names, task)
     listings: dict[Split, Listing] = {}
     for split, (file, images, *_) in read.items():
-        rows, labels = np.divmod(codes[split], len(names))
         if any("\\" in image for image in images):
             images = [image.replace("\\", "/") for image in images]
         place = place_of_images(folder, file, split, images)
         paths = encode(os.path.join(place, image) for image in images) if place else encode(images)
-        of_groups = groups.get(split)
-        if one:
-            listings[split] = Listing(paths[rows], labels, names, None if of_groups is None else of_groups[rows])
-        else:
+        rows, labels = np.divmod(codes[split], len(names))
+        kept: Indices | slice = rows
+        if not one:
             several = np.zeros((len(images), len(names)), np.int8)
             several[rows, labels] = 1
-            listings[split] = Listing(paths, several, names, of_groups)
+            kept, labels = slice(None), several
+        of_groups = groups.get(split)
+        listings[split] = Listing(paths[kept], labels, names, None if of_groups is None else of_groups[kept])
     return listings
 
 
 def _groups(root: str, read: dict[Split, Annotations], name: str) -> dict[Split, Indices]:
     """Return the group of each image by a field of the images; raise if a group is in two splits."""
-    for annotations in read.values():
+    first: dict[str, Split] = {}
+    for split, annotations in read.items():
         if name not in annotations.groups:
             fields = image_fields(annotations.file)
             raise InputError(
                 f"group_column is '{name}', but the images of '{annotations.file}' have {enumerate_names(fields)}."
                 + did_you_mean(name, fields)
             )
-    texts = [text for annotations in read.values() for text in annotations.groups[name]]
-    ends = np.cumsum([len(annotations.images) for annotations in read.values()])[:-1]
-    groups = dict(zip(read, np.split(read_groups(Path(root), name, texts, None), ends), strict=True))
-    for one, other in combinations(read, 2):
-        if len(shared := np.intersect1d(groups[one], groups[other])):
-            texts = [read[one].groups[name][row] for row in np.flatnonzero(np.isin(groups[one], shared))]
+        texts = dict.fromkeys(annotations.groups[name])
+        if shared := [text for text in texts if text and first.setdefault(text, split) != split]:
             raise InputError(
-                f"{len(shared)} groups of '{name}' in '{root}' are in {one} and in {other}: "
-                f"{enumerate_names(list(dict.fromkeys(texts)))}. Leave out {OPTION}group_column to use the splits as "
-                f"they are, or move the file of {other} away, so that test images are drawn."
+                f"{len(shared)} groups of '{name}' in '{root}' are in {first[shared[0]]} and in {split}: "
+                f"{enumerate_names(shared)}. Leave out {OPTION}group_column to use the splits as they are, or move the "
+                f"file of {split} away, so that test images are drawn."
             )
-    return groups
-
-
-def _suggest_groups(annotations: Annotations) -> str:
-    """Return a sentence on a field of camera traps' images that may name groups, or nothing."""
-    for name, texts in annotations.groups.items():
-        if 1 < (values := len(set(texts))) < len(texts):
-            option = f"{OPTION}group_column {name}"
-            return (
-                f"'{name}' has {values:,} values for {len(texts):,} images: {option} keeps the images of each together."
-            )
-    return ""
+    groups = read_groups(Path(root), name, [text for annotations in read.values() for text in annotations.groups[name]])
+    ends = np.cumsum([len(annotations.images) for annotations in read.values()])[:-1]
+    return dict(zip(read, np.split(groups, ends), strict=True))
 
 
 def _classes(read: dict[Split, Annotations], field: str) -> tuple[list[str], dict[str, int]]:
@@ -229,47 +206,41 @@ def _has_one_label(
     return one
 
 
-def _check_repeats(root: str, folder: Path, listings: dict[Split, Listing]) -> bool:
-    """Return whether any file is listed twice; raise if it is there in two splits, or has two single labels."""
-    paths = [_normal(path) for listing in listings.values() for path in listing.paths.tolist()]
-    if len(set(paths)) == len(paths):
-        return False
-    given = [
-        (split, label if listing.labels.ndim == 1 else None)
-        for split, listing in listings.items()
-        for label in listing.labels.tolist()
-    ]
-    first: dict[bytes, tuple[Split, int | None]] = {}
-    twice = [(os.fsdecode(path), now, first.setdefault(path, now)) for path, now in zip(paths, given, strict=True)]
-    across = [path for path, now, before in twice if now[0] != before[0] and (folder / path).exists()]
-    differing = [path for path, now, before in twice if now[0] == before[0] and now[1] != before[1]]
-    for wrong, kind, remedy in (
-        (across, "split", "keep each image in one split, so that none is both trained and tested on"),
-        (differing, "category", f"correct them. For several labels an image: {OPTION}task several"),
-    ):
-        if wrong:
-            names = enumerate_names(wrong)
-            raise InputError(f"{len(wrong)} images of '{root}' have more than one {kind}: {names}: {remedy}.")
-    return True
-
-
-def _without_repeats(root: str, listings: dict[Split, Listing]) -> dict[Split, Listing]:
-    """Return each image of a split once, with the labels of all its entries; raise if it has two groups."""
+def _once(root: str, folder: Path, listings: dict[Split, Listing]) -> dict[Split, Listing]:
+    """Return each image once, with the labels of all its entries; raise if it is in two splits, or has two classes."""
+    keys = {split: [_normal(path) for path in listing.paths.tolist()] for split, listing in listings.items()}
+    if len(set(chain(*keys.values()))) == sum(map(len, keys.values())):
+        return listings
+    first: dict[bytes, tuple[Split, object]] = {}
+    across: list[str] = []
+    differing: list[str] = []
+    for split, listing in listings.items():
+        labels = listing.labels.tolist() if listing.labels.ndim == 1 else repeat(None)
+        for key, label in zip(keys[split], labels, strict=False):
+            before = first.setdefault(key, (split, label))
+            if before != (split, label):
+                (differing if before[0] == split else across).append(os.fsdecode(key))
+    remedy = f"correct them. For several labels an image: {OPTION}task several"
+    if there := [path for path in across if (folder / path).exists()]:
+        remedy = "keep each image in one split, so that none is both trained and tested on"
+    if wrong := there or differing:
+        kind = "split" if there else "category"
+        raise InputError(
+            f"{len(wrong)} images of '{root}' have more than one {kind}: {enumerate_names(wrong)}: {remedy}."
+        )
+    if across:
+        names = enumerate_names(across)
+        warn(f"{len(across)} images are listed more than once in '{root}', in several splits: {names}.")
     kept: dict[Split, Listing] = {}
-    for split, (paths, labels, names, groups) in listings.items():
-        _, first, ids = np.unique([_normal(path) for path in paths.tolist()], return_index=True, return_inverse=True)
-        labels = labels.copy()
-        if labels.ndim == 2:
-            np.maximum.at(labels, first[ids], labels.copy())
-        if groups is not None and len(wrong := np.flatnonzero(groups != groups[first][ids])):
-            listed = enumerate_names([os.fsdecode(path) for path in paths[wrong].tolist()])
-            raise DataError(f"{len(wrong)} images of '{root}' are in more than one group: {listed}: correct them.")
-        kept[split] = Listing(paths, labels, names, groups).select(np.sort(first))
-        if len(first) < len(paths):
-            rank_zero_warn(
-                f"{len(paths) - len(first)} images of '{root}' are listed more than once for {split}: each is used "
-                "once, with all its labels.",
-                stacklevel=1,
+    for split, listing in listings.items():
+        _, rows, ids = np.unique(keys[split], return_index=True, return_inverse=True)
+        if listing.labels.ndim == 2:
+            np.maximum.at(listing.labels, rows[ids], listing.labels.copy())
+        kept[split] = listing.select(np.sort(rows))
+        if copies := len(ids) - len(rows):
+            warn(
+                f"{copies} images of '{root}' are listed more than once for {split}: each is used once, with all its "
+                "labels."
             )
     return kept
 

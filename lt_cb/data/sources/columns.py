@@ -75,76 +75,55 @@ def find_columns(file: Path, columns: Columns, options: TableOptions) -> Layout:
             f"the first line of '{file}' names an image, '{images[0]}', but must name the columns: put a line such as "
             "path,label above it."
         )
-    path, split, label = (
-        None if name is None else match_columns(file, columns, [name], option)[0]
-        for option, name in zip(("path_column", "split_column", "label_column"), _single(options), strict=True)
+    given = {purpose: getattr(options, f"{purpose}_column") for purpose in ("path", "split", "label", "group")}
+    path, split, label, group = (
+        next(iter(_match(file, columns, [] if name is None else [name], f"{purpose}_column")), None)
+        for purpose, name in given.items()
     )
-    named = match_columns(file, columns, options.label_columns or [], "label_columns")
+    named = _match(file, columns, options.label_columns or [], "label_columns")
     guesses = {}
-    group = options.group_column
-    if group and is_test_only():  # nothing is divided
-        group = first_column(columns, [group])
-    elif group:
-        group = match_columns(file, columns, [group], "group_column")[0]
     split = split or first_column(columns, ["split"]) or _guess_split(columns, {path, label, group, *named})
     path = path or _guess_path(file, columns, {split, label, group, *named}) or first_column(columns, PATHS[:1])
     if group and label is None and not named and _plain(group) in LABELS[:2]:
         label = group  # refused: no other column may be read instead
-    _check_purposes(file, {"path": path, "split": split, "label": label, "group": group}, named)
+    used = [(path, "path_column"), (split, "split_column"), (label, "label_column"), (group, "group_column")]
+    used += [(name, "label_columns") for name in named]
+    for column, purpose in used:
+        if others := [other for name, other in used if name and name == column and other != purpose]:
+            raise InputError(
+                f"column '{column}' of '{file}' would be {purpose} and {others[0]}: give {purpose} or {others[0]} "
+                "another column."
+            )
     others = [name for name in columns if name not in (path, split, group)]
     if label is None and not named:
         label = _guess_label(columns, others)
         if label and label.lower() not in LABELS[:2]:
             guesses["label_column"] = label
     if path is None or not (label or others):
-        given = enumerate_names(list(columns)) or "none"
-        lacks = "path" if path is None else "label"
-        remedy = f"If a column has another name, give it: {OPTION}{lacks}_column NAME."
-        if path is None:
-            remedy = f"{remedy[:-1]}, and {OPTION}label_column NAME."
+        remedy = f"If a column has another name, give it: {OPTION}path_column NAME, and {OPTION}label_column NAME."
         if len(columns) < 2:
             remedy = "Add the labels." if path else "Separate the columns by commas, semicolons or tabs."
         raise InputError(
-            f"'{file}' has columns {given}, but must have path and label, or for several an image labels or a column "
-            f"for each label. {remedy}"
+            f"'{file}' has columns {enumerate_names(list(columns)) or 'none'}, but must have path and label, or for "
+            f"several an image labels or a column for each label. {remedy}"
         )
     if not (split or is_test_only()):
         _say_unread_splits(file, columns, {path, label, group, *named})
-    if path.lower() != "path" and options.path_column is None:
-        guesses["path_column"] = path
-    if split and split.lower() != "split" and options.split_column is None:
-        guesses["split_column"] = split
+    for purpose, column in (("path", path), ("split", split)):
+        if column and column.lower() != purpose and given[purpose] is None:
+            guesses[f"{purpose}_column"] = column
     return Layout(path, split, label, [] if label else named or others, guesses, group)
-
-
-def _check_purposes(file: Path, given: dict[str, str | None], labels: Sequence[str]) -> None:
-    """Raise if one column has two purposes."""
-    used = [(column, f"{purpose}_column") for purpose, column in given.items() if column]
-    used += [(name, "label_columns") for name in labels]
-    for column, purpose in used:
-        if others := [other for name, other in used if name == column and other != purpose]:
-            raise InputError(
-                f"column '{column}' of '{file}' would be {purpose} and {others[0]}: give {purpose} or {others[0]} "
-                "another column."
-            )
 
 
 def _say_unread_splits(file: Path, columns: Columns, used: set[str | None]) -> None:
     """Say that a column such as ``Usage`` is not read as splits, because its values are others."""
-    for name in columns:
-        values = sorted(set(map(str, columns[name]))) if SPLIT_LIKE.fullmatch(name) and name not in used else []
+    for name in [name for name in columns if name not in used and SPLIT_LIKE.fullmatch(name)]:
+        values = sorted(set(map(str, columns[name])))
         if 1 < len(values) <= MAX_SPLITS:
             rank_zero_info(
                 f"column '{name}' of '{file}' is not read as splits, because it has {enumerate_names(values)}. If it "
                 "has splits, write train, val and test in it."
             )
-
-
-def say_guesses(file: object, guesses: dict[str, str]) -> None:
-    """Say in one line which options of a table were guessed."""
-    if guesses:
-        given = ", ".join(f"{option} '{value}'" for option, value in sorted(guesses.items(), reverse=True))
-        rank_zero_info(f"guessed for '{file}': {given}. Change it by {OPTION}{max(guesses)} VALUE.")
 
 
 def as_option(names: Sequence[str]) -> str:
@@ -158,23 +137,11 @@ def has_many(column: str) -> bool:
     return _plain(column) in MANY
 
 
-def is_blank(cell: object) -> bool:
-    """Return whether a cell is empty."""
-    if isinstance(cell, str):
-        return not cell.strip()
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
-
-
-def _single(options: TableOptions) -> tuple[str | None, str | None, str | None]:
-    return options.path_column, options.split_column, options.label_column
-
-
 def _plain(name: str) -> str:
-    """Return a name in small letters, without spaces, underscores and hyphens."""
     return re.sub(r"[\s_-]", "", name.lower())
 
 
-def first_column(columns: Columns, names: Iterable[str], taken: Iterable[str | None] = ()) -> str | None:
+def first_column(columns: Iterable[str], names: Iterable[str], taken: Iterable[str | None] = ()) -> str | None:
     """Return the first column that has one of the names, exactly or without regard to case, blanks and underscores."""
     free = [column for column in columns if column not in taken]
     for name in names:
@@ -185,14 +152,12 @@ def first_column(columns: Columns, names: Iterable[str], taken: Iterable[str | N
     return None
 
 
-def match_columns(file: Path, columns: Columns, names: Sequence[str], option: str) -> list[str]:
-    """Return the columns that an option names, without regard to case."""
+def _match(file: Path, columns: Columns, names: Sequence[str], option: str) -> list[str]:
+    """Return the columns that an option names, without regard to case. A test needs not all classes, and no groups."""
     found = [first_column(columns, [name.strip()]) for name in names]
-    if missing := [name for name, column in zip(names, found, strict=True) if column is None]:
-        if is_test_only() and option == "label_columns" and any(found):  # a test needs not all classes
-            return [column for column in found if column is not None]
-        existing = enumerate_names(list(columns))
-        near = did_you_mean(missing[0], columns)
+    missing = [name for name, column in zip(names, found, strict=True) if column is None]
+    if missing and not (is_test_only() and (option == "group_column" or (option == "label_columns" and any(found)))):
+        existing, near = enumerate_names(list(columns)), did_you_mean(missing[0], columns)
         raise InputError(f"{option} names {enumerate_names(missing)}, but '{file}' has columns {existing}.{near}")
     return [column for column in found if column is not None]
 
@@ -207,12 +172,11 @@ def _guess_path(file: Path, columns: Columns, taken: set[str | None]) -> str | N
 def _guess_split(columns: Columns, taken: set[str | None]) -> str | None:
     """Return a column that has names of splits only, and two or more of them, or says whether an image is in one."""
     for name, cells in columns.items():
-        is_flag = name not in taken and name.lower() in SPLIT_FLAGS
-        if is_flag and {CELLS.get(text.strip().lower()) for text in set(map(str, cells))} == {0, 1}:
-            return name
-        if name not in taken and str(next(iter(cells), "")).strip().lower() in SPLIT_OF:
-            splits = {SPLIT_OF.get(text.strip().lower()) for text in set(map(str, cells))}
-            if None not in splits and len(splits) > 1:
+        is_flag, first = name.lower() in SPLIT_FLAGS, str(next(iter(cells), "")).strip().lower()
+        if name not in taken and (is_flag or first in SPLIT_OF):
+            texts = {text.strip().lower() for text in set(map(str, cells))}
+            splits = set(map(SPLIT_OF.get, texts))
+            if (is_flag and set(map(CELLS.get, texts)) == {0, 1}) or (None not in splits and len(splits) > 1):
                 return name
     return None
 
@@ -220,10 +184,8 @@ def _guess_split(columns: Columns, taken: set[str | None]) -> str | None:
 def _guess_label(columns: Columns, others: Sequence[str]) -> str | None:
     """Return the column of names, or None if there is a column for each label."""
     for name in LABELS:
-        label = first_column({column: columns[column] for column in others}, [name])
-        if label is None:
-            continue
-        if name in LABELS[:2] or len(others) == 1 or not _is_binary(columns[label]):
+        label = first_column(others, [name])
+        if label and (name in LABELS[:2] or len(others) == 1 or not _is_binary(columns[label])):
             return label
     return others[0] if len(others) == 1 and not _is_binary(columns[others[0]]) else None
 

@@ -1,22 +1,17 @@
-"""Data sets of image files: folders, published data sets, and tables."""
+"""Data sets of image files: folders, and published data sets."""
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.annotations import list_annotations
-from lt_cb.data.sources.base import FileSource, check_classes, with_test
-from lt_cb.data.sources.checks import warn_of_unknown_negatives
-from lt_cb.data.sources.columns import TableOptions, as_option
+from lt_cb.data.sources.base import FileSource, check_classes
 from lt_cb.data.sources.listing import Listing, Split, category_names, data_folder, list_lines
 from lt_cb.data.sources.table_files import refuse_table_without_classes
-from lt_cb.data.sources.tables import list_table
-from lt_cb.data.sources.tree import find_splits, list_tree, warn_of_others
+from lt_cb.data.sources.tested import with_test
+from lt_cb.data.sources.tree import find_splits, list_tree
 from lt_cb.errors import DataError, InputError, enumerate_names
-from lt_cb.longtail.subset import count_labels
 
 
 class ImageFolder(FileSource):
@@ -36,16 +31,10 @@ class ImageFolder(FileSource):
         refuse_table_without_classes(base)
         splits = self._find_splits(base)
         train_folder = splits.pop("train", base)
-        others: list[str] = []  # files that are no images
-        try:
-            train = _list_folder(train_folder, base, others)
-            listings: dict[Split, Listing] = {"train": train}
-            for split, folder in splits.items():
-                listings[split] = _by_classes_of(train, train_folder, folder, base, others)
-        finally:  # a folder may have no other files
-            warn_of_others(others)
-        super().__init__(root, listings)
-        if "test" not in listings:
+        train = _list_folder(train_folder, base)
+        others = {split: _by_classes_of(train, train_folder, folder, base) for split, folder in splits.items()}
+        super().__init__(root, {"train": train, **others})
+        if "test" not in others:
             self.hold_out_test(train)
         check_classes(self, "add images, or remove the class folder")
 
@@ -54,9 +43,9 @@ class ImageFolder(FileSource):
         return with_test(find_splits(root))
 
 
-def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) -> Listing:
+def _list_folder(folder: Path, base: Path, least: int = 2) -> Listing:
     """Return the images in the class folders of a split, with paths that start from ``base``."""
-    listing = list_tree(folder, least, others)
+    listing = list_tree(folder, least)
     if not len(listing.labels):
         raise DataError(f"there are no images in the class folders of '{folder}': add some.")
     if folder == base:
@@ -64,9 +53,9 @@ def _list_folder(folder: Path, base: Path, others: list[str], least: int = 2) ->
     return listing._replace(paths=np.char.add(os.fsencode(f"{folder.relative_to(base)}/"), listing.paths))
 
 
-def _by_classes_of(train: Listing, train_folder: Path, folder: Path, base: Path, others: list[str]) -> Listing:
+def _by_classes_of(train: Listing, train_folder: Path, folder: Path, base: Path) -> Listing:
     """Return the images of another split, labelled with the classes of the training images."""
-    paths, labels, names = _list_folder(folder, base, others, least=1)[:3]
+    paths, labels, names = _list_folder(folder, base, least=1)[:3]
     given = [names[label] for label in np.unique(labels)]
     if unknown := [name for name in given if name not in train.class_names]:
         raise DataError(
@@ -176,87 +165,3 @@ class INaturalist2017(INaturalist2018):
     """
 
     year = 2017
-
-
-class Manifest(FileSource):
-    """Image files in a table: CSV with a header, Parquet, or JSON lines, with columns path, label and split.
-
-    - ``path``: absolute, or relative to the folder of the table. A missing extension is completed.
-    - ``label``: class name. Classes are sorted by value if all are whole numbers, otherwise alphabetically.
-    - ``split``: train, val or test. Without test images, val is the test split. Without this column, a share of each
-      class is held out, see `draw_test`.
-
-    For several labels an image, use a column ``labels`` with names separated by semicolons, or nothing, or a row for
-    each label. Without ``label`` and ``labels``, each further column is a label: 1 or 0, or empty, NaN or -1 for
-    unknown.
-
-    Other common names of these columns are guessed. Names are matched without regard to case.
-
-    Args:
-        root: path of the table, or of a folder that has one, or ``train.csv``, ``val.csv`` and ``test.csv``, also as
-            ``train/metadata.csv`` or ``train/_classes.csv``. A test table without labels is not read.
-        separator: separator of several labels in the label column; None guesses it from the cells.
-        label_columns: names of the label columns; None takes all further columns.
-        path_column: name of the column of paths.
-        label_column: name of the column of class names.
-        split_column: name of the column of splits.
-        group_column: name of a column such as patient or lesion; its images are never divided between splits or folds.
-        image_folder: folder of the images; None is the folder of the table, or one beside or below it.
-        extension: ending to add to the paths, such as ``.jpg``; None takes the one that exists.
-        blank: whether an empty cell of a label column means ``no`` or ``unknown``. YAML reads no as false. None is
-            unknown, unless the columns are exclusive and no cell is 0.
-        task: ``one`` or ``several`` labels an image; None decides from all rows.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        separator: str | None = None,
-        label_columns: list[str] | None = None,
-        path_column: str | None = None,
-        label_column: str | None = None,
-        split_column: str | None = None,
-        image_folder: str | None = None,
-        extension: str | None = None,
-        blank: Literal["no", "unknown", False] | None = None,
-        task: Literal["one", "several"] | None = None,
-        group_column: str | None = None,
-    ) -> None:
-        if separator == "" or label_columns == [] or (label_columns and (separator or label_column)):
-            raise InputError(
-                f"separator is {separator!r}, label_column {label_column!r} and label_columns {label_columns}, but one "
-                "of them may be given, and not empty: labels are names in one column, or have a column each."
-            )
-        options = TableOptions(
-            path_column,
-            label_column,
-            label_columns,
-            split_column,
-            image_folder,
-            extension,
-            separator,
-            "no" if blank is False else blank,
-            task,
-            group_column,
-        )
-        table = list_table(Path(os.path.expanduser(root)), options)
-        self.tests_from = "test table" if Path(os.path.expanduser(root)).is_dir() else "split column"
-        has_test = "test" in table.listings
-        listings = with_test(table.listings)
-        if not has_test and "test" in listings:
-            rank_zero_info(f"no test images in '{root}': the val images are the test images.")
-        if table.divided and (missing := {"train", "test"} - listings.keys()):
-            raise DataError(f"'{root}' has no image of split {min(missing)}: it needs train, and test or val.")
-        super().__init__(root, listings)
-        self.folder, self.place_option = table.folder, "--data.source.image_folder"
-        self.group_name, self.group_hint = group_column or "", table.group_hint
-        if not table.divided:
-            self.hold_out_test(listings["train"])
-        listed = [listings["train"]] if self.multi_label else listings.values()
-        counts = np.sum([count_labels(listing.labels, len(self.class_names)) for listing in listed], 0)
-        kept = [name for name, count in zip(self.class_names, counts, strict=True) if count]
-        leave_out = "leave out the rows that have it"
-        if table.by_column and 0 < len(kept) < len(self.class_names):
-            leave_out = f"leave it out by --data.source.label_columns '{as_option(kept)}'"
-        check_classes(self, f"add some, or {leave_out}")
-        warn_of_unknown_negatives(self)

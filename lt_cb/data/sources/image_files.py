@@ -85,19 +85,15 @@ def _search(folder: Path, paths: list[str]) -> list[str]:
             if ending.lower() in ENDINGS:
                 for key in {name, stem}:
                     places.setdefault(key, []).append(os.path.join(os.path.relpath(place, folder), name))
-    several = [path for path in paths if _differ(folder, places.get(path, ()))]
-    if several:
-        found = enumerate_names(places[several[0]])
-        raise InputError(f"image '{several[0]}' is in several places, {found}: set --data.source.image_folder to one.")
+    for path in paths:
+        first, *others = places.get(path, ("",))
+        if not all(filecmp.cmp(folder / first, folder / other) for other in others):
+            found = enumerate_names(places[path])
+            raise InputError(f"image '{path}' is in several places, {found}: set --data.source.image_folder to one.")
     if any(path in places for path in paths):
         used = sorted({os.path.dirname(places[path][0]) for path in paths if path in places})
         rank_zero_info(f"images are found in folders below '{folder}': {enumerate_names(used)}.")
     return [places[path][0] if path in places else path for path in paths]
-
-
-def _differ(folder: Path, places: Sequence[str]) -> bool:
-    """Return whether files have different content."""
-    return any(not filecmp.cmp(folder / places[0], folder / place) for place in places[1:])
 
 
 def _complete(folder: Path, paths: Sequence[str]) -> list[str]:

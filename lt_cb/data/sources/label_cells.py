@@ -10,13 +10,13 @@ from typing import Any
 from unicodedata import normalize
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.sources.columns import CELLS, FACTS, OPTION, TableOptions, as_option, has_many
-from lt_cb.data.sources.reading import Columns
-from lt_cb.data.sources.table_files import TableFiles
+from lt_cb.data.sources.table_files import Table
 from lt_cb.errors import InputError, enumerate_names
 from lt_cb.longtail.subset import Labels
+from lt_cb.say import warn
 
 SIGNS = ";|, "  # between names
 LIST = re.compile(r"\[.*\]", re.DOTALL)
@@ -81,30 +81,24 @@ def by_name(
 
 def _guess_separator(column: str, texts: Sequence[str], options: TableOptions) -> str | None:
     """Return the character between names, judging by the cells, or None if each has one name."""
-    filled = [text for text in texts if text]
+    filled, many = [text for text in texts if text], has_many(column)
     if filled and all(map(LIST.fullmatch, filled)):
         return ","
     for sign in SIGNS:
         parts = {text: names for text in filled if len(names := _parts(text, sign)) > 1}
-        if parts and _are_names(sign, parts, {*filled} - parts.keys(), has_many(column)):
+        alone = {*filled} - parts.keys()
+        uses = Counter(name for names in parts.values() for name in set(names))
+        known = [any(name in alone or uses[name] > 1 for name in names) for names in parts.values()]
+        if sign in ";|":  # always between names in a column of several; otherwise they are known from other cells
+            are_names = many or 2 * sum(known) > len(known)
+        else:  # all numbers apart by spaces are names, too
+            are_names = (many and uses.keys() <= alone) or (sign == " " and all(map(str.isdecimal, uses)))
+        if parts and are_names:
             return sign
     return ";" if options.task == "several" or (column.lower() == "labels" and len(filled) < len(texts)) else None
 
 
-def _are_names(sign: str, parts: dict[str, list[str]], alone: set[str], many: bool) -> bool:
-    """Return whether the parts of cells are names: a semicolon and a bar always are in a column of several names.
-
-    Other parts are known from other cells. All numbers apart by spaces are names, too.
-    """
-    uses = Counter(name for names in parts.values() for name in set(names))
-    known = [any(name in alone or uses[name] > 1 for name in names) for names in parts.values()]
-    if sign in ";|":
-        return many or 2 * sum(known) > len(known)
-    return (many and uses.keys() <= alone) or (sign == " " and all(map(str.isdecimal, uses)))
-
-
 def _parts(key: str | tuple[str, ...], separator: str | None) -> list[str]:
-    """Return the names in a cell."""
     names = [key] if isinstance(key, str) else list(key)
     if isinstance(key, str) and separator:
         is_list = separator == "," and LIST.fullmatch(key)  # a list in the form of Python or JSON
@@ -112,53 +106,49 @@ def _parts(key: str | tuple[str, ...], separator: str | None) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def by_column(tables: TableFiles, columns: Columns, names: Sequence[str], options: TableOptions) -> Labels:
+def by_column(table: Table, names: Sequence[str]) -> Labels:
     """Return the labels of columns of 1 and 0, int8 of shape (N, C), -1 for unknown."""
-    values = CELLS | (dict.fromkeys(BLANKS, 0) if options.blank == "no" else {})
-    labels = np.zeros((len(columns[names[0]]), len(names)), np.int8)
+    values = CELLS | (dict.fromkeys(BLANKS, 0) if table.options.blank == "no" else {})
+    labels = np.zeros((len(table.columns[names[0]]), len(names)), np.int8)
     found: set[str] = set()
-    wrong: dict[str, str] = {}  # a cell of each column that has other values
-    numbers: dict[str, int] = {}  # number of different values in each of them
+    wrong: dict[str, tuple[str, int]] = {}  # of each column with other values: such a cell, and number of its values
     empty: set[str] = set()
     for c, name in enumerate(names):
-        cells = columns[name] if list not in set(map(type, columns[name])) else as_texts(columns[name])
+        cells = table.columns[name]
+        cells = as_texts(cells) if list in set(map(type, cells)) else cells
         text_of = {cell: as_text(cell).lower() for cell in set(cells)}
-        found |= {*text_of.values()}
-        if others := {cell for cell, text in text_of.items() if text not in CELLS}:
-            row = next(row for row, cell in enumerate(cells) if cell in others)
-            wrong[name] = f"'{cells[row]}' in {tables.row(row)}"
-            numbers[name] = len(text_of)
-        else:
-            if {*text_of.values()} <= BLANKS:
-                empty.add(name)
+        texts = {*text_of.values()}
+        found |= texts
+        if texts <= BLANKS:
+            empty.add(name)
+        if texts <= CELLS.keys():
             value_of = {cell: values[text] for cell, text in text_of.items()}
             labels[:, c] = np.fromiter(map(value_of.__getitem__, cells), np.int8, len(cells))
+        else:
+            row = next(row for row, cell in enumerate(cells) if text_of[cell] not in CELLS)
+            wrong[name] = f"'{cells[row]}' in {table.row(row)}", len(text_of)
     if wrong:
         right = [name for name in names if name not in {*wrong, *empty} and not FACTS.fullmatch(name)]
-        classes = [f"'{name}' ({n} values)" for name, n in numbers.items() if 1 < n <= max(2, len(labels) // 4)]
-        raise InputError(_no_labels(tables, wrong, right, classes, options))
-    if options.blank is None and not any(CELLS[text] == 0 for text in found):
-        _read_as_no(tables, labels, found)
+        raise InputError(_no_labels(table, wrong, right, max(2, len(labels) // 4)))
+    if table.options.blank is None and not any(CELLS[text] == 0 for text in found):
+        _read_as_no(table, labels, found)
     return labels
 
 
-def _no_labels(
-    tables: TableFiles, wrong: dict[str, str], right: Sequence[str], classes: Sequence[str], options: TableOptions
-) -> str:
-    """Return the message on columns that have other values than 1 and 0."""
-    name, cell = next(iter(wrong.items()))
-    some = f"column '{name}' of '{tables}' has {cell}, but a label column has 1, 0, or empty for unknown."
-    if options.label_columns is not None:
+def _no_labels(table: Table, wrong: dict[str, tuple[str, int]], right: Sequence[str], most: int) -> str:
+    """Return the message on columns that have other values than 1 and 0; ``most`` values may be class names."""
+    name, (cell, _) = next(iter(wrong.items()))
+    some = f"column '{name}' of '{table}' has {cell}, but a label column has 1, 0, or empty for unknown."
+    if table.options.label_columns is not None:
         return f"{some} Leave it out of label_columns."
     others = f" Nor are {enumerate_names(list(wrong)[1:])} labels." if len(wrong) > 1 else ""
+    classes = [f"'{name}' ({n} values)" for name, (_, n) in wrong.items() if 1 < n <= most]
     such = f", such as {' or '.join(classes[:3])}" if classes else ""
-    by_names = f"the column of class names by {OPTION}label_column NAME{such}."
-    if not right:
-        return f"{some}{others} Name {by_names}"
-    return f"{some}{others} Name the label columns by {OPTION}label_columns '{as_option(right)}', or {by_names}"
+    columns = f"the label columns by {OPTION}label_columns '{as_option(right)}', or " if right else ""
+    return f"{some}{others} Name {columns}the column of class names by {OPTION}label_column NAME{such}."
 
 
-def _read_as_no(tables: TableFiles, labels: Labels, found: set[str]) -> None:
+def _read_as_no(table: Table, labels: Labels, found: set[str]) -> None:
     """Read -1, or empty cells of exclusive columns, as 0 if no column has a 0, because all would be unknown."""
     blanks, exclusive = found & BLANKS, labels.shape[1] > 1 and ((labels == 1).sum(1) == 1).all()
     if found <= BLANKS or (blanks and (found & NEGATIVES or not exclusive)) or not found - {"1", "1.0", "true"}:
@@ -166,24 +156,23 @@ def _read_as_no(tables: TableFiles, labels: Labels, found: set[str]) -> None:
     labels[labels == -1] = 0
     what = "empty cells are" if blanks else "-1 is"
     rank_zero_info(
-        f"{what} read as no, because no label column of '{tables}' has a 0. For unknown: {OPTION}blank unknown."
+        f"{what} read as no, because no label column of '{table}' has a 0. For unknown: {OPTION}blank unknown."
     )
 
 
-def warn_of_names(tables: TableFiles, names: Sequence[str]) -> None:
+def warn_of_names(table: Table, names: Sequence[str]) -> None:
     """Warn of a class name that consists of other class names, and of names that differ only in case."""
     known = set(names)
     for name, sign in product(names, SIGNS):
         if len(parts := set(_parts(name, sign))) > 1 and parts <= known:
-            given = f"a label of '{tables}' is '{name}', taken for one name"
-            rank_zero_warn(f"{given}: if it is several labels, set {OPTION}separator '{sign}'.", stacklevel=1)
+            given = f"a label of '{table}' is '{name}', taken for one name"
+            warn(f"{given}: if it is several labels, set {OPTION}separator '{sign}'.")
             break
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(" ".join(re.split(r"[\s_-]+", normalize("NFKC", name).casefold())), []).append(name)
     if groups := [enumerate_names(group) for group in alike.values() if len(group) > 1]:
-        rank_zero_warn(
-            f"classes of '{tables}' that are written almost alike: {'; '.join(groups[:5])}. They are different "
-            "classes: write them alike if they are the same.",
-            stacklevel=1,
+        warn(
+            f"classes of '{table}' that are written almost alike: {'; '.join(groups[:5])}. They are different "
+            "classes: write them alike if they are the same."
         )

@@ -1,15 +1,17 @@
-"""Lists of image files and their classes, read from annotation files and text files."""
+"""Lists of image files with their classes and groups, read from text files, and drawn splits of them."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.images import progress
 from lt_cb.errors import DataError, InputError, enumerate_names
@@ -76,7 +78,10 @@ def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
     if groups is not None:
         held_out = hold_out_groups(labels, groups, len(names), share, numbers)
         return listing.select(~held_out), listing.select(held_out)
-    classes = labels if labels.ndim == 1 else _rarest(labels)
+    classes = labels
+    if labels.ndim == 2:  # the rarest label, or C without any
+        candidates = np.where(labels > 0, (labels > 0).sum(0), len(labels) + 1)
+        classes = np.where((labels > 0).any(1), candidates.argmin(1), labels.shape[1])
     order = np.lexsort((numbers, classes))
     counts = np.bincount(classes, minlength=len(names))
     ranks = np.empty_like(classes)  # within the class
@@ -89,14 +94,6 @@ def draw_test(listing: Listing, share: float) -> tuple[Listing, Listing]:
         spread(positive, held_out, positive.sum(0))
         is_test[by_digest] = held_out
     return listing.select(~is_test), listing.select(is_test)
-
-
-def _rarest(labels: Labels) -> Indices:
-    """Return the rarest label of each image, and the number of labels for an image without any."""
-    counts = (labels > 0).sum(0)
-    candidates = np.where(labels > 0, counts, len(labels) + 1)
-    rarest: Indices = np.where((labels > 0).any(1), candidates.argmin(1), labels.shape[1])
-    return rarest
 
 
 def data_folder(root: str) -> Path:
@@ -116,14 +113,6 @@ def check_is_file(file: Path) -> None:
         raise InputError(f"the list of images '{file}' {problem}: set --data.root to where it is.")
 
 
-def _read(file: Path) -> bytes:
-    check_is_file(file)
-    content = file.read_bytes()
-    if not content.strip():
-        raise InputError(f"'{file}' names no image: set --data.root to another file.")
-    return content
-
-
 def category_names(file: Path, default: list[str]) -> list[str]:
     """Return the names in a JSON list of categories, by id, or the default unless they are distinct and as many."""
     try:
@@ -138,17 +127,20 @@ def list_lines(file: Path) -> Listing:
 
     Classes have the names of their folders, or their numbers if classes share folders.
     """
+    check_is_file(file)
     paths, labels = [], []
-    for number, line in enumerate(_read(file).splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        path, _, label = line.strip().rpartition(b" ")
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(b" ")
         if not path or not label.isdigit():
             raise InputError(
                 f"line {number} of '{file}' is '{os.fsdecode(line)[:80]}', but must be a path and a class index."
             )
         paths.append(path.strip())
         labels.append(int(label))
+    if not paths:
+        raise InputError(f"'{file}' names no image: set --data.root to another file.")
     num_classes = max(labels) + 1
     if num_classes > max(10 * len(labels), 100_000):
         raise InputError(
@@ -191,3 +183,31 @@ def check_files(folder: Path, paths: Paths, option: str = "--data.root") -> None
             f"{len(missing)} of {len(paths)} images are not in '{folder}': {enumerate_names(missing)}. Set {option} "
             "to where they are, or leave them out by --data.on_unreadable skip."
         )
+
+
+LIKELY = ("patient", "subject", "participant", "person", "individual", "lesion", "location", "sequence", "seq", "burst")
+
+
+def read_groups(file: object, name: str, texts: Sequence[str]) -> Indices:
+    """Return the group of each row, a number for each text in a column. A row without a text is a group of its own."""
+    texts = [text[:-2] if text.endswith(".0") and text[:-2].isdigit() else text for text in texts]  # pandas writes 1 so
+    number: dict[object, int] = {}
+    groups = np.array([number.setdefault(text or row, len(number)) for row, text in enumerate(texts)], np.int64)
+    if blank := texts.count(""):
+        rank_zero_info(f"{blank} of {len(texts)} rows of '{file}' have no '{name}': each is a group of its own.")
+    return groups
+
+
+def suggest_groups(columns: Mapping[str, Sequence[object]], used: Iterable[str | None], option: str) -> str:
+    """Return a sentence on a column that may name groups, such as ``Patient ID``, or nothing."""
+    plain = {name: re.sub("(id|no|number|name)?s?$", "", re.sub("[^a-z]", "", name.lower())) for name in columns}
+    for kind in LIKELY:
+        for name in columns:
+            if plain[name] == kind and name not in used:
+                values, rows = len(set(map(str, columns[name]))), len(columns[name])
+                if 1 < values < rows:
+                    change = f"{option}group_column " + (f"'{name}'" if re.search(r"\W", name) else name)
+                    return (
+                        f"'{name}' has {values} values for {rows} images: {change} keeps the images of each together."
+                    )
+    return ""

@@ -1,11 +1,11 @@
 """Names of the data sets of lt_cb. Imports no torch."""
 
 MODULES = {
-    **dict.fromkeys(("Digits", "CIFAR10", "CIFAR100", "FashionMNIST"), "arrays"),
+    **dict.fromkeys(("Digits", "CIFAR10", "CIFAR100", "FashionMNIST", "SideBySide"), "arrays"),
     **dict.fromkeys(("ImageFolder", "ILSVRC2012", "INaturalist2017", "INaturalist2018"), "files"),
-    **dict.fromkeys(("ImageNetLT", "PlacesLT", "Manifest"), "files"),
+    **dict.fromkeys(("ImageNetLT", "PlacesLT"), "files"),
+    "Manifest": "tables",
     "COCO": "coco",
-    "SideBySide": "side_by_side",
 }
 """Module in ``lt_cb.data.sources`` of each data set, by class name."""
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lt_cb.errors import InputError, enumerate_names
 
 Columns = dict[str, list[Any]]
 DELIMITERS = ",;\t"  # the first one wins a tie
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 4096  # rows that are moved to the columns together, so that few lists are kept
 PACKED = (b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")  # xlsx or zip, gzip, xls
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -48,35 +49,25 @@ def read_csv(file: Path, remedy: str) -> Columns:
 
     The delimiter is a comma, semicolon or tab, whichever the header has most of. All cells are texts.
     """
-    header: list[str] = []
-    columns: list[list[str]] = []
     try:
         text = _decode(file)
         given = re.match(r'"?sep=([,;\t])"?\r?\n', text)  # a line of Excel
         text = text[given.end() :] if given else text
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=given[1] if given else _delimiter(text))
+        first = next((line for line in io.StringIO(text) if line.strip()), "")
+        delimiter = given[1] if given else max(DELIMITERS, key=re.sub('"[^"]*"', "", first).count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         header = [name.strip() for name in next(filter(None, reader), [])]
-        columns = [[] for _ in header]
-        rows: list[list[str]] = []
-        for row in filter(any, reader):
-            if len(row) != len(header):
-                line = f"line {reader.line_num} of '{file}'"
-                raise InputError(f"{line} has {len(row)} fields, but the header has {len(header)}.")
-            rows.append(row)
-            if len(rows) == BLOCK_ROWS:
-                _append(columns, rows)
-        _append(columns, rows)
+        columns: list[list[str]] = [[] for _ in header]
+        while block := list(islice(filter(any, reader), BLOCK_ROWS)):
+            if set(map(len, block)) != {len(header)}:
+                again = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+                line, n = next((again.line_num, len(row)) for row in again if any(row) and len(row) != len(header))
+                raise InputError(f"line {line} of '{file}' has {n} fields, but the header has {len(header)}.")
+            for column, cells in zip(columns, zip(*block, strict=True), strict=True):
+                column.extend(cells)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{file}' cannot be read as CSV with a header ({error}): {remedy}") from error
-    _check_names(file, header)
-    return {name: column for name, column in zip(header, columns, strict=True) if _is_name(name)}
-
-
-def _append(columns: list[list[str]], rows: list[list[str]]) -> None:
-    """Move rows to the columns, in blocks, so that few lists are kept."""
-    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
-        column.extend(cells)
-    rows.clear()
+    return _named(file, header, columns)
 
 
 def _decode(file: Path) -> str:
@@ -86,9 +77,8 @@ def _decode(file: Path) -> str:
         raise InputError(f"'{file}' is a spreadsheet or packed, not text: save it as CSV, or unpack it.")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
-    beginning = content[:2]
-    if len(beginning) == 2 and 0 in beginning:  # a letter of ASCII, in UTF-16
-        return content.decode("utf-16-be" if beginning[0] == 0 else "utf-16-le")
+    if len(content) > 1 and 0 in content[:2]:  # a letter of ASCII, in UTF-16
+        return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -97,44 +87,30 @@ def _decode(file: Path) -> str:
         return text
 
 
-def _delimiter(text: str) -> str:
-    header = next((line for line in io.StringIO(text) if line.strip()), "")
-    counts = Counter(re.sub('"[^"]*"', "", header))
-    return max(DELIMITERS, key=lambda sign: counts[sign])
-
-
-def _is_name(name: str) -> bool:
-    return bool(name) and not re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name)  # pandas names columns so
-
-
-def _check_names(file: Path, names: Sequence[str]) -> None:
+def _named(file: Path, names: Sequence[str], columns: Sequence[list[Any]]) -> Columns:
     if repeated := [name for name, n in Counter(names).items() if n > 1 and name]:
         raise InputError(f"'{file}' has several columns {enumerate_names(repeated)}: rename or remove all but one.")
+    nameless = r"|Unnamed: \d+|__index_level_\d+__"  # pandas names columns so
+    pairs = zip(names, columns, strict=True)
+    return {name: column for name, column in pairs if not re.fullmatch(nameless, name)}
 
 
 def _read_json_lines(file: Path) -> Columns:
-    columns: Columns = {}
-    size = 0
+    rows: list[dict[str, Any]] = []
     try:
-        for number, line in enumerate(_decode(file).split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                for name, cell in row.items():
-                    columns.setdefault(name.strip(), [None] * size).append(cell)
-            except (*MALFORMED, AttributeError) as error:
-                raise InputError(
-                    f"line {number} of '{file}' is no JSON object ({error}): write one on each line, such as "
-                    '{"path": "a.jpg", "label": "cat", "split": "train"}.'
-                ) from error
-            size += 1
-            for cells in columns.values():
-                if len(cells) < size:
-                    cells.append(None)
+        lines = _decode(file).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"'{file}' cannot be read as JSON lines ({error}): set --data.root to one.") from error
-    return columns
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                rows.append({name.strip(): cell for name, cell in json.loads(line).items()})
+        except (*MALFORMED, AttributeError) as error:
+            raise InputError(
+                f"line {number} of '{file}' is no JSON object ({error}): write one on each line, such as "
+                '{"path": "a.jpg", "label": "cat", "split": "train"}.'
+            ) from error
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def _read_parquet(file: Path) -> Columns:
@@ -144,8 +120,6 @@ def _read_parquet(file: Path) -> Columns:
         raise InputError(f"'{file}' needs a reader of Parquet: uv pip install pyarrow, or make it CSV.") from error
     try:
         table = parquet.read_table(file)
-        _check_names(file, table.column_names)
-        columns: Columns = {name: cells for name, cells in table.to_pydict().items() if _is_name(name)}
+        return _named(file, table.column_names, [column.to_pylist() for column in table.columns])
     except (OSError, ArrowException) as error:
         raise InputError(f"'{file}' cannot be read as Parquet ({error}): set --data.root to one.") from error
-    return columns

@@ -4,13 +4,13 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.data.sources.columns import CELLS, OPTION, Layout, TableOptions, find_columns, first_column, is_blank
+from lt_cb.data.sources.columns import CELLS, OPTION, Layout, TableOptions, find_columns, first_column
 from lt_cb.data.sources.listing import SPLIT_NAMES, Split
 from lt_cb.data.sources.reading import JSON_LINES, Columns, read_table
 from lt_cb.data.sources.tested import is_test_only
@@ -26,12 +26,16 @@ NO_CLASS = re.compile(  # folders of images that are no classes
 IGNORED = re.compile(r"sample_?submission", re.IGNORECASE)  # Kaggle's tables of made-up labels
 
 
-class TableFiles(NamedTuple):
-    """The tables of a data set, whose rows are numbered through."""
+@dataclass
+class Table:
+    """The rows of the tables of a data set, numbered through."""
 
     root: Path  # the given table or folder
     files: list[Path]
     starts: list[int]  # first row of each file
+    columns: Columns
+    layout: Layout  # of the first file, which has the training images
+    options: TableOptions
 
     def __str__(self) -> str:
         """Return the file or folder that was given."""
@@ -46,15 +50,11 @@ class TableFiles(NamedTuple):
         """Return a row in words, counted from 1 below the header."""
         part = bisect_right(self.starts, row) - 1
         number = f"row {row - self.starts[part] + 1}"
-        return number if len(self.files) == 1 else f"{number} of '{self.name(part)}'"
-
-    def name(self, part: int) -> str:
-        """Return the name of a file below the root."""
-        return str(self.files[part].relative_to(self.folder))
+        return number if len(self.files) == 1 else f"{number} of '{self.files[part].relative_to(self.folder)}'"
 
 
-def read_tables(root: Path, options: TableOptions) -> tuple[TableFiles, Columns, Layout]:
-    """Return the tables, the columns of all rows, and the layout of the first table, which has the training images."""
+def read_tables(root: Path, options: TableOptions) -> Table:
+    """Return the rows of a table, or of all tables with labels in a folder."""
     (first_split, first), *others = find_tables(root)
     columns = read_table(first)
     layout = find_columns(first, columns, options)
@@ -63,20 +63,24 @@ def read_tables(root: Path, options: TableOptions) -> tuple[TableFiles, Columns,
         table = read_table(file)
         if _has_labels(file, split, table, layout, options):
             read.append((split, file, _like(first, layout, file, table, columns)))
-    sizes = [_size(table) for *_, table in read]
-    tables = TableFiles(root, [file for _, file, _ in read], np.cumsum([0, *sizes[:-1]]).tolist())
+    sizes = [len(next(iter(table.values()), [])) for *_, table in read]
     if len(read) > 1:
-        given = ", ".join(f"{split} from {tables.name(i)} ({sizes[i]} rows)" for i, (split, *_) in enumerate(read))
-        rank_zero_info(f"tables of '{root}': {given}.")
+        sources = [(split, file.relative_to(root), size) for (split, file, _), size in zip(read, sizes, strict=True)]
+        rank_zero_info(f"tables of '{root}': {', '.join('{} from {} ({} rows)'.format(*each) for each in sources)}.")
         layout = layout._replace(split=layout.split or "split")
-        columns = _join([(table, split) for split, _, table in read], sizes, str(layout.split))
+        names = {name: None for *_, table in read for name in table} | {layout.split: None}
+        columns = {  # without a column of splits, a table has the split of its name
+            str(name): [
+                cell
+                for (split, _, table), size in zip(read, sizes, strict=True)
+                for cell in table.get(str(name), [split] * size)
+            ]
+            for name in names
+        }
     elif root.is_dir():
-        rank_zero_info(f"table of '{root}': {tables.name(0)}.")
-    return tables, columns, layout
-
-
-def _size(columns: Columns) -> int:
-    return len(next(iter(columns.values()), []))
+        rank_zero_info(f"table of '{root}': {first.relative_to(root)}.")
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    return Table(root, [file for _, file, _ in read], starts, columns, layout, options)
 
 
 def _like(first: Path, layout: Layout, file: Path, table: Columns, columns: Columns) -> Columns:
@@ -86,19 +90,11 @@ def _like(first: Path, layout: Layout, file: Path, table: Columns, columns: Colu
         if found[name] is None:
             given = enumerate_names(list(table))
             raise InputError(f"'{file}' has columns {given}, but no '{name}', as '{first}' has: add it.")
-    empty = [None] * _size(table)
-    like = {name: empty if column is None else table[column] for name, column in found.items()}
-    if layout.split and found[layout.split] is None:
-        del like[layout.split]
-    return like
-
-
-def _join(parts: Sequence[tuple[Columns, Split | None]], sizes: Sequence[int], split_column: str) -> Columns:
-    """Return the rows of all tables. Without a column of splits, a table has the split of its name."""
-    names = {name: None for table, _ in parts for name in table} | {split_column: None}
+    empty = [None] * len(next(iter(table.values())))
     return {
-        name: [cell for (table, split), n in zip(parts, sizes, strict=True) for cell in table.get(name, [split] * n)]
-        for name in names
+        name: empty if column is None else table[column]
+        for name, column in found.items()
+        if column is not None or name != layout.split
     }
 
 
@@ -108,16 +104,14 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
         folder = root.parent.parent if root.stem.lower() in IN_SPLIT_FOLDERS else root.parent
         is_train = root.is_file() and {root.stem.lower(), root.parent.name.lower()} & {*SPLIT_NAMES["train"]}
         found = _of_splits(folder) if is_train else {}
-        if alike := [file.name for file in tables_in(root.parent) if file != root and _is_of_set(file, root)]:
-            rank_zero_info(
-                f"only '{root}' is read, not {enumerate_names(alike)} beside it. To read several tables, name them "
-                "train.csv, val.csv and test.csv, and give their folder."
-            )
-        if found.get("train") == root and len(found) > 1:
-            others = enumerate_names([str(file.relative_to(folder)) for file in found.values() if file != root])
-            rank_zero_info(
-                f"only '{root}' is read, not {others} beside it. If these have labels: --data.root '{folder}'."
-            )
+        others = [file for file in found.values() if file != root] if found.get("train") == root else []
+        remedy = f"If these have labels: --data.root '{folder}'."
+        if not others:
+            others = [file for file in tables_in(root.parent) if file != root and _is_of_set(file, root)]
+            remedy = "To read several tables, name them train.csv, val.csv and test.csv, and give their folder."
+        if others:
+            names = enumerate_names([str(file.relative_to(folder)) for file in others])
+            rank_zero_info(f"only '{root}' is read, not {names} beside it. {remedy}")
         return [(None, root)]
     if found := _of_splits(root):
         if "train" not in found and not is_test_only():
@@ -142,20 +136,21 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
 def refuse_table_without_classes(root: Path) -> None:
     """Raise if a folder has a table or annotations instead of the folders of classes; say if it has a table too."""
     tables = list(_of_splits(root).values()) or tables_in(root)
-    found = has_classes(root)
-    if not tables and not found and any(root.glob("*.json")):
+    name = f"'{tables[0].relative_to(root)}'" if tables else ""
+    if has_classes(root):
+        if tables:
+            rank_zero_info(
+                f"'{root}' has folders of classes and a table, {name}: the folders are read. For the table: --config "
+                f"configs/own_table.yaml --data.root '{tables[0]}'."
+            )
+    elif tables:
+        raise InputError(
+            f"'{root}' has no folders of classes, but a table, {name}: read it by --config configs/own_table.yaml "
+            "instead, or --data.source Manifest."
+        )
+    elif any(root.glob("*.json")):
         raise InputError(
             f"'{root}' has no folders of classes, but JSON: if it has annotations in COCO's format, --data.source COCO."
-        )
-    if tables and not found:
-        raise InputError(
-            f"'{root}' has no folders of classes, but a table, '{tables[0].relative_to(root)}': read it by --config "
-            "configs/own_table.yaml instead, or --data.source Manifest."
-        )
-    if tables:
-        rank_zero_info(
-            f"'{root}' has folders of classes and a table, '{tables[0].relative_to(root)}': the folders are read. For "
-            f"the table: --config configs/own_table.yaml --data.root '{tables[0]}'."
         )
 
 
@@ -177,15 +172,9 @@ def tables_in(folder: Path) -> list[Path]:
 
 def _is_of_set(file: Path, train: Path) -> bool:
     """Return whether two names differ in one word, which means training images in one of them and not in the other."""
-    words, known = [re.split(r"[\W_]+", table.stem.lower()) for table in (file, train)]
-    usual = {split: set(names) for split, names in SPLIT_NAMES.items()}
-    tested = usual["val"] | usual["test"]
-    return bool(
-        len(known) > 1
-        and usual["train"] & set(known)
-        and tested & set(words)
-        and set(known) - usual["train"] <= set(words)
-    )
+    words, known = [set(re.split(r"[\W_]+", table.stem.lower())) for table in (file, train)]
+    train_words, tested = {*SPLIT_NAMES["train"]}, {*SPLIT_NAMES["val"], *SPLIT_NAMES["test"]}
+    return len(known) > 1 and bool(train_words & known and tested & words) and known - train_words <= words
 
 
 def _of_splits(root: Path) -> dict[Split, Path]:
@@ -206,8 +195,8 @@ def _has_labels(file: Path, split: Split | None, columns: Columns, layout: Layou
     """Return whether a table has labels; say it if not. Raise for labels that the first table lacks."""
     names: Sequence[str] = [layout.label] if layout.label else layout.labels
     given = [column for name in names if (column := first_column(columns, [name]))]
-    none = {text for text, value in CELLS.items() if value < 1} if layout.labels else {""}  # 0 in all columns, too
-    if all(is_blank(cell) or str(cell).strip().lower() in none for name in given for cell in columns[name]):
+    none = {text for text, value in CELLS.items() if value < 1} if layout.labels else {"", "nan"}  # 0 everywhere, too
+    if all(cell is None or str(cell).strip().lower() in none for name in given for cell in columns[name]):
         rank_zero_info(f"'{file}' has no labels ({enumerate_names(names)}): it is not read as {split} images.")
         return False
     known = {name.lower() for name in (*names, layout.path, layout.split or "split")}

@@ -8,8 +8,7 @@ from typing import TypeVar
 from lt_cb.data.sources.listing import Split
 
 Part = TypeVar("Part")
-_ORDER: ContextVar[tuple[Split, ...]] = ContextVar("_ORDER", default=())  # the first split that exists is read
-_FOUND: ContextVar[list[Split]] = ContextVar("_FOUND")
+_TESTED: ContextVar[tuple[Split, list[Split]] | None] = ContextVar("_TESTED", default=None)  # asked for, and found
 
 
 @contextmanager
@@ -19,22 +18,27 @@ def test_only(split: Split) -> Iterator[list[Split]]:
     It then stands for the training images too. Yields a list that will hold the split that was read; it stays empty for
     data without these splits, and then all images are read.
     """
-    kept: list[Split] = []
-    order, found = _ORDER.set((split, "test", "val")), _FOUND.set(kept)
+    found: list[Split] = []
+    token = _TESTED.set((split, found))
     try:
-        yield kept
+        yield found
     finally:
-        _ORDER.reset(order)
-        _FOUND.reset(found)
+        _TESTED.reset(token)
 
 
 def is_test_only() -> bool:
     """Return whether data need no training images."""
-    return bool(_ORDER.get())
+    return _TESTED.get() is not None
 
 
-def tested_part(splits: dict[Split, Part]) -> dict[Split, Part]:
-    """Return the part to test on for both train and test, if there is one."""
-    found = [split for split in _ORDER.get() if split in splits][:1]
-    _FOUND.get().extend(found)
-    return dict.fromkeys(("train", "test"), splits[found[0]]) if found else splits
+def with_test(splits: dict[Split, Part]) -> dict[Split, Part]:
+    """Return the splits, in which validation becomes the test split if there is no other; see also `test_only`."""
+    if (tested := _TESTED.get()) is None:
+        if "test" not in splits and "val" in splits:
+            splits["test"] = splits.pop("val")
+        return splits
+    order: tuple[Split, ...] = (tested[0], "test", "val")
+    if (split := next((split for split in order if split in splits), None)) is None:
+        return splits
+    tested[1].append(split)
+    return dict.fromkeys(("train", "test"), splits[split])

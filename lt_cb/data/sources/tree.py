@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.data.decode import is_image
 from lt_cb.data.images import progress
 from lt_cb.data.sources.listing import SPLIT_NAMES, Listing, Split, encode
 from lt_cb.data.sources.tested import is_test_only
 from lt_cb.errors import DataError, InputError, enumerate_names
+from lt_cb.say import warn
 
 # files that often lie among images: hidden, or made by a file manager, or on the data
 ACCOMPANYING = re.compile(r"(^|/)(\.|(thumbs\.db|desktop\.ini|(readme|licen[sc]e|copying)(\..*)?)$)", re.IGNORECASE)
-
-
 MASK = re.compile(r"_(mask|seg|segmentation|label)(_\d+)?\.\w+$", re.IGNORECASE)
 LAYOUTS = "train/<class>/* (also val and test, if you have them) or <class>/* for 2 classes or more"
 
@@ -34,23 +33,22 @@ def find_splits(root: Path) -> dict[Split, Path]:
         if rank:
             splits[split] = root / min(rank, key=rank.__getitem__)
     splits = splits or _splits_by_word(root, names)
+    hint, nested = _hint(names), len(names) == 1 and len(subfolders(root / names[0])) > 1
+    # all folders have folders instead of images, and a name such as ``trian`` is among them
+    is_misspelt = bool(hint) and all(subfolders(root / name) and not _stray(root / name) for name in names)
     if is_test_only():
-        nested = len(names) == 1 and len(subfolders(root / names[0])) > 1 and not _stray(root / names[0])
-        is_wrong = not splits and (not names or nested or _is_misspelt(root, names))
+        is_wrong = not splits and (not names or (nested and not _stray(root / names[0])) or is_misspelt)
     else:
-        is_wrong = "train" not in splits and (bool(splits) or len(names) < 2 or _is_misspelt(root, names))
+        is_wrong = "train" not in splits and (bool(splits) or len(names) < 2 or is_misspelt)
     if is_wrong:
-        hint = _hint(names)
-        if len(names) == 1 and not splits and len(subfolders(root / names[0])) > 1:
-            hint = f" Did you mean --data.root '{root / names[0]}'?"
+        hint = f" Did you mean --data.root '{root / names[0]}'?" if nested and not splits else hint
         raise InputError(f"'{root}' needs {LAYOUTS}, but its folders are: {enumerate_names(names) or 'none'}.{hint}")
     read = [folder.relative_to(root).parts[0] for folder in splits.values()]
     others = [name for name in names if name not in read and has_images(root / name)]
     if splits and others:
-        rank_zero_warn(
+        warn(
             f"Images of '{root}' are read only from {enumerate_names(read)}. Other folders with images are ignored: "
-            f"{enumerate_names(others)}." + _hint(others),
-            stacklevel=1,
+            f"{enumerate_names(others)}." + _hint(others)
         )
     return {split: folder for split, folder in splits.items() if split == "train" or not _has_no_classes(folder)}
 
@@ -75,18 +73,10 @@ def _splits_by_word(root: Path, names: Sequence[str]) -> dict[Split, Path]:
 
 def _has_no_classes(folder: Path) -> bool:
     """Return whether a folder has images without a class, as the test images of many competitions; warn of it."""
-    images = [] if subfolders(folder) else _stray(folder)
-    if images:
-        rank_zero_warn(
-            f"'{folder}' has {len(images)} images, but no folders of classes: not used. Predict them by lt-cb predict.",
-            stacklevel=1,
-        )
+    if images := [] if subfolders(folder) else _stray(folder):
+        none = f"'{folder}' has {len(images)} images, but no folders of classes"
+        warn(f"{none}: not used. Predict them by lt-cb predict.")
     return bool(images)
-
-
-def _is_misspelt(root: Path, names: Sequence[str]) -> bool:
-    """Return whether all folders in root have folders instead of images, and a name such as ``trian`` is among them."""
-    return bool(_hint(names)) and all(subfolders(root / name) and not _stray(root / name) for name in names)
 
 
 def _hint(names: Sequence[str]) -> str:
@@ -98,19 +88,14 @@ def _hint(names: Sequence[str]) -> str:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones, a Mac's archive, and runs."""
-    names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-    return sorted(name for name in names if not name.startswith((".", "__MACOSX")) and not _is_of_runs(folder / name))
-
-
-def _is_of_runs(folder: Path) -> bool:
-    """Return whether a folder has runs of lt_cb, as it has where a command was run inside the data."""
-    of_runs = ("*/inspect.html", "*/version_*/config.yaml")
-    return folder.name == "runs" and any(next(folder.glob(name), None) for name in of_runs)
+    """Return the names of the folders in a folder, sorted, without hidden ones, a Mac's archive, and runs of lt_cb."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if "runs" in names and any(chain(*map((folder / "runs").glob, ("*/inspect.html", "*/version_*/config.yaml")))):
+        names.remove("runs")
+    return [name for name in names if not name.startswith((".", "__MACOSX"))]
 
 
 def _stray(folder: Path) -> list[str]:
-    """Return the names of the images directly in a folder, sorted."""
     return sorted(entry.name for entry in os.scandir(folder) if is_image(entry.name) and not entry.is_dir())
 
 
@@ -133,11 +118,14 @@ def is_other(file: Path) -> bool:
 
 def warn_of_others(files: Sequence[str]) -> None:
     """Warn of files that are no images, if there are any."""
-    files = sorted(set(files))
-    if files:
+    if files := sorted(set(files)):
         are = "1 file is no image" if len(files) == 1 else f"{len(files)} files are no images"
-        remedy = f"going by the name: {enumerate_names(files)}. Skipped; convert images to JPEG or PNG."
-        rank_zero_warn(f"{are} that can be read, {remedy}", stacklevel=1)
+        names = enumerate_names(files)
+        warn(f"{are} that can be read, going by the name: {names}. Skipped; convert images to JPEG or PNG.")
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
@@ -146,7 +134,7 @@ def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
     Links are followed, but each folder is visited only once, so that links in a circle end.
     """
     visited = {os.path.realpath(path) for path in outside}
-    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
             folders.clear()
@@ -156,55 +144,12 @@ def walk(folder: Path, *outside: Path) -> Iterator[tuple[str, list[str]]]:
             yield place, names
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise InputError(f"'{error.filename}' cannot be read ({error.strerror}): change its permissions.") from error
-
-
-def list_tree(folder: Path, least: int = 2, others: list[str] | None = None) -> Listing:
-    """Return the images in at least ``least`` class folders, by class in alphabetical order, then by path.
-
-    Files that are no images are added to ``others``.
-    """
+def list_tree(folder: Path, least: int = 2) -> Listing:
+    """Return the images in at least ``least`` class folders, by class in alphabetical order, then by path."""
     if not folder.is_dir():
         raise InputError(
             f"there is no folder '{folder}': set --data.root to a folder that has {folder.name}/<class>/*."
         )
-    names = _class_folders(folder, least)
-    paths: list[str] = []
-    labels: list[int] = []
-    parts: set[frozenset[str]] = set()  # folders in the class folders
-    for label, name in enumerate(progress(names, f"Finding images in {folder}", len(names))):
-        places = [(os.path.relpath(place, folder), files) for place, files in walk(folder / name, folder)]
-        found = [f"{place}/{file}" for place, files in places for file in files if is_image(file)]
-        paths += sorted(found)
-        parts.add(frozenset(path.split("/")[1] if path.count("/") > 1 else "" for path in found))
-        if others is not None:
-            files = [Path(place, file) for place, files in places for file in files]
-            others += [str(folder / file) for file in files if is_other(file)]
-        labels += [label] * (len(paths) - len(labels))
-    _warn_of_parts(folder, paths, parts)
-    return Listing(encode(paths), np.array(labels, np.int64), names)
-
-
-def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]]) -> None:
-    """Warn if class folders have the same folders, which may be masks or splits, or if files are named as masks."""
-    found = frozenset().union(*parts)
-    of_splits = found <= {name for name in found if name.lower() in chain(*SPLIT_NAMES.values())}
-    same = sorted(found) if len(parts) == 1 or of_splits else []
-    masks = {path for path in paths if MASK.search(path)}
-    paired = masks and {MASK.sub("", path) for path in masks} <= {os.path.splitext(path)[0] for path in paths}
-    if len(same) > 1:
-        given = f"the class folders of '{folder}' have images in the same folders, {enumerate_names(same)}"
-        remedy = "If they are splits, put them above the classes. If they are the classes, put each into one folder. "
-        remedy += "If they are masks, move them away."
-        rank_zero_warn(f"{given}: all are read as images of the class. {remedy}", stacklevel=1)
-    elif paired:
-        given = f"{len(masks)} of {len(paths)} images in '{folder}' are named as masks of others"
-        remedy = f"such as '{min(masks)}': they are read as images of the class. Move them away if they are masks."
-        rank_zero_warn(f"{given}, {remedy}", stacklevel=1)
-
-
-def _class_folders(folder: Path, least: int) -> list[str]:
     names = subfolders(folder)
     if len(names) < (1 if is_test_only() else least):
         why = "but a classifier needs at least 2" if least > 1 else f"but must have {folder.name}/<class>/*"
@@ -213,4 +158,36 @@ def _class_folders(folder: Path, least: int) -> list[str]:
         raise DataError(
             f"{len(stray)} images lie in '{folder}' itself, such as '{stray[0]}': move each to its class's folder."
         )
-    return names
+    paths: list[str] = []
+    others: list[str] = []
+    labels: list[int] = []
+    parts: set[frozenset[str]] = set()  # folders in the class folders
+    for label, name in enumerate(progress(names, f"Finding images in {folder}", len(names))):
+        walked = [(os.path.relpath(place, folder), files) for place, files in walk(folder / name, folder)]
+        files = [f"{place}/{file}" for place, files in walked for file in files]
+        found = sorted(file for file in files if is_image(os.path.basename(file)))
+        others += [str(folder / file) for file in files if is_other(Path(file))]
+        parts.add(frozenset(path.split("/")[1] if path.count("/") > 1 else "" for path in found))
+        paths += found
+        labels += [label] * len(found)
+    warn_of_others(others)
+    _warn_of_parts(folder, paths, parts)
+    return Listing(encode(paths), np.array(labels, np.int64), names)
+
+
+def _warn_of_parts(folder: Path, paths: Sequence[str], parts: set[frozenset[str]]) -> None:
+    """Warn if class folders have the same folders, which may be masks or splits, or if files are named as masks."""
+    found = frozenset().union(*parts)
+    of_splits = found <= {name for name in found if name.lower() in chain(*SPLIT_NAMES.values())}
+    masks = {path for path in paths if MASK.search(path)}
+    if len(found) > 1 and (len(parts) == 1 or of_splits):
+        warn(
+            f"the class folders of '{folder}' have images in the same folders, {enumerate_names(sorted(found))}: all "
+            "are read as images of the class. If they are splits, put them above the classes. If they are the classes, "
+            "put each into one folder. If they are masks, move them away."
+        )
+    elif masks and {MASK.sub("", path) for path in masks} <= {os.path.splitext(path)[0] for path in paths}:
+        warn(
+            f"{len(masks)} of {len(paths)} images in '{folder}' are named as masks of others, such as '{min(masks)}': "
+            "they are read as images of the class. Move them away if they are masks."
+        )

@@ -140,10 +140,10 @@ def _without_tests(found: list[Result]) -> tuple[list[Result], list[tuple[Path, 
     """Return the runs without tests that repeat the test of a training or another test, and these tests."""
 
     def tested(result: Result) -> tuple[Any, ...]:
-        file = Path(result.record.checkpoint or "none")
-        file = file if result.is_test else result.folder / file.parent.name / file.name
+        files = [Path(file) for file in result.record.averaged or [result.record.checkpoint or "none"]]
+        files = files if result.is_test else [result.folder / file.parent.name / file.name for file in files]
         prior, stage = result.record.prior, result.settings.get(STAGE)
-        return file.parts[-4:], result.source, prior and tuple(prior), stage, result.seed
+        return frozenset(file.parts[-4:] for file in files), result.source, prior and tuple(prior), stage, result.seed
 
     seen = {tested(result) for result in found if not result.is_test}
     repeated: list[Result] = []

@@ -221,6 +221,9 @@ class Result:
         epochs = self.record.epochs or get(LENGTH)
         self.epochs = None if epochs is None else int(epochs)
         self.unlike_paper = [f"{key.partition('.')[2]} {get(key)}" for key in NOT_IN_PAPER if get(key)]
+        averaged = len(self.record.averaged)
+        self._average = [f"average of {averaged} checkpoints"] if averaged else []
+        self.unlike_paper += self._average
         self._subset = subset_of(self.settings, self.imbalance_factor)
         network = str(get("model.backbone", ALWAYS_NAMED["model.backbone"])), str(get("data.image_size") or 32)
         gamma = f"{self.gamma or 0:g}" if self.loss == "FocalLoss" else ""
@@ -235,6 +238,7 @@ class Result:
         named = [key for key in sorted({*keys, STAGE}) if get(key) is not None and (key in keys or get(key))]
         self.others = [label(key, get(key)) for key in named]
         self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint else []
+        self.others += self._average
         self.others += [f"prior {get('prior')}"] if get("prior") else []  # of a test
         self.method = ", ".join([self._name, *self.others])
         self.family = None if self._family is None else ", ".join([self._family, *self.others])

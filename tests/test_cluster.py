@@ -1,0 +1,144 @@
+"""Ray clusters: a grid, features and folds on two nodes of this machine, of which one is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+
+from lt_cb.data import LongTailedDataModule
+from lt_cb.errors import InputError
+from lt_cb.features import frozen_features
+from lt_cb.lab.cluster import Cluster, pack, unpack
+from lt_cb.lab.grid import main
+from lt_cb.lab.plan import read_plan
+from lt_cb.losses import SoftmaxLoss
+from lt_cb.module import LongTailedClassifier
+
+GRID = """
+folder: {folder}
+config: lt_cb:quickstart
+set: {{trainer.max_epochs: 30}}
+"""
+STARTS = 3  # Ray's parts have 15 s each to start, which a busy machine can exceed
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A head without cores, and two nodes of one core each."""
+    pytest.importorskip("ray", reason="needs lt_cb[ray]")
+    from ray.cluster_utils import Cluster as Nodes
+
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
+    for attempt in range(STARTS):
+        try:
+            started = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+            for i in (2, 3):
+                started.add_node(num_cpus=1, node_ip_address=f"127.0.0.{i}")
+            break
+        except Exception:  # Ray raises many kinds
+            if attempt == STARTS - 1:
+                raise
+    yield started
+    started.shutdown()
+
+
+def workers(task: str) -> list[int]:
+    """Return the processes of Ray that work on a task."""
+    found = subprocess.run(["pgrep", "-f", f"^ray::{task}$"], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.mark.ray
+def test_a_grid_survives_a_killed_worker(nodes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("here", "there"):
+        (tmp_path / f"{name}.yaml").write_text(GRID.format(folder=tmp_path / name))
+    (run,) = read_plan(tmp_path / "there.yaml").runs
+
+    def kill_once() -> None:
+        while not run.dir.checkpoint.is_file():  # it has come back
+            time.sleep(0.1)
+        os.kill(workers("train_parcel")[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    assert main([str(tmp_path / "there.yaml"), "--on", nodes.address]) == 0
+    killer.join()
+    printed = capsys.readouterr().out
+    assert printed.count("started ") == 2
+    assert "1 of 1 runs done, 0 failed." in printed
+    assert main([str(tmp_path / "here.yaml")]) == 0
+    (other,) = read_plan(tmp_path / "here.yaml").runs
+    assert run.dir.read_result().metrics == other.dir.read_result().metrics
+    assert run.dir.read_metrics() == other.dir.read_metrics()
+    there, here = (torch.load(place.dir.checkpoint, weights_only=True)["state_dict"] for place in (run, other))
+    assert all(torch.equal(there[name], value) for name, value in here.items())
+
+
+@pytest.mark.ray
+def test_a_lost_node_costs_nothing(nodes: Any) -> None:
+    def slow_square(number: int, factor: int) -> int:
+        time.sleep(0.5)
+        return factor * number**2
+
+    added = nodes.add_node(num_cpus=1, node_ip_address="127.0.0.4")
+    cluster = Cluster(nodes.address)
+    try:
+        results = cluster.map(slow_square, range(12), 3)
+        first = [next(results) for _ in range(3)]
+        nodes.remove_node(added, allow_graceful=False)
+        assert first + list(results) == [3 * i**2 for i in range(12)]
+    finally:
+        cluster.close()
+
+
+@pytest.mark.ray
+def test_features_are_those_of_one_machine(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = LongTailedDataModule("digits", imbalance_factor=20, image_size=32, batch_size=64)
+    model = LongTailedClassifier(SoftmaxLoss(data.class_counts), "resnet20", image_size=32, in_channels=1).eval()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    here = frozen_features(model, data, "train", trainer)[0].copy()
+    monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "other"))
+    cluster = Cluster(nodes.address)
+    try:
+        there = frozen_features(model, data, "train", trainer, cluster)[0]
+    finally:
+        cluster.close()
+    assert np.array_equal(here, there)
+
+
+names = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=8).filter(
+    lambda name: name not in (".", "..", "lock", ".lock")
+)
+
+
+@given(files=st.dictionaries(names, st.binary(max_size=50), max_size=4), before=st.sets(names, max_size=3))
+def test_a_folder_travels_whole(files: dict[str, bytes], before: set[str]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        start, end = Path(place, "start"), Path(place, "end")
+        for folder, content in ((start, files), (end, dict.fromkeys(before, b"old"))):
+            (folder / "sub").mkdir(parents=True)
+            for name, value in content.items():
+                (folder / "sub" / name).write_bytes(value)
+        (end / "lock").touch()
+        unpack(pack(start), end)
+        assert pack(end) == {f"sub/{name}": value for name, value in files.items()}
+        assert (end / "lock").exists()
+
+
+def test_without_ray_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'lt_cb\[ray\]'"):
+        Cluster("local")
