@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from lt_cb.__main__ import main
 from lt_cb.errors import InputError
 from lt_cb.lab.report import collect, read_run
-from lt_cb.lab.report.figures import figures
+from lt_cb.lab.report.figures import figures, rows_of, styles_of
 from lt_cb.lab.report.finding import finding
 from lt_cb.lab.report.posthoc import class_means
 from lt_cb.lab.report.sections import sections
@@ -255,6 +256,45 @@ def test_figures_for_a_paper_have_its_width_and_font(kind: str, inch: float, tmp
             if name in drawn:
                 assert content.count(b'aria-roledescription="point"') == drawn[name]
             assert set(re.findall(rb'font-size="([^"]+)"', content)) == {b"12px"}  # of 108 an inch: 8 points
+
+
+def test_of_many_methods_a_chosen_one_is_drawn_with_its_baseline(tmp_path: Path) -> None:
+    for i, epochs in enumerate((20, 40)):
+        for k, beta in enumerate((None, *(1 - 0.5**n for n in range(1, 7)))):
+            for seed in range(2):
+                write(
+                    tmp_path / f"{i}_{k}_{seed}", 30.0 + k * seed, beta=beta, seed=seed, epochs=epochs, lr_rule=epochs
+                )
+    runs = collect(tmp_path)
+    drawn = {picture.name: picture for picture in figures(runs, cells_of(runs), "error", "Error")}
+    choices = drawn["error_by_class"].methods
+    assert [name.count("CB-") for name in choices] == [1] * 12 + [0] * 2
+    for name in ("error_by_class", "differences_by_group"):
+        spec = drawn[name].spec
+        params = {param["name"]: param.get("value") for param in spec["params"]}
+        assert params["method"] == choices[0]
+        baselines = {f"CB-Softmax, β 0.5, lr_rule {epochs}": f"Softmax, lr_rule {epochs}" for epochs in (20, 40)}
+        assert params["baselines"].items() >= baselines.items()
+        assert {"filter": "datum.method === method || datum.method === baselines[method]"} in spec["transform"]
+    means = [row for row in drawn["means"].spec["data"]["values"] if row.get("mean")]
+    assert len(means) == 14
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=5))
+def test_bars_of_rates_end_at_0_and_100(scores: list[float]) -> None:
+    mean, *seeds = rows_of({}, scores)
+    assert len(seeds) == (len(scores) if len(scores) > 1 else 0)
+    if seeds:
+        assert 0 <= mean["low"] <= mean["value"] + 0.001 <= mean["high"] + 0.002 <= 100.003
+    else:
+        assert "low" not in mean
+
+
+def test_styles_of_methods_differ() -> None:
+    styles = list(styles_of(map(str, range(72))).values())
+    assert len(set(styles)) == 72
+    assert len({colour for colour, _ in styles[:12]}) == 12
+    assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(styles[:12]))
 
 
 def test_settings_that_differ_are_in_the_names_of_methods(tmp_path: Path) -> None:

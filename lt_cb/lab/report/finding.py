@@ -57,8 +57,10 @@ def _compared(runs: Runs, differences: list[Difference], metric: str) -> list[st
         lines += [f"Significantly {word} {measure} than {than}: {_listed(texts)}."] if texts else []
     marked = [f"{d.method}{'†' * bool(d.machines)}" for d in differences if not d.is_significant]
     lines += [f"Not significant: {_listed(marked)}."] if lines and marked else []
-    lines = lines or [f"No method differs significantly in {measure} from {than}."]
-    words = f"Points with 95 % CI; significant: p < 0.05 after Holm's correction for {len(differences)} comparisons."
+    correction = f"p < 0.05 after Holm's correction for {len(differences)} comparisons"
+    if not lines:
+        return [f"No method differs significantly in {measure} from {than} ({correction})."]
+    words = f"Points with 95 % CI; significant: {correction}."
     crossed = any("†" in line for line in lines)
     return [*lines, words + " † Runs on another machine than the baseline's." * crossed]
 
