@@ -46,7 +46,7 @@ def _compared(runs: Runs, differences: list[Difference], metric: str) -> list[st
         return []
     measure = lower_case(METRIC_TITLES[metric])
     if len(differences) <= MAX_SENTENCES:
-        family = f"p is corrected by Holm's method for the {len(differences)} comparisons."
+        family = f"Each p is corrected by Holm's method for the {len(differences)} comparisons."
         return [*(_sentence(runs, d, measure) for d in differences), *[family] * (len(differences) > 1)]
     baselines = {d.baseline for d in differences}
     than = "their baselines" if len(baselines) > 1 else "".join(baselines)

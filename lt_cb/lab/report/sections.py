@@ -141,7 +141,7 @@ def _results(runs: Runs, cells: Cells, metric: str) -> Section:
     if differences:
         words += f"{DIFFERENCE} from {_baseline(list(differences.values()))}. {CORRECTED}"
     if columns["machines"]:
-        words += " Machines: those of the method / of its baseline, where they differ."
+        words += " Machines: the method's / its baseline's, where they differ."
     title = METRIC_TITLES[metric]
     header = ["method", *["data"] * columns["data"], lower_case(title), *groups, *["minus"] * columns["minus"]]
     header += ["difference", "95 % CI", "p (Holm)", "seeds", *["machines"] * columns["machines"]]
@@ -166,10 +166,10 @@ def _paper(cells: Cells, title: str, kind: str) -> Section:
             figures = [str(cell), f"{cell.paper:.2f}", signed(difference), bounds]
             rows.append([cell.method, cell.data, *figures, agrees, cell.unlike_paper or "–"])
     words = (
-        f"{kind} error in percent, beside Cui et al. 2019 (Tables 2 and 3, one run each). 95 % of further runs of ours "
-        "would lie in the prediction interval (mean ± t s √(1 + 1/n)); one run of the same method should too. Unlike "
-        "the paper: another length of training, held-out images, a sampler, mixed images, deferred weights, a second "
-        "stage, pretrained weights or callbacks. Learning rate, batch size and augmentation are not compared."
+        f"{kind} error in percent, beside Cui et al. 2019 (Tables 2 and 3, one run each). The prediction interval, "
+        "mean ± t s √(1 + 1/n), holds one more run with a probability of 95 %. Inside: whether it holds the paper's "
+        "run. Unlike the paper: another length of training, held-out images, a sampler, mixed images, deferred "
+        "weights, a second stage, pretrained weights or callbacks. Other settings are not compared."
     )
     header = ["method", "data", "ours", "paper", "difference", "prediction interval", "inside", "unlike the paper"]
     return Section(title, words, header, rows)
