@@ -98,9 +98,9 @@ def _scope(runs: Runs) -> str:
     """Return the number of methods, the data sets and the seeds."""
     classes = {result.data: len(result.record.class_counts) for result in reversed(runs.results)}
     data = [f"{name} ({classes[name]} classes)" for name in runs.columns()]
-    kinds = sorted({seeds_of(results) for results in runs.cells().values()})
+    seeds = seeds_of(runs.cells().values())
     methods = len(runs.methods())
-    return f"{methods} method{'s' * (methods > 1)} on {_listed(data)}, {' or '.join(kinds)}{' each' * (methods > 1)}."
+    return f"{methods} method{'s' * (methods > 1)} on {_listed(data)}, {seeds}{' each' * (methods > 1)}."
 
 
 def _common(runs: Runs) -> list[str]:

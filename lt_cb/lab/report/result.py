@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,14 +103,15 @@ def label(key: str, value: object) -> str:
     return SETTINGS.get(key, f"{key.partition('.')[2] or key} {{}}").format(value)
 
 
-def seeds_of(results: Sequence["Result"]) -> str:
-    """Return the number of seeds, and what differs between them: the drawn subset too, or the training alone."""
-    if len(results) == 1:
-        return "1 seed"
-    subsets = {result.record.subset_sha256 or result.record.subset_seed for result in results}
-    return f"{len(results)} " + (
-        "seeds with drawn subsets" if len(subsets) > 1 else "training seeds on one fixed subset"
-    )
+def seeds_of(cells: Iterable[Sequence["Result"]]) -> str:
+    """Return the numbers of seeds of cells, and whether they differ in the drawn subset too or in training alone."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for results in cells:
+        subsets = {result.record.subset_sha256 or result.record.subset_seed for result in results}
+        kind = "seeds with drawn subsets" if len(subsets) > 1 else "training seeds on one fixed subset"
+        numbers["seed" if len(results) == 1 else kind].add(len(results))
+    spans = {kind: sorted({min(counts), max(counts)}) for kind, counts in sorted(numbers.items())}
+    return " or ".join(f"{' to '.join(map(str, span))} {kind}" for kind, span in spans.items())
 
 
 def source_of(settings: Mapping[str, Any]) -> str:

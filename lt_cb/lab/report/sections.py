@@ -107,8 +107,8 @@ def _meaning(runs: Runs, metric: str) -> str:
     validation = metric.startswith("val/")
     text = f"{'Top-1 error' if name == 'error' else METRICS[name].meaning} in percent on the "
     text += "held-out images" if validation else "test images, by which nothing may be chosen"
-    kinds = sorted({seeds_of(results) for results in runs.cells().values() if len(results) > 1})
-    text += f": mean ± standard deviation over {' or '.join(kinds)}." if kinds else ", from one seed."
+    seeds = seeds_of(results for results in runs.cells().values() if len(results) > 1)
+    text += f": mean ± standard deviation over {seeds}." if seeds else ", from one seed."
     checkpoints = " and ".join(sorted({result.record.tested for result in runs.results}))
     return f"{text} Checkpoint: {checkpoints}.{' Bold: best mean.' if validation else ''}"
 
