@@ -10,7 +10,7 @@ from torch import Tensor
 from lt_cb.errors import InputError
 from lt_cb.losses import Loss
 
-MARGIN = 1.5  # the first loss is the mean of one batch
+MARGIN = 3.0  # the first loss is of one batch; a destroyed network has a far larger loss
 MAX_TARGETS = 4096  # images of an epoch whose targets give the loss of equal logits
 
 

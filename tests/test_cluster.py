@@ -21,7 +21,7 @@ from lightning.pytorch import Trainer
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
 from lt_cb.features import frozen_features
-from lt_cb.lab.cluster import Cluster, pack, unpack
+from lt_cb.lab.cluster import SETTINGS, Cluster, pack, unpack
 from lt_cb.lab.grid import main
 from lt_cb.lab.plan import read_plan
 from lt_cb.losses import SoftmaxLoss
@@ -38,10 +38,10 @@ STARTS = 3  # Ray's parts have 15 s each to start, which a busy machine can exce
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
     """A head without cores, and two nodes of one core each."""
+    os.environ.update(SETTINGS)
     pytest.importorskip("ray", reason="needs lt_cb[ray]")
     from ray.cluster_utils import Cluster as Nodes
 
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
     for attempt in range(STARTS):
         try:
             started = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -88,7 +88,7 @@ def test_commands_run_in_their_order(page: str, capsys: pytest.CaptureFixture[st
     trained = [
         args
         for args in listed
-        if args[0] in ("fit", "test", "recommend") and not re.search("cifar|inat", " ".join(args))
+        if args[0] in ("fit", "finetune", "test", "recommend") and not re.search("cifar|inat", " ".join(args))
     ]
     tables = re.findall("Test (?:accuracy|average precision) by class", out)
     assert len(tables) == len(trained) + (QUICKSTART not in listed)

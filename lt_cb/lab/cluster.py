@@ -27,6 +27,10 @@ POLL_S = 0.2  # between looks at a task, and at what has come back
 MAX_LOSSES = 3  # lost machines of a run, without a new checkpoint in between, until it counts as failed
 LOCAL_STARTS = 3  # attempts to start Ray here: its agents have 15 s, too little on a busy machine
 STAYS = ("lock", ".lock")  # files of a run that mean something on one machine only
+SETTINGS = {
+    "RAY_worker_niceness": "0",  # else tasks have a low priority, 15
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` sends the working folder, with its data, to each machine
+}
 QUEUED = 4  # tasks for each one that runs
 Result = TypeVar("Result")
 Files = dict[str, bytes]  # content by path relative to the folder of a run
@@ -271,11 +275,12 @@ def _with_configs(parcel: Parcel, place: Path) -> list[str]:
 
 def _connect(address: str) -> Any:  # noqa: ANN401 - a module without types
     """Return Ray, connected."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
         raise InputError("--on needs Ray, which is not installed: pip install 'lt_cb[ray]'.") from error
-    os.environ.setdefault("RAY_worker_niceness", "0")  # else tasks have the lowest priority but four
     starts = address == "local"
     options: dict[str, Any] = {"include_dashboard": False} if starts else {}
     if "PYTHONPATH" in os.environ:  # classes of the user's own
