@@ -23,8 +23,8 @@ class BestEpoch(ModelCheckpoint):
     `verdict` says in one sentence how much better the best epoch is, with a paired interval.
 
     Args:
-        metric: main metric of the task; None if the start has seen the held-out images. Nothing can be compared then,
-            and the last epoch is kept.
+        metric: main metric of the task; None if no image is held out, or the start has seen these images. Nothing can
+            be compared then, and the last epoch is kept.
     """
 
     def __init__(self, metric: str | None) -> None:
@@ -101,9 +101,10 @@ class BestEpoch(ModelCheckpoint):
     def verdict(self, module: LongTailedClassifier) -> str:
         """Return in one sentence how much better the best epoch is than the start."""
         if self.monitor is None:
-            return (
-                "The network has seen the held-out images before, so that nothing is compared: the last epoch is kept."
-            )
+            why = "No image was held out"
+            if not module.validates_on_test:
+                why = "The network has seen the held-out images before"
+            return f"{why}, so that nothing is compared: the last epoch is kept."
         if self._start is None or self._best is None or self._targets is None or self.best_model_score is None:
             return "Nothing was validated, so that nothing is compared."
         metric = METRICS[module.task.main_metric].title.lower()
@@ -119,5 +120,5 @@ def _sentence(difference: Difference, epoch: int, start: str) -> str:
     gain = f"epoch {epoch} is {mean:.1f} points better than {start}"
     interval = f"95 % interval {low:.1f} to {high:.1f}, paired, after the choice of the epoch"
     if low > 0:
-        return f"Fine-tuning pays: {gain} ({interval})."
+        return f"Fine-tuning pays: {gain} ({interval}). To train on all images, repeat it with --data.val_fraction 0."
     return f"Fine-tuning is not shown to pay: {gain}, but this may be chance ({interval})."

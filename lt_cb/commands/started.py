@@ -14,7 +14,6 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.data.elsewhere import file_digests
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import as_paths
-from lt_cb.errors import InputError
 from lt_cb.runs import checkpoint as checkpoints
 
 # options of data that decide which images are held out
@@ -25,12 +24,9 @@ SPLIT = (
 
 
 def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callback]:
-    """Return the callbacks of a training that starts from the checkpoint; raise InputError without held-out images."""
-    if data.validation_split == "test":
-        raise InputError(
-            "finetune chooses an epoch on held-out images, but --data.val_fraction is 0 and the data have no "
-            "validation images: set it above 0, as 0.2."
-        )
+    """Return the callbacks of a training that starts from the checkpoint."""
+    if data.validation_split == "test":  # no image is held out
+        return [BestEpoch(None), Duration()]
     seen = num_seen(cli, data)
     if seen:
         of = "some" if seen < 0 else f"{seen:,}"
