@@ -98,9 +98,9 @@ def rows(data: str, seed: int, name: str, method: Method, start: RunDir, tuned: 
         made[-1] |= {"processor": record.processor, "threads": record.threads, "commit": record.commit}
     rate = tuned.read_config()["model"]["optimizer"]["init_args"]["lr"]
     made[1] |= {"gain": 100 * change.mean, "low": 100 * change.low, "high": 100 * change.high, "rate": rate}
-    if state["monitor"] is not None:
-        made[1] |= {"kept_epoch": state["best_epoch"], "held_out_start": 100 * state["start_score"]}
-        made[1] |= {"held_out_kept": 100 * float(state["best_model_score"])}
+    if state["compares"]:
+        made[1] |= {"kept_epoch": state["kept_epoch"], "held_out_start": 100 * state["start_score"]}
+        made[1] |= {"held_out_kept": 100 * state["kept_score"]}
     return [{k: round(v, 3) if isinstance(v, float) and k != "rate" else v for k, v in row.items()} for row in made]
 
 

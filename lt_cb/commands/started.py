@@ -26,7 +26,7 @@ SPLIT = (
 def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callback]:
     """Return the callbacks of a training that starts from the checkpoint."""
     if data.validation_split == "test":  # no image is held out
-        return [BestEpoch(None), Duration()]
+        return [BestEpoch(False), Duration()]
     seen = num_seen(cli, data)
     if seen:
         of = "some" if seen < 0 else f"{seen:,}"
@@ -36,7 +36,7 @@ def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callba
             "checkpoint of recommend.",
             stacklevel=1,
         )
-    return [BestEpoch(None if seen else data.task.main_metric), Duration()]
+    return [BestEpoch(not seen), Duration()]
 
 
 def resumed_callbacks(content: Mapping[str, Any]) -> list[Callback]:
@@ -45,8 +45,7 @@ def resumed_callbacks(content: Mapping[str, Any]) -> list[Callback]:
     kept = next((state for key, state in states.items() if str(key).startswith(f"{BestEpoch.__name__}{{")), None)
     if kept is None:
         return []
-    monitor = kept.get("monitor")
-    return [BestEpoch(None if monitor is None else str(monitor).removeprefix("val/")), Duration()]
+    return [BestEpoch(bool(kept.get("compares"))), Duration()]
 
 
 def num_seen(cli: CommandLine, data: LongTailedDataModule) -> int:
