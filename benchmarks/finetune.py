@@ -39,6 +39,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "fine-tuned": Method("efficientnet_lite0", 128),
+    "fine-tuned on all": Method("efficientnet_lite0", 128, ("--data.val_fraction=0",)),
     "lora": Method("vit_small", 112, ("--model.adapter=lora",)),
 }
 
@@ -97,8 +98,9 @@ def rows(data: str, seed: int, name: str, method: Method, start: RunDir, tuned: 
         made[-1] |= {"processor": record.processor, "threads": record.threads, "commit": record.commit}
     rate = tuned.read_config()["model"]["optimizer"]["init_args"]["lr"]
     made[1] |= {"gain": 100 * change.mean, "low": 100 * change.low, "high": 100 * change.high, "rate": rate}
-    made[1] |= {"kept_epoch": state["best_epoch"], "held_out_start": 100 * state["start_score"]}
-    made[1] |= {"held_out_kept": 100 * float(state["best_model_score"])}
+    if state["compares"]:
+        made[1] |= {"kept_epoch": state["kept_epoch"], "held_out_start": 100 * state["start_score"]}
+        made[1] |= {"held_out_kept": 100 * state["kept_score"]}
     return [{k: round(v, 3) if isinstance(v, float) and k != "rate" else v for k, v in row.items()} for row in made]
 
 
@@ -128,11 +130,11 @@ def main() -> None:
                 place = options.runs / f"{data}_{seed}_{method.backbone}"
                 start, tuned = (
                     RunDir(place.with_name(f"{place.name}_head")),
-                    RunDir(place.with_name(f"{place.name}_{name}")),
+                    RunDir(place.with_name(f"{place.name}_{name.replace(' ', '_')}")),
                 )
                 head(data, getattr(options, data), seed, method, start)
                 finetune(start, method, tuned)
-                table += rows(data, seed, name, method, start, tuned)
+                table += [row for row in rows(data, seed, name, method, start, tuned) if row not in table]
                 write(options.out / "finetune.csv", table)
                 print(table[-1], flush=True)
 

@@ -1,8 +1,7 @@
 """Update the pages and tables of kept results: uv run python docs/pages.py.
 
-A page has a report between ``<!-- lt-cb report results/NAME ... -->`` and ``<!-- end -->``; ``report.html`` is one. The
-tables of `benchmarks/heads.py` are between ``<!-- heads -->``, or ``<!-- rules -->``, and ``<!-- end -->``. The table
-of runs with several labels an image is between ``<!-- several results/NAME -->`` and ``<!-- end -->``.
+A page has a report between ``<!-- lt-cb report results/NAME ... -->`` and ``<!-- end -->``; ``report.html`` is one.
+Other tables are between ``<!-- NAME ... -->`` and ``<!-- end -->``. The names are the keys of ``tables`` in `filled`.
 """
 
 import csv
@@ -12,7 +11,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from lt_cb.lab.report import collect, main
+from results_page import findings, picture, results_table
+
+from lt_cb.lab.report import Runs, collect, main
 from lt_cb.lab.report.tables import Difference, cells_of, half_width, paired_differences
 
 METHODS = {  # columns of results/heads.csv
@@ -44,6 +45,8 @@ def filled(text: str) -> str:
         return f"{match[1]}\n{report('report.md', shlex.split(match[2]))}\n{match[4]}"
 
     tables = {
+        r"(<!-- results -->\n)(.*?)(<!-- end -->)": lambda m: results_table(),
+        r"(<!-- findings -->\n)(.*?)(<!-- end -->)": lambda m: findings(),
         r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
         r"(<!-- rules -->\n)(.*?)(<!-- end -->)": lambda m: rules(),
         r"(<!-- several (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: several(m[1].split()[2]),
@@ -89,37 +92,27 @@ def several(folder: str) -> str:
     runs = collect(Path(folder))
     metrics = ("mAP", "mAP/many", "mAP/medium", "mAP/few", "f1_macro")
     cells = {metric: cells_of(runs, metric) for metric in metrics}
-    gains = {metric: {d.method: d for d in paired_differences(runs, metric)} for metric in ("mAP", "mAP/few")}
-    titles = [
-        "loss",
-        "mAP",
-        "more than sigmoid",
-        "many-shot",
-        "medium-shot",
-        "few-shot",
-        "more than sigmoid",
-        "macro F1",
-    ]
-    lines = [titles, ["---"] * len(titles)]
+    gains = {metric: {d.method: d for d in by_group} for metric, by_group in _gains(runs).items()}
+    header = ["loss", "mAP", "more than sigmoid", "p (Holm)", "many", "medium", "few", "more than sigmoid", "p (Holm)"]
+    lines = [[*header, "macro F1"], ["---"] * 10]
     for method in runs.methods():
         shown = {m: f"{cells[m][method, runs.columns()[0]].mean:.1f}" for m in metrics}
         deviation = cells["mAP"][method, runs.columns()[0]].deviation
         more = {metric: _interval(each.get(method)) for metric, each in gains.items()}
-        first = [_short(method), f"{shown['mAP']} ± {deviation:.1f}", more["mAP"]]
         groups = [shown[f"mAP/{group}"] for group in ("many", "medium", "few")]
-        lines.append([*first, *groups, more["mAP/few"], shown["f1_macro"]])
+        first = [method, f"{shown['mAP']} ± {deviation:.1f}", *more["mAP"]]
+        lines.append([*first, *groups, *more["mAP/few"], shown["f1_macro"]])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _interval(gain: Difference | None) -> str:
-    return "–" if gain is None else f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
+def _gains(runs: Runs) -> dict[str, list[Difference]]:
+    """Return the differences in mAP and in few-shot mAP, which are one family of comparisons."""
+    differences = paired_differences(runs, "mAP", "mAP/few")
+    return {metric: [d for d in differences if d.metric == metric] for metric in ("mAP", "mAP/few")}
 
 
-def _short(method: str) -> str:
-    """Return the name of a method for the page, without the options that its overlay sets."""
-    name, comma, weights = method.partition(", ")
-    name = {"Asymmetric": "asymmetric", "DistributionBalanced": "distribution-balanced"}.get(name.split()[0], name)
-    return name.replace("Sigmoid", "sigmoid").replace("Focal gamma 1", "focal (γ = 1)") + comma + weights
+def _interval(gain: Difference | None) -> tuple[str, str]:
+    return ("–", "–") if gain is None else (f"{gain.mean:+.1f} ({gain.interval(1)})", gain.texts[2])
 
 
 def campaign() -> str:
@@ -131,3 +124,4 @@ if __name__ == "__main__":
     for page in Path("docs").glob("*.md"):
         page.write_text(filled(page.read_text()))
     Path("docs/report.html").write_text(campaign())
+    picture(Path("docs/images"))

@@ -20,6 +20,11 @@ class Difference(NamedTuple):
     low: float
     high: float
 
+    @property
+    def error(self) -> float:
+        """Standard error of the difference."""
+        return (self.high - self.mean) / WIDTH
+
 
 def accuracy_difference(new: Tensor, old: Tensor, targets: Tensor) -> Difference:
     """Return the difference of the balanced accuracies of two predictions.

@@ -34,10 +34,9 @@ def beside_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def words(example: str) -> list[str]:
-    """Return the command in the docstring of an example."""
+    """Return the first command in the docstring of an example."""
     text = (ROOT / "examples" / example).read_text().replace("\\\n", "")
-    (command,) = re.findall(r"^PYTHONPATH=examples uv run lt-cb (.*)$", text, re.MULTILINE)
-    return shlex.split(command)
+    return shlex.split(re.findall(r"^PYTHONPATH=examples uv run lt-cb (.*)$", text, re.MULTILINE)[0])
 
 
 def run(example: str) -> Path:

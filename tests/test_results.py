@@ -60,95 +60,116 @@ def test_the_quickstart_table_matches_its_rows() -> None:
             assert difference == "–"
             continue
         assert difference == interval([runs[s]["balanced"] - by_loss["softmax"][s]["balanced"] for s in runs])
-    apart = {}
-    for loss, runs in by_loss.items():
-        for group in ("many", "medium", "few"):
-            gains = [runs[seed][group] - by_loss["softmax"][seed][group] for seed in runs]
-            low, high = re.findall(r"[(o] ?([+-][\d.]+)", interval(gains)) if loss != "softmax" else ("-", "+")
-            if low[0] == high[0]:
-                apart[loss, group] = interval(gains)
-    assert apart == {("cb_focal", "few"): "+4.4 (+0.4 to +8.4)"}
-    assert "class-balanced focal loss on few-shot classes, +4.4 points (95 % CI +0.4 to +8.4)" in " ".join(page.split())
-
-
-@pytest.mark.parametrize("length", ["short_20", "short_40", "paper_200"])
-def test_sentences_on_the_claim_of_the_paper_match_the_rows(length: str) -> None:
-    by_method = {
-        method: {
-            row["seed"]: accuracies(row) for row in rows("cifar10_curve") if row["experiment"] == f"{length}_{method}"
-        }
-        for method in ("softmax", "cb_focal")
+    gains = {
+        (loss, group): [runs[seed][group] - by_loss["softmax"][seed][group] for seed in runs]
+        for loss, runs in by_loss.items()
+        for group in ("many", "medium", "few")
+        if loss != "softmax"
     }
-    softmax, focal = ([by_method[method][seed] for seed in ("0", "1", "2")] for method in by_method)
-
-    def spread(runs: list[dict[str, float]], group: str = "balanced") -> str:
-        values = [100 - run[group] if group == "balanced" else run[group] for run in runs]
-        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-    more = interval([f["balanced"] - s["balanced"] for s, f in zip(softmax, focal, strict=True)], sign=-1)
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    page = " ".join((ROOT / "docs/results.md").read_text().split())
-    for text in (page,) if length == "short_20" else (readme, page):
-        assert f"{spread(softmax)} % with softmax and {spread(focal)} % with class-balanced focal loss" in text
-        assert f"{more} points" in text
-    for group in ("many", "medium") if length != "short_20" else ():
-        gain = interval([f[group] - s[group] for s, f in zip(softmax, focal, strict=True)])
-        said = f"{spread(softmax, group)} % with softmax, {spread(focal, group)} % with class-balanced focal ({gain})"
-        assert said in page
+    p = corrected({key: scipy.stats.ttest_1samp(each, 0).pvalue for key, each in gains.items()})
+    assert min(p.values()) == p["cb_focal", "few"] > 0.05
+    mean, bounds = interval(gains["cb_focal", "few"])[:-1].split(" (")
+    said = f"few-shot classes, {mean} points (95 % CI {bounds}), p = {p['cb_focal', 'few']:.2f} after Holm's correction"
+    assert said in " ".join(page.split())
 
 
-def test_sentences_on_other_losses_match_the_rows() -> None:
-    def balanced(table: str, experiment: str) -> dict[str, float]:
-        return {r["seed"]: accuracies(r)["balanced"] for r in rows(table) if r["experiment"] == experiment}
-
-    page = " ".join((ROOT / "docs/results.md").read_text().split())
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    for table, experiment, softmax, sentence in (
-        (
-            "cifar10_losses",
-            "balanced_softmax",
-            "short_40_softmax",
-            "balanced softmax (which equals logit adjustment with τ = 1), {} % or {} points",
-        ),
-        ("cifar10_losses", "ldam_drw", "short_40_softmax", "LDAM-DRW, {} % or {} points"),
-        ("cifar10_losses", "crt", "short_40_softmax", "has {} % error, {} points against softmax on the same seeds"),
-        ("cifar10_crt_200", "crt_of_200", "paper_200_softmax", "softmax runs has {} % error, {} points against those"),
-    ):
-        reference, values = balanced("cifar10_curve", softmax), balanced(table, experiment)
-        errors = [100 - value for value in values.values()]
-        spread = f"{statistics.mean(errors):.1f} ± {statistics.stdev(errors):.1f}"
-        said = sentence.format(spread, interval([values[s] - reference[s] for s in ("0", "1", "2")], sign=-1))
-        assert said in page
-        assert experiment != "balanced_softmax" or f"{spread} % with balanced softmax" in readme
-    verdicts = {"lower": set(), "higher": set()}
-    reference = balanced("cifar10_curve", "short_40_softmax")
-    for experiment in {row["experiment"] for row in rows("cifar10_losses")} - {"short_40_softmax"}:
-        values = balanced("cifar10_losses", experiment)
-        low, high = re.findall(r"[(o] ?([+-][\d.]+)", interval([values[s] - reference[s] for s in reference]))
-        if low[0] == high[0]:
-            verdicts["lower" if low[0] == "+" else "higher"].add(experiment)
-    assert verdicts == {
-        "lower": {"balanced_softmax", "ldam_drw", "crt"},
-        "higher": {"cb_sigmoid", "inverse_frequency", "cb_softmax_samples"},
-    }
-
-
-SEVERAL = {  # rows of the page's tables by the experiments of the kept rows
-    "sigmoid": "sigmoid",
-    "focal": "focal (γ = 1)",
-    "asymmetric": "asymmetric",
-    "distribution_balanced": "distribution-balanced",
-    "cb_sigmoid": "sigmoid, CB β 0.9999",
-    "cb_sigmoid_label": "sigmoid, CB β 0.9999 by label",
-    "cb_sigmoid_positive": "sigmoid, CB β 0.9999 by positive",
-    "cb_focal": "focal (γ = 1), CB β 0.9999",
-    "cb_focal_label": "focal (γ = 1), CB β 0.9999 by label",
-    "cb_focal_positive": "focal (γ = 1), CB β 0.9999 by positive",
+TRAINED = {  # experiments by the epochs of the softmax runs that they are compared with
+    200: {"softmax": ("cifar10_curve", "paper_200_softmax"), "cb_focal": ("cifar10_curve", "paper_200_cb_focal")}
+    | {"crt": ("cifar10_crt_200", "crt_of_200")},
+    40: {"softmax": ("cifar10_curve", "short_40_softmax"), "cb_focal": ("cifar10_curve", "short_40_cb_focal")}
+    | {name: ("cifar10_losses", name) for name in ("balanced_softmax", "ldam_drw", "crt", "sigmoid", "focal")}
+    | {name: ("cifar10_losses", name) for name in ("cb_softmax", "cb_sigmoid", "cb_softmax_samples")}
+    | {"inverse_frequency": ("cifar10_losses", "inverse_frequency")},
+    20: {"softmax": ("cifar10_curve", "short_20_softmax"), "cb_focal": ("cifar10_curve", "short_20_cb_focal")},
 }
 
 
-@pytest.mark.parametrize("name", ["several_labels", "several_labels_fashion"])
-def test_tables_of_several_labels_match_their_rows(name: str) -> None:
+def text_of(page: str) -> str:
+    return " ".join((ROOT / page).read_text().split())
+
+
+def corrected(p_values: dict) -> dict:
+    """Return p after Holm's correction: the largest, over all p that are no larger, of p times the number left."""
+    left = {key: sum(other >= p for other in p_values.values()) for key, p in p_values.items()}
+    return {
+        key: min(1.0, max(p_values[k] * left[k] for k in p_values if p_values[k] <= p)) for key, p in p_values.items()
+    }
+
+
+def test_statements_on_losses_match_the_rows() -> None:
+    """Statements of README and the page of results, from the correct images of each class, scipy and another Holm."""
+    runs = {
+        (epochs, name): [accuracies(row) for row in rows(table) if row["experiment"] == experiment]
+        for epochs, methods in TRAINED.items()
+        for name, (table, experiment) in methods.items()
+    }
+    errors = {key: [100 - run["balanced"] for run in each] for key, each in runs.items()}
+    gains = {
+        (epochs, name): [x - y for x, y in zip(values, errors[epochs, "softmax"], strict=True)]
+        for (epochs, name), values in errors.items()
+        if name != "softmax"
+    }
+    p = corrected({key: scipy.stats.ttest_1samp(each, 0).pvalue for key, each in gains.items()})
+
+    def spread(values: list[float]) -> str:
+        return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+    def change(epochs: int, name: str) -> str:
+        mean, bounds = interval(gains[epochs, name])[:-1].split(" (")
+        verdict = "significant" if p[epochs, name] < 0.05 else "not significant"
+        return f"{mean} points (95 % CI {bounds}; {verdict}, p {p[epochs, name]:.2g})"
+
+    readme, page = text_of("README.md"), text_of("docs/results.md")
+    for epochs, verdict in ((200, ", which is not significant."), (40, ".")):
+        both = [spread(errors[epochs, name]) for name in ("softmax", "cb_focal")]
+        assert f"{both[0]} % with softmax and {both[1]} % with class-balanced focal loss" in readme
+        assert f"{interval(gains[epochs, 'cb_focal'])} points{verdict}" in readme
+        assert p[epochs, "cb_focal"] > 0.05
+    assert f"Balanced softmax has {spread(errors[40, 'balanced_softmax'])} %, which is significantly lower." in readme
+    assert {key for key in p if p[key] < 0.05} == {(40, "balanced_softmax"), (40, "ldam_drw")}
+    for sentence, key in (
+        ("After 200 epochs, CB-Focal minus softmax is {}.", (200, "cb_focal")),
+        ("Balanced softmax minus softmax is {}.", (40, "balanced_softmax")),
+        ("LDAM-DRW minus softmax is {}.", (40, "ldam_drw")),
+        ("Against softmax, it is {} after 200 epochs.", (200, "crt")),
+        ("After 40 epochs it is {}.", (40, "crt")),
+    ):
+        assert sentence.format(change(*key)) in page
+    ranges = []
+    for name, paper in (("softmax", 29.64), ("cb_focal", 25.43)):
+        values = errors[200, name]
+        low, high = scipy.stats.t.interval(0.95, 2, statistics.mean(values), statistics.stdev(values) * (4 / 3) ** 0.5)
+        assert low < paper < high
+        ranges.append(f"{low:.1f} to {high:.1f} %")
+    assert f"The prediction intervals of our runs are {ranges[0]} and {ranges[1]}." in page
+    pairs = zip(errors[40, "balanced_softmax"], errors[40, "ldam_drw"], strict=True)
+    mean, bounds = interval([x - y for x, y in pairs])[:-1].split(" (")
+    assert f"no difference is shown: {mean} points ({bounds})" in page
+    lengths = [f"{statistics.mean(gains[n, 'cb_focal']):+.1f} after {n} epochs" for n in (20, 40, 200)]
+    assert f"CB-Focal minus softmax is {', '.join(lengths)}." in page
+    medium = [spread([100 - run["medium"] for run in runs[200, name]]) for name in ("softmax", "cb_focal")]
+    assert f"their error is {medium[0]} % with softmax and {medium[1]} % with CB-Focal." in page
+
+
+SEVERAL = {  # rows of the page's tables by the experiments of the kept rows
+    "sigmoid": "Sigmoid",
+    "focal": "Focal, γ 1",
+    "asymmetric": "ASL",
+    "distribution_balanced": "DB, γ 2",
+    "cb_sigmoid": "CB-Sigmoid, β 0.9999",
+    "cb_sigmoid_label": "CB-Sigmoid, β 0.9999, weight of the label",
+    "cb_sigmoid_positive": "CB-Sigmoid, β 0.9999, weight of the positive",
+    "cb_focal": "CB-Focal, γ 1, β 0.9999",
+    "cb_focal_label": "CB-Focal, γ 1, β 0.9999, weight of the label",
+    "cb_focal_positive": "CB-Focal, γ 1, β 0.9999, weight of the positive",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "significant"),
+    [("several_labels", set()), ("several_labels_fashion", {"focal", "cb_sigmoid_label", "cb_focal_label"})],
+)
+def test_tables_of_several_labels_match_their_rows(name: str, significant: set[str]) -> None:
     page = (ROOT / "docs/several_labels.md").read_text().partition(f"<!-- several results/{name} -->")[2]
     by_loss: dict[str, dict[str, tuple[float, float]]] = {}
     for row in rows(name):
@@ -156,14 +177,21 @@ def test_tables_of_several_labels_match_their_rows(name: str) -> None:
         few = [p for p, n in zip(precision, counts, strict=True) if n < 20]
         by_loss.setdefault(row["experiment"], {})[row["seed"]] = statistics.mean(precision), statistics.mean(few)
     assert by_loss.keys() == SEVERAL.keys()
+    gains = {
+        (loss, part): [each[part] - by_loss["sigmoid"][seed][part] for seed, each in runs.items()]
+        for loss, runs in by_loss.items()
+        for part in (0, 1)
+    }
+    p = corrected({key: scipy.stats.ttest_1samp(g, 0).pvalue for key, g in gains.items() if key[0] != "sigmoid"})
+    assert {key for key in p if p[key] < 0.05} == {(loss, 0) for loss in significant}
     for loss, title in SEVERAL.items():
         cells = re.search(rf"^\| {re.escape(title)} \| (.*) \|$", page, re.MULTILINE)[1].split(" | ")
         means, few = zip(*by_loss[loss].values(), strict=True)
         assert cells[0] == f"{statistics.mean(means):.1f} ± {statistics.stdev(means):.1f}"
-        assert cells[4] == f"{statistics.mean(few):.1f}"
-        for column, part in ((1, 0), (5, 1)):
-            gains = [each[part] - by_loss["sigmoid"][seed][part] for seed, each in by_loss[loss].items()]
-            assert cells[column] == ("–" if loss == "sigmoid" else interval(gains))
+        assert cells[5] == f"{statistics.mean(few):.1f}"
+        for column, part in ((1, 0), (6, 1)):
+            said = ("–", "–") if loss == "sigmoid" else (interval(gains[loss, part]), f"{p[loss, part]:.2g}")
+            assert (cells[column], cells[column + 1].strip("*")) == said
 
 
 def interval(gains: list[float], sign: int = 1, digits: int = 1) -> str:
@@ -198,7 +226,7 @@ def test_the_report_page_matches_the_rows(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_regret_of_heads_matches_its_rows() -> None:
     with (ROOT / "results/heads.csv").open() as stream:
         tasks = list(csv.DictReader(stream))
-    page = " ".join((ROOT / "docs/results.md").read_text().split())
+    page = text_of("docs/results_heads.md")
 
     def losses(name: str, other: str = "best") -> list[float]:
         return [float(row[other]) - float(row[name]) for row in tasks]

@@ -2,15 +2,20 @@
 
 import csv
 import json
+import re
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lt_cb.__main__ import main
 from lt_cb.lab.report.rows import command
-from lt_cb.lab.report.tables import half_width, wilson
+from lt_cb.lab.report.tables import half_width, holm, p_value, prediction_width, wilson
 
 COUNTS = [500, 50, 5]
 
@@ -99,11 +104,11 @@ def test_rows_give_the_same_tables_as_their_runs(tmp_path: Path) -> None:
         words = f"--config {kept}/configs/{row['config']}.yaml --seed_everything {row['seed']}"
         assert command(row, kept) == f"lt-cb fit {words} --data.subset_seed {row['seed']}"
     line = next(line for line in page.splitlines() if line.startswith("| dog | 50 | 20 |"))
-    rates = [100 * results[seed, None]["correct"][1] / 20 for seed in range(3)]
+    rates = [100 - 100 * results[seed, None]["correct"][1] / 20 for seed in range(3)]
     assert line.split("|")[4].strip() == f"{np.mean(rates):.1f} ± {np.std(rates, ddof=1):.1f}"
-    assert {row["method"] for row in rows} == {"Softmax", "Softmax, CB β 0.999"}
-    (line,) = [line for line in report(kept).splitlines() if "seed_everything" in line and "CB" in line]
-    assert line.startswith("| Softmax, CB β 0.999 | cifar10 IF 100 | 0 1 2 | 0.2 | a CPU")
+    assert {row["method"] for row in rows} == {"Softmax", "CB-Softmax, β 0.999"}
+    (line,) = [line for line in report(kept).splitlines() if "seed_everything" in line and "CB-" in line]
+    assert line.startswith("| CB-Softmax, β 0.999 | cifar10 IF 100 | 0 1 2 | 0.2 | a CPU")
     before = (kept / "runs.csv").read_bytes()
     report(tmp_path / "runs", "--save", kept)
     assert (kept / "runs.csv").read_bytes() == before
@@ -128,12 +133,11 @@ def test_only_held_out_images_choose_the_best(tmp_path: Path, capsys: pytest.Cap
     write(tmp_path / "a", 0, 0.9, validated_on="held_out", val=0.6)
     chosen = write(tmp_path / "b", 0, 0.99, validated_on="held_out", val=0.7)
     page = report(tmp_path, "--metric", "val/balanced_acc")
-    (line,) = [line for line in page.splitlines() if line.startswith("| cifar10 IF 100 |")][:1]
-    error = 100 - 100 * chosen["metrics"]["test/acc"]
-    assert line.startswith(f"| cifar10 IF 100 | Softmax, CB β 0.99 | 35.00 | {error:.2f} |")
+    sentence = "by validation is CB-Softmax, β 0.99: balanced validation accuracy 35.00 %, and balanced accuracy"
+    assert f"{sentence} {100 * chosen['metrics']['test/balanced_acc']:.2f} %" in page
     assert "**35.00**" in page
     (tmp_path / "a/metrics.csv").unlink()  # runs without validation are left out
-    assert "| Softmax, CB β 0.9 | – |" in report(tmp_path, "--metric", "val/balanced_acc")
+    assert "| CB-Softmax, β 0.9 | – |" in report(tmp_path, "--metric", "val/balanced_acc")
     assert "**" not in report(tmp_path)  # nothing is best on the test images
     write(tmp_path / "c", 0, 0.999)
     with pytest.raises(SystemExit, match="2"):
@@ -180,14 +184,47 @@ def test_rows_of_one_method_and_seed_count_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         report(tmp_path / name, "--save", tmp_path / "kept")
     page = report(tmp_path / "kept")
-    assert "over 1 seed: Softmax." in page
+    assert "1 method on cifar10 IF 100 (3 classes), 1 seed." in page
     assert "repeated later" in page
 
 
-def test_intervals_are_students_and_wilsons() -> None:
-    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / 3**0.5)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(values: list[float]) -> None:
+    """A hypothesis is rejected if Bonferroni rejects all sets that contain it (Marcus et al. 1976)."""
+    tests = range(len(values))
+    sets = [each for size in tests for each in combinations(tests, size + 1)]
+    expected = [
+        max(min(len(each) * min(values[k] for k in each), 1.0) for each in sets if test in each) for test in tests
+    ]
+    assert holm(values) == pytest.approx(expected)
+
+
+@given(st.lists(st.integers(-400, 400), min_size=2, max_size=9).filter(lambda values: len(set(values)) > 1))
+def test_intervals_and_p_equal_scipy(values: list[float]) -> None:
+    mean, deviation, freedom = np.mean(values), np.std(values, ddof=1), len(values) - 1
+    for half, scale in ((half_width, 1 / len(values)), (prediction_width, 1 + 1 / len(values))):
+        low, high = scipy.stats.t.interval(0.95, freedom, mean, deviation * scale**0.5)
+        assert 2 * half(values) == pytest.approx(high - low)
+    assert p_value(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
+
+
+def test_intervals_of_one_value_and_of_counts() -> None:
+    assert (half_width([3.0]), p_value([3.0]), p_value([2.0, 2.0])) == (0.0, None, 0.0)
     assert wilson(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-6)
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_machines_and_kinds_of_seeds_are_named(tmp_path: Path) -> None:
+    for seed in range(3):
+        for beta, processor in ((None, "a CPU"), (0.9, "a GPU" if seed else "a CPU")):
+            folder = tmp_path / f"{beta}/{seed}"
+            result = write(folder, seed, beta)
+            subset = {"subset_sha256": f"{seed if beta else 0}", "processor": processor}
+            (folder / "result.json").write_text(json.dumps(result | subset))
+    page = report(tmp_path)
+    assert "over 3 seeds with drawn subsets or 3 training seeds on one fixed subset." in page
+    assert "The runs of the two were made on different machines (a GPU / a CPU)." in page
+    assert re.search(r"^\| CB-Softmax, β 0.9 \| .* \| 3 \| a GPU / a CPU \|$", page, re.MULTILINE)
 
 
 def test_the_name_of_a_folder_of_images_is_kept(tmp_path: Path) -> None:

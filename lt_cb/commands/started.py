@@ -14,7 +14,6 @@ from lt_cb.data import LongTailedDataModule
 from lt_cb.data.elsewhere import file_digests
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import as_paths
-from lt_cb.errors import InputError
 from lt_cb.runs import checkpoint as checkpoints
 
 # options of data that decide which images are held out
@@ -25,12 +24,9 @@ SPLIT = (
 
 
 def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callback]:
-    """Return the callbacks of a training that starts from the checkpoint; raise InputError without held-out images."""
-    if data.validation_split == "test":
-        raise InputError(
-            "finetune chooses an epoch on held-out images, but --data.val_fraction is 0 and the data have no "
-            "validation images: set it above 0, as 0.2."
-        )
+    """Return the callbacks of a training that starts from the checkpoint."""
+    if data.validation_split == "test":  # no image is held out
+        return [BestEpoch(False), Duration()]
     seen = num_seen(cli, data)
     if seen:
         of = "some" if seen < 0 else f"{seen:,}"
@@ -40,7 +36,7 @@ def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callba
             "checkpoint of recommend.",
             stacklevel=1,
         )
-    return [BestEpoch(None if seen else data.task.main_metric), Duration()]
+    return [BestEpoch(not seen), Duration()]
 
 
 def resumed_callbacks(content: Mapping[str, Any]) -> list[Callback]:
@@ -49,8 +45,7 @@ def resumed_callbacks(content: Mapping[str, Any]) -> list[Callback]:
     kept = next((state for key, state in states.items() if str(key).startswith(f"{BestEpoch.__name__}{{")), None)
     if kept is None:
         return []
-    monitor = kept.get("monitor")
-    return [BestEpoch(None if monitor is None else str(monitor).removeprefix("val/")), Duration()]
+    return [BestEpoch(bool(kept.get("compares"))), Duration()]
 
 
 def num_seen(cli: CommandLine, data: LongTailedDataModule) -> int:

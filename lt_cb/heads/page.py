@@ -114,7 +114,7 @@ def html(
     )
     note = "Means. Click a method in the legend to highlight it."
     chart = Picture("scores", f"{metric.capitalize()} by L2 strength", note, specification(values, 380, *layers))
-    return page(title, finding, [table], [chart], [""], before, after)
+    return page(title, [finding], [table], [chart], [""], before, after)
 
 
 def answers_html(

@@ -298,7 +298,8 @@ def _connect(address: str) -> Any:  # noqa: ANN401 - a module without types
             "python -m compileall -q $(python -c 'import ray; print(ray.__path__[0])')."
         )
     raise InputError(
-        f"no Ray cluster answers at '{address}' ({reason}): start one by ray start --head, or set --on local."
+        f"no Ray cluster answers at '{address}' ({reason}): start one by ray start --head, or set --on local. If the "
+        "cluster wants a token, set RAY_AUTH_MODE=token."
     )
 
 

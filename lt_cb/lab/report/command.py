@@ -42,12 +42,13 @@ def main(args: Sequence[str]) -> int:
         raise InputError(f"--out is '{out}', which is a file: give a folder.")
     summary, tables = finding(runs, metric), sections(runs, cells, metric)
     pictures = figures(runs, cells, metric, METRIC_TITLES[metric])
-    write_text(out / "report.md", f"{markdown(summary)}\n\n{_markdown(tables)}")
+    lines = "\n\n".join(map(markdown, summary))
+    write_text(out / "report.md", f"{lines}\n\n{_markdown(tables)}")
     write_text(out / "report.csv", _csv(runs))
     write_text(out / "report.html", page("Report", summary, tables, pictures, runs.columns()))
     if options.figures:
         write_figures(pictures, runs.columns(), out / "figures", options.figures)
-    print(f"{printable(summary)}\n\n{_markdown(tables[:1])}")
+    print("\n".join(map(printable, summary)), _markdown(tables[:1]), sep="\n\n")
     print(printable(f"{out / 'report.md'}, {out / 'report.csv'}, {out / 'report.html'}"))
     return 0
 

@@ -15,8 +15,9 @@ STYLE = """:root { color-scheme: light dark; --mild: color-mix(in srgb, CanvasTe
 body { font: 16px/1.55 system-ui, sans-serif; color: CanvasText; background: Canvas; max-width: 72rem;
   margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; } p { max-width: 60rem; }
-h2 + p { margin: .4rem 0; font-size: .9rem; opacity: .75; }
-.finding { background: var(--mild); border-left: 4px solid #0072B2; padding: .8rem 1rem; }
+summary h2 { display: inline; } summary { margin-top: 1.6rem; cursor: pointer; }
+h2 + p, details > p { margin: .4rem 0; font-size: .9rem; opacity: .75; }
+.finding { line-height: 1.75; background: var(--mild); border-left: 4px solid #0072B2; padding: .8rem 1rem; }
 .wide { overflow-x: auto; overflow-wrap: normal; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid color-mix(in srgb, CanvasText 15%, Canvas);
   text-align: right; font-variant-numeric: tabular-nums; min-width: 4.5rem; vertical-align: top; }
@@ -29,7 +30,18 @@ tr:has(+ .below) > td { border-bottom: 0; } .below > td { position: static; max-
 @media (max-width: 40rem) { th, td { padding: .25rem .35rem; min-width: 3.2rem; }
   td:first-child, th:first-child { min-width: 6rem; } }"""
 
-TEXT_COLUMNS = ("data", "unlike the paper", "verdict", "on", "commit", "command", "predictions", "state")
+TEXT_COLUMNS = (
+    "data",
+    "unlike the paper",
+    "minus",
+    "classes",
+    "machines",
+    "on",
+    "commit",
+    "command",
+    "predictions",
+    "state",
+)
 
 
 def document(title: str, finding: Sequence[str], body: str, style: str = "") -> str:
@@ -64,10 +76,11 @@ def table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     below: Mapping[int, str] | None = None,
+    folded: bool = False,
 ) -> str:
     """Return a section with a table of text; numbers between two pairs of asterisks are bold.
 
-    ``below`` is HTML that stands below a row, by its index.
+    ``below`` is HTML that stands below a row, by its index. A folded table is opened by a click on its title.
     """
 
     def line(texts: Sequence[str], tag: str) -> str:
@@ -83,4 +96,7 @@ def table(
         lines[i] += f'\n<tr class="below"><td colspan="{len(header)}">{inner}</td></tr>'
     body = "\n".join(lines)
     inner = f"<table><thead>{line(header, 'th')}</thead><tbody>\n{body}</tbody></table>"
-    return f'{heading(title, words)}\n<div class="wide">{inner}</div>'
+    top, bottom = heading(title, words).split("\n", 1)
+    if folded:
+        top, inner = f"<details><summary>{top}</summary>", f"{inner}</div></details>"
+    return f'{top}\n{bottom}\n<div class="wide">{inner}' + "</div>" * (not folded)

@@ -1,7 +1,7 @@
 """Charts of a report, made with altair. Names of classes and methods are data, never part of an expression."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 
 from lt_cb.lab.report.extra import altair as alt
-from lt_cb.lab.report.result import Result, Runs
-from lt_cb.lab.report.tables import Cell, interval, paired_differences, wilson
+from lt_cb.lab.report.result import Result, Runs, is_error, short
+from lt_cb.lab.report.tables import Cell, baselines_of, interval, paired_differences, wilson
 
-# Okabe and Ito 2008 without black and yellow, and two greys: distinct for the colour-blind, on white and on black
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A", "#A39A2E")
+# 12 colours with the largest least distance (OKLab), also with protanopia and deuteranopia, on white and on black
+COLOURS = (
+    *("#0078B4", "#D25A00", "#009669", "#A51E78", "#96B400", "#9696B4"),
+    *("#874B2D", "#780FE1", "#F0A587", "#FF3C78", "#E196FF", "#F02DFF"),
+)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 MAX_MARKS = 100  # classes of a chart; more of them are drawn as so many bands
 MAX_NAMED = 20  # classes with names on an axis
 MAX_NARROW = 8  # methods of a chart that fits a column of a paper
+MAX_DRAWN = len(COLOURS)  # methods of a chart by class or group; of more, the baseline and a chosen one are drawn
 LEGEND = alt.selection_point(name="legend", fields=["method"], bind="legend")  # a click fades the other methods
 
 Values = list[dict[str, Any]]
@@ -33,26 +37,26 @@ class Picture:
     words: str  # below the title
     spec: dict[str, Any]  # Vega-Lite
     wide: bool = False  # whether a paper needs the width of a page
+    methods: Sequence[str] = ()  # to choose from with the parameter ``method``
 
 
 def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str) -> list[Picture]:
     """Return the charts that the runs have values for; ``cells`` hold ``metric``, whose name is ``title``."""
-    styles = styles_of([*runs.methods(), *(result.family for result in runs.results if result.family)])
+    styles = styles_of(runs.methods())
     made = [
         _means(runs, cells, metric, title, styles),
-        _by_class(runs, styles),
-        _confusion(runs),
+        _by_group(runs, metric, styles),
+        _by_class(runs, metric, styles),
         _by_beta(runs, cells, title, styles),
-        _gains(runs, styles),
-        _counts(runs),
+        _confusion(runs),
     ]
     return [picture for picture in made if picture is not None]
 
 
 def styles_of(names: Iterable[str]) -> Styles:
-    """Return colour and shape of each method or family, the same in all charts."""
+    """Return colour and shape of each method, the same in all charts; both differ from those of its neighbours."""
     return {
-        name: (COLOURS[i % len(COLOURS)], SHAPES[i // len(COLOURS) % len(SHAPES)])
+        name: (COLOURS[i % len(COLOURS)], SHAPES[(i + i // len(COLOURS)) % len(SHAPES)])
         for i, name in enumerate(dict.fromkeys(names))
     }
 
@@ -61,7 +65,7 @@ def encodings(styles: Styles, values: Values, legend: bool = True) -> tuple[list
     """Return the methods that occur in values, and their encodings by colour and shape, with a legend below."""
     drawn = {row["method"] for row in values}
     names = [name for name in styles if name in drawn]
-    columns = 1 if len(names) <= MAX_NARROW else 2
+    columns = alt.expr("width < 500 ? 1 : 3") if len(names) > 2 else 1
     below = alt.Legend(orient="bottom", columns=columns, title=None, symbolOpacity=1) if legend else None
     color, shape = (alt.Scale(domain=names, range=[styles[name][part] for name in names]) for part in (0, 1))
     options: dict[str, Any] = {"sort": names, "legend": below}
@@ -78,10 +82,18 @@ def marks(keep: str | None = None) -> Any:  # noqa: ANN401 - alt.Chart
     return alt.Chart() if keep is None else alt.Chart().transform_filter(keep)
 
 
-def specification(values: Values, height: int, *layers: Any, legend: bool = True, **params: str) -> dict[str, Any]:  # noqa: ANN401 - alt.Chart
+def specification(
+    values: Values,
+    height: int,
+    *layers: Any,  # noqa: ANN401 - alt.Chart
+    legend: bool = True,
+    baselines: dict[str, str] | None = None,
+    **params: str,
+) -> dict[str, Any]:
     """Return layers over values, rows with a ``dataset``, as Vega-Lite: as wide as its place, and of one data set.
 
-    With ``legend``, a legend selects methods. ``params`` are further columns to filter by, and the value to begin with.
+    With ``legend``, a legend selects methods. ``params`` are further columns to filter by, and the value to begin with;
+    rows of the baseline of a chosen method stay, if there are ``baselines``.
     """
     *below, top = layers
     top = top.add_params(LEGEND).properties(name="marks") if legend else top
@@ -91,7 +103,10 @@ def specification(values: Values, height: int, *layers: Any, legend: bool = True
     for column, value in {"dataset": values[0]["dataset"], **params}.items():
         choice = alt.BindDirect(element=f"#choose-{column}", event="change")
         chart = chart.add_params(alt.param(name=column, value=value, bind=choice))
-        chart = chart.transform_filter(f"datum.{column} === {column}")
+        also = " || datum.method === baselines[method]" if baselines and column == "method" else ""
+        chart = chart.transform_filter(f"datum.{column} === {column}{also}")
+    if baselines:
+        chart = chart.add_params(alt.param(name="baselines", value=baselines))
     spec = {key: value for key, value in chart.to_dict().items() if key not in ("$schema", "config")}
     for layer in spec["layer"]:
         layer.pop("data", None)  # altair's placeholder, which would hide the values
@@ -108,105 +123,116 @@ def number(channel: Callable[..., Any], field: str, title: str, **options: Any) 
     return channel(f"{field}:Q", title=title, **{"scale": alt.Scale(zero=False), **options})
 
 
-def _dots(across: str, title: str, keep: str | None = None, **channels: Any) -> list[Any]:  # noqa: ANN401 - channels
-    """Return rules from ``low`` to ``high`` and marks at ``value`` on the axis ``across``, which is ``x`` or ``y``."""
+def dots(across: str, title: str, single_at: int = 0, faint: bool = False, **channels: Any) -> list[Any]:  # noqa: ANN401 - channels
+    """Return small marks of seeds, rules from ``low`` to ``high``, and marks of means on the axis ``across``, x or y.
+
+    ``single_at`` moves the seeds of a horizontal chart up, in pixels.
+    """
     channel = alt.X if across == "x" else alt.Y
     low, value = ({across: number(channel, field, title)} for field in ("low", "value"))
-    channels = {"opacity": faded(), **channels}
     without_shape = {name: encoding for name, encoding in channels.items() if name != "shape"}
+    offset = {"yOffset": -single_at} if single_at else {}
+    rule = marks("isValid(datum.low)").mark_rule(strokeWidth=1 if faint else 2)
     return [
-        marks(keep).mark_rule(strokeWidth=2).encode(**without_shape, **low, **{f"{across}2": "high:Q"}),
-        marks(keep).mark_point(filled=True, size=70).encode(**channels, **value),
+        marks("!datum.mean")
+        .mark_point(size=30 if single_at else 14, strokeWidth=1, **offset)
+        .encode(**channels, **value),
+        rule.encode(**without_shape, **low, **{f"{across}2": "high:Q"}),
+        marks("datum.mean").mark_point(filled=True, size=70).encode(**channels, **value),
     ]
 
 
-def _look(
-    styles: Styles, values: Values, shown: dict[str, str], legend: bool = True
-) -> tuple[list[str], dict[str, Any]]:
-    """Return the methods that occur in values, and their colour, shape and tooltip."""
+def look_of(styles: Styles, values: Values, shown: dict[str, str], legend: bool) -> tuple[list[str], dict[str, Any]]:
+    """Return the methods that occur in values, and their colour, shape, opacity and tooltip."""
     order, color, shape = encodings(styles, values, legend)
-    return order, {"color": color, "shape": shape, "tooltip": tooltip(**shown)}
+    opacity = faded() if legend else alt.value(0.9)
+    return order, {"color": color, "shape": shape, "opacity": opacity, "tooltip": tooltip(**shown)}
 
 
-def _with_interval(scores: list[float], least: float = 0.0) -> dict[str, Any]:
+def rows_of(row: dict[str, Any], scores: Sequence[float], least: float = 0.0) -> Values:
+    """Return a row of the mean, with its interval between ``least`` and 100, and one of each of several seeds."""
     mean, low, high = interval(scores)
-    low, high = max(low, least), min(high, 100.0)
-    bounds = {"value": round(mean, 3), "low": round(low, 3), "high": round(high, 3)}
-    return {**bounds, "text": f"{mean:.2f} ({low:.2f} to {high:.2f})"}
+    made = {**row, "mean": True, "value": round(mean, 3), "text": f"{mean:.2f}, one seed"}
+    if len(scores) == 1:
+        return [made]
+    made |= {"low": round(max(low, least), 3), "high": round(min(high, 100.0), 3)}
+    made["text"] = f"{mean:.2f} ({made['low']:.2f} to {made['high']:.2f}), {len(scores)} seeds"
+    return [made, *({**row, "value": round(score, 3), "text": f"{score:.2f}, a seed"} for score in scores)]
+
+
+def _pair(runs: Runs, most: int) -> tuple[list[str], dict[str, Any]]:
+    """Return the methods to choose from if there are more than ``most``, and options of `specification` for it."""
+    baselines = baselines_of(runs)
+    methods = sorted(baselines, key=lambda name: baselines[name] == name)
+    if len(methods) <= most:
+        return [], {}
+    return methods, {"legend": False, "baselines": baselines, "method": methods[0]}
 
 
 def _means(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: str, styles: Styles) -> Picture:
     values: Values = []
     for (method, data), cell in cells.items():
-        row = {"dataset": data, "method": method, "seeds": len(cell.values)}
-        values.append({**row, **_with_interval(cell.values), "mean": True})
-        values += [
-            {**row, "value": round(score, 3), "text": f"{score:.2f}", "seed": r.seed[0]}
-            for r in runs.cells()[method, data]
-            if (score := r.score(metric)) is not None
-        ]
-    order, look = _look(styles, values, {"method": "method", "text": "mean, %", "seeds": "seeds"}, legend=False)
+        values += rows_of({"dataset": data, "method": method}, cell.values)
+    order, look = look_of(styles, values, {"method": "method", "text": title}, legend=False)
     y, text = alt.Y("method:N", sort=order, axis=None), f"{title.lower()} in %"
-    seeds = marks("!datum.mean").mark_point(size=35, opacity=0.75, yOffset=-9)
     # above its row, as neither a phone nor a column of a paper is wide enough for a name beside it
     names = marks("datum.mean").mark_text(align="left", dy=-22, limit=alt.expr("width"))
-    own = {**look, "tooltip": tooltip(method="method", seed="seed", text="%")}
     layers = (
-        seeds.encode(number(alt.X, "value", text), y, **own),
-        *_dots("x", text, "datum.mean", **look, y=y, opacity=alt.value(1)),
+        *dots("x", text, 9, **look, y=y),
         names.encode(y, x=alt.value(0), text="method:N"),
     )
     words = "Filled: mean over seeds with its 95 % interval (Student's t). Open, above it: single seeds."
-    spec = specification(values, 52 * len(order) + 50, *layers, legend=False)
+    spec = specification(values, (52 if len(order) <= MAX_DRAWN else 38) * len(order) + 50, *layers, legend=False)
     return Picture("means", f"{title} of each method", words, spec)
 
 
-def _by_class(runs: Runs, styles: Styles) -> Picture | None:
+def _by_class(runs: Runs, metric: str, styles: Styles) -> Picture | None:
     longest = max(len(result.record.class_counts) for result in runs.results)
-    values = _class_values(runs, with_counts=longest <= MAX_NAMED)
+    values = _class_values(runs, metric, with_counts=longest <= MAX_NAMED)
     if not values:
         return None
-    shown = {"label": "class", "method": "method", "images": "training images", "tested": "test images"}
-    order, look = _look(styles, values, {**shown, "text": f"{runs.measure}, %", "seeds": "seeds"})
-    score = f"{runs.measure} in %"
+    measure = runs.measure(metric)
+    methods, options = _pair(runs, MAX_DRAWN if longest <= MAX_NAMED else 3)
+    shown = {"label": "class", "method": "method", "images": "training images", "text": f"{measure}, %"}
+    order, look = look_of(styles, values, shown, not methods)
+    score, num = f"{measure} in %", 2 if methods else len(order)
+    words = "Filled: mean over seeds with its 95 % interval (Student's t). Open: single seeds."
     if longest <= MAX_NAMED:  # a line for each class, as names are wide
         axis = alt.Axis(title=None, grid=True, ticks=False, tickBand="extent")
         y = alt.Y("counted:N", sort={"field": "rank"}, axis=axis)
-        layers = _dots("x", score, **look, y=y, yOffset=alt.YOffset("method:N", sort=order))
-        words = "Mean over seeds with its 95 % interval (Student's t). In brackets: training images."
-        if not runs.task.multi_label:
-            words += " Of one seed: Wilson's interval, due to the number of test images."
-        height = min(longest * (9 * len(order) + 10) + 50, 800)
+        layers = dots("x", score, **look, y=y, yOffset=alt.YOffset("method:N", sort=order))
+        words += " In brackets: training images."
+        height = min(longest * (9 * num + 10) + 50, 1000)
     else:
         x = number(alt.X, "images", "training images of the class", scale=alt.Scale(type="log"))
-        points, y = marks().mark_point(filled=True, size=30), number(alt.Y, "value", score)
-        layers = [points.encode(x, y, **look, opacity=faded())]
-        words, height = "Mean over seeds.", 340
+        layers, height = dots("y", score, faint=True, **look, x=x), 380
+    if not runs.task.multi_label:
+        words += " Of one seed: Wilson's interval, due to the number of test images."
     if longest > MAX_MARKS:
         words += f" Each point is one of {MAX_MARKS} bands of classes with similar counts."
-    name, title = f"{runs.measure.replace(' ', '_')}_by_class", f"{runs.measure.capitalize()} of each class"
-    return Picture(name, title, words, specification(values, height, *layers), len(order) > MAX_NARROW)
+    words += " Drawn are the chosen method and its baseline, in the colours of the first chart." if methods else ""
+    spec = specification(values, height, *layers, **options)
+    name, title = f"{measure.replace(' ', '_')}_by_class", f"{measure.capitalize()} of each class"
+    return Picture(name, title, words, spec, num > MAX_NARROW, methods)
 
 
-def _class_values(runs: Runs, with_counts: bool) -> Values:
+def _class_values(runs: Runs, metric: str, with_counts: bool) -> Values:
     values: Values = []
     for (method, data), results in runs.cells().items():
         tests = results[0].record.test_counts
+        scores = [result.class_scores(metric) for result in results]
         for rank, (label, members, images) in enumerate(_bands(results[0])):
-            rates = [rate for r in results for c in members if (rate := r.record.scores[c]) is not None]
+            known = [[rate for c in members if (rate := by_class[c]) is not None] for by_class in scores]
+            rates = [statistics.mean(each) for each in known if each]
             if not rates:
                 continue
-            rate = 100 * statistics.mean(rates)
-            row: dict[str, Any] = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
-            row |= {"counted": f"{label} ({images})"} if with_counts else {}
-            row |= {"value": round(rate, 3), "text": f"{rate:.1f}", "seeds": len(results)}
-            tested = None if tests is None else sum(tests[c] for c in members)
-            if len(members) == 1 and len(rates) > 1:
-                row |= _with_interval([100 * rate for rate in rates])
-            elif len(members) == 1 and tested and not runs.task.multi_label:
-                low, high = (100 * bound for bound in wilson(round(rate / 100 * tested), tested))
-                row |= {"low": round(low, 3), "high": round(high, 3), "text": f"{rate:.1f} ({low:.0f} to {high:.0f})"}
-            values.append({**row, "tested": "unknown" if tested is None else tested})
+            row = {"dataset": data, "method": method, "label": label, "rank": rank, "images": images}
+            made = rows_of(row | ({"counted": f"{label} ({images})"} if with_counts else {}), rates)
+            tested = 0 if tests is None else sum(tests[c] for c in members)
+            if len(rates) == 1 == len(members) and tested and not runs.task.multi_label:
+                low, high = (round(100 * bound, 3) for bound in wilson(round(rates[0] / 100 * tested), tested))
+                made[0] |= {"low": low, "high": high, "text": f"{rates[0]:.1f} ({low:.0f} to {high:.0f}), one seed"}
+            values += made
     return values
 
 
@@ -243,79 +269,62 @@ def _confusion(runs: Runs) -> Picture | None:
     ink = alt.when("datum.share > 50").then(alt.value("#ffffff")).otherwise(alt.value("#333a44"))
     layers = (
         marks().mark_rect().encode(x, y, share, tooltip=shown),
-        marks("datum.count > 0").mark_text(fontSize=11).encode(x, y, text="count:Q", color=ink, tooltip=shown),
+        marks("datum.count > 0")
+        .mark_text(fontSize=alt.expr("min(width / domain('x').length / 3.2, 11)"))
+        .encode(x, y, text="count:Q", color=ink, tooltip=shown),
     )
-    classes = max(row["i"] for row in values) + 1
-    spec = specification(values, 30 * classes + 80, *layers, legend=False, method=values[0]["method"])
+    classes, drawn = max(row["i"] for row in values) + 1, {row["method"] for row in values}
+    methods = [name for name in _pair(runs, 0)[0] if name in drawn]
+    spec = specification(values, 30 * classes + 80, *layers, legend=False, method=methods[0])
     words = "Test images by true and predicted class, summed over seeds. Colour: share of the true class."
-    return Picture("confusion", "Confusion matrix", words, spec, wide=classes > 10)
+    return Picture("confusion", "Confusion matrix", words, spec, classes > 10, methods)
 
 
 def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles: Styles) -> Picture | None:
-    """Draw each loss by beta, as in Figure 5 of Cui et al. 2019; without weights at the left."""
+    """Draw a line for each loss by beta, as in Figure 5 of Cui et al. 2019; without weights at the left."""
     drawn = {(r.method, r.data): r for r in runs.results if r.family is not None and (r.method, r.data) in cells}
     betas = sorted({r.beta for r in drawn.values() if r.beta is not None})
     if len(betas) < 2:
         return None
     values: Values = []
     for key, r in drawn.items():
-        cell, spread = cells[key], cells[key].deviation or 0.0
-        row = {"dataset": r.data, "method": r.family, "beta": "none" if r.beta is None else f"{r.beta:g}"}
-        low, high = max(cell.mean - spread, 0.0), min(cell.mean + spread, 100.0)
-        bounds = {"low": low, "high": high, "seeds": len(cell.values)}
-        values.append({**row, **bounds, "value": round(cell.mean, 3), "text": str(cell)})
-    x = alt.X("beta:O", sort=["none", *[f"{beta:g}" for beta in betas]], title="β", axis=alt.Axis(labelAngle=0))
+        row = {"dataset": r.data, "method": r.method, "loss": r.family}
+        values += rows_of({**row, "beta": "none" if r.beta is None else short(r.beta)}, cells[key].values)
+    x = alt.X("beta:O", sort=["none", *map(short, betas)], title="β", axis=alt.Axis(labelAngle=0))
     text = f"{title.lower()} in %"
-    shown = {"method": "loss", "beta": "β", "text": "%, mean ± standard deviation", "seeds": "seeds"}
-    order, look = _look(styles, values, shown)
-    line = marks().mark_line().encode(x, number(alt.Y, "value", text), look["color"], opacity=faded())
-    spec = specification(values, 320, line, *_dots("y", text, **look, x=x))
-    words = "Mean ± standard deviation over seeds. At the left: without weights."
+    order, look = look_of(styles, values, {"method": "method", "beta": "β", "text": title}, legend=False)
+    line = (
+        marks("datum.mean")
+        .mark_line(opacity=0.4, color="#8A8A8A")
+        .encode(x, number(alt.Y, "value", text), detail="loss:N")
+    )
+    points = dots("y", text, **look, x=x)[-1 if len(order) > MAX_DRAWN else 0 :]  # of many methods only the means
+    spec = specification(values, 320, line, *points, legend=False)
+    words = "A line for each loss, in the colours of the methods above. At the left: without weights."
     return Picture("by_beta", f"{title} by β", words, spec, len(order) > MAX_NARROW)
 
 
-def _gains(runs: Runs, styles: Styles) -> Picture | None:
-    differences = [
-        (group, d) for group, name in runs.group_means.items() for d in paired_differences(runs, name, min_seeds=1)
-    ]
+def _by_group(runs: Runs, metric: str, styles: Styles) -> Picture | None:
+    groups = {name: group for group, name in runs.group_metrics(metric).items()}
+    differences = paired_differences(runs, *groups, min_seeds=1)
     if not differences:
         return None
-    values: Values = [
-        {
-            "dataset": d.data,
-            "method": d.method,
-            "group": group,
-            "seeds": len(d.changes),
-            **_with_interval(d.changes, -100.0),
-        }
-        for group, d in differences
-    ]
-    shown = {"method": "method", "group": "classes", "text": "gain in points", "seeds": "seeds"}
-    order, look = _look(styles, values, shown)
-    axis = alt.Axis(labelAngle=0, grid=False)
-    x = alt.X("group:N", sort=list(runs.group_means), title="classes by training images", axis=axis)
+    values: Values = []
+    for d in differences:
+        row = {"dataset": d.data, "method": d.method, "group": groups[d.metric], "p": d.texts[2].strip("*")}
+        values += rows_of(row, d.changes, -100.0)
+    methods, options = _pair(runs, MAX_DRAWN)
+    shown = {"method": "method", "group": "classes", "text": "difference in points", "p": "p (Holm)"}
+    order, look = look_of(styles, values, shown, not methods)
+    x = alt.X("group:N", sort=list(groups.values()), title="classes by training images", axis=alt.Axis(labelAngle=0))
     zero = marks().mark_rule().encode(y=alt.datum(0))
-    layers = _dots("y", "gain in points", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
+    measure = runs.measure(metric)
+    layers = dots("y", f"{measure}, points", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
+    better = "below" if is_error(metric) else "above"
     words = (
-        f"Gain in {runs.measure} over {' or '.join(sorted({d.baseline for _, d in differences}))} on the same seeds: "
-        "mean and 95 % interval (Student's t). An interval that contains 0 is not significant."
+        f"{measure.capitalize()} minus that of {' or '.join(sorted({d.baseline for d in differences}))} on the same "
+        f"seeds: mean, 95 % interval (Student's t) and single seeds. Better is {better} 0."
     )
-    spec = specification(values, 300, zero, *layers)
-    return Picture("gain_by_group", "Gain by shot group", words, spec, len(order) > MAX_NARROW)
-
-
-def _counts(runs: Runs) -> Picture:
-    firsts = {result.data: result for result in reversed(runs.results)}
-    values: Values = [
-        {"dataset": data, "method": "", "label": label, "rank": rank, "images": images}
-        for data, result in firsts.items()
-        for rank, (label, _, images) in enumerate(_bands(result))
-        if images > 0  # the axis is logarithmic
-    ]
-    named = max(row["rank"] for row in values) < MAX_NAMED
-    axis = alt.Axis(labels=named, ticks=named, labelAngle=-40, title="class, most frequent first")
-    x = alt.X("label:N", sort={"field": "rank"}, axis=axis) if named else alt.X("rank:O", axis=axis)
-    y = number(alt.Y, "images", "training images", scale=alt.Scale(type="log"), axis=alt.Axis(grid=False))
-    points = marks().mark_point(filled=True, size=60, opacity=1, color=COLOURS[0])
-    layer = points.encode(x, y, tooltip=tooltip(label="class", images="training images"))
-    return Picture("class_counts", "Training images of each class", "", specification(values, 240, layer, legend=False))
+    spec = specification(values, 300, zero, *layers, **options)
+    wide = len(order) > MAX_NARROW
+    return Picture("differences_by_group", "Difference by shot group", words, spec, wide, methods)

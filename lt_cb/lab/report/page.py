@@ -4,6 +4,7 @@ import functools
 import html
 import json
 import re
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def theme(ink: str = "currentColor", **more: Any) -> dict[str, Any]:  # noqa: AN
         "view": {"stroke": None},
         "axis": {**text, **lines, **faint, "labelLimit": 140},
         "axisQuantitative": {"tickCount": 6},
-        "legend": {**text, "labelLimit": 400},
+        "legend": {**text, "labelLimit": 400, "layout": {"bottom": {"anchor": "middle"}}},
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
         "range": {"heatmap": ["#f1f5fa", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]},
@@ -46,31 +47,34 @@ def theme(ink: str = "currentColor", **more: Any) -> dict[str, Any]:  # noqa: AN
 
 def page(
     title: str,
-    finding: str,
+    finding: Sequence[str],
     tables: list[Section],
     pictures: list[Picture],
     columns: list[str],
     before: str = "",
     after: str = "",
 ) -> str:
-    """Return the page: the finding, the first table, charts of a chosen data set, and the other tables.
+    """Return the page: the lines of the finding, charts of a chosen data set, and tables.
 
     ``before`` is HTML below the finding, ``after`` HTML at the end.
     """
-    drawn = [_select("dataset", columns)]
+    drawn, chooser = [_select("dataset", columns)], False
     for picture in pictures:
-        methods = dict.fromkeys(row["method"] for row in picture.spec["data"]["values"])
-        choice = _select("method", list(methods)) if picture.name == "confusion" else ""
+        choice = _select("method", picture.methods) if picture.methods and not chooser else ""
+        chooser = chooser or bool(picture.methods)
         drawn.append(
             f'{heading(picture.title, picture.words)}\n{choice}<div class="picture" id="{picture.name}"></div>'
         )
-    body = "\n".join([before, _table(tables[0]), *drawn, *map(_table, tables[1:]), after])
+    shown = [
+        table(section.title, section.words, section.header, section.rows, folded=section.folded) for section in tables
+    ]
+    body = "\n".join([before, *drawn, *shown, after])
     content = json.dumps({"specs": {picture.name: picture.spec for picture in pictures}, "config": theme()})
     content = content.replace("<", "\\u003c")  # so that no name ends the script element
     scripts = f"""<script type="application/json" id="pictures">{content}</script>
 <script>{_library()}</script>
 <script>{SCRIPT}</script>"""
-    return document(title, [finding], f"{body}\n{scripts}")
+    return document(title, finding, f"{body}\n{scripts}")
 
 
 @functools.cache
@@ -80,11 +84,7 @@ def _library() -> str:
     return re.sub("</(script)", r"<\\/\1", script, flags=re.IGNORECASE)
 
 
-def _table(section: Section) -> str:
-    return table(section.title, section.words, section.header, section.rows)
-
-
-def _select(column: str, options: list[str]) -> str:
+def _select(column: str, options: Sequence[str]) -> str:
     """Return a list that sets the parameter ``column`` of all charts, hidden if it has one option."""
     inner = "".join(f'<option value="{html.escape(text)}">{html.escape(text)}</option>' for text in options)
     hidden = " hidden" if len(options) < 2 else ""
@@ -99,7 +99,7 @@ def write_figures(pictures: list[Picture], columns: list[str], folder: Path, kin
     folder.mkdir(parents=True, exist_ok=True)
     for picture, data in product(pictures, columns):
         drawn = [row["method"] for row in picture.spec["data"]["values"] if row["dataset"] == data]
-        for method in dict.fromkeys(drawn if picture.name == "confusion" else [""] * bool(drawn)):
+        for method in [name for name in picture.methods if name in drawn] or [""] * bool(drawn):
             parts = [picture.name, *([data] if len(columns) > 1 else []), method]
             stem = "_".join(re.sub(r"[^\w.-]+", "_", part).strip("_") for part in parts if part)
             spec = _for_paper(picture, {"dataset": data, "method": method})

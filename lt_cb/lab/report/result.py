@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,28 @@ from lt_cb.task import Task
 CALLBACKS, STAGE, LENGTH = "trainer.callbacks", "model.second_stage", "trainer.max_epochs"
 WHOLE = "whole"
 NAMED_BY_ROOT = OWN_IMAGES
-ERRORS = {"error": "acc", "error_top5": "acc_top5"}  # error in percent -> accuracy
+NAMES = {  # of losses in the field; others are named by their class
+    "BalancedSoftmax": "Balanced softmax",
+    "LogitAdjusted": "Logit adjustment",
+    "PostHocLogitAdjustment": "Post-hoc logit adjustment",
+    "VectorScaling": "VS",
+    "ClassDependentTemperature": "CDT",
+    "Equalization": "EQL",
+    "LabelSmoothing": "Label smoothing",
+    "LabelAwareSmoothing": "Label-aware smoothing",
+    "Asymmetric": "ASL",
+    "DistributionBalanced": "DB",
+}
+WEIGHTS = {"InverseFrequency": "inverse frequency", "SquareRootInverse": "square-root inverse frequency"}
+SYMBOLS = {"gamma": "γ", "tau": "τ"}  # options of a loss that are part of its name
+SETTINGS = {  # words for a setting in the name of a method
+    LENGTH: "{} epochs",
+    STAGE: "{}",
+    "model.optimizer.lr": "lr {}",
+    "model.optimizer.weight_decay": "weight decay {}",
+    "trainer.gradient_clip_val": "clip {}",
+}
+STAGES = {"ClassifierRetraining": "cRT", "LearnableWeightScaling": "LWS", "TauNormalization": "τ-normalisation"}
 # settings that are named wherever they differ from their defaults, if they differ between runs
 ALWAYS_NAMED: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None, CALLBACKS: None}
 NOT_IN_PAPER = (
@@ -35,8 +56,13 @@ class Method(NamedTuple):
     loss: str  # class name
     gamma: float | None  # of a focal loss
     beta: float | None  # of the effective number; None without weights
-    name: str  # for example "Focal gamma 1, CB β 0.999"
+    name: str  # for example "CB-Focal, γ 1, β 0.999"
     family: str | None  # the name without beta; None for weights other than the effective number
+
+
+def is_error(metric: str) -> bool:
+    """Whether lower values of a metric are better."""
+    return metric.startswith("error")
 
 
 def short(value: float) -> str:
@@ -48,22 +74,44 @@ def method_of(settings: Mapping[str, Any]) -> Method:
     """Return loss and weights of a flattened configuration."""
     loss, weighting = str(settings.get("model.loss", "?")), settings.get("model.loss.weighting")
     options = {key.removeprefix("model.loss."): v for key, v in settings.items() if key.startswith("model.loss.")}
-    named = [
-        f"{key} {short(v)}"
-        for key, v in options.items()
-        if isinstance(v, float | int) and not isinstance(v, bool) and not key.startswith("weighting")
-    ]
-    if options.get("reduction") not in (None, "mean"):
-        named.append(str(options["reduction"]))
-    beta, weights, by = None, [], ""
+    beta = options.get("weighting.beta") if weighting == "EffectiveNumber" else None
+    name = NAMES.get(loss.removesuffix("Loss"), loss.removesuffix("Loss"))
+    deferred = "-DRW" if weighting and settings.get("model.drw_start") else ""
+    balanced = "CB-" if beta is not None and not deferred else ""
+    numbers = [f"{sign} {short(options[key])}" for key, sign in SYMBOLS.items() if _is_number(options.get(key))]
+    weights = []
     if isinstance(weighting, str):
-        beta, normalization = options.get("weighting.beta"), options.get("weighting.normalization")
-        by = "" if (of := options.get("weight_of", "sample")) == "sample" else f" by {of}"
-        text = f"CB β {short(beta)}" if weighting == "EffectiveNumber" and beta is not None else weighting
-        weights = [text + by + (f" normalization {normalization}" if normalization not in (None, "classes") else "")]
-    name = " ".join([loss.removesuffix("Loss"), *named])
-    family = name + by if weighting in (None, "EffectiveNumber") else None
-    return Method(loss, options.get("gamma"), beta, ", ".join([name, *weights]), family)
+        weights = [f"β {short(beta)}" if beta is not None else WEIGHTS.get(weighting, weighting)]
+        by, over = options.get("weight_of", "sample"), options.get("weighting.normalization")
+        weights += [f"weight of the {by}"] * (by != "sample")
+        weights += [f"normalised over {over}"] * (over not in (None, "classes"))
+    family = ", ".join([name, *numbers, *weights[1:]]) if weighting in (None, "EffectiveNumber") else None
+    return Method(
+        loss, options.get("gamma"), beta, ", ".join([f"{balanced}{name}{deferred}", *numbers, *weights]), family
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def label(key: str, value: object) -> str:
+    """Return a setting for the name of a method, for example ``200 epochs``."""
+    if (key, str(value)) == (LENGTH, "1"):
+        return "1 epoch"
+    value = STAGES.get(str(value), value) if key == STAGE else value
+    return SETTINGS.get(key, f"{key.partition('.')[2] or key} {{}}").format(value)
+
+
+def seeds_of(cells: Iterable[Sequence["Result"]]) -> str:
+    """Return the numbers of seeds of cells, and whether they differ in the drawn subset too or in training alone."""
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for results in cells:
+        subsets = {result.record.subset_sha256 or result.record.subset_seed for result in results}
+        kind = "seeds with drawn subsets" if len(subsets) > 1 else "training seeds on one fixed subset"
+        numbers["seed" if len(results) == 1 else kind].add(len(results))
+    spans = {kind: sorted({min(counts), max(counts)}) for kind, counts in sorted(numbers.items())}
+    return " or ".join(f"{' to '.join(map(str, span))} {kind}" for kind, span in spans.items())
 
 
 def source_of(settings: Mapping[str, Any]) -> str:
@@ -189,7 +237,7 @@ class Result:
         """Name the method by settings, and by the kind of the tested checkpoint; name the data set."""
         get = self.settings.get
         named = [key for key in sorted({*keys, STAGE}) if get(key) is not None and (key in keys or get(key))]
-        self.others = [f"{key.partition('.')[2] or key} {get(key)}" for key in named]
+        self.others = [label(key, get(key)) for key in named]
         self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint else []
         self.others += self._average
         self.others += [f"prior {get('prior')}"] if get("prior") else []  # of a test
@@ -200,7 +248,7 @@ class Result:
 
     def add_detail(self, key: str) -> None:
         """Add a detail to the name of the data, or of the method."""
-        text = f"{key.partition('.')[2]} {self.details.get(key, '–')}"
+        text = f"{key.partition('.')[2].removeprefix('loss.')} {self.details.get(key, '–')}"
         if key.startswith("data."):
             self.data = f"{self.data}, {text}"
             return
@@ -219,7 +267,9 @@ class Result:
         return {name.removeprefix("test/"): value for name, value in self.record.metrics.items()}
 
     def score(self, metric: str) -> float | None:
-        """Return a metric in percent: ``error`` (top-1), ``error_top5``, or a name of ``metrics``; None without it.
+        """Return a metric in percent: a name of ``metrics``, or ``error`` for 100 - ``acc``; None without it.
+
+        ``error_top5`` and ``error/few`` likewise are 100 - ``acc_top5`` and 100 - ``acc/few``.
 
         Raises:
             InputError: for a validation metric that was measured on the test images.
@@ -229,8 +279,13 @@ class Result:
                 f"'{self.folder}' was validated on the test images, and nothing may be chosen by them: train with "
                 "--data.val_fraction 0.1, or with validation images of your own."
             )
-        value = self.metrics.get(ERRORS.get(metric, metric))
-        return None if value is None else 100.0 - 100.0 * value if metric in ERRORS else 100.0 * value
+        value = self.metrics.get(re.sub("^error", "acc", metric))
+        return None if value is None else 100.0 - 100.0 * value if is_error(metric) else 100.0 * value
+
+    def class_scores(self, metric: str) -> list[float | None]:
+        """Return the score of each class in percent: its error if the metric is one, else its accuracy or precision."""
+        rates = [None if rate is None else 100.0 * rate for rate in self.record.scores]
+        return [None if rate is None else 100.0 - rate for rate in rates] if is_error(metric) else rates
 
 
 @dataclass
@@ -252,16 +307,15 @@ class Runs:
         """One label or several labels an image."""
         return self.results[0].record.task
 
-    @property
-    def measure(self) -> str:
-        """Score of a class, ``accuracy`` or ``average precision``."""
-        return self.task.measures[0].replace("_", " ")
+    def measure(self, metric: str) -> str:
+        """Return the score of a class: ``error`` if the metric is one, else ``accuracy`` or ``average precision``."""
+        return "error" if is_error(metric) else self.task.measures[0].replace("_", " ")
 
-    @property
-    def group_means(self) -> dict[str, str]:
-        """Metric of each shot group that runs have, by the name of the group."""
-        names = {shot: f"{self.task.group_metric}/{shot}" for shot in SHOTS}
-        return {shot: name for shot, name in names.items() if any(name in result.metrics for result in self.results)}
+    def group_metrics(self, metric: str) -> dict[str, str]:
+        """Return the metric of each shot group that runs have, by its name; errors if the given metric is one."""
+        name = "error" if is_error(metric) else self.task.group_metric
+        metrics = {shot: f"{name}/{shot}" for shot in SHOTS}
+        return {shot: name for shot, name in metrics.items() if any(r.score(name) is not None for r in self.results)}
 
     def cells(self) -> dict[tuple[str, str], list[Result]]:
         """Return the runs of each (method, data), over seeds."""

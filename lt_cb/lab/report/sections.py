@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lt_cb.errors import InputError
 from lt_cb.lab.report.posthoc import COLUMNS, MEANS, analyse, class_means
-from lt_cb.lab.report.result import Result, Runs
+from lt_cb.lab.report.result import Result, Runs, is_error, seeds_of
 from lt_cb.lab.report.rows import command
-from lt_cb.lab.report.tables import Cell, Difference, cells_of, half_width, paired_differences, signed, wilson
+from lt_cb.lab.report.tables import Cell, Difference, cells_of, paired_differences, prediction_width, signed, wilson
 from lt_cb.runs.folder import RunDir
 from lt_cb.runs.record import METRICS
 
@@ -35,17 +35,22 @@ FROM_LOGITS = {  # words of each table, by title; the columns are in `COLUMNS`
     "few-shot classes, and mean confidence minus accuracy in points; means over seeds. The confidence is the loss's "
     "probability of the predicted class: a sigmoid for sigmoid and focal losses.",
 }
+DIFFERENCE = "Difference: mean and 95 % interval (Student's t) over shared seeds, in points,"
+CORRECTED = (
+    "p: paired t-test, with Holm's correction for all comparisons of a data set in this table. Bold: below 0.05."
+)
 Cells = dict[tuple[str, str], Cell]
 
 
 @dataclass
 class Section:
-    """A table of text; cells between two pairs of asterisks are bold."""
+    """A table of text; cells between two pairs of asterisks are bold. A folded one is opened by a click."""
 
     title: str
     words: str
     header: list[str]
     rows: list[list[str]]
+    folded: bool = False
 
 
 def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
@@ -54,22 +59,23 @@ def sections(runs: Runs, cells: Cells, metric: str) -> list[Section]:
     top5 = cells_of(Runs([result for result in runs.results if "acc_top5" in result.metrics]), "error_top5")
     analysed, unread = _from_logits(runs)
     missing = [[str(folder), reason] for folder, reason in [*runs.missing, *unread]]
+    by_group = paired_differences(runs, *runs.group_metrics(metric).values())
     made = [
-        _main(runs, cells, metric),
-        _chosen(runs, cells, metric),
+        _matrix(runs, cells, metric),
+        _results(runs, cells, metric),
         _paper(errors, "Beside the paper", "Top-1"),
         _paper(top5, "Beside the paper, top-5", "Top-5"),
-        _differences(paired_differences(runs, metric), metric),
-        _groups(runs),
-        *_by_class(runs),
+        _differences(by_group, metric),
+        _scores(runs),
+        *_by_class(runs, metric),
         *analysed,
-        _kept(runs),
         Section(
             "Missing runs",
             "Folders of runs that are not in the tables, or without their logits.",
             ["folder", "state"],
             missing,
         ),
+        _kept(runs),
     ]
     return [section for section in made if section.rows]
 
@@ -79,19 +85,10 @@ def lower_case(title: str) -> str:
     return title[:1].lower() + title[1:]
 
 
-def _main(runs: Runs, cells: Cells, metric: str) -> Section:
+def _matrix(runs: Runs, cells: Cells, metric: str) -> Section:
+    """Return a table of methods by data sets, if there are several."""
     columns = runs.columns()
     most = max(len(cell.values) for cell in cells.values())
-    checkpoints = " and ".join(sorted({result.record.tested for result in runs.results}))
-    name = metric.removeprefix("val/")
-    meaning = "Top-1 error" if name == "error" else METRICS[name].meaning
-    validation = metric.startswith("val/")
-    images = "held-out images" if validation else "test images"
-    choice = "Bold: best mean of a column." if validation else "Choose nothing by it: these are the test images."
-    seeds = f"mean ± standard deviation over {most} seeds (fewer where noted)" if most > 1 else "one seed"
-    words = (
-        f"{meaning} on the {images} in percent: {seeds}, of the checkpoint: {checkpoints}. {choice} –: no finished run."
-    )
 
     def text(cell: Cell | None) -> str:
         if cell is None:
@@ -100,21 +97,60 @@ def _main(runs: Runs, cells: Cells, metric: str) -> Section:
         return (f"**{cell}**" if cell.best else str(cell)) + fewer
 
     rows = [[method, *[text(cells.get((method, data))) for data in columns]] for method in runs.methods()]
-    return Section(METRIC_TITLES[metric], words, ["method", *columns], rows)
+    title = METRIC_TITLES[metric]
+    return Section(title, _meaning(runs, metric), ["method", *columns], rows if len(columns) > 1 else [])
 
 
-def _chosen(runs: Runs, cells: Cells, metric: str) -> Section:
-    """Return the test scores of the methods that a validation metric chooses."""
-    names = ("mAP", "f1_macro") if runs.task.multi_label else ("error", "balanced_acc")
-    tested = [cells_of(runs, name) for name in names]
-    rows = [
-        [data, cell.method, str(cell), *[str(test[method, data]) for test in tested]]
-        for (method, data), cell in cells.items()
-        if cell.best
-    ]
-    words = "Best method on the held-out images by its mean over seeds, and its scores on the test images."
-    header = ["data", "method", METRIC_TITLES[metric], *[name.replace("_", " ") for name in names]]
-    return Section("Chosen by validation", words, header, rows)
+def _meaning(runs: Runs, metric: str) -> str:
+    """Return what a metric measures, on which images, and what the deviation is over."""
+    name = metric.removeprefix("val/")
+    validation = metric.startswith("val/")
+    text = f"{'Top-1 error' if name == 'error' else METRICS[name].meaning} in percent on the "
+    text += "held-out images" if validation else "test images, by which nothing may be chosen"
+    seeds = seeds_of(results for results in runs.cells().values() if len(results) > 1)
+    text += f": mean ± standard deviation over {seeds}." if seeds else ", from one seed."
+    checkpoints = " and ".join(sorted({result.record.tested for result in runs.results}))
+    return f"{text} Checkpoint: {checkpoints}.{' Bold: best mean.' if validation else ''}"
+
+
+def _results(runs: Runs, cells: Cells, metric: str) -> Section:
+    """Return the metric of each method, of all classes and by shot group, and its difference from the baseline."""
+    differences = {(d.method, d.data): d for d in paired_differences(runs, metric)}
+    groups = {} if metric.startswith("val/") else runs.group_metrics(metric)
+    by_group = [cells_of(runs, name) for name in groups.values()]
+    columns = {
+        "data": len(runs.columns()) > 1,
+        "minus": len({d.baseline for d in differences.values()}) > 1,
+        "machines": any(d.machines for d in differences.values()),
+    }
+    rows = []
+    for (method, data), _ in _ordered(runs):
+        cell, d = cells.get((method, data)), differences.get((method, data))
+        texts = {"data": data, "minus": d.baseline if d else "–", "machines": (d and d.machines) or "–"}
+        shown = {name: [text] * columns[name] for name, text in texts.items()}
+        scores = [
+            f"**{cell}**" if cell and cell.best else str(cell or "–"),
+            *(str(each.get((method, data), "–")) for each in by_group),
+        ]
+        numbers = d.texts if d else ("–", "–", "–")
+        seeds = str(len(cell.values) if cell else 0)
+        rows.append([method, *shown["data"], *scores, *shown["minus"], *numbers, seeds, *shown["machines"]])
+    words = "" if columns["data"] else f"{_meaning(runs, metric)} "
+    if groups:
+        words += "Many, medium and few: classes by training images, over 100, 20 to 100, and fewer. "
+    if differences:
+        words += f"{DIFFERENCE} from {_baseline(list(differences.values()))}. {CORRECTED}"
+    if columns["machines"]:
+        words += " Machines: the method's / its baseline's, where they differ."
+    title = METRIC_TITLES[metric]
+    header = ["method", *["data"] * columns["data"], lower_case(title), *groups, *["minus"] * columns["minus"]]
+    header += ["difference", "95 % CI", "p (Holm)", "seeds", *["machines"] * columns["machines"]]
+    return Section(f"{title}, differences" if columns["data"] else title, words, header, rows)
+
+
+def _baseline(differences: list[Difference]) -> str:
+    baselines = {d.baseline for d in differences}
+    return "the method beside it" if len(baselines) > 1 else "".join(baselines)
 
 
 def _paper(cells: Cells, title: str, kind: str) -> Section:
@@ -122,62 +158,58 @@ def _paper(cells: Cells, title: str, kind: str) -> Section:
     for cell in cells.values():
         if cell.paper is not None:
             difference = cell.mean - cell.paper
-            agrees = "yes" if abs(difference) <= half_width(cell.values) else "no"
-            figures = [str(cell), f"{cell.paper:.2f}", signed(difference)]
-            agrees = agrees if len(cell.values) > 1 else "one seed"
+            width = prediction_width(cell.values)
+            bounds, agrees = "–", "one seed"
+            if len(cell.values) > 1:
+                bounds = f"{max(cell.mean - width, 0):.2f} to {min(cell.mean + width, 100):.2f}"
+                agrees = "yes" if abs(difference) <= width else "no"
+            figures = [str(cell), f"{cell.paper:.2f}", signed(difference), bounds]
             rows.append([cell.method, cell.data, *figures, agrees, cell.unlike_paper or "–"])
     words = (
-        f"{kind} error in percent, beside Cui et al. 2019 (Tables 2 and 3, one run each). Within the interval: the "
-        "paper's figure lies in the 95 % interval of our mean (Student's t over seeds). Unlike the paper: another "
-        "length of training, held-out images, a sampler, mixed images, deferred weights, a second stage, pretrained "
-        "weights or callbacks. Learning rate, batch size and augmentation are not compared."
+        f"{kind} error in percent, beside Cui et al. 2019 (Tables 2 and 3, one run each). The prediction interval, "
+        "mean ± t s √(1 + 1/n), holds one more run with a probability of 95 %. Inside: whether it holds the paper's "
+        "run. Unlike the paper: another length of training, held-out images, a sampler, mixed images, deferred "
+        "weights, a second stage, pretrained weights or callbacks. Other settings are not compared."
     )
-    header = ["method", "data", "ours", "paper", "difference", "within the interval", "unlike the paper"]
+    header = ["method", "data", "ours", "paper", "difference", "prediction interval", "inside", "unlike the paper"]
     return Section(title, words, header, rows)
 
 
 def _differences(differences: list[Difference], metric: str) -> Section:
-    baselines = sorted({d.baseline for d in differences})
-    several = len(baselines) > 1
+    """Return the differences by shot group."""
+    several = len({d.baseline for d in differences}) > 1
     rows = []
     for d in differences:
-        numbers = [*d.texts, str(len(d.changes))]
-        rows.append([d.method, *([d.baseline] if several else []), d.data, *numbers, d.verdict])
-    words = (
-        f"{METRIC_TITLES[metric]} minus that of {'the method beside it' if several else ''.join(baselines)}, in "
-        "points, on the same seeds: mean and 95 % interval (Student's t) of the paired differences. An interval that "
-        "contains 0 is not significant."
-    )
-    header = ["method", *(["minus"] if several else []), "data", "difference", "interval", "seeds", "verdict"]
-    return Section("Differences", words, header, rows)
+        group = d.metric.rpartition("/")[2]
+        rows.append([d.method, d.data, group, *[d.baseline] * several, *d.texts, str(len(d.changes))])
+    name = "error" if is_error(metric) else METRIC_TITLES[metric.removeprefix("val/")].lower()
+    words = f"{DIFFERENCE} in {name} from {_baseline(differences)}. {CORRECTED}" if differences else ""
+    header = ["method", "data", "classes", *["minus"] * several, "difference", "95 % CI", "p (Holm)", "seeds"]
+    return Section("Differences by shot group", words, header, rows, folded=True)
 
 
-def _groups(runs: Runs) -> Section:
-    names = [runs.task.main_metric, *runs.group_means.values()]
-    others = [name for name in METRICS if name not in ("acc", "balanced_acc", "mAP")]
-    names += [name for name in others if any(name in result.metrics for result in runs.results)]
+def _scores(runs: Runs) -> Section:
+    names = [name for name in METRICS if name != "acc" and any(name in result.metrics for result in runs.results)]
     rows = []
     for place, results in _ordered(runs):
         scores = [_percent(r.metrics[n] for r in results if n in r.metrics) for n in names]
         means = [class_means(r.record.scores) for r in results]
         rows.append([*place, *scores, *[_percent(m[n] for m in means) for n in MEANS], str(len(results))])
-    measure = "average precisions" if runs.task.multi_label else "accuracies"
-    words = (
-        "Means over seeds in percent: over all classes, over classes with many, medium and few training images; and "
-        f"the lowest, geometric mean and harmonic mean of the {measure} of the classes."
-    )
+    measure = runs.measure("")
+    words = f"Means over seeds in percent, with the lowest, geometric mean and harmonic mean of each class's {measure}."
     if runs.task.multi_label:
         words += (
             " F1 uses a threshold for each class, chosen on held-out images, or 0.5 without any; f1_micro counts all "
             "labels together."
         )
-    header = ["method", "data", *names, "worst class", "geometric mean", "harmonic mean", "seeds"]
-    return Section(f"{runs.measure.capitalize()} of the classes", words, header, rows)
+    header = ["method", "data", *names, f"lowest {measure}", "geometric mean", "harmonic mean", "seeds"]
+    return Section("More scores", words, header, rows, folded=True)
 
 
-def _by_class(runs: Runs) -> list[Section]:
+def _by_class(runs: Runs, metric: str) -> list[Section]:
     """Return a table of classes for each data set whose test images are counted."""
-    words = f"{runs.measure.capitalize()} in percent: mean ± standard deviation over seeds."
+    measure = runs.measure(metric).capitalize()
+    words = f"{measure} in percent: mean ± standard deviation over seeds."
     if runs.task.multi_label:
         words += " Images: those with the label."
     else:
@@ -189,20 +221,22 @@ def _by_class(runs: Runs) -> list[Section]:
         first = next(iter(columns.values()))[0].record
         if first.test_counts is None or len(first.class_counts) > MAX_CLASSES:
             continue
+        scores = [[result.class_scores(metric) for result in results] for results in columns.values()]
         rows = []
         for c, (name, images, tested) in enumerate(
             zip(first.class_names, first.class_counts, first.test_counts, strict=True)
         ):
-            scores = [[r.record.scores[c] for r in results] for results in columns.values()]
-            cells = [_rate(each, None if runs.task.multi_label else tested) for each in scores]
+            by_method = [[by_class[c] for by_class in each] for each in scores]
+            cells = [_rate(each, None if runs.task.multi_label else tested) for each in by_method]
             rows.append([name, str(images), str(tested), *cells])
-        tables.append(Section(f"Classes of {data}", words, ["class", "training images", "test images", *columns], rows))
+        header = ["class", "training images", "test images", *columns]
+        tables.append(Section(f"{measure} of the classes of {data}", words, header, rows, folded=True))
     return tables
 
 
 def _rate(rates: list[float | None], tested: int | None) -> str:
     """Return mean ± standard deviation over seeds, or Wilson's interval of one seed; ``tested`` counts its images."""
-    known = [100 * rate for rate in rates if rate is not None]
+    known = [rate for rate in rates if rate is not None]
     if not known:
         return "–"
     if len(known) > 1:
@@ -262,7 +296,9 @@ def _kept(runs: Runs) -> Section:
     if runs.unnamed:
         names = ", ".join(key.partition(".")[2] for key in runs.unnamed)
         words += f" Methods of one loss also differ in settings that are not in their names: {names}."
-    return Section("The runs", words, ["method", "data", "seeds", "minutes", "on", "commit", "command"], rows)
+    return Section(
+        "Commands", words, ["method", "data", "seeds", "minutes", "on", "commit", "command"], rows, folded=True
+    )
 
 
 def _ordered(runs: Runs) -> list[tuple[tuple[str, str], list[Result]]]:

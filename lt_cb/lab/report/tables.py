@@ -6,13 +6,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, product
 from pathlib import Path
 
 from lt_cb.errors import InputError
 from lt_cb.lab.report.extra import stats
 from lt_cb.lab.report.result import Result, Runs
 
-NOT_SIGNIFICANT = "not significant"
+LEVEL = 0.05  # of significance
 
 
 @dataclass
@@ -76,59 +77,97 @@ def _published() -> dict[tuple[str, ...], dict[str, str]]:
 
 @dataclass
 class Difference:
-    """A metric of a method minus that of its baseline on the same seeds, in percentage points."""
+    """A metric of a method minus that of its baseline on the same seeds, in percentage points.
+
+    ``p`` is the two-sided p of the paired t-test, and ``holm`` the same after Holm's correction for the family: all
+    comparisons that are reported together on one data set. Both are None for one seed.
+    """
 
     method: str
     baseline: str
     data: str
     changes: list[float]  # on each seed that both have
+    metric: str
+    machines: str = ""  # of the method and of the baseline, if they differ
+    holm: float | None = None
 
     def __post_init__(self) -> None:
-        """Compute the mean, and its 95 % interval (Student's t)."""
+        """Compute the mean, its 95 % interval and its p (Student's t)."""
         self.mean, self.low, self.high = interval(self.changes)
+        self.p = p_value(self.changes)
 
     @property
-    def verdict(self) -> str:
-        """``higher`` or ``lower`` for a significant difference, else ``not significant``."""
-        if self.low <= 0 <= self.high:
-            return NOT_SIGNIFICANT
-        return "higher" if self.mean > 0 else "lower"
+    def is_significant(self) -> bool:
+        """Whether p is below 0.05 after Holm's correction."""
+        return self.holm is not None and self.holm < LEVEL
 
     @property
-    def texts(self) -> tuple[str, str]:
-        """The mean, and the interval."""
-        return signed(self.mean), f"{signed(self.low)} to {signed(self.high)}"
+    def texts(self) -> tuple[str, str, str]:
+        """The mean, the interval, and the corrected p: in bold if significant."""
+        if self.holm is None:
+            return signed(self.mean), "–", "–"
+        p = f"{self.holm:.2g}"
+        return signed(self.mean), self.interval(), f"**{p}**" if self.is_significant else p
+
+    def interval(self, digits: int = 2) -> str:
+        """Return the interval, for example ``-6.37 to +0.22``; differences of rates are at most 100 points."""
+        return f"{signed(max(self.low, -100.0), digits)} to {signed(min(self.high, 100.0), digits)}"
 
 
-def paired_differences(runs: Runs, metric: str = "error", min_seeds: int = 2) -> list[Difference]:
-    """Compare each method with its baseline on the seeds that both have, if these are at least ``min_seeds``.
-
-    The baseline of a method is the first method that differs only in loss and weights, for example with the same number
-    of epochs. Without such a method, it is the first of all.
-    """
-    cells, methods = runs.cells(), runs.methods()
-    others = {result.method: result.others for result in runs.results}
-    differences = []
-    for data in runs.columns():
-        for method in methods:
-            alike = [name for name in methods if others[name] == others[method]]
-            baseline = alike[0] if len(alike) > 1 else methods[0]
-            reference, scores = (_by_seed(cells.get((name, data), []), metric) for name in (baseline, method))
-            shared = sorted(reference.keys() & scores.keys())
-            if method != baseline and len(shared) >= min_seeds:
-                changes = [scores[seed] - reference[seed] for seed in shared]
-                differences.append(Difference(method, baseline, data, changes))
+def corrected(differences: list[Difference]) -> list[Difference]:
+    """Correct the p of each data set for the number of its comparisons; return the same differences."""
+    for data in {d.data for d in differences}:
+        family = [d for d in differences if d.data == data and d.p is not None]
+        for d, p in zip(family, holm([d.p or 0.0 for d in family]), strict=True):
+            d.holm = p
     return differences
 
 
-def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int], float]:
-    scores = {result.seed: result.score(metric) for result in results}
-    return {seed: score for seed, score in scores.items() if score is not None}
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p of several tests, corrected by the step-down method of Holm (1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    steps = [min((len(order) - i) * p_values[k], 1.0) for i, k in enumerate(order)]
+    by_test = dict(zip(order, accumulate(steps, max), strict=True))
+    return [by_test[k] for k in range(len(order))]
 
 
-def signed(value: float) -> str:
-    """Return a number with its sign and two decimals; 0 is ``+0.00``."""
-    return f"{round(value, 2) + 0.0:+.2f}"
+def baselines_of(runs: Runs) -> dict[str, str]:
+    """Return the baseline of each method: the first method that differs only in loss and weights, or its own name.
+
+    For example, they have the same number of epochs. Without such a method, it is the first of all.
+    """
+    methods, others = runs.methods(), {result.method: result.others for result in runs.results}
+    alike = {method: [name for name in methods if others[name] == others[method]] for method in methods}
+    return {method: names[0] if len(names) > 1 else methods[0] for method, names in alike.items()}
+
+
+def paired_differences(runs: Runs, *metrics: str, min_seeds: int = 2) -> list[Difference]:
+    """Compare each method with its baseline on the seeds that both have, if these are at least ``min_seeds``.
+
+    All comparisons of a data set, by these metrics, are one family.
+    """
+    cells, differences = runs.cells(), list[Difference]()
+    for data, (method, baseline), metric in product(runs.columns(), baselines_of(runs).items(), metrics):
+        reference, own = (_by_seed(cells.get((name, data), []), metric) for name in (baseline, method))
+        shared = sorted(reference.keys() & own.keys())
+        if method == baseline or len(shared) < min_seeds:
+            continue
+        machines = {(own[seed][1], reference[seed][1]) for seed in shared}
+        text = "; ".join(sorted(f"{one} / {other}" for one, other in machines if one != other))
+        changes = [own[seed][0] - reference[seed][0] for seed in shared]
+        differences.append(Difference(method, baseline, data, changes, metric, text))
+    return corrected(differences)
+
+
+def _by_seed(results: Sequence[Result], metric: str) -> dict[tuple[int, int], tuple[float, str]]:
+    """Return score and machine of each seed."""
+    scores = {result.seed: (result.score(metric), result.record.processor or "unknown") for result in results}
+    return {seed: (score, machine) for seed, (score, machine) in scores.items() if score is not None}
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Return a number with its sign and so many decimals; 0 is ``+0.00``."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -143,6 +182,21 @@ def half_width(values: Sequence[float]) -> float:
         return 0.0
     quantile = float(stats.t.ppf(0.975, len(values) - 1))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def prediction_width(values: Sequence[float]) -> float:
+    """Return half of the 95 % prediction interval of one more value: t s sqrt(1 + 1/n); infinite for a single value."""
+    return half_width(values) * math.sqrt(len(values) + 1) if len(values) > 1 else math.inf
+
+
+def p_value(values: Sequence[float]) -> float | None:
+    """Return the two-sided p of the mean against 0 (Student's t); None for a single value."""
+    if len(values) < 2:
+        return None
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    if error == 0:
+        return float(mean == 0)
+    return 2 * float(stats.t.sf(abs(mean) / error, len(values) - 1))
 
 
 def wilson(correct: int, counted: int) -> tuple[float, float]:

@@ -1,0 +1,166 @@
+"""The table, the findings and the picture of docs/results.md, from kept rows and docs/published.csv."""
+
+import csv
+import re
+import textwrap
+from pathlib import Path
+
+from lt_cb.lab.report import rows
+from lt_cb.lab.report.extra import altair as alt
+from lt_cb.lab.report.figures import Picture, dots, look_of, rows_of, specification, styles_of
+from lt_cb.lab.report.page import write_figures
+from lt_cb.lab.report.result import Result, Runs
+from lt_cb.lab.report.tables import (
+    Difference,
+    cells_of,
+    corrected,
+    interval,
+    paired_differences,
+    prediction_width,
+    signed,
+)
+
+DATA = "CIFAR-10 IF 100"
+SOFTMAX, FOCAL = "Softmax", "CB-Focal, γ 1, β 0.9999"
+BALANCED, LDAM, RETRAINED = "Balanced softmax", "LDAM-DRW", "Softmax, cRT"
+EXPERIMENTS = (  # epochs, method, folder and experiment of the rows
+    (200, SOFTMAX, "cifar10_curve", "paper_200_softmax"),
+    (200, FOCAL, "cifar10_curve", "paper_200_cb_focal"),
+    (200, RETRAINED, "cifar10_crt_200", "crt_of_200"),
+    (40, SOFTMAX, "cifar10_losses", "short_40_softmax"),
+    (40, BALANCED, "cifar10_losses", "balanced_softmax"),
+    (40, LDAM, "cifar10_losses", "ldam_drw"),
+    (40, RETRAINED, "cifar10_losses", "crt"),
+    (40, "Sigmoid", "cifar10_losses", "sigmoid"),
+    (40, "Focal, γ 1", "cifar10_losses", "focal"),
+    (40, FOCAL, "cifar10_losses", "short_40_cb_focal"),
+    (40, "CB-Softmax, β 0.9999", "cifar10_losses", "cb_softmax"),
+    (40, "CB-Sigmoid, β 0.9999", "cifar10_losses", "cb_sigmoid"),
+    (40, "Softmax, inverse frequency", "cifar10_losses", "inverse_frequency"),
+    (40, "CB-Softmax, β 0.9999, normalised over samples", "cifar10_losses", "cb_softmax_samples"),
+    (20, SOFTMAX, "cifar10_curve", "short_20_softmax"),
+    (20, FOCAL, "cifar10_curve", "short_20_cb_focal"),
+)
+CORRECTION = "The p values are corrected by Holm's method for the {} comparisons with softmax in the table below."
+Key = tuple[int, str]
+
+
+class Campaign:
+    """Kept runs on CIFAR-10 at imbalance factor 100: scores of each method, differences, and published figures."""
+
+    def __init__(self) -> None:
+        """Read the rows. Call it from the root of the repository."""
+        found: dict[Key, list[Result]] = {}
+        for epochs, method, folder, experiment in EXPERIMENTS:
+            kept = [Result.of(*row) for row in rows.read(Path("results", folder)) if row[3]["experiment"] == experiment]
+            for result in kept:
+                result.method, result.others, result.data = f"{method}, {epochs} epochs", [f"{epochs} epochs"], DATA
+            found[epochs, method] = kept
+        self.runs = Runs([result for kept in found.values() for result in kept])
+        self.keys = {f"{method}, {epochs} epochs": (epochs, method) for epochs, method in found}
+        self.differences = {self.keys[d.method]: d for d in paired_differences(self.runs, "error")}
+        with Path("docs/published.csv").open(newline="") as stream:
+            self.published = list(csv.DictReader(stream))
+
+    def cell(self, key: Key, metric: str = "error") -> str:
+        """Return the mean ± standard deviation of a metric."""
+        cell = cells_of(self.runs, metric)[f"{key[1]}, {key[0]} epochs", DATA]
+        return f"{cell.mean:.1f} ± {cell.deviation:.1f}"
+
+    def values(self, key: Key) -> list[float]:
+        """Return the errors of the seeds."""
+        return cells_of(self.runs)[f"{key[1]}, {key[0]} epochs", DATA].values
+
+    def of_others(self, key: Key) -> str:
+        """Return published errors with their sources."""
+        found = [row for row in self.published if (int(row["epochs"]), row["method"]) == key]
+        texts = [f"{r['error']}{' ± ' * bool(r['deviation'])}{r['deviation']} ({r['source']})" for r in found]
+        return ", ".join(texts) or "–"
+
+
+def plain(method: str) -> str:
+    """Return a method without γ and β, which are the same in all rows."""
+    return method.replace(", γ 1", "").replace(", β 0.9999", "")
+
+
+def change(d: Difference) -> str:
+    """Return mean, interval and verdict of a difference."""
+    verdict = "significant" if d.is_significant else "not significant"
+    return f"{signed(d.mean, 1)} points (95 % CI {d.interval(1)}; {verdict}, p {d.holm:.2g})"
+
+
+def results_table() -> str:
+    """Return the table of methods with published errors, and rows of published methods that were not run here."""
+    campaign = Campaign()
+    header = ["epochs", "method", "error", "many", "medium", "difference (95 % CI)", "p (Holm)", "published"]
+    lines = [header, ["---"] * len(header)]
+    for key in campaign.keys.values():
+        d = campaign.differences.get(key)
+        dagger = "†" * bool(d and d.machines)
+        difference, p = (f"{signed(d.mean, 1)} ({d.interval(1)}){dagger}", d.texts[2]) if d else ("–", "–")
+        scores = [campaign.cell(key, metric) for metric in ("error", "error/many", "error/medium")]
+        lines.append([str(key[0]), plain(key[1]), *scores, difference, p, campaign.of_others(key)])
+    others = dict.fromkeys((int(row["epochs"]), row["method"]) for row in campaign.published)
+    for key in others:
+        if key not in campaign.keys.values():
+            lines.append([str(key[0]), plain(key[1]), "not run", *["–"] * 4, campaign.of_others(key)])
+    spaced = [[re.sub(r" (?=[±(t])|(?<=[±o]) ", "\N{NO-BREAK SPACE}", cell) for cell in line] for line in lines[2:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [*lines[:2], *spaced]) + "\n"
+
+
+def findings() -> str:
+    """Return three findings in sentences."""
+    campaign = Campaign()
+    by_key = campaign.differences
+    papers = {row["method"]: float(row["error"]) for row in campaign.published if row["source"] == "Cui"}
+    bounds, inside = {}, []
+    for method, figure in papers.items():
+        values = campaign.values((200, method))
+        mean, width = interval(values)[0], prediction_width(values)
+        bounds[method] = f"{mean - width:.1f} to {mean + width:.1f} %"
+        inside.append(abs(figure - mean) <= width)
+    own, other = (dict(_by_seed(campaign, (40, method))) for method in (BALANCED, LDAM))
+    (between,) = corrected([Difference(BALANCED, LDAM, DATA, [own[seed] - other[seed] for seed in own], "error")])
+    better = [method for (epochs, method), d in by_key.items() if epochs == 40 and d.is_significant and d.mean < 0]
+    retrained = [by_key[epochs, RETRAINED] for epochs in (200, 40)]
+    lengths = [f"{signed(by_key[n, FOCAL].mean, 1)} after {n} epochs" for n in (20, 40, 200)]
+    focal = by_key[200, FOCAL]
+    reproduced = "consistent with the paper" if all(inside) and focal.mean < 0 else "not consistent with the paper"
+    points = [
+        f"**CB-Focal: our runs are {reproduced}, and {'show' if focal.is_significant else 'do not prove'} its claim.** "
+        f"After 200 epochs, CB-Focal minus softmax is {change(focal)}. The paper's single runs are {papers[SOFTMAX]} "
+        f"and {papers[FOCAL]} %. The prediction intervals of our runs are {bounds[SOFTMAX]} and {bounds[FOCAL]}. They "
+        "are wide, so this agreement is weak evidence.",
+        f"**Which loss? With 40 epochs, {' or '.join(name if name == LDAM else name.lower() for name in better)}.** "
+        f"Balanced softmax minus softmax is {change(by_key[40, BALANCED])}. LDAM-DRW minus softmax is "
+        f"{change(by_key[40, LDAM])}. Between the two, no difference is shown: {signed(between.mean, 1)} points "
+        f"({between.interval(1)}). Re-training the classifier (cRT) takes seconds. Against softmax, it is "
+        f"{change(retrained[0])} after 200 epochs. After 40 epochs it is {change(retrained[1])}.",
+        f"**Class weights from the first step need a long training.** CB-Focal minus softmax is {', '.join(lengths)}. "
+        f"The gain is in the medium-shot classes. After 200 epochs their error is "
+        f"{campaign.cell((200, SOFTMAX), 'error/medium')} % with softmax and "
+        f"{campaign.cell((200, FOCAL), 'error/medium')} % with CB-Focal.",
+    ]
+    texts = [*(f"- {text}" for text in points), "", CORRECTION.format(len(campaign.differences))]
+    return "\n".join(textwrap.fill(text, 130, subsequent_indent="  " * text.startswith("-")) for text in texts) + "\n"
+
+
+def _by_seed(campaign: Campaign, key: Key) -> list[tuple[tuple[int, int], float]]:
+    kept = campaign.runs.cells()[f"{key[1]}, {key[0]} epochs", DATA]
+    return [(result.seed, error) for result in kept if (error := result.score("error")) is not None]
+
+
+def picture(folder: Path) -> None:
+    """Write the error by length of training, with seeds and published single figures, as lengths.svg."""
+    campaign = Campaign()
+    shown = [key for key in campaign.keys.values() if key[1] in (SOFTMAX, FOCAL, BALANCED, LDAM)]
+    values = []
+    for epochs, method in shown:
+        row = {"dataset": DATA, "method": plain(method), "epochs": str(epochs)}
+        values += rows_of(row, campaign.values((epochs, method)))
+    styles = styles_of([SOFTMAX, plain(FOCAL), BALANCED, LDAM])
+    order, look = look_of(styles, values, {"method": "method", "text": "error"}, legend=True)
+    x = alt.X("epochs:N", sort=["20", "40", "200"], title="epochs", axis=alt.Axis(labelAngle=0))
+    layers = dots("y", "error in %", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
+    spec = specification(values, 300, *layers)
+    write_figures([Picture("lengths", "Error by length of training", "", spec, wide=True)], [DATA], folder, "svg")
