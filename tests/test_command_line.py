@@ -98,7 +98,7 @@ def parsed(command: str, config: dict[str, Any], way: str, content: dict[str, An
     return resolved
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=options())
 def test_a_setting_means_the_same_however_it_is_given(config: dict[str, Any], checkpoint: dict[str, Any]) -> None:
     expected = parsed("fit", config, "flags", checkpoint)
