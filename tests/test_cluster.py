@@ -64,6 +64,7 @@ def workers(task: str) -> list[int]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_lost_workers_and_nodes_cost_nothing(
     nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

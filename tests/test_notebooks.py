@@ -65,7 +65,7 @@ def test_comparison_of_two_runs(clone: Path) -> None:
     results = [json.loads((clone / f"runs/quickstart/version_{i}/result.json").read_text()) for i in (0, 1)]
     first, second = printed.splitlines()[:2]
     assert first == "A: Softmax on Digits IF 50, last checkpoint"
-    assert second == "B: Focal gamma 1, CB β 0.9999 on Digits IF 50, last checkpoint"
+    assert second == "B: CB-Focal, γ 1, β 0.9999 on Digits IF 50, last checkpoint"
     for line, name, count, a, b in zip(
         printed.splitlines()[3:],
         results[0]["class_names"],
