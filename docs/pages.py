@@ -47,6 +47,7 @@ def filled(text: str) -> str:
     tables = {
         r"(<!-- results -->\n)(.*?)(<!-- end -->)": lambda m: results_table(),
         r"(<!-- findings -->\n)(.*?)(<!-- end -->)": lambda m: findings(),
+        r"(<!-- finetune -->\n)(.*?)(<!-- end -->)": lambda m: finetune(),
         r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
         r"(<!-- rules -->\n)(.*?)(<!-- end -->)": lambda m: rules(),
         r"(<!-- several (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: several(m[1].split()[2]),
@@ -77,6 +78,26 @@ def heads() -> str:
     largest = [max(max(values) for values in by_set.values()) for by_set in regrets.values()]
     lines.append(["largest regret", "", "", "", "", *(f"{value:.2f}" for value in largest)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def finetune() -> str:
+    """Return the table of fine-tuned networks, each beside the head that it starts from."""
+    with Path("results/finetune.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    heads = {(row["data"], row["subset_seed"], row["backbone"]): row for row in rows if row["method"] == "head"}
+    lines = [
+        "| data | subset seed | network | head | | fine-tuned | gain (95 % interval) | kept epoch | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["method"] == "head":
+            continue
+        head = heads[row["data"], row["subset_seed"], row["backbone"]]
+        gain = f"{float(row['gain']):+.1f} ({float(row['low']):+.1f} to {float(row['high']):+.1f})"
+        scores = f"{float(head['balanced_accuracy']):.1f} | {row['method']} | {float(row['balanced_accuracy']):.1f}"
+        facts = f"{row['data']} | {row['subset_seed']} | {row['backbone']}, {row['image_size']} px"
+        lines.append(f"| {facts} | {scores} | {gain} | {row['kept_epoch']} | {float(row['seconds']) / 60:.0f} |")
+    return "\n".join(lines) + "\n"
 
 
 def rules() -> str:
