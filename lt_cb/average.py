@@ -66,6 +66,6 @@ class Average(EvaluatedModule):
         checkpoint["state_dict"] = self.state_dict()
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/...``, and the number of networks, so that the metrics are not taken for those of one."""
+        """Log ``test/...``, and the number of networks, so that nobody takes the metrics for one network's."""
         super().on_test_epoch_end()
         self.log("averaged", float(len(self.averaged)))

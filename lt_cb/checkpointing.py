@@ -1,4 +1,4 @@
-"""What a checkpoint holds: all weights of a network, or an adapter and its classifier without the backbone."""
+"""Content of a checkpoint: all weights of a network, or an adapter and its classifier without the backbone."""
 
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,6 @@ class SavedModule(EvaluatedModule):
     made, and names the backbone and the digest of these weights instead.
     """
 
-    class_names: list[str]  #: names of the classes
     second_stage: SecondStage | None  #: change to the classifier of a trained network
     backbone_arguments: tuple[str, int, dict[str, Any], float | None]  #: of `configure_backbone`
     is_trained: bool  #: whether the network has trained weights before this training
@@ -55,7 +54,7 @@ class SavedModule(EvaluatedModule):
         self.is_trained = self.second_stage is None  # else its classifier may be new
 
     def backbone_state(self, content: checkpoints.Content) -> dict[str, Tensor]:
-        """Return all weights of a checkpoint's backbone; raise InputError if it leaves out those of another one."""
+        """Return all weights of a checkpoint's backbone; raise InputError if it belongs to another backbone."""
         state = checkpoints.backbone_state(content)
         if adapted_layers(self.backbone) and not any(".lora_" in name for name in state):
             return with_adapter(state, self.backbone)

@@ -14,7 +14,7 @@ PARTS = 20  # parts of the images that the jackknife leaves out in turn
 
 
 class Difference(NamedTuple):
-    """Main metric of a network minus that of another on the same images, in [-1, 1], with a 95 % interval."""
+    """Difference of the main metric of two networks on the same images, in [-1, 1], with a 95 % interval."""
 
     mean: float
     low: float

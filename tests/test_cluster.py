@@ -1,4 +1,4 @@
-"""A Ray cluster: a grid and features on two nodes of this machine, of which one is lost."""
+"""A Ray cluster: a grid and features on two nodes of this machine, one of them lost."""
 
 import os
 import signal

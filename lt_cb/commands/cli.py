@@ -79,7 +79,7 @@ class CommandLine(LightningCLI):
         data_class: class of ``--data``, unless the words name another.
         uses: groups whose classes the command makes; a checkpoint may name custom classes for the others. Without
             ``data``, the command has no options of data.
-        defaults: returns defaults by key, given the parsed options; files override those of model and trainer.
+        defaults: returns defaults by key, given the parsed options; files override the defaults of model and trainer.
         adapts: changes the checkpoint's settings, given them, the checkpoint and ``--model.adapter``.
 
     Attributes:
@@ -308,7 +308,7 @@ class CommandLine(LightningCLI):
         if self.checkpoint is None:
             raise InputError(f"{self.command} needs a trained model: set --ckpt_path to the checkpoint of a run.")
 
-    def make_all(self, data: Any) -> Namespace:  # noqa: ANN401 - a data module, or what a model needs of it
+    def make_all(self, data: Any) -> Namespace:  # noqa: ANN401 - a data module, or an object with the same facts
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
         self.parser.add_instantiator(lambda *_, **__: data, self._datamodule_class, subclasses=False, prepend=True)
         vars(self).pop("config_dump", None)  # hyper-parameters; Lightning keeps the first, of before `set_loss`

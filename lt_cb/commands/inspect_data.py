@@ -168,7 +168,7 @@ def shares(counts: Iterable[tuple[str, int]], counted: bool = False) -> str:
 
 
 def facts(files: ImageFiles, side: int) -> list[tuple[str, str]]:
-    """Return names and values of what the readable files are; ``side`` is the size they are scaled to."""
+    """Return facts of the readable files by name; ``side`` is the size they are scaled to."""
     rows = files.rows[files.readable]
     if not len(rows):
         return []

@@ -21,7 +21,7 @@ from lt_cb.text import printable
 
 WARNINGS = (
     *(r"isinstance\(treespec, LeafSpec\)", "smaller than the logging interval"),  # metrics are logged by epoch
-    r"Found \d+ module\(s\) in eval mode",  # of a frozen backbone, or batch norm
+    r"Found \d+ module\(s\) in eval mode",  # a frozen backbone, or batch norm
     "The dirpath has changed from",  # a test has its own run folder
     *("callbacks used to create the checkpoint", "is not supported by the model summary"),
     "You're resuming from a checkpoint that ended before",  # `fit` says what happens

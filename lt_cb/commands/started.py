@@ -1,4 +1,4 @@
-"""What a fine-tuning starts from: whether its network has seen the held-out images, and the callbacks that need it."""
+"""Start of a fine-tuning: whether its network has seen the held-out images, and its callbacks."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -110,9 +110,14 @@ class LongTailedDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        numbers = {"crop_padding": crop_padding, "num_workers": num_workers or 0, "subset_seed": subset_seed}
-        for name, value in {"batch_size": batch_size, **numbers, "seed": seed}.items():
-            if value < (least := int(name == "batch_size")):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("crop_padding", crop_padding, 0),
+            ("num_workers", num_workers or 0, 0),
+            ("subset_seed", subset_seed, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
                 raise InputError(f"{name} is {value}, but must be at least {least}.")
         if not 0.0 <= val_fraction < 1.0:
             raise InputError(f"val_fraction is {val_fraction}, but must be in [0, 1).")

@@ -27,7 +27,7 @@ SCHEDULE = {"class_path": "lt_cb.schedule.WarmupLinear", "init_args": {"warmup":
 
 
 def adapt(settings: dict[str, Any], content: dict[str, Any], adapter: str | None) -> None:
-    """Change the settings of a checkpoint's training, or of ``recommend``, into those of its fine-tuning.
+    """Change the settings of a checkpoint's training, or of ``recommend``, into settings of its fine-tuning.
 
     Data, network, loss and weighting stay. A loss that adjusts the logits after the training adjusts them in training.
     """

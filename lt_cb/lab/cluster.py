@@ -1,7 +1,7 @@
 """Tasks of a Ray cluster: runs of a grid, and parts of a recommendation. Only ``--on`` imports Ray.
 
 The machines need no shared disk: the folder of a run goes along with its task, and comes back when its checkpoint has
-changed and at the end. If a machine is lost, the run goes on from that checkpoint on another.
+changed and at the end. If a machine is lost, the run resumes from that checkpoint on another.
 """
 
 import logging
@@ -37,7 +37,7 @@ Files = dict[str, bytes]  # content by path relative to the folder of a run
 
 
 class Parcel(NamedTuple):
-    """What a task needs to train a run on another machine."""
+    """Everything that a task needs to train a run on another machine."""
 
     run: Run
     files: Files  #: folder of the run

@@ -67,15 +67,16 @@ def _train_on_cluster(options: Namespace, console: Console, plan: Plan, to_do: i
     from lt_cb.lab.cluster import Cluster, Trainings
 
     cluster = Cluster(options.on, options.cpus, options.gpus)
-    trainings = Trainings(cluster)
     try:
         _print_plan(console, plan, cluster.slots, list_runs=options.dry_run)
         if options.dry_run:
             return 0
-        # more than fit now: Ray queues them, and machines may join
-        return _Training(console, plan.runs, [trainings.train] * max(1, min(to_do, MAX_AT_ONCE))).run()
+        trainings = Trainings(cluster)
+        try:  # more than fit now: Ray queues them, and machines may join
+            return _Training(console, plan.runs, [trainings.train] * max(1, min(to_do, MAX_AT_ONCE))).run()
+        finally:
+            trainings.close()
     finally:
-        trainings.close()
         cluster.close()
 
 

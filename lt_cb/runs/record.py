@@ -78,7 +78,7 @@ class Record:
     prior: PerClass[Rate] | None = None  #: class shares given by ``--prior``
     epochs: int | None = None  #: completed epochs of training
     checkpoint: str | None = None  #: tested file; None for the weights as they were, or an average
-    averaged: list[str] = field(default_factory=list)  #: files of an average; training facts are those of the first
+    averaged: list[str] = field(default_factory=list)  #: files of an average; training facts belong to the first
     callbacks: list[Callback] | None = None  #: callbacks that change the training; None if unknown
     history: dict[str, Any] = field(default_factory=dict)  #: settings of earlier parts of the training
     seed_everything: int | None = None  #: seed of the training

@@ -220,7 +220,7 @@ def check_classes(source: FileSource, remedy: str) -> None:
         return
     if not source.multi_label and len(names) < 2:
         given = enumerate_names(names)
-        raise DataError(f"'{root}' has one class, {given}, but a classifier needs at least 2: add images of others.")
+        raise DataError(f"'{root}' has one class, {given}, but a classifier needs at least 2: add other classes.")
     if not any(source.counts):
         raise DataError(f"no training image of '{root}' has a label: {remedy}.")
     for split in source.splits:

@@ -25,10 +25,10 @@ BOX = re.compile(r"(^|[\W_])(bbox|x_?min|x1)($|[\W_])", re.IGNORECASE)  # column
 
 
 class Rows(NamedTuple):
-    """What the rows of a table name, such as images, or groups of them."""
+    """Things that the rows of a table name, such as images or groups of images."""
 
-    names: Sequence[str]  # of each row
-    ids: Indices  # of each row, by the order of first rows
+    names: Sequence[str]  # one for each row
+    ids: Indices  # one for each row, numbered by first appearance
     first: Indices  # first row of each id
 
 
@@ -60,7 +60,7 @@ def refuse(
 
 
 def image_labels(table: Table, images: Rows, labels: Labels, names: Sequence[str]) -> Labels:
-    """Return the labels of images from those of rows: class indices (N,), or 1, 0 and -1 for unknown, (N, C).
+    """Return the labels of images, given the labels of rows: class indices (N,), or 1, 0 and -1 for unknown, (N, C).
 
     Rows are joined if many images have rows with different labels, and few have equal rows, as two annotators give. So
     they are if the table has boxes, or verified absent labels: then it has a row for each label. Otherwise, different

@@ -111,7 +111,7 @@ def by_column(table: Table, names: Sequence[str]) -> Labels:
     values = CELLS | (dict.fromkeys(BLANKS, 0) if table.options.blank == "no" else {})
     labels = np.zeros((len(table.columns[names[0]]), len(names)), np.int8)
     found: set[str] = set()
-    wrong: dict[str, tuple[str, int]] = {}  # of each column with other values: such a cell, and number of its values
+    wrong: dict[str, tuple[str, int]] = {}  # by column with other values: an example, and the number of such cells
     empty: set[str] = set()
     for c, name in enumerate(names):
         cells = table.columns[name]

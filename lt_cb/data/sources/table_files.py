@@ -34,7 +34,7 @@ class Table:
     files: list[Path]
     starts: list[int]  # first row of each file
     columns: Columns
-    layout: Layout  # of the first file, which has the training images
+    layout: Layout  # columns of the first file, which has the training images
     options: TableOptions
 
     def __str__(self) -> str:

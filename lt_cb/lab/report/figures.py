@@ -54,7 +54,7 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: 
 
 
 def styles_of(names: Iterable[str]) -> Styles:
-    """Return colour and shape of each method, the same in all charts; both differ from those of its neighbours."""
+    """Return colour and shape of each method, the same in all charts, and different from its neighbours."""
     return {
         name: (COLOURS[i % len(COLOURS)], SHAPES[(i + i // len(COLOURS)) % len(SHAPES)])
         for i, name in enumerate(dict.fromkeys(names))
@@ -298,7 +298,7 @@ def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles:
         .mark_line(opacity=0.4, color="#8A8A8A")
         .encode(x, number(alt.Y, "value", text), detail="loss:N")
     )
-    points = dots("y", text, **look, x=x)[-1 if len(order) > MAX_DRAWN else 0 :]  # of many methods only the means
+    points = dots("y", text, **look, x=x)[-1 if len(order) > MAX_DRAWN else 0 :]  # many methods: the means only
     spec = specification(values, 320, line, *points, legend=False)
     words = "A line for each loss, in the colours of the methods above. At the left: without weights."
     return Picture("by_beta", f"{title} by β", words, spec, len(order) > MAX_NARROW)

@@ -20,7 +20,7 @@ from lt_cb.task import Task
 CALLBACKS, STAGE, LENGTH = "trainer.callbacks", "model.second_stage", "trainer.max_epochs"
 WHOLE = "whole"
 NAMED_BY_ROOT = OWN_IMAGES
-NAMES = {  # of losses in the field; others are named by their class
+NAMES = {  # names of losses in the field; other losses are named by their class
     "BalancedSoftmax": "Balanced softmax",
     "LogitAdjusted": "Logit adjustment",
     "PostHocLogitAdjustment": "Post-hoc logit adjustment",

@@ -102,7 +102,7 @@ def _matrix(runs: Runs, cells: Cells, metric: str) -> Section:
 
 
 def _meaning(runs: Runs, metric: str) -> str:
-    """Return what a metric measures, on which images, and what the deviation is over."""
+    """Return a sentence on a metric: its meaning, the images, and the kind of its deviation."""
     name = metric.removeprefix("val/")
     validation = metric.startswith("val/")
     text = f"{'Top-1 error' if name == 'error' else METRICS[name].meaning} in percent on the "

@@ -77,7 +77,7 @@ def _published() -> dict[tuple[str, ...], dict[str, str]]:
 
 @dataclass
 class Difference:
-    """A metric of a method minus that of its baseline on the same seeds, in percentage points.
+    """Difference of a metric between a method and its baseline on the same seeds, in percentage points.
 
     ``p`` is the two-sided p of the paired t-test, and ``holm`` the same after Holm's correction for the family: all
     comparisons that are reported together on one data set. Both are None for one seed.
