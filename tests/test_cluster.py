@@ -18,12 +18,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
+from overlapping import overlapping
 
 import lt_cb.lab.cluster
 from lt_cb.__main__ import main
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError
-from lt_cb.features import BLOCK, frozen_features
+from lt_cb.features import BLOCK, NUM_COMPARED, frozen_features
+from lt_cb.heads.folds import cross_validate, held_out_logits, repeated_folds
+from lt_cb.heads.recipes import Candidate, make_recipes
+from lt_cb.heads.solve import Basis
 from lt_cb.lab.cluster import SETTINGS, Cluster, pack, unpack
 from lt_cb.lab.grid import main as grid
 from lt_cb.lab.plan import read_plan
@@ -78,6 +82,7 @@ def test_lost_workers_and_nodes_cost_nothing(
     cluster = Cluster(nodes.address)
     try:
         features_are_those_of_one_machine(cluster, tmp_path, monkeypatch)
+        folds_are_those_of_one_machine(cluster)
         a_lost_node_costs_nothing(cluster, nodes)
     finally:
         cluster.close()
@@ -113,9 +118,31 @@ def features_are_those_of_one_machine(cluster: Cluster, tmp_path: Path, monkeypa
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     here = frozen_features(model, data, "train", trainer)[0].copy()
     monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "other"))
+    seen_here: list[int] = []
+    model.backbone.register_forward_hook(lambda module, inputs, output: seen_here.append(len(output)))
     there = frozen_features(model, data, "train", trainer, cluster)[0]
+    assert 0 < sum(seen_here) <= NUM_COMPARED  # the others were computed by the tasks
     assert len(here) == 300 > BLOCK
     assert np.array_equal(here, there)
+
+
+def folds_are_those_of_one_machine(cluster: Cluster) -> None:
+    tasks: list[Any] = []
+
+    class Recorded:
+        def map(self, function: Any, items: Any, *shared: Any) -> Any:
+            tasks.extend(items)
+            return cluster.map(function, items, *shared)
+
+    features, targets = overlapping()
+    data, folds = Basis.fit(features).project(features, targets, 3), repeated_folds(targets, 3, 3, seed=0)
+    recipes, l2_strengths = make_recipes([0.99], [], [1.0], multi_label=False), [0.3, 0.1]
+    chosen = Candidate(recipes[0], 0.1)
+    here, there = (cross_validate(data, folds, recipes, l2_strengths, where) for where in (None, Recorded()))
+    assert here.scores() == there.scores()
+    logits = [held_out_logits(data, folds, chosen, l2_strengths, where).logits for where in (None, Recorded())]
+    assert torch.equal(*logits)
+    assert len(tasks) == 2 * 3 * 3  # three repeats of three folds, twice
 
 
 def a_lost_node_costs_nothing(cluster: Cluster, nodes: Any) -> None:
