@@ -52,8 +52,8 @@ Defaults = Callable[[Namespace], Mapping[str, Any]]
 Adapts = Callable[[dict[str, Any], dict[str, Any], str | None], None]
 AVERAGES = ("predict", "test")  # commands of several checkpoints
 COMMON: Options = {
-    "name": (str | None, "run", "Runs go to trainer.default_root_dir/NAME/version_N."),
-    "folder": (str | None, None, "Folder of this run instead; it must have no run yet."),
+    "name": (str | None, "run", "Trainings go to trainer.default_root_dir/NAME/version_N, tests into the run."),
+    "folder": (str | None, None, "Folder to write to instead; it must have no run yet."),
     "ckpt_path": (list[str] | str | None, None, "Checkpoint to start from; test and predict average several."),
     "model_class": (str | None, None, "Class path of a custom class, as --model."),
     "data_class": (str | None, None, "Class path of a custom class, as --data."),
