@@ -31,7 +31,7 @@ MORE_HELP = {
     "--model.loss.help FocalLoss": "options of a class; also --model.optimizer.help, --data.sampler.help",
     "--print_config=skip_default": "print the configuration of these options, and stop",
 }
-INDENT = 41  # of the texts in the short help
+INDENT = 39  # of the texts in the short help
 NUMBERS = {"float": "a number", "int": "a whole number"}
 UNWRITTEN = "Unable to serialize instance "  # jsonargparse writes it before a text that it takes for a function
 NOISE = (
@@ -73,9 +73,9 @@ class Parser(LightningArgumentParser):
             lines += ["", f"{group}, with defaults:", *options] if options else []
         lines += ["", "classes of lt_cb:"]
         listed = [key for key in LISTED if key.removesuffix(".weighting") in actions]
-        lines += [f"  --{key:36} {', '.join(names_of(key))}" for key in listed]
-        lines += ["", "more:", *(f"  {words:38} {purpose}" for words, purpose in MORE_HELP.items())]
-        whole = {"subsequent_indent": " " * INDENT, "break_on_hyphens": False, "break_long_words": False}
+        lines += [f"  --{key:34} {', '.join(names_of(key))}" for key in listed]
+        lines += ["", "more:", *(f"  {words:36} {purpose}" for words, purpose in MORE_HELP.items())]
+        whole = {"subsequent_indent": " " * INDENT, "break_on_hyphens": False}
         return "".join(f"{part}\n" for line in lines for part in textwrap.wrap(line, width, **whole) or [""])
 
 
