@@ -95,15 +95,35 @@ def results_table() -> str:
     header = ["epochs", "method", "error", "many", "medium", "difference (95 % CI)", "p (Holm)", "published"]
     lines = [header, ["---"] * len(header)]
     for key in campaign.keys.values():
-        d = campaign.differences.get(key)
-        dagger = "†" * bool(d and d.machines)
-        difference, p = (f"{signed(d.mean, 1)} ({d.interval(1)}){dagger}", d.texts[2]) if d else ("–", "–")
-        scores = [campaign.cell(key, metric) for metric in ("error", "error/many", "error/medium")]
-        lines.append([str(key[0]), plain(key[1]), *scores, difference, p, campaign.of_others(key)])
+        groups = [campaign.cell(key, f"error/{group}") for group in ("many", "medium")]
+        epochs, method, error, *compared = _cells(campaign, key)
+        lines.append([epochs, method, error, *groups, *compared])
     others = dict.fromkeys((int(row["epochs"]), row["method"]) for row in campaign.published)
     for key in others:
         if key not in campaign.keys.values():
             lines.append([str(key[0]), plain(key[1]), "not run", *["–"] * 4, campaign.of_others(key)])
+    return _markdown(lines)
+
+
+def headline() -> str:
+    """Return a few rows of the table, for the README."""
+    campaign = Campaign()
+    header = ["epochs", "method", "error", "difference (95 % CI)", "p (Holm)", "published"]
+    shown = [(200, m) for m in (SOFTMAX, FOCAL, RETRAINED)]
+    shown += [(40, m) for m in (SOFTMAX, FOCAL, RETRAINED, BALANCED, LDAM)]
+    return _markdown([header, ["---"] * len(header), *(_cells(campaign, key) for key in shown)])
+
+
+def _cells(campaign: Campaign, key: Key) -> list[str]:
+    """Return epochs, method, error, difference from softmax, its p, and published errors."""
+    d = campaign.differences.get(key)
+    dagger = "†" * bool(d and d.machines)
+    difference, p = (f"{signed(d.mean, 1)} ({d.interval(1)}){dagger}", d.texts[2]) if d else ("–", "–")
+    return [str(key[0]), plain(key[1]), campaign.cell(key), difference, p, campaign.of_others(key)]
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    """Return a table without breaks within its numbers."""
     spaced = [[re.sub(r" (?=[±(t])|(?<=[±o]) ", "\N{NO-BREAK SPACE}", cell) for cell in line] for line in lines[2:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in [*lines[:2], *spaced]) + "\n"
 
@@ -150,9 +170,31 @@ def _by_seed(campaign: Campaign, key: Key) -> list[tuple[tuple[int, int], float]
     return [(result.seed, error) for result in kept if (error := result.score("error")) is not None]
 
 
-def picture(folder: Path) -> None:
-    """Write the error by length of training, with seeds and published single figures, as lengths.svg."""
-    campaign = Campaign()
+def pictures(folder: Path) -> None:
+    """Write lengths.svg, the error by length of training, and classes.svg, the accuracy of each class."""
+    _lengths(Campaign(), folder)
+    _classes(Campaign(), folder)
+
+
+def _classes(campaign: Campaign, folder: Path) -> None:
+    """Write mean and seeds of the accuracy of each class after 200 epochs, the most frequent class first."""
+    values, shown = [], (SOFTMAX, FOCAL, RETRAINED)
+    for method in shown:
+        records = [result.record for result in campaign.runs.cells()[f"{method}, 200 epochs", DATA]]
+        counts = [f"{count:,}" for count in records[0].class_counts]
+        for c, name in enumerate(records[0].class_names):
+            row = {"dataset": DATA, "method": plain(method), "class": f"{name} ({counts[c]})"}
+            scores = [100 * record.correct[c] / record.test_counts[c] for record in records]
+            values += [{k: v for k, v in made.items() if k not in ("low", "high")} for made in rows_of(row, scores)]
+    order, look = look_of(styles_of(map(plain, shown)), values, {"method": "method", "text": "accuracy"}, legend=True)
+    classes = list(dict.fromkeys(row["class"] for row in values))
+    x = alt.X("class:N", sort=classes, title="class (training images)", axis=alt.Axis(labelAngle=-30))
+    layers = dots("y", "accuracy in %", **look, x=x, xOffset=alt.XOffset("method:N", sort=order))
+    spec = specification(values, 300, *layers)
+    write_figures([Picture("classes", "Accuracy of each class", "", spec, wide=True)], [DATA], folder, "svg")
+
+
+def _lengths(campaign: Campaign, folder: Path) -> None:
     shown = [key for key in campaign.keys.values() if key[1] in (SOFTMAX, FOCAL, BALANCED, LDAM)]
     values = []
     for epochs, method in shown:
