@@ -121,7 +121,8 @@ def test_statements_on_losses_match_the_rows() -> None:
     def change(epochs: int, name: str) -> str:
         mean, bounds = interval(gains[epochs, name])[:-1].split(" (")
         verdict = "significant" if p[epochs, name] < 0.05 else "not significant"
-        return f"{mean} points (95 % CI {bounds}; {verdict}, p {p[epochs, name]:.2g})"
+        dagger = "" if (epochs, name) in ((200, "cb_focal"), (40, "crt")) else "†"
+        return f"{mean} points{dagger} (95 % CI {bounds}; {verdict}, p {p[epochs, name]:.2g})"
 
     readme, page = text_of("README.md"), text_of("docs/results.md")
     for name, title in HEADLINE.items():
@@ -145,14 +146,20 @@ def test_statements_on_losses_match_the_rows() -> None:
         low, high = scipy.stats.t.interval(0.95, 2, statistics.mean(values), statistics.stdev(values) * (4 / 3) ** 0.5)
         assert low < paper < high
         ranges.append(f"{low:.1f} to {high:.1f} %")
-    assert f"The prediction intervals of our runs are {ranges[0]} and {ranges[1]}." in page
+    assert f"95 % of further runs lie in {ranges[0]} for Softmax, and in {ranges[1]} for CB-Focal." in page
+    alone = scipy.stats.ttest_1samp(gains[200, "cb_focal"], 0).pvalue
+    assert f"without correction, its p is {alone:.2g}." in page
+    best = min(statistics.mean(errors[200, name]) for name in TRAINED[200])
+    assert all(statistics.mean(errors[40, name]) < best for name in ("balanced_softmax", "ldam_drw"))
     pairs = zip(errors[40, "balanced_softmax"], errors[40, "ldam_drw"], strict=True)
     mean, bounds = interval([x - y for x, y in pairs])[:-1].split(" (")
     assert f"no difference is shown: {mean} points ({bounds})" in page
-    lengths = [f"{statistics.mean(gains[n, 'cb_focal']):+.1f} after {n} epochs" for n in (20, 40, 200)]
-    assert f"CB-Focal minus softmax is {', '.join(lengths)}." in page
-    medium = [spread([100 - run["medium"] for run in runs[200, name]]) for name in ("softmax", "cb_focal")]
-    assert f"their error is {medium[0]} % with softmax and {medium[1]} % with CB-Focal." in page
+    lengths = [f"{interval(gains[n, 'cb_focal'])} after {n}" for n in (20, 40, 200)]
+    assert f"CB-Focal minus softmax is {', '.join(lengths)} epochs." in page
+    for n, groups in ((40, ("many", "medium")), (200, ("medium",))):
+        for group in groups:
+            both = [spread([100 - run[group] for run in runs[n, name]]) for name in ("cb_focal", "softmax")]
+            assert f"{both[0]} instead of {both[1]} %" in page
 
 
 SEVERAL = {  # rows of the page's tables by the experiments of the kept rows
