@@ -169,8 +169,8 @@ def findings() -> str:
         f"**CB-Focal: our runs are {reproduced}, and {'show' if focal.is_significant else 'do not prove'} its claim.** "
         f"After 200 epochs, CB-Focal minus softmax is {change(focal)}. As the one question of the paper, without "
         f"correction, its p is {focal.p:.2g}. The paper's single runs are {papers[SOFTMAX]} and {papers[FOCAL]} %. By "
-        f"our three runs, 95 % of further runs lie in {bounds[SOFTMAX]}, and in {bounds[FOCAL]}. The paper's runs do. The "
-        "intervals are wide and overlap, so this agreement is weak evidence.",
+        f"our three runs, 95 % of further runs lie in {bounds[SOFTMAX]}, and in {bounds[FOCAL]}. The paper's runs do. "
+        "The intervals are wide and overlap, so this agreement is weak evidence.",
         f"**Which loss? With 40 epochs, {' or '.join(name if name == LDAM else name.lower() for name in better)}.** "
         f"Balanced softmax minus softmax is {change(by_key[40, BALANCED])}. LDAM-DRW minus softmax is "
         f"{change(by_key[40, LDAM])}. Between the two, no difference is shown: {signed(between.mean, 1)} points "
@@ -179,9 +179,9 @@ def findings() -> str:
         f"epochs. After 40 epochs it is {change(retrained[1])}.",
         f"**Class weights from the first step: no gain in error is shown at any length.** CB-Focal minus softmax is "
         f"{', '.join(lengths)} epochs. They trade classes: after 40 epochs the many-shot error is {trade[1]} instead "
-        f"of {trade[0]} %, and the medium-shot error {trade[3]} instead of {trade[2]} %. After 200 epochs the medium-shot "
-        f"error is {later[1]} instead of {later[0]} %. The recipe changes with the length: which of them matters is not "
-        "known.",
+        f"of {trade[0]} %, and the medium-shot error {trade[3]} instead of {trade[2]} %. After 200 epochs the medium-"
+        f"shot error is {later[1]} instead of {later[0]} %. The recipe changes with the length: which one matters is "
+        "not known.",
     ]
     texts = [*(f"- {text}" for text in points), "", CORRECTION.format(len(campaign.differences))]
     return "\n".join(textwrap.fill(text, 130, subsequent_indent="  " * text.startswith("-")) for text in texts) + "\n"
