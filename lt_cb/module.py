@@ -1,5 +1,6 @@
 """The LightningModule: backbone, loss, metrics and optimiser."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -160,6 +161,13 @@ class LongTailedClassifier(SavedModule):
         self.is_trained = adapter is not None or has_weights(backbone, backbone_args or {})  # before this training
         self._watch = Watch()
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy that shares the factories, through which jsonargparse reaches the data."""
+        memo |= {id(factory): factory for factory in (self.make_optimizer, self.make_scheduler)}
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def configure_loss(self, loss: Loss) -> Loss:
         """Return the training loss; raise InputError if it does not fit the task, or the mixing of targets."""

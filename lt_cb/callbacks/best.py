@@ -2,16 +2,22 @@
 
 import math
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lt_cb.callbacks.logits import of_all_processes
+from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
 from lt_cb.paired import difference_of
+from lt_cb.runs import checkpoint as checkpoints
+from lt_cb.runs.folder import BEFORE, whole_file
 from lt_cb.runs.record import METRICS
 
 STATE = ("targets", "start", "kept", "start_score", "kept_score", "kept_epoch")
@@ -42,16 +48,45 @@ class BestEpoch(ModelCheckpoint):
         return super().state_dict() | {"compares": self.compares} | {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the answers, of a training that is resumed."""
-        super().load_state_dict(state_dict)
+        """Take over the answers, of a training that is resumed; `on_fit_start` takes over the kept checkpoint."""
         for name in STATE:
             setattr(self, name, state_dict[name])
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the start be evaluated on all held-out images: by Lightning's sanity check."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self.compares and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    @staticmethod
+    def state_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the state of this callback in a checkpoint; None for a training without it."""
+        states = content.get("callbacks", {})
+        return next((state for key, state in states.items() if str(key).startswith(f"{BestEpoch.__name__}{{")), None)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the start be evaluated on all held-out images, by Lightning's sanity check.
+
+        A resumed training has evaluated it before. Its kept checkpoint is copied from the folder of the resumed one.
+        """
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.ckpt_path is not None and self.dirpath is not None:
+            self._take_over(trainer, Path(trainer.ckpt_path))
+        if self.compares and self.kept is None:
             trainer.num_sanity_val_steps = math.inf
+
+    def _take_over(self, trainer: Trainer, resumed: Path) -> None:
+        """Copy the kept checkpoint from the folder of the resumed one, which is kept itself if there is none."""
+        near = [resumed.with_name(f"best{suffix}") for suffix in (".ckpt", BEFORE)] if self.compares else []
+        source = next((file for file in near if self._is_kept(file)), resumed)
+        if source is resumed:
+            self.kept = None
+        self.best_model_path = os.path.join(str(self.dirpath), "best.ckpt")
+        if trainer.is_global_zero and source.resolve() != Path(self.best_model_path).resolve():
+            with whole_file(Path(self.best_model_path), "wb") as stream:
+                stream.write(source.read_bytes())
+        trainer.strategy.barrier()
+
+    def _is_kept(self, file: Path) -> bool:
+        try:
+            return (self.state_in(checkpoints.read(file)) or {}).get("kept_epoch") == self.kept_epoch
+        except InputError:  # missing or damaged
+            return False
 
     def on_validation_batch_end(
         self,
@@ -74,17 +109,32 @@ class BestEpoch(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
             return
         assert isinstance(pl_module, LongTailedClassifier)
+        if trainer.sanity_checking and self.kept is not None:  # resumed
+            return
         answers, self.targets = (of_all_processes(torch.cat(part), trainer) for part in zip(*batches, strict=True))
         score = trainer.callback_metrics[f"val/{pl_module.task.main_metric}"].item()
         if trainer.sanity_checking:
-            self.start = self.kept = answers
-            self.start_score = self.kept_score = score
+            self._keep_first(trainer, answers, score)
             return
-        assert self.kept is not None
-        lead = difference_of(pl_module.multi_label)(self.kept, answers, self.targets)
-        if lead.mean <= lead.error:
-            self.kept, self.kept_score, self.kept_epoch = answers, score, trainer.current_epoch + 1
-            super().on_validation_end(trainer, pl_module)
+        if self.kept is not None:
+            lead = difference_of(pl_module.multi_label)(self.kept, answers, self.targets)
+            if lead.mean > lead.error:
+                return
+        self.kept, self.kept_score, self.kept_epoch = answers, score, trainer.current_epoch + 1
+        super().on_validation_end(trainer, pl_module)
+
+    def _keep_first(self, trainer: Trainer, answers: Tensor, score: float) -> None:
+        """Keep the network with which this part of the training starts."""
+        epoch = trainer.fit_loop.epoch_progress.current.processed  # current_epoch is one less after a resume
+        if epoch != self.kept_epoch:
+            rank_zero_warn(
+                f"The kept network, of epoch {self.kept_epoch}, is not in a best.ckpt beside the checkpoint: the "
+                f"network of epoch {epoch} is kept instead.",
+                stacklevel=1,
+            )
+        self.kept, self.kept_score, self.kept_epoch = answers, score, epoch
+        if self.start is None:
+            self.start, self.start_score = answers, score
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the start as the kept network."""
