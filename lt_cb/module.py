@@ -323,6 +323,8 @@ class LongTailedClassifier(SavedModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch; raise InputError if it is not finite, or destroys trained weights."""
+        if not self.train_loss.update_called:  # resumed after the last batch of an epoch
+            return
         loss = self.train_loss.compute()
         if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             self._watch.check_finite(loss.item(), self.current_epoch)

@@ -194,7 +194,7 @@ def test_a_resumed_finetuning_has_the_kept_network_in_its_own_folder(tuned: tupl
     assert best.read_bytes() == folder.checkpoint.with_name("best.ckpt").read_bytes()
     assert re.findall("^Fine-tuning .*", out, re.M) == re.findall("^Fine-tuning .*", again, re.M)
     content = content_of(folder.checkpoint)
-    BestEpoch.state_in(content)["kept_epoch"] = 0
+    BestEpoch.state_in(content).update(kept_epoch=0, kept_step=0)
     Path("alone").mkdir()
     torch.save(content, "alone/last.ckpt")
     with pytest.warns(UserWarning, match="of epoch 0, is not in a best.ckpt .* the network of epoch 2 is kept instead"):
@@ -242,9 +242,12 @@ def test_a_network_is_compared_only_on_images_it_has_not_seen(run: Run) -> None:
 
 
 def test_all_images_can_be_trained_on(run: Run) -> None:
-    folder, out = run("finetune", *RECOMMENDED, "--data.val_fraction=0", "--trainer.max_epochs=1", "--name=all")
+    words = ("--data.val_fraction=0", "--trainer.max_epochs=1", "--trainer.callbacks+=EMAWeightAveraging", "--name=all")
+    folder, out = run("finetune", *RECOMMENDED, *words)
     assert "No image was held out, so that nothing is compared: the last epoch is kept." in out
     assert folder.read_result().class_counts == sorted(COUNTS["train"], reverse=True)
+    averaged = content_of(folder.checkpoint)
+    assert not torch.equal(*(averaged[name]["backbone.0.weight"] for name in ("state_dict", "current_model_state")))
 
 
 def test_wrong_input_is_one_sentence(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

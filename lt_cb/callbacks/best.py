@@ -20,7 +20,7 @@ from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import BEFORE, whole_file
 from lt_cb.runs.record import METRICS
 
-STATE = ("targets", "start", "kept", "start_score", "kept_score", "kept_epoch")
+STATE = ("targets", "start", "kept", "start_score", "kept_score", "kept_epoch", "kept_step")
 
 
 class BestEpoch(ModelCheckpoint):
@@ -41,7 +41,7 @@ class BestEpoch(ModelCheckpoint):
         self.start: Tensor | None = None  #: predicted classes, (N,), or scores of several labels, (N, C), of the start
         self.kept: Tensor | None = None  #: the same of the kept epoch
         self.start_score = self.kept_score = math.nan  #: main metric
-        self.kept_epoch = 0
+        self.kept_epoch = self.kept_step = 0  #: epochs and optimiser steps of the kept network
 
     def state_dict(self) -> dict[str, Any]:
         """Return the answers of start and kept epoch on the held-out images too."""
@@ -72,10 +72,12 @@ class BestEpoch(ModelCheckpoint):
 
     def _take_over(self, trainer: Trainer, resumed: Path) -> None:
         """Copy the kept checkpoint from the folder of the resumed one, which is kept itself if there is none."""
-        near = [resumed.with_name(f"best{suffix}") for suffix in (".ckpt", BEFORE)] if self.compares else []
-        source = next((file for file in near if self._is_kept(file)), resumed)
-        if source is resumed:
-            self.kept = None
+        source = resumed
+        if self.compares:
+            files = [*(resumed.with_name(f"best{suffix}") for suffix in (".ckpt", BEFORE)), resumed]
+            found = next(filter(self._is_kept, files), None) if trainer.is_global_zero else None
+            found = trainer.strategy.broadcast(found)
+            source, self.kept = (resumed, None) if found is None else (found, self.kept)
         self.best_model_path = os.path.join(str(self.dirpath), "best.ckpt")
         if trainer.is_global_zero and source.resolve() != Path(self.best_model_path).resolve():
             with whole_file(Path(self.best_model_path), "wb") as stream:
@@ -84,7 +86,7 @@ class BestEpoch(ModelCheckpoint):
 
     def _is_kept(self, file: Path) -> bool:
         try:
-            return (self.state_in(checkpoints.read(file)) or {}).get("kept_epoch") == self.kept_epoch
+            return checkpoints.read(file).get("global_step") == self.kept_step
         except InputError:  # missing or damaged
             return False
 
@@ -120,21 +122,24 @@ class BestEpoch(ModelCheckpoint):
             lead = difference_of(pl_module.multi_label)(self.kept, answers, self.targets)
             if lead.mean > lead.error:
                 return
-        self.kept, self.kept_score, self.kept_epoch = answers, score, trainer.current_epoch + 1
+        self._keep(trainer, answers, score, trainer.current_epoch + 1)
         super().on_validation_end(trainer, pl_module)
 
+    def _keep(self, trainer: Trainer, answers: Tensor, score: float, epoch: int) -> None:
+        self.kept, self.kept_score, self.kept_epoch, self.kept_step = answers, score, epoch, trainer.global_step
+
     def _keep_first(self, trainer: Trainer, answers: Tensor, score: float) -> None:
-        """Keep the network with which this part of the training starts."""
+        """Keep the network with which the training starts, or resumes if the kept network is missing."""
         epoch = trainer.fit_loop.epoch_progress.current.processed  # current_epoch is one less after a resume
-        if epoch != self.kept_epoch:
+        if trainer.ckpt_path is None:
+            self.start, self.start_score = answers, score
+        elif self.start is not None:
             rank_zero_warn(
                 f"The kept network, of epoch {self.kept_epoch}, is not in a best.ckpt beside the checkpoint: the "
                 f"network of epoch {epoch} is kept instead.",
                 stacklevel=1,
             )
-        self.kept, self.kept_score, self.kept_epoch = answers, score, epoch
-        if self.start is None:
-            self.start, self.start_score = answers, score
+        self._keep(trainer, answers, score, epoch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the start as the kept network."""
@@ -151,7 +156,7 @@ class BestEpoch(ModelCheckpoint):
                 why = "The network has seen the held-out images before"
             return f"{why}, so that nothing is compared: the last epoch is kept."
         if self.start is None or self.kept is None or self.targets is None:
-            return "Nothing was validated, so that nothing is compared."
+            return "The start was not validated, so that nothing is compared."
         metric = METRICS[module.task.main_metric].title.lower()
         start = f"the start, {100 * self.start_score:.1f} % {metric} on {len(self.targets)} held-out images"
         if not self.kept_epoch:

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lt_cb.callbacks.result import counted
+
 TIMED = range(1, 3)  # batches that are timed; the first one is slow
 EVALUATION = 1 / 3  # time of a validation batch relative to a training batch
 
@@ -34,7 +36,7 @@ class Duration(Callback):
         batches, evaluated = int(trainer.num_training_batches), sum(map(int, trainer.num_val_batches))
         if seconds > 0 and epochs > 0:
             total = seconds * epochs * (batches + EVALUATION * evaluated)
-            text = f"About {duration(total)}: {epochs} epochs of {batches} batches."
+            text = f"About {duration(total)}: {counted(epochs, 'epoch')} of {batches} batches."
             bar = trainer.progress_bar_callback
             (sys.stdout.write if bar is None else bar.print)(f"{text}\n" if bar is None else text)
 
