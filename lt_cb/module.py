@@ -166,7 +166,7 @@ class LongTailedClassifier(SavedModule):
         """Return a copy that shares the factories, through which jsonargparse reaches the data."""
         memo |= {id(factory): factory for factory in (self.make_optimizer, self.make_scheduler)}
         memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
         return copied
 
     def configure_loss(self, loss: Loss) -> Loss:

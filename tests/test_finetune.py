@@ -77,10 +77,14 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.chdir(place)
     monkeypatch.setenv("LT_CB_CACHE", str(place / "cache"))
 
+    def written() -> set[Path]:
+        files = (file for name in ("config.yaml", "predictions.csv") for file in Path("runs").rglob(name))
+        return {file.parent for file in files if "latest" not in file.parts}
+
     def start(*words: str) -> tuple[RunDir, str]:
-        before = set(Path("runs").glob("*/*"))
+        before = written()
         main([*words, *QUIET])
-        (made,) = set(Path("runs").glob("*/*")) - before
+        (made,) = written() - before
         return RunDir(made), capsys.readouterr().out
 
     return start

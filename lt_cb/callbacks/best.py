@@ -130,7 +130,8 @@ class BestEpoch(ModelCheckpoint):
 
     def _keep_first(self, trainer: Trainer, answers: Tensor, score: float) -> None:
         """Keep the network with which the training starts, or resumes if the kept network is missing."""
-        epoch = trainer.fit_loop.epoch_progress.current.processed  # current_epoch is one less after a resume
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        epoch = progress.processed  # current_epoch is one less after a resume
         if trainer.ckpt_path is None:
             self.start, self.start_score = answers, score
         elif self.start is not None:
