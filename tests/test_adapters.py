@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import importlib.util
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lt_cb.__main__ import main
+from lt_cb.commands.export import ONNX
 from lt_cb.data import LongTailedDataModule
 from lt_cb.features import network_digest
 from lt_cb.losses import LDAMLoss, SoftmaxLoss
@@ -213,10 +215,16 @@ def test_from_fit_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (row,) = csv.DictReader(stream)
     main(["export", *given, "--to=model.pt2"])
     exported = torch.export.load("model.pt2").module()
-    pixels = torch.from_numpy(np.asarray(Image.open("photos/a.png")).copy())[None, None]
-    probabilities = exported(pixels)[0].tolist()
-    assert probabilities == pytest.approx([float(row[str(c)]) for c in range(10)], abs=1e-5)
+    pixels = np.asarray(Image.open("photos/a.png"))[None, None].copy()
+    expected = pytest.approx([float(row[str(c)]) for c in range(10)], abs=1e-5)
+    assert exported(torch.from_numpy(pixels))[0].tolist() == expected
     assert not any(".lora_" in name for name, _ in exported.named_parameters())
+    if all(map(importlib.util.find_spec, ONNX)):
+        import onnxruntime
+
+        main(["export", *given, "--to=model.onnx"])
+        session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+        assert session.run(None, {"images": pixels})[0][0].tolist() == expected
 
 
 def weights(folder: Path, batch_size: int = 50, **options: Any) -> Tensor:

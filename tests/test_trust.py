@@ -256,6 +256,17 @@ def test_a_pickle_is_not_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'evil.ckpt' is not a checkpoint" in stopped(capsys, *FIT, "--config=evil.yaml")
 
 
+def test_the_weights_behind_an_adapter_are_named_by_the_user() -> None:
+    options = {"depth": 2, "pretrained_cfg_overlay": {"file": "weights.pth"}}
+    model = {"backbone": "test_vit", "adapter": "lora", "backbone_args": options}
+    settings, refused = plain_settings({"model": model}, trusted=False)
+    assert settings["model"]["backbone_args"] == {"depth": 2}
+    check_named(refused, {"model": {"backbone_args": {"pretrained_cfg_overlay": {"file": "elsewhere.pth"}}}})
+    with pytest.raises(InputError, match=r"for model.backbone_args.pretrained_cfg_overlay, which is a file: name it"):
+        check_named(refused, settings)
+    assert plain_settings({"model": {**model, "adapter": None}}, trusted=False)[1] == {}  # the checkpoint has them
+
+
 def test_custom_classes_are_loaded_if_the_user_names_them() -> None:
     loss = {"class_path": "hubconf.Loss", "init_args": {"t": 1}}
     settings, refused = plain_settings({"model": {"loss": loss, "backbone": "hubconf.m", "fast": "off"}}, trusted=False)

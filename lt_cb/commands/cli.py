@@ -198,8 +198,9 @@ class CommandLine(LightningCLI):
         assert isinstance(args, list)
         if self.command == "fit" and self.checkpoint is None and self._first[LOSS] is None:
             self._set_default_loss(parser, args)
-        config = parser.parse_args(args)
-        if self._defaults and self.checkpoint is None and (defaults := dict(self._defaults(config))):
+        config = parser.parse_args(words := [word for word in args if not word.startswith("--print_config")])
+        defaults = dict(self._defaults(config)) if self._defaults and self.checkpoint is None else {}
+        if defaults or words != args:
             parser.set_defaults(defaults)
             ConfigFile.skipped = tuple(key for key in defaults if key.startswith("data."))
             try:

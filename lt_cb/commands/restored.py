@@ -77,6 +77,9 @@ def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, 
                 settings[group][name] = value if trusted else _plain(f"{group}.{name}", value)
             except _RefusedError as error:
                 refused[f"{group}.{name}"] = error.args[0]
+        options = settings[group]
+        if not trusted and options.get("adapter") and isinstance(args := config[group].get("backbone_args"), Mapping):
+            refused |= {f"{group}.backbone_args.{name}": value for name, value in args.items() if name in FILES}
         if path := config.get(f"{group}_class"):
             (settings if trusted else refused)[f"{group}_class"] = path
     return settings, refused
@@ -93,9 +96,11 @@ def check_named(refused: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         found: Any = config
         for name in key.split("."):
             found = found.get(name) if isinstance(found, Mapping) else None
-        if value not in [path for _, path in _class_paths(found, key)]:
+        is_file = key.rpartition(".")[2] in FILES  # weights, which the user may have elsewhere
+        if found is None if is_file else value not in [path for _, path in _class_paths(found, key)]:
+            kind = "a file" if is_file else "not a class known here"
             raise InputError(
-                f"the checkpoint names {value!r} for {key}, which is not a class known here: name it yourself, by "
+                f"the checkpoint names {value!r} for {key}, which is {kind}: name it yourself, by "
                 "--config with the run's config.yaml, or set --trust_checkpoint true if you trust who made it."
             )
 

@@ -75,7 +75,7 @@ def check_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> None:
         if ours.get(name) != theirs.get(name):
             raise InputError(
                 f"the checkpoint is of another network: '{name}' is {theirs.get(name, 'missing')} there and "
-                f"{ours.get(name, 'missing')} here. Use the backbone, loss and second stage it was trained with."
+                f"{ours.get(name, 'missing')} here. Use its backbone, adapter, loss and second stage."
             )
 
 
