@@ -119,6 +119,7 @@ def test_finetune_of_a_recommended_head_keeps_the_best_by_held_out_images(
     (verdict,) = [line for line in out.splitlines() if line.startswith("Fine-tuning ")]
     best, last = (content_of(folder.checkpoint.with_name(name)) for name in ("best.ckpt", "last.ckpt"))
     state = next(value for key, value in last["callbacks"].items() if key.startswith("BestEpoch"))
+    assert ("optimizer_states" in best, "optimizer_states" in last) == (False, True)
     targets, start, answers = (state[name].numpy() for name in ("targets", "start", "kept"))
     assert np.bincount(targets).tolist() == [4, 2, 1]  # a fifth of 20, 10 and 6; the class of one image is not held out
     assert state["start_score"] == pytest.approx(balanced_accuracy_score(targets, start))

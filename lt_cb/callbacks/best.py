@@ -149,6 +149,15 @@ class BestEpoch(ModelCheckpoint):
             self.best_model_path = os.path.join(self.dirpath, f"best{self.FILE_EXTENSION}")
             trainer.save_checkpoint(self.best_model_path, weights_only=False)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the optimiser's state, two thirds of the kept checkpoint: trainings resume from ``last.ckpt``."""
+        file = Path(self.best_model_path)
+        if trainer.is_global_zero and self.best_model_path and file.is_file():
+            content = checkpoints.read(file)
+            content.pop("optimizer_states", None)
+            trainer.strategy.checkpoint_io.save_checkpoint(content, file)
+            file.with_suffix(BEFORE).unlink(missing_ok=True)
+
     def verdict(self, module: LongTailedClassifier) -> str:
         """Return in one sentence how much better the kept epoch is than the start."""
         if not self.compares:
