@@ -705,7 +705,7 @@ def test_a_run_tested_again_is_the_same_method_and_lends_its_logits(tmp_path: Pa
     assert table(page, "Calibration")["Softmax", "CIFAR10 IF 100"]["seeds"] == "1"
 
 
-def test_weights_without_beta_have_no_family(tmp_path: Path) -> None:
+def test_weights_without_beta_are_not_beside_the_paper(tmp_path: Path) -> None:
     write(tmp_path / "a", 30.0)
     write(tmp_path / "b", 20.0, beta=0.99)
     write(tmp_path / "c", 10.0)
@@ -715,8 +715,9 @@ def test_weights_without_beta_have_no_family(tmp_path: Path) -> None:
     report(tmp_path)
     paper = table((tmp_path / "report.md").read_text(), "Beside the paper")
     assert list(paper) == [("Softmax", "CIFAR10 IF 100")]  # nor beside the paper's figure without weights
-    families = {result.method: result.family for result in collect(tmp_path).results}
-    assert families == {"Softmax": "Softmax", "CB-Softmax, β 0.99": "Softmax", "Softmax, inverse frequency": None}
+    weightings = {result.method: result.weighting for result in collect(tmp_path).results}
+    effective = {"Softmax": None, "CB-Softmax, β 0.99": "EffectiveNumber"}
+    assert weightings == effective | {"Softmax, inverse frequency": "InverseFrequency"}
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import torchmetrics
 from torch import nn
@@ -97,17 +97,6 @@ def check_named(refused: Mapping[str, Any], config: Mapping[str, Any]) -> None:
                 f"the checkpoint names {value!r} for {key}, which is not a class known here: name it yourself, by "
                 "--config with the run's config.yaml, or set --trust_checkpoint true if you trust who made it."
             )
-
-
-def check_kinds(config: Mapping[str, Any]) -> None:
-    """Raise InputError for the first class of a parsed configuration that is not of the kind of its option.
-
-    jsonargparse accepts any callable where a function may stand in for a class.
-    """
-    for key, path in _class_paths(config):
-        kind = KINDS.get(key)
-        if kind is not None and "." in path and (found := _import(path)) is not None and not _makes(found, kind.base):
-            raise InputError(f"--{key} is {path}, but must be a class that derives from {kind.base.__name__}.")
 
 
 def is_known(key: str, path: str) -> bool:
@@ -198,16 +187,6 @@ def _import(path: str) -> Any:  # noqa: ANN401 - an object
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError):
         return None
-
-
-def _makes(found: Any, base: type[Any]) -> bool:  # noqa: ANN401 - an object
-    """Return whether an object is a subclass, or a function annotated to return one."""
-    if not isinstance(found, type):
-        try:
-            found = get_type_hints(found).get("return")
-        except (NameError, TypeError, AttributeError):
-            return False
-    return isinstance(found, type) and issubclass(found, base)
 
 
 def place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint

@@ -14,7 +14,7 @@ from typing import Any
 from lt_cb.errors import InputError
 from lt_cb.lab.report import rows
 from lt_cb.lab.report.result import ALWAYS_NAMED, LENGTH, STAGE, Result, Runs
-from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part
+from lt_cb.runs.folder import RunDir, flatten
 from lt_cb.runs.record import LOSS_FACTS, METRICS
 
 # settings that do not change training: paths, workers, loggers
@@ -86,7 +86,7 @@ def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
                     missing.append((run.path, run.state))
             elif not run.config.is_file():
                 missing.append((run.path, f"without its {run.config.name}"))
-            elif is_tested_in_part(flatten(run.read_config())):
+            elif run.is_tested_in_part:
                 missing.append((run.path, "tested on a part of the images (--trainer.limit_test_batches)"))
             else:
                 found.append(_read_folder(run))

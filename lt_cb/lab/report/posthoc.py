@@ -27,11 +27,6 @@ MEANS = ("worst", "geometric", "harmonic")
 Array = NDArray[Any]
 
 
-def log_prior(class_counts: Sequence[int]) -> Array:
-    """Return the logarithm of the share of each class in the training images, shape (C,)."""
-    return np.asarray(np.log(class_prior(class_counts)))
-
-
 def shifted_prior(class_counts: Sequence[int], imbalance_factor: float) -> Array:
     """Return a test prior that decays exponentially from the most frequent training class on, shape (C,).
 
@@ -94,7 +89,7 @@ def analyse(result: Result) -> dict[str, dict[str, float]]:
         right = np.bincount(targets[predicted == targets], minlength=len(counts))
         return np.where(total > 0, right / np.maximum(total, 1), np.nan)
 
-    trained, correct = log_prior(counts), logits.argmax(1) == targets
+    trained, correct = np.log(class_prior(counts)), logits.argmax(1) == targets
     plain = class_accuracy(np.zeros(len(counts)))
     priors = {name: shifted_prior(counts, shift) for name, shift in SHIFTS.items()}
     parts = {name: np.isin(targets, members) for name, members in result.record.shot_groups.items()}

@@ -57,7 +57,7 @@ class Method(NamedTuple):
     gamma: float | None  # of a focal loss
     beta: float | None  # of the effective number; None without weights
     name: str  # for example "CB-Focal, γ 1, β 0.999"
-    family: str | None  # the name without beta; None for weights other than the effective number
+    weighting: str | None  # class name
 
 
 def is_error(metric: str) -> bool:
@@ -78,25 +78,21 @@ def method_of(settings: Mapping[str, Any]) -> Method:
     name = NAMES.get(loss.removesuffix("Loss"), loss.removesuffix("Loss"))
     deferred = "-DRW" if weighting and settings.get("model.drw_start") else ""
     balanced = "CB-" if beta is not None and not deferred else ""
-    numbers = [f"{sign} {short(options[key])}" for key, sign in SYMBOLS.items() if _is_number(options.get(key))]
+    values = {sign: options.get(key) for key, sign in SYMBOLS.items()}
+    numbers = [f"{sign} {short(value)}" for sign, value in values.items() if isinstance(value, float | int)]
     weights = []
     if isinstance(weighting, str):
         weights = [f"β {short(beta)}" if beta is not None else WEIGHTS.get(weighting, _class_name(weighting))]
         by, over = options.get("weight_of", "sample"), options.get("weighting.normalization")
         weights += [f"weight of the {by}"] * (by != "sample")
         weights += [f"normalised over {over}"] * (over not in (None, "classes"))
-    family = ", ".join([name, *numbers, *weights[1:]]) if weighting in (None, "EffectiveNumber") else None
     return Method(
-        loss, options.get("gamma"), beta, ", ".join([f"{balanced}{name}{deferred}", *numbers, *weights]), family
+        loss, options.get("gamma"), beta, ", ".join([f"{balanced}{name}{deferred}", *numbers, *weights]), weighting
     )
 
 
 def _class_name(path: object) -> str:
     return str(path).rpartition(".")[2]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)
 
 
 def label(key: str, value: object) -> str:
@@ -183,9 +179,8 @@ class Result:
         logits: file of `SaveLogits`, which need not exist.
         data: name of the data set with the subset, a column of a table.
         method: name of the method, a row of a table.
-        family: the method without its beta; None for weights other than the effective number.
         others: parts of the method's name behind loss and weights, for example ``max_epochs 40``.
-        loss: class name; with ``gamma`` of a focal loss, and ``beta`` of the effective number.
+        loss: class name; with ``gamma`` of a focal loss, ``weighting``, and ``beta`` of the effective number.
         epochs: of the training, None if unknown.
         unlike_paper: settings that no run of the paper has.
         paper_key: values of the first columns of ``paper.csv``.
@@ -217,7 +212,7 @@ class Result:
         self.imbalance_factor = float(get("data.imbalance_factor") or max(counts) / max(min(counts), 1))
         if not 1 <= self.imbalance_factor < math.inf:
             raise ValueError("no imbalance factor")
-        self.loss, self.gamma, self.beta, self.plain_name, self._family = method_of(self.settings)
+        self.loss, self.gamma, self.beta, self.plain_name, self.weighting = method_of(self.settings)
         epochs = self.record.epochs or get(LENGTH)
         self.epochs = None if epochs is None else int(epochs)
         self.unlike_paper = [f"{key.partition('.')[2]} {get(key)}" for key in NOT_IN_PAPER if get(key)]
@@ -228,7 +223,7 @@ class Result:
         network = str(get("model.backbone", ALWAYS_NAMED["model.backbone"])), str(get("data.image_size") or 32)
         gamma = f"{self.gamma or 0:g}" if self.loss == "FocalLoss" else ""
         beta = "" if self.beta is None or self.imbalance_factor == 1 else short(self.beta)
-        loss = self.loss if self._family else ""  # the paper has no other weights
+        loss = self.loss if self.weighting in (None, "EffectiveNumber") else ""  # the paper has no other weights
         self.paper_key = (self.source_class, self._subset, *network, loss, gamma, beta)
         self.name_by([])
 
@@ -241,7 +236,6 @@ class Result:
         self.others += self._average
         self.others += [f"prior {get('prior')}"] if get("prior") else []  # of a test
         self.method = ", ".join([self.plain_name, *self.others])
-        self.family = None if self._family is None else ", ".join([self._family, *self.others])
         whole = self._subset == WHOLE
         self.data = f"{self.source}, IF {self.imbalance_factor:g}" if whole else f"{self.source} {self._subset}"
 
@@ -320,7 +314,7 @@ class Runs:
 
         def place(r: Result) -> tuple[bool, bool, int, str]:
             by_number = re.sub(r"\d+", lambda digits: digits[0].zfill(8), r.method)
-            return r.beta is not None or r.family is None, bool(r.unlike_paper), order.get(r.loss, 3), by_number
+            return r.weighting is not None, bool(r.unlike_paper), order.get(r.loss, 3), by_number
 
         places = {r.method: place(r) for r in reversed(self.results)}
         return sorted(places, key=lambda method: places[method])
