@@ -309,6 +309,14 @@ def test_settings_that_go_with_the_data_make_no_method(tmp_path: Path) -> None:
     assert set(collect(tmp_path).methods()) == {"Softmax, crop_padding 4", "Softmax, crop_padding 2"}
 
 
+def test_a_setting_names_a_method_rather_than_the_counts_that_it_changes(tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    write(tmp_path / "b", 31.0, data={"val_fraction": 0.1})
+    result = json.loads((tmp_path / "b/result.json").read_text())
+    (tmp_path / "b/result.json").write_text(json.dumps(result | {"class_counts": [4500, 450, 45]}))
+    assert collect(tmp_path).methods() == ["Softmax", "Softmax, val_fraction 0.1"]
+
+
 LIGHTNING = "lightning.pytorch.callbacks."
 EMA = f"{LIGHTNING}EMAWeightAveraging"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lt_cb.errors import InputError
 from lt_cb.lab.report import rows
-from lt_cb.lab.report.result import ALWAYS_NAMED, LENGTH, STAGE, Result, Runs
+from lt_cb.lab.report.result import ALWAYS_NAMED, CLASSES, LENGTH, STAGE, Result, Runs
 from lt_cb.runs.folder import RunDir, flatten
 from lt_cb.runs.record import LOSS_FACTS, METRICS
 
@@ -170,7 +170,7 @@ def _name_methods(found: list[Result]) -> list[str]:
     for result in found:
         keys = distinguishing | {key for key in always if result.settings.get(key) != ALWAYS_NAMED[key]}
         result.name_by(sorted(keys), by_checkpoint)
-    return sorted(varied - distinguishing - {STAGE})
+    return sorted(varied - distinguishing - {STAGE, CLASSES})
 
 
 def _varied(runs: Sequence[dict[str, Any]]) -> set[str]:
@@ -186,7 +186,7 @@ def _distinguishing(groups: list[list[dict[str, Any]]], varied: set[str], named:
 
     For example, runs with 200 epochs and padding 4, and with 40 epochs and padding 2, are distinguished by the epochs
     alone. A third run with 40 epochs and padding 4 needs both. Of equally good settings, the length of training is
-    taken first, then the first by name.
+    taken first, then the first by name, and the digest of the classes last.
     """
 
     def num_distinct(keys: set[str]) -> int:
@@ -194,7 +194,7 @@ def _distinguishing(groups: list[list[dict[str, Any]]], varied: set[str], named:
 
     chosen: set[str] = set()
     while num_distinct(chosen | named) < num_distinct(varied | named):
-        left = sorted(varied - chosen - named, key=lambda key: (key != LENGTH, key))
+        left = sorted(varied - chosen - named, key=lambda key: (key != LENGTH, key == CLASSES, key))
         chosen.add(max(left, key=lambda key: num_distinct(chosen | named | {key})))
     return chosen
 

@@ -18,6 +18,7 @@ from lt_cb.runs.record import LIBRARIES, SHOTS, Record, training_callbacks
 from lt_cb.task import Task
 
 CALLBACKS, STAGE, LENGTH = "trainer.callbacks", "model.second_stage", "trainer.max_epochs"
+CLASSES = "data.classes"  # digest of names and counts, among the settings of a run
 WHOLE = "whole"
 SHORTENED = (*LIBRARIES, "torch", "torchvision", "torchmetrics")  # classes of these libraries go by their bare names
 NAMES = {  # names of losses in the field; other losses are named by their class
@@ -199,7 +200,7 @@ class Result:
         """Make the result of a run from the content of its ``config.yaml``."""
         callbacks = training_callbacks(config) if record.callbacks is None else record.callbacks
         settings = settings_of(config, callbacks) | {f"model.{key}": value for key, value in record.history.items()}
-        settings["data.classes"] = classes_of(record)
+        settings[CLASSES] = classes_of(record)
         made = cls(folder, record, settings, record.tested_on or source_of(flatten(config)), row, time)
         made.is_test = bool({"verbose", "prior"} & config.keys())
         return made
