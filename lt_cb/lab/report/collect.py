@@ -19,12 +19,8 @@ from lt_cb.runs.record import LOSS_FACTS, METRICS
 
 # settings that do not change training: paths, workers, loggers
 IGNORED = (
-    "data.root",
-    "data.subset_seed",
-    "data.num_workers",
-    "data.source.separator",
-    "trainer.logger",
-    "model.metrics",
+    *("data.root", "data.subset_seed", "data.num_workers", "data.source.separator"),
+    *("trainer.logger", "model.metrics"),
 )
 IGNORED_PREFIXES = ("trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 DATA_SETTINGS = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
