@@ -230,7 +230,9 @@ def test_fit_tests_what_its_checkpoint_gives_a_new_process(home: Path) -> None:
     main([*FIT, *ema, "--trainer.max_epochs=3", "--trainer.enable_progress_bar=false"])
     code, out = Command("test", "--ckpt_path=runs/ema/version_0/checkpoints/last.ckpt").wait()
     assert code == 0, out
-    fitted, tested = (json.loads((home / f"runs/ema/version_{i}/result.json").read_text()) for i in (0, 1))
+    fitted, tested = (
+        json.loads((home / "runs/ema/version_0" / part / "result.json").read_text()) for part in (".", "test")
+    )
     assert fitted["metrics"] == {**fitted["metrics"], **tested["metrics"]}
     assert fitted["per_class_accuracy"] == tested["per_class_accuracy"]
     state = torch.load("runs/ema/version_0/checkpoints/last.ckpt", weights_only=True)
