@@ -114,18 +114,17 @@ def is_known(key: str, path: str) -> bool:
 
 def names_of(key: str) -> list[str]:
     """Return the names of the known classes for an option, sorted."""
-    if key not in KINDS:
-        return []
-    base, modules = KINDS[key]
-    names = {cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith(modules)}
-    return sorted(name for name in names if not name.startswith("_"))
+    return sorted({cls.__name__ for cls in _known_classes(key) if not cls.__name__.startswith("_")})
 
 
 def options_of(key: str) -> set[str]:
     """Return the names of the options that the known classes for an option take."""
-    base, modules = KINDS.get(key, Kind(Loss, ()))
-    classes = [cls for cls in _subclasses(base) if cls.__module__.startswith(modules)]
-    return {name for cls in classes for name in inspect.signature(cls).parameters}
+    return {name for cls in _known_classes(key) for name in inspect.signature(cls).parameters}
+
+
+def _known_classes(key: str) -> list[type[Any]]:
+    kind = KINDS.get(key)
+    return [] if kind is None else [cls for cls in _subclasses(kind.base) if cls.__module__.startswith(kind.modules)]
 
 
 def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
