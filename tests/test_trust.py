@@ -13,7 +13,7 @@ import yaml
 from refusals import alias_bomb
 
 from lt_cb.__main__ import main
-from lt_cb.commands.restored import check_kinds, check_named, plain_settings
+from lt_cb.commands.restored import check_named, plain_settings
 from lt_cb.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -229,23 +229,6 @@ def test_the_state_of_a_callback_deletes_no_foreign_file(checkpoint: dict[str, A
             assert files() == before
 
 
-@pytest.mark.parametrize(
-    ("key", "config"),
-    [
-        ("data.source", {"data": {"source": SYSTEM}}),
-        ("model.optimizer", {"model": {"optimizer": SYSTEM}}),
-        ("model.lr_scheduler", {"model": {"lr_scheduler": SYSTEM}}),
-        ("data.source", {"data": {"source": "os.system", "root": "touch PWNED"}}),
-    ],
-)
-def test_an_option_takes_classes_of_its_kind(
-    key: str, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("evil.yaml").write_text(yaml.safe_dump(config))
-    sentence = f"--{key} is os.system, but must be a class that derives from"
-    assert sentence in stopped(capsys, *FIT, *TINY, "--config=evil.yaml")
-
-
 def test_a_pickle_is_not_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     class Payload:
         def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
@@ -307,6 +290,5 @@ def test_shipped_configurations_pass() -> None:
     for file in (ROOT / "configs").rglob("*.yaml"):
         if file.parent.name not in ("grids", "sweeps"):
             config = yaml.safe_load(file.read_text())
-            settings, refused = plain_settings(config, trusted=False)
+            _, refused = plain_settings(config, trusted=False)
             assert not refused, file
-            check_kinds(settings)

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lt_cb.commands.elsewhere import KINDS, digests_in, is_elsewhere, kind_of
 from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.messages import run_command
-from lt_cb.commands.restored import check_kinds, check_named, custom_class, place_of, plain_settings
+from lt_cb.commands.restored import check_named, custom_class, place_of, plain_settings
 from lt_cb.commands.words import (
     ADAPTER,
     FIRST,
@@ -219,7 +219,6 @@ class CommandLine(LightningCLI):
             for word in (word for word in args if word != word.encode(errors="ignore").decode()):
                 raise InputError(f"'{word}' is not UTF-8, so that no configuration can hold it: rename the folder.")
         check_named(self._unknown, config.as_dict())
-        check_kinds(config.as_dict())
         if "data" in config:
             name = default_source(config.data.root) if config.data.source is None else str(config.data.source)
             if hasattr(sources, name := canonical_source(name)):
