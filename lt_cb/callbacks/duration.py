@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lt_cb.callbacks.result import counted
 
 TIMED = range(1, 3)  # batches that are timed; the first one is slow
-SHORT = 1  # seconds of which nothing is said
+SHORT = 60  # seconds: a shorter rest is not said
 EVALUATION = 1 / 3  # time of a validation batch relative to a training batch
 
 
