@@ -88,10 +88,10 @@ def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
                     missing.append((run.path, run.state))
             elif not run.config.is_file():
                 missing.append((run.path, f"without its {run.config.name}"))
-            elif is_tested_in_part(flatten(run.read_config())):
+            elif is_tested_in_part((result := _read_folder(run)).settings):
                 missing.append((run.path, "tested on a part of the images (--trainer.limit_test_batches)"))
             else:
-                found.append(_read_folder(run))
+                found.append(result)
         except InputError as error:
             missing.append((run.path, str(error)))
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):  # a value no configuration has
@@ -151,7 +151,8 @@ def _without_tests(found: list[Result]) -> tuple[list[Result], list[tuple[Path, 
         if result.is_test:
             (repeated if tested(result) in seen else []).append(result)
             seen.add(tested(result))
-    left = [result for result in found if result not in repeated]
+    dropped = set(map(id, repeated))
+    left = [result for result in found if id(result) not in dropped]
     return left, [(result.folder, "tests a checkpoint again") for result in repeated]
 
 
@@ -161,14 +162,8 @@ def _tell_apart(found: list[Result]) -> None:
     for result in found:
         cells[result.method, result.data].append(result)
     for results in cells.values():
-        differing = sorted(
-            {
-                key
-                for result in results
-                for key in result.details
-                if len({other.details.get(key) for other in results}) > 1
-            }
-        )
+        keys = {key for result in results for key in result.details}
+        differing = sorted(key for key in keys if len({result.details.get(key) for result in results}) > 1)
         for result in results:
             for key in differing:
                 result.add_detail(key)
