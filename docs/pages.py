@@ -124,7 +124,7 @@ def scale(parts: list[str]) -> str:
     cells = {(row["part"], int(row["classes"]), int(row["size"])): _used(row) for row in rows}
     sizes = sorted({size for _, _, size in cells})
     lines = [["part", "classes", *(f"{size:,}" for size in sizes)], ["---"] * (2 + len(sizes))]
-    for part, classes in dict.fromkeys(key[:2] for key in cells):
+    for part, classes in sorted({key[:2] for key in cells}, key=lambda key: (parts.index(key[0]), key[1])):
         found = [cells.get((part, classes, size), "–") for size in sizes]
         lines.append([SCALED[part], f"{classes:,}", *found])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -53,12 +53,17 @@ class RunDir:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is a readable result, and it belongs to the run that a grid has planned here, if any."""
+        """Whether there is a `finished` result."""
+        return self.finished is not None
+
+    @property
+    def finished(self) -> Record | None:
+        """The result, if it is readable, and belongs to the run that a grid has planned here, if any; else None."""
         try:
-            own = self.read_result().grid
+            record = self.read_result()
         except InputError:
-            return False
-        return own is None or self.planned in (None, own)  # a grid writes a damaged plan again
+            return None
+        return record if record.grid is None or self.planned in (None, record.grid) else None  # damaged plans are None
 
     @property
     def planned(self) -> str | None:

@@ -15,7 +15,7 @@ from lt_cb.errors import InputError
 from lt_cb.lab.report import rows
 from lt_cb.lab.report.result import ALWAYS_NAMED, LENGTH, NAMED_BY_ROOT, STAGE, Result, Runs
 from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part
-from lt_cb.runs.record import METRICS
+from lt_cb.runs.record import METRICS, Record
 
 # settings that do not change training: paths, workers, loggers
 IGNORED = (
@@ -72,7 +72,7 @@ def read_run(where: str | Path) -> Result:
     """
     if not Path(where).is_dir() and re.fullmatch(r"[^/.]+/[^/]+/[^/]+", str(where)):
         return read_run(_download(str(where)))
-    return _read_folder(RunDir(where))
+    return _read_folder(RunDir(where), RunDir(where).read_result())
 
 
 def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
@@ -81,14 +81,14 @@ def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
     missing: list[tuple[Path, str]] = []
     for run in RunDir.below(folder):
         try:
-            if not run.is_done:
+            if (record := run.finished) is None:
                 if run.result.exists():
                     run.read_result()  # raises InputError, unless the result is of another run
                 if run.state is not None:
                     missing.append((run.path, run.state))
             elif not run.config.is_file():
                 missing.append((run.path, f"without its {run.config.name}"))
-            elif is_tested_in_part((result := _read_folder(run)).settings):
+            elif is_tested_in_part((result := _read_folder(run, record)).settings):
                 missing.append((run.path, "tested on a part of the images (--trainer.limit_test_batches)"))
             else:
                 found.append(result)
@@ -105,9 +105,9 @@ def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
     return found, missing
 
 
-def _read_folder(run: RunDir) -> Result:
-    """Read a run with the metrics of its last validation."""
-    record, config = run.read_result(), run.read_config()
+def _read_folder(run: RunDir, record: Record) -> Result:
+    """Return a run with the metrics of its last validation."""
+    config = run.read_config()
     last = _last_validation(run)
     if not last and record.prior is None and record.tested_on is None and record.checkpoint:
         trained = RunDir(Path(record.checkpoint).parent.parent)
