@@ -124,7 +124,7 @@ def measure_all(
     path = solve_path(train, [losses[recipe] for recipe in solved], l2_strengths, COMPARISON_TOLERANCE)
     targets, measured = held_out.targets, dict[Candidate, Tensor]()
     rows = len(targets) if targets.ndim == 2 else BLOCK_ROWS  # average precision needs all scores of a class at once
-    blocks = list(zip(held_out.features.split(rows), targets.split(rows), strict=True))
+    blocks = list(zip(torch.split(held_out.features, rows), torch.split(targets, rows), strict=True))
     for l2_strength, heads in path.items():
         for features, labels in blocks:
             logits = dict(zip(solved, heads.logits(features), strict=True))
