@@ -27,6 +27,8 @@ from lt_cb.runs.record import Record
 
 FEW = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--folds=2"]
 
+NAMES = ("config.yaml", "predictions.csv", "heads.csv")  # by which the folder of a command is known
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
@@ -49,7 +51,7 @@ def run_command(photos: Path, tmp_path: Path) -> Callable[..., RunDir]:
     """Run a command on the photos, and return the folder of its run."""
 
     def folders() -> set[Path]:
-        return {file.parent for name in ("config.yaml", "predictions.csv") for file in tmp_path.glob(f"runs/**/{name}")}
+        return {file.parent for name in NAMES for file in tmp_path.glob(f"runs/**/{name}")}
 
     def run(command: str, *words: str) -> RunDir:
         before = folders()
