@@ -2,8 +2,8 @@
 
     python benchmarks/which.py --cifar10 cifar10 --cifar100 cifar100_20 --out results
 
-It writes ``which.csv``. A row is a data set, a subset seed, a question and a method; methods of a seed are paired. The
-backbone is EfficientNet-Lite0 at 64 pixels. Settings are chosen by five folds of the training images, each method alike.
+It writes ``which.csv``. A row is a data set, a subset seed, a question and a method; methods of a seed are paired.
+The backbone is EfficientNet-Lite0 at 64 pixels. Five folds of the training images choose the setting of each method.
 
 The kept rows use, to save time, the first 1,000 training and 300 test images of each class of CIFAR-10, and every fifth
 class of CIFAR-100. The folders have ``train`` and ``test`` with a folder of images for each class.
@@ -36,8 +36,9 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.runs.folder import commit
 
 FACTOR, N_MAX, SEEDS, FOLDS, SIZE = 100.0, 500, (0, 1, 2), 5, 64
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01)  # lambda
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # lambda
 SHRINKAGES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the covariance of linear discriminant analysis
+FILLED = 100  # real and synthetic features of a rare class
 POOL, BUDGET, DRAWS = 2000, 100, 5  # images without labels, labels to buy, random choices
 Row = dict[str, Any]
 Logits = dict[float, Tensor]  # of test images, by setting
@@ -86,9 +87,9 @@ def heads(make: Callable[[list[int]], Any]) -> Callable[[FeatureSet, Tensor], Lo
 
 
 def moments(train: FeatureSet) -> tuple[Tensor, Tensor]:
-    """Return the class means, (C, R), and the pooled covariance, (R, R), in float64."""
-    x, size = train.features.double(), train.num_classes
-    sums = torch.zeros(size, x.shape[1], dtype=torch.float64).index_add_(0, train.targets, x)
+    """Return the class means, (C, R), and the pooled covariance, (R, R)."""
+    x, size = train.features, train.num_classes
+    sums = torch.zeros(size, x.shape[1]).index_add_(0, train.targets, x)
     means = sums / torch.tensor(train.class_counts).clamp(min=1)[:, None]
     centred = x - means[train.targets]
     return means, centred.T @ centred / len(x)
@@ -96,7 +97,7 @@ def moments(train: FeatureSet) -> tuple[Tensor, Tensor]:
 
 def shrunk(covariance: Tensor, share: float) -> Tensor:
     """Return a covariance, a share of which is replaced by a multiple of the identity."""
-    return (1 - share) * covariance + share * covariance.diagonal().mean() * torch.eye(len(covariance)).double()
+    return (1 - share) * covariance + share * covariance.diagonal().mean() * torch.eye(len(covariance))
 
 
 def discriminant(train: FeatureSet, test: Tensor) -> Logits:
@@ -105,19 +106,19 @@ def discriminant(train: FeatureSet, test: Tensor) -> Logits:
     found = {}
     for share in SHRINKAGES:
         weight = torch.linalg.solve(shrunk(covariance, share), means.T)
-        found[share] = (test.double() @ weight - 0.5 * (means.T * weight).sum(0)).float()
+        found[share] = test @ weight - 0.5 * (means.T * weight).sum(0)
     return found
 
 
 def synthetic(train: FeatureSet, test: Tensor) -> Logits:
-    """Solve softmax after Gaussian features with the pooled covariance have filled each class up to the largest."""
+    """Solve softmax after Gaussian features with the pooled covariance have filled the rare classes."""
     means, covariance = moments(train)
-    root = torch.linalg.cholesky(shrunk(covariance, 0.1)).float()
+    root = torch.linalg.cholesky(shrunk(covariance, 0.1))
     random = torch.Generator().manual_seed(0)
-    missing = torch.tensor([max(train.class_counts) - n for n in train.class_counts])
+    missing = torch.tensor([max(FILLED - n, 0) for n in train.class_counts])
     labels = torch.arange(train.num_classes).repeat_interleave(missing)
     noise = torch.randn(len(labels), len(root), generator=random)
-    features = torch.cat([train.features, means[labels].float() + noise @ root.T])
+    features = torch.cat([train.features, means[labels] + noise @ root.T])
     filled = FeatureSet(features, torch.cat([train.targets, labels]), train.num_classes, train.variances)
     return heads(SoftmaxLoss)(filled, test)
 
@@ -156,13 +157,11 @@ def methods(train: FeatureSet, test: FeatureSet, flipped: Tensor, folds: Tensor)
             yield {"method": name, "setting": setting, "score": recall.mean(), "few": recall[few].mean()}
 
 
-def priors(train: FeatureSet, test: FeatureSet, seed: int, folds: Tensor) -> Iterator[Row]:
+def priors(train: FeatureSet, test: FeatureSet, setting: float, folds: Tensor) -> Iterator[Row]:
     """Yield accuracies of a softmax head under three class priors of the test images, by corrections of the prior."""
-    setting = choose(METHODS["softmax"], train, folds)
     path = [value for value in STRENGTHS if value >= setting]
     loss = SoftmaxLoss(train.class_counts)
-    three = repeated_folds(train.targets, train.num_classes, FOLDS, seed)
-    held_out = held_out_logits(train, three, Candidate(SOFTMAX, setting), path)
+    held_out = held_out_logits(train, folds, Candidate(SOFTMAX, setting), path)
     temperature = fit_temperature(loss, held_out.logits, held_out.targets)
     logits = solve_path(train, [loss], path)[setting].logits(test.features)[0]
     posterior = temperature_scaled(loss, logits, temperature).double().softmax(1)
@@ -179,26 +178,27 @@ def priors(train: FeatureSet, test: FeatureSet, seed: int, folds: Tensor) -> Ite
             yield {"method": f"{kind}: {method}", "setting": setting, "score": score}
 
 
-def active(features: Features, rows: Tensor, seed: int) -> Iterator[Row]:
+def active(features: Features, rows: Tensor, basis: Basis, seed: int) -> Iterator[Row]:
     """Yield balanced accuracies of logit adjustment after more images have been labelled, by rules that choose them."""
     random = np.random.default_rng(seed)
     others = np.setdiff1d(np.arange(len(features.targets)), rows.numpy())
     pool = torch.from_numpy(random.permutation(others)[:POOL])
     classes = int(features.targets.max()) + 1
 
-    def trained(chosen: Tensor) -> tuple[Any, Any, Basis]:
-        basis = Basis.fit(features.train[chosen])
-        train = basis.project(features.train[chosen], features.targets[chosen], classes)
+    images = basis.project(features.train, features.targets, classes)
+    test = basis.project(features.test, features.test_targets, classes)
+
+    def solve(chosen: Tensor, tested: Tensor) -> tuple[Any, Tensor]:
+        train = FeatureSet(images.features[chosen], images.targets[chosen], classes, images.variances)
         loss = BALANCED.make(train.class_counts)
-        return loss, solve_path(train, [loss], (1.0, 0.3), 1e-4)[0.3], basis
+        return loss, solve_path(train, [loss], (1.0, 0.3), 1e-4)[0.3].logits(tested)[0]
 
     def score(chosen: Tensor) -> Tensor:
-        loss, head, basis = trained(chosen)
-        test = basis.project(features.test, features.test_targets, classes)
-        return recalls(loss.adjust(head.logits(test.features)[0]), test.targets).mean()
+        loss, logits = solve(chosen, test.features)
+        return recalls(loss.adjust(logits), test.targets).mean()
 
-    loss, head, basis = trained(rows)
-    logits = head.logits(basis.project(features.train[pool], features.targets[pool], classes).features)[0].double()
+    loss, logits = solve(rows, images.features[pool])
+    logits = logits.double()
     balanced = balanced_posterior(loss, logits)
     best = balanced.topk(2, 1).values
     counts = features.targets[rows].bincount(minlength=classes)
@@ -225,9 +225,12 @@ def questions(features: Features, seed: int) -> Iterator[tuple[str, Row]]:
     test = basis.project(features.test, features.test_targets, classes)
     flipped = basis.project(features.flipped, features.test_targets, classes).features
     folds = repeated_folds(train.targets, classes, FOLDS, seed, repeats=1)
-    yield from (("head", row) for row in methods(train, test, flipped, folds))
-    yield from (("prior", row) for row in priors(train, test, seed, folds))
-    yield from (("labels", row) for row in active(features, rows, seed))
+    settings = {}
+    for row in methods(train, test, flipped, folds):
+        settings[row["method"]] = row["setting"]
+        yield "head", row
+    yield from (("prior", row) for row in priors(train, test, settings["softmax"], folds))
+    yield from (("labels", row) for row in active(features, rows, basis, seed))
 
 
 def main() -> None:

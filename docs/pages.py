@@ -11,6 +11,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import which_page
 from results_page import findings, picture, results_table
 
 from lt_cb.lab.report import Runs, collect, main
@@ -50,6 +51,10 @@ def filled(text: str) -> str:
         r"(<!-- finetune -->\n)(.*?)(<!-- end -->)": lambda m: finetune(),
         r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
         r"(<!-- rules -->\n)(.*?)(<!-- end -->)": lambda m: rules(),
+        **{
+            rf"(<!-- {n} -->\n)(.*?)(<!-- end -->)": lambda m, make=make: make()
+            for n, make in which_page.TABLES.items()
+        },
         r"(<!-- several (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: several(m[1].split()[2]),
     }
     text = PLACE.sub(made, text)
