@@ -3,7 +3,8 @@
 #
 #     benchmarks/gpu.sh SECONDS [grid file]
 #
-# 1. Unpacks data/*.tar.xz (benchmarks/pack.py makes them), if data/cifar10 or data/cifar100 is missing.
+# 1. Unpacks data/cifar10.tar.xz and data/cifar100.tar.xz, or their parts by `split`, if the folders are missing.
+#    benchmarks/pack.py makes these archives for a machine without a network.
 # 2. Trains benchmarks/gpu.yaml, AT_ONCE (10) at a time. Rows of finished trainings are in results/FOLDER every minute,
 #    FOLDER being the name of the grid file.
 # 3. If time is left, measures losses, epochs beside other programs, and ResNet-50 with 8,142 classes.
@@ -17,7 +18,7 @@ name=$(basename "$grid" .yaml)
 devices=$(printf ',%.0s0' $(seq "${AT_ONCE:-10}"))
 
 keep_rows() {
-    python -c "import sys
+    python3 -c "import sys
 from pathlib import Path
 from lt_cb.errors import InputError
 from lt_cb.lab.report.rows import save
@@ -30,15 +31,14 @@ within_time() { # a grid that gets one signal stops its trainings; without --for
     [ $SECONDS -ge $end ] || timeout --foreground $((end - SECONDS)) "$@"
 }
 
-for archive in data/*.tar.xz; do
-    folder=${archive%.tar.xz}
-    [ -d "$folder" ] || [ ! -f "$archive" ] || tar xf "$archive" -C data
+for data in cifar10 cifar100; do
+    [ -d data/$data ] || ! ls data/$data.tar.xz* >/dev/null 2>&1 || cat data/$data.tar.xz* | tar xJ -C data
 done
-python -m lt_cb grid "$grid" --dry-run >/dev/null || exit 2
+python3 -m lt_cb grid "$grid" --dry-run >/dev/null || exit 2
 [ ! -e /dev/nvidia0 ] || nvidia-cuda-mps-control -d # several small trainings share a GPU faster
 while sleep 60; do keep_rows; done >/dev/null 2>&1 &
 saver=$!
-within_time python -m lt_cb grid "$grid" --devices "${devices:1}"
+within_time python3 -m lt_cb grid "$grid" --devices "${devices:1}"
 kill $saver && wait $saver 2>/dev/null
 keep_rows
 [ -e /dev/nvidia0 ] || exit 0
@@ -46,6 +46,6 @@ mkdir -p "results/$name"
 for command in "losses.py --device cuda --rounds 5" "speed.py --rounds 3" \
     "large.py --rounds 2 --images 300 --device cuda --batch 256 --steps 20"; do
     # shellcheck disable=SC2086
-    within_time python benchmarks/$command >"results/$name/${command%% *}.md"
+    within_time python3 benchmarks/$command >"results/$name/${command%% *}.md"
 done
 echo quit | nvidia-cuda-mps-control
