@@ -7,7 +7,7 @@ from pathlib import Path
 
 from results_page import BALANCED, FOCAL, RETRAINED, Campaign
 
-from lt_cb.lab.report.tables import Difference, holm, signed
+from lt_cb.lab.report.tables import Difference, corrected, signed
 
 HEADS, WHICH, TUNED = "heads.csv", "which.csv", "finetune.csv"
 ADJUSTED = "logit adjustment"
@@ -67,7 +67,7 @@ def _tuned(method: str) -> Difference | None:
 
 
 def comparisons() -> dict[str, Difference]:
-    """Return all comparisons of heads and pretrained networks, which are one family of tests."""
+    """Return all comparisons of heads and pretrained networks; the comparisons of a file are one family of tests."""
     found = {
         "class weights": _by_data("cb_softmax", "softmax"),
         "class weights or adjustment": _by_data("cb_softmax", "balanced_softmax_0.1"),
@@ -82,8 +82,7 @@ def comparisons() -> dict[str, Difference]:
         "lora": _tuned("lora"),
     }
     kept = {name: d for name, d in found.items() if d is not None}
-    for d, p in zip(kept.values(), holm([1.0 if d.p is None else d.p for d in kept.values()]), strict=True):
-        d.holm = p
+    corrected(list(kept.values()))
     return kept
 
 

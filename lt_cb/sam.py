@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lt_cb.errors import InputError
@@ -42,14 +44,19 @@ class SAM(LongTailedClassifier):
             )
 
     def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Compute the gradient at the weights, then at the worst point, and step along the second one."""
         assert optimizer_closure is not None
         optimizer_closure()
-        weights = [p for p in self.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in weights]))
-        steps = [self.rho * p.grad / norm for p in weights]  # type: ignore[operator]
+        moved = [(p, p.grad) for p in self.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for _, gradient in moved]))
+        weights: list[Tensor] = [p for p, _ in moved]
+        steps = [self.rho * gradient / norm for _, gradient in moved]
         with torch.no_grad():
             torch._foreach_add_(weights, steps)
         optimizer_closure()
