@@ -22,8 +22,8 @@ SETS = {  # rules of results/answers_sets.csv
 
 
 def gain(d: Difference) -> str:
-    """Return mean and 95 % interval of a difference."""
-    return f"{signed(d.mean, 1)} ({d.interval(1)})"
+    """Return mean and 95 % interval of a difference, with † for different machines."""
+    return f"{signed(d.mean, 1)} ({d.interval(1)}){'†' * bool(d.machines)}"
 
 
 def verdict(d: Difference, better: int = 1) -> str:

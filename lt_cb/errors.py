@@ -4,7 +4,9 @@ import argparse
 import difflib
 import errno
 import math
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from lt_cb.text import printable
@@ -47,6 +49,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ratios = {option: difflib.SequenceMatcher(None, option.lower(), name.lower()).ratio() for option in known}
     nearest = max(ratios, key=ratios.__getitem__, default="")
     return f" Did you mean '{nearest}'?" if ratios.get(nearest, 0) >= 0.5 else ""
+
+
+def near_file(path: str | Path) -> str:
+    """Return ``" Did you mean 'x'?"`` for the most similar name in the folder of a missing file, or an empty string."""
+    folder = Path(path).parent
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return ""
+    nearest = difflib.get_close_matches(Path(path).name, names, n=1)
+    return f" Did you mean '{folder / nearest[0]}'?" if nearest else ""
 
 
 def enumerate_names(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Loggers: CSV files in the folder of a run, Weights & Biases and TensorBoard."""
 
 import csv
+import itertools
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lt_cb.errors import InputError
 from lt_cb.runs.checkpoint import METRICS
-from lt_cb.runs.folder import RunDir, whole_file
+from lt_cb.runs.folder import LATEST, RunDir, whole_file
 
 MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
@@ -25,6 +26,7 @@ MODES = ("online", "offline", "disabled", "dryrun", "shared")
 class RunFolder(CSVLogger):
     """Logs to CSV files in the folder of a run, ``save_dir/name/version``, by default the next free ``version_N``."""
 
+    _depth = 2  # folders that name the run at W&B
     _resumed: dict[str, Any] | None = None
     _claimed = False
     _held: FileLock | None = None
@@ -57,6 +59,7 @@ class RunFolder(CSVLogger):
         while self._experiment is None and not isinstance(self._version, str):
             try:  # several processes may start at once
                 self._fs.makedirs(self.log_dir, exist_ok=False)
+                self._point()
                 break
             except FileExistsError:
                 self._version = int(self.version) + 1
@@ -65,6 +68,16 @@ class RunFolder(CSVLogger):
                 self._lock()
             self._experiment = _Metrics(self.log_dir, self._resumed)
         return self._experiment
+
+    def _point(self) -> None:
+        """Let the link ``latest`` point to this folder, which is the newest."""
+        link, folder = Path(self.root_dir, LATEST), Path(self.log_dir)
+        new = folder / f".{LATEST}"
+        try:
+            new.symlink_to(folder.name, target_is_directory=True)
+            new.replace(link)
+        except OSError:  # a file system without links, or a folder of this name
+            new.unlink(missing_ok=True)
 
     def _lock(self) -> None:
         """Keep other processes from this folder until the training ends; raise InputError if one has it."""
@@ -88,6 +101,30 @@ class RunFolder(CSVLogger):
         finally:
             if self._held is not None:
                 self._held.release()
+
+
+class PartFolder(RunFolder):
+    """Logs to a folder inside another, ``RUN/test``, and if it exists to ``RUN/test_2``, ``RUN/test_3`` and so on."""
+
+    _depth = 3
+
+    def __init__(self, run: Path, part: str) -> None:
+        super().__init__(str(run.parent), run.name)
+        self._part = part
+
+    @property
+    def log_dir(self) -> str:
+        """The folder."""
+        return str(self._folder(int(self.version)))
+
+    def _folder(self, number: int) -> Path:
+        return Path(self.root_dir, f"{self._part}_{number + 1}" if number else self._part)
+
+    def _get_next_version(self) -> int:
+        return next(number for number in itertools.count() if not self._folder(number).exists())
+
+    def _point(self) -> None:
+        """Leave ``latest`` as it is: this is no training."""
 
 
 class _Metrics(ExperimentWriter):
@@ -185,7 +222,7 @@ class WandB(WandbLogger):
         """The W&B run; the first access starts it."""
         if self._experiment is None:
             if self.beside is not None and self._wandb_init["name"] is None:
-                self._wandb_init["name"] = "/".join(Path(self.beside.log_dir).parts[-2:])
+                self._wandb_init["name"] = "/".join(Path(self.beside.log_dir).parts[-self.beside._depth :])
             if self._wandb_init["mode"] in (None, "online"):
                 self._log_in()
         return super().experiment

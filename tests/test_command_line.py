@@ -127,13 +127,13 @@ def test_a_checkpoint_is_tested_as_it_was_trained_however_it_is_named(home: Path
         )
     ):
         main(["test", *words, quiet])
-        tested = run.with_name(f"version_{i + 1}")
+        tested = run / ("test" if i == 0 else f"test_{i + 1}")
         assert yaml.safe_load((tested / "config.yaml").read_text())["model"]["loss"]["init_args"]["gamma"] == 2
         assert (tested / "metrics.csv").read_text().splitlines()[-1].split(",")[-len(expected) :] != []
         assert (tested / "result.json").read_text().count('"test/loss"') == 1
     losses = {
         (r / "result.json").read_text().split('"test/loss": ')[1].split(",")[0].split("\n")[0]
-        for r in run.parent.iterdir()
+        for r in (run, *run.glob("test*"))
     }
     assert len(losses) == 1
     # fit resumes the same model in the same data, and not as another
@@ -243,7 +243,9 @@ def test_fit_tests_what_its_checkpoint_gives_a_new_process(home: Path) -> None:
     main([*FIT, *ema, "--trainer.max_epochs=3", "--trainer.enable_progress_bar=false"])
     code, out = Command("test", "--ckpt_path=runs/ema/version_0/checkpoints/last.ckpt").wait()
     assert code == 0, out
-    fitted, tested = (json.loads((home / f"runs/ema/version_{i}/result.json").read_text()) for i in (0, 1))
+    fitted, tested = (
+        json.loads((home / "runs/ema/version_0" / part / "result.json").read_text()) for part in (".", "test")
+    )
     assert fitted["metrics"] == {**fitted["metrics"], **tested["metrics"]}
     assert fitted["per_class_accuracy"] == tested["per_class_accuracy"]
     state = torch.load("runs/ema/version_0/checkpoints/last.ckpt", weights_only=True)

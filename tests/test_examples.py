@@ -50,7 +50,7 @@ def test_the_command_trains_tests_and_loads_again(example: str) -> None:
     assert CONFIGURED[example] in (folder / "config.yaml").read_text()
     checkpoint = str(folder / "checkpoints/last.ckpt")
     main(["test", f"--ckpt_path={checkpoint}", "--trust_checkpoint=true"])  # which names a class of the example
-    again = json.loads(Path("runs/quickstart/version_1/result.json").read_text())
+    again = json.loads((folder / "test/result.json").read_text())
     assert again["metrics"] == pytest.approx(result["metrics"])
     if example == "own_metric.py":
         accuracy = torch.tensor(result["per_class_accuracy"]).clamp(min=0.001)
@@ -65,7 +65,7 @@ def test_a_pretrained_backbone_out_of_a_wheel_gets_a_head(folder: Path, capsys: 
     assert "Chosen: " in capsys.readouterr().out
     run = Path("runs/image_folder/version_0")
     main(["test", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trust_checkpoint=true", "--trainer.accelerator=cpu"])
-    again = json.loads(Path("runs/image_folder/version_1/result.json").read_text())
+    again = json.loads((run / "test/result.json").read_text())
     assert again["correct"] == json.loads((run / "result.json").read_text())["correct"]
 
 

@@ -305,5 +305,5 @@ def test_fit_trains_a_second_stage_on_kept_features(tmp_path: Path, monkeypatch:
     assert sorted(map(len, computed)) == [400, 1397]
     assert min(done.sum() for done in computed) == 371
     main(["test", f"--ckpt_path={run}/version_1/checkpoints/last.ckpt"])
-    results = [json.loads((run / f"version_{i}/result.json").read_text())["correct"] for i in (1, 2)]
+    results = [json.loads((run / "version_1" / part / "result.json").read_text())["correct"] for part in (".", "test")]
     assert results[0] == results[1]

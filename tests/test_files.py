@@ -254,7 +254,7 @@ def test_names_that_are_not_utf_8(
     ]
     main(["fit", *data, *tiny])
     main(["predict", "--ckpt_path=runs/run/version_0/checkpoints/last.ckpt", "--images=odd/test"])
-    with Path("runs/run/version_1/predictions.csv").open() as stream:
+    with Path("runs/run/version_0/predictions/predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len({row["file"] for row in rows}) == 12
     assert {row["class"] for row in rows} <= {r"cat\udcff", r"cat\udcfe", "eel"}

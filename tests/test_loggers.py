@@ -216,7 +216,7 @@ def test_only_a_training_resumes_its_wandb_run() -> None:
     main(["predict", checkpoint, "--images=new"])
     runs = [folder.name.rpartition("-")[2] for folder in Path("wandb").glob("offline-run-*")]
     assert len(runs) == len(set(runs)) == 2  # the test has one of its own, the prediction none
-    results = [json.loads(Path(f"runs/quickstart/version_{i}/result.json").read_text()) for i in (0, 1)]
+    results = [json.loads(Path("runs/quickstart/version_0", part, "result.json").read_text()) for part in (".", "test")]
     assert {result["wandb_run"] for result in results} == set(runs)
 
 
@@ -228,7 +228,8 @@ def test_two_processes_never_take_the_same_folder() -> None:
     folders = [logger.log_dir for logger in loggers]
     assert folders == [f"runs/run/version_{i}" for i in range(3)]
     assert [logger.log_dir for logger in loggers] == folders
-    assert {path.name for path in Path("runs/run").iterdir()} == {f"version_{i}" for i in range(3)}
+    assert {path.name for path in Path("runs/run").iterdir()} == {"latest", *(f"version_{i}" for i in range(3))}
+    assert Path("runs/run/latest").resolve() == Path(folders[2]).resolve()
 
 
 def test_tensorboard_writes_into_the_run_folder() -> None:

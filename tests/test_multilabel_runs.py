@@ -96,11 +96,11 @@ def test_a_table_from_fit_to_predictions(table: Path, capsys: pytest.CaptureFixt
 
     checkpoint = str(run / "checkpoints/last.ckpt")
     main(["test", "--ckpt_path", checkpoint, "--name=again"])
-    again = json.loads((newest("again") / "result.json").read_text())
+    again = json.loads(Path("runs/again/test/result.json").read_text())
     assert (again["metrics"], again["thresholds"]) == (metrics, result["thresholds"])
 
     main(["predict", "--ckpt_path", checkpoint, "--images=test", "--probabilities=true", "--name=predicted"])
-    with (newest("predicted") / "predictions.csv").open() as stream:
+    with Path("runs/predicted/predictions/predictions.csv").open() as stream:
         predicted = list(csv.DictReader(stream))
     assert len(predicted) == 41
     for row, z in zip(predicted, logits, strict=True):  # the files are sorted as the table has them
@@ -113,7 +113,7 @@ def test_a_table_from_fit_to_predictions(table: Path, capsys: pytest.CaptureFixt
         assert given == pytest.approx([p[NAMES.index(name)] for name in above], abs=1e-4)
 
     capsys.readouterr()
-    main(["test", "--ckpt_path", checkpoint])  # beside the training, whose validation is that of its checkpoint
+    main(["test", "--ckpt_path", checkpoint])
     capsys.readouterr()
     reported("runs/several")
     report = capsys.readouterr().out
@@ -255,4 +255,4 @@ def test_tau_normalisation_drops_the_thresholds() -> None:
     checkpoint = str(newest("several") / "checkpoints/last.ckpt")
     stage = str(Path(__file__).parents[1] / "configs/second_stage/tau_norm.yaml")
     main(["test", "--ckpt_path", checkpoint, "--config", stage, "--name=tau"])
-    assert json.loads((newest("tau") / "result.json").read_text())["thresholds"] is None
+    assert json.loads(Path("runs/tau/test/result.json").read_text())["thresholds"] is None

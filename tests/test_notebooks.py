@@ -36,8 +36,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(work)
         patch.setenv("LT_CB_CACHE", str(work / "cache"))
         main_fit = ["fit", "--config", "configs/quickstart.yaml"]
-        for overlay in (["--config", "configs/loss/softmax.yaml"], []):
-            main([*main_fit, *overlay, *TINY])
+        for name in ("softmax", "cb_focal"):
+            main([*main_fit, "--config", f"configs/loss/{name}.yaml", f"--name={name}", *TINY])
+        (work / "runs/quickstart").symlink_to("softmax")
         for trained in read_plan(Path("grid.yaml")).runs:  # as lt-cb grid trains them, each in a process of its own
             main(["fit", *trained.args, *TINY, f"--folder={trained.dir.path}"])
     return work
@@ -62,7 +63,7 @@ def test_effective_number(clone: Path) -> None:
 
 def test_comparison_of_two_runs(clone: Path) -> None:
     printed = run(clone, "per_class_accuracy")
-    results = [json.loads((clone / f"runs/quickstart/version_{i}/result.json").read_text()) for i in (0, 1)]
+    results = [json.loads((clone / f"runs/{name}/latest/result.json").read_text()) for name in ("softmax", "cb_focal")]
     first, second = printed.splitlines()[:2]
     assert first == "A: Softmax on Digits IF 50, last checkpoint"
     assert second == "B: CB-Focal, γ 1, β 0.9999 on Digits IF 50, last checkpoint"

@@ -206,7 +206,7 @@ def test_a_checkpoint_brings_no_behaviour(name: str, checkpoint: dict[str, Any])
     main(["test", f"--ckpt_path={path}", *SHORT])
     assert files() == before
     (result,) = Path().rglob("result.json")
-    assert result.match("runs/*/version_0/result.json")
+    assert result.match("runs/*/test/result.json")
     main(["validate", f"--ckpt_path={path}", *SHORT])
     main(["inspect", f"--ckpt_path={path}"])
     main(["fit", f"--ckpt_path={path}", "--trainer.max_epochs=2", "--trainer.callbacks=[]", *SHORT])

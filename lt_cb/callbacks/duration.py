@@ -1,4 +1,4 @@
-"""Estimated time of a training, said before it is spent."""
+"""Estimated time of a training."""
 
 import sys
 import time
@@ -7,14 +7,27 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 TIMED = range(1, 3)  # batches that are timed; the first one is slow
+SHORT = 1  # seconds of which nothing is said
 EVALUATION = 1 / 3  # time of a validation batch relative to a training batch
 
 
 class Duration(Callback):
-    """Prints one sentence after three training batches: how long the rest of the training takes."""
+    """Prints how long the rest of the training takes: after the first epoch and, if asked, after three batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, early: bool = False) -> None:
+        self._early = early
         self._start: float | None = None
+        self._first: tuple[int, float] | None = None  # the first epoch of this process, and when it began
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the second epoch, print the time of the rest if it is more than a minute."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = trainer.current_epoch, now
+        left = (trainer.max_epochs or 0) - trainer.current_epoch
+        seconds = left * (now - self._first[1])
+        if trainer.current_epoch == self._first[0] + 1 and seconds > SHORT:
+            say(trainer, f"About {duration(seconds)} left: {left} epochs.")
 
     def on_train_batch_end(
         self,
@@ -25,18 +38,25 @@ class Duration(Callback):
         batch_idx: int,
     ) -> None:
         """Time two batches, and print the estimate."""
+        if not self._early:
+            return
         if batch_idx == TIMED.start - 1 and self._start is None:
             self._start = time.perf_counter()
-        if batch_idx != TIMED.stop - 1 or self._start is None or not trainer.is_global_zero:
+        if batch_idx != TIMED.stop - 1 or self._start is None:
             return
         seconds, self._start = (time.perf_counter() - self._start) / len(TIMED), float("inf")
         epochs = (trainer.max_epochs or 0) - trainer.current_epoch
         batches, evaluated = int(trainer.num_training_batches), sum(map(int, trainer.num_val_batches))
         if seconds > 0 and epochs > 0:
             total = seconds * epochs * (batches + EVALUATION * evaluated)
-            text = f"About {duration(total)}: {epochs} epochs of {batches} batches."
-            bar = trainer.progress_bar_callback
-            (sys.stdout.write if bar is None else bar.print)(f"{text}\n" if bar is None else text)
+            say(trainer, f"About {duration(total)}: {epochs} epochs of {batches} batches.")
+
+
+def say(trainer: Trainer, text: str) -> None:
+    """Print a line, above the progress bar if there is one."""
+    bar = trainer.progress_bar_callback
+    if trainer.is_global_zero:
+        (sys.stdout.write if bar is None else bar.print)(f"{text}\n" if bar is None else text)
 
 
 def duration(seconds: float) -> str:

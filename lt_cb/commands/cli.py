@@ -12,8 +12,9 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.commands.elsewhere import digests_in, is_elsewhere, kind_of
+from lt_cb.commands.elsewhere import KINDS, digests_in, is_elsewhere, kind_of
 from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.messages import run_command
 from lt_cb.commands.restored import check_kinds, check_named, custom_class, place_of, plain_settings
@@ -33,6 +34,7 @@ from lt_cb.data import LongTailedDataModule, sources
 from lt_cb.data.elsewhere import make_elsewhere, warn_of_training_images
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split
+from lt_cb.data.sources.make import default_source
 from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.models import merge_adapter
@@ -52,8 +54,8 @@ Defaults = Callable[[Namespace], Mapping[str, Any]]
 Adapts = Callable[[dict[str, Any], dict[str, Any], str | None], None]
 AVERAGES = ("predict", "test")  # commands of several checkpoints
 COMMON: Options = {
-    "name": (str | None, "run", "Runs go to trainer.default_root_dir/NAME/version_N."),
-    "folder": (str | None, None, "Folder of this run instead; it must have no run yet."),
+    "name": (str | None, "run", "Trainings go to trainer.default_root_dir/NAME/version_N, tests into the run."),
+    "folder": (str | None, None, "Folder to write to instead; it must have no run yet."),
     "ckpt_path": (list[str] | str | None, None, "Checkpoint to start from; test and predict average several."),
     "model_class": (str | None, None, "Class path of a custom class, as --model."),
     "data_class": (str | None, None, "Class path of a custom class, as --data."),
@@ -217,8 +219,12 @@ class CommandLine(LightningCLI):
                 raise InputError(f"'{word}' is not UTF-8, so that no configuration can hold it: rename the folder.")
         check_named(self._unknown, config.as_dict())
         check_kinds(config.as_dict())
-        if "data" in config and hasattr(sources, name := canonical_source(str(config.data.source))):
-            config = parser.parse_object(_source(name), config)
+        if "data" in config:
+            name = default_source(config.data.root) if config.data.source is None else str(config.data.source)
+            if hasattr(sources, name := canonical_source(name)):
+                if config.data.source is None and name in KINDS:
+                    rank_zero_info(f"'{config.data.root}' is read as {KINDS[name]}: --data.source changes it.")
+                config = parser.parse_object(_source(name), config)
         config.pop("trust_checkpoint")
         self.config = config
 

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lt_cb.commands.restored import names_of
+from lt_cb.commands.restored import names_of, options_of
 from lt_cb.errors import InputError, did_you_mean
 
 LISTED = ("model.loss", "model.loss.weighting", "model.second_stage", "data.sampler")  # options with their classes
@@ -31,6 +31,7 @@ MORE_HELP = {
     "--model.loss.help FocalLoss": "options of a class; also --model.optimizer.help, --data.sampler.help",
     "--print_config=skip_default": "print the configuration of these options, and stop",
 }
+INDENT = 39  # of the texts in the short help
 NUMBERS = {"float": "a number", "int": "a whole number"}
 UNWRITTEN = "Unable to serialize instance "  # jsonargparse writes it before a text that it takes for a function
 NOISE = (
@@ -71,12 +72,11 @@ class Parser(LightningArgumentParser):
             options = [_option_line(actions[key]) for key in keys if key in actions]
             lines += ["", f"{group}, with defaults:", *options] if options else []
         lines += ["", "classes of lt_cb:"]
-        for key in LISTED:
-            if key.removesuffix(".weighting") in actions:
-                text = f"  --{key:21} {', '.join(names_of(key))}"
-                lines += textwrap.wrap(text, width, subsequent_indent=" " * 26, break_on_hyphens=False)
-        lines += ["", "more:", *(f"  {words:32} {purpose}" for words, purpose in MORE_HELP.items())]
-        return "".join(f"{line if len(line) <= width else f'{line[: width - 1].rstrip()}…'}\n" for line in lines)
+        listed = [key for key in LISTED if key.removesuffix(".weighting") in actions]
+        lines += [f"  --{key:34} {', '.join(names_of(key))}" for key in listed]
+        lines += ["", "more:", *(f"  {words:36} {purpose}" for words, purpose in MORE_HELP.items())]
+        whole = {"subsequent_indent": " " * INDENT, "break_on_hyphens": False}
+        return "".join(f"{part}\n" for line in lines for part in textwrap.wrap(line, width, **whole) or [""])
 
 
 class HelpAll(argparse._HelpAction):
@@ -107,7 +107,7 @@ def _option_line(action: argparse.Action) -> str:
     elif isinstance(value, bool) or value is None:
         value = "null" if value is None else str(value).lower()
     clause = re.split(r"[;.:](?:\s|$)", " ".join((action.help or "").replace("`", "").split()))[0]
-    return f"  {f'--{action.dest} {value}':36} {clause}"
+    return f"  {f'--{action.dest} {value}':{INDENT - 3}} {clause}"
 
 
 def _sentence(message: str, parser: LightningArgumentParser) -> str:
@@ -129,7 +129,8 @@ def _sentence(message: str, parser: LightningArgumentParser) -> str:
     if match := re.search(r"class_path '([\w.]+)':\s+No module named '(\w+)'", message):
         return f"--{key} is {match[1]}, but there is no module '{match[2]}': set PYTHONPATH to the folder that has it."
     if match := re.search(r"Option '([\w.]+)' is not accepted", message):
-        return f"there is no option --{key}.{match[1]}: see {parser.prog} --help."
+        near = did_you_mean(f"--{key}.{match[1]}", [f"--{key}.{name}" for name in options_of(key)])
+        return f"there is no option --{key}.{match[1]}: see {parser.prog} --help.{near}"
     other = r"nrecognized arguments: --([\w.+]+)|Group '(\w+)' does not accept option '([\w.]+)'"
     if match := re.search(other, message):
         option = f"--{match[1] or f'{match[2]}.{match[3]}'}"

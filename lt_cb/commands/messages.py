@@ -27,8 +27,9 @@ WARNINGS = (
     "You're resuming from a checkpoint that ended before",  # `fit` says what happens
     *(r"`.fit\(ckpt_path=None\)` was called", "there is no last checkpoint available"),  # from OnExceptionCheckpoint
 )
-LOGGED = (
-    *("Tip: For seamless", "TPU available", "HPU available"),
+LOGGED = (  # messages of Lightning
+    *("Tip: For seamless", "TPU available", "HPU available", "Seed set to", "Loading `train_dataloader`"),
+    *("Restoring states from", "Restored all states from", "Loaded model weights from"),
     "`weights_only` was not set",  # `checkpoint.read` loads weights only
     "`Trainer.fit` stopped: `max_",  # `print_ending` repeats it
 )
@@ -112,5 +113,5 @@ def quiet() -> None:
     warnings.formatwarning = formatted
     # options of callbacks, in configurations
     yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: not any(words in record.getMessage() for words in LOGGED))
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(lambda record: not any(words in record.getMessage() for words in LOGGED))

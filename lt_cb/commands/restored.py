@@ -5,6 +5,7 @@ values of ``trainer`` are read. Class paths must be classes known here. Values a
 """
 
 import importlib
+import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -132,6 +133,13 @@ def names_of(key: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
+def options_of(key: str) -> set[str]:
+    """Return the names of the options that the known classes for an option take."""
+    base, modules = KINDS.get(key, Kind(Loss, ()))
+    classes = [cls for cls in _subclasses(base) if cls.__module__.startswith(modules)]
+    return {name for cls in classes for name in inspect.signature(cls).parameters}
+
+
 def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     for cls in base.__subclasses__():
         yield cls
@@ -213,12 +221,11 @@ def _makes(found: Any, base: type[Any]) -> bool:  # noqa: ANN401 - an object
 
 def place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint
     """Return the options that put new runs beside the run of a checkpoint, or below its name if it was moved."""
-    run = RunDir(Path(path).absolute().parent.parent)
-    if Path(path).parent.name != run.checkpoint.parent.name or not run.config.is_file():
+    if (run := RunDir.of(path)) is None:
         return {"name": name} if re.fullmatch(r"[\w-]+", str(name)) else {}
-    root = run.path.parent.parent
-    root = root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
-    return {"name": run.path.parent.name, "trainer": {"default_root_dir": str(root)}}
+    above = run.path.absolute().parent
+    root = above.parent.relative_to(Path.cwd()) if above.parent.is_relative_to(Path.cwd()) else above.parent
+    return {"name": above.name, "trainer": {"default_root_dir": str(root)}}
 
 
 def custom_class(which: str, path: Any, default: type[Any]) -> type[Any]:  # noqa: ANN401 - of a configuration

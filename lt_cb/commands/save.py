@@ -23,17 +23,18 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lt_cb.callbacks import BestEpoch, ResultFile
+from lt_cb.callbacks import BestEpoch, Duration, ResultFile
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.elsewhere import digests_in
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.elsewhere import training_digests
 from lt_cb.errors import InputError
-from lt_cb.loggers import RunFolder, TensorBoard, WandB, wandb_logger
+from lt_cb.loggers import PartFolder, RunFolder, TensorBoard, WandB, wandb_logger
 from lt_cb.longtail.subset import Indices
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_text
 
+PARTS = {"test": "test", "validate": "validation", "predict": "predictions"}  # folders inside a run, by command
 # callbacks that a test is without: they would search, delete their checkpoint, or warn that they have no part in it
 OF_FIT = (BatchSizeFinder, OnExceptionCheckpoint, WeightAveraging)
 
@@ -99,8 +100,15 @@ def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - one object, several, or 
 
 
 def run_folder(cli: CommandLine) -> RunFolder:
-    """Return the logger of the run's folder. Raises InputError if ``--folder`` has another run."""
+    """Return the logger of the run's folder, or in a test of a folder inside it, see `PartFolder`.
+
+    Raises InputError if ``--folder`` has another run.
+    """
     config = cli.config
+    if cli.command in PARTS and config.folder is None:
+        run, named = RunDir.of(cli.ckpt_paths[0]), Path(config.trainer.default_root_dir or "runs", config.name)
+        inside = run is not None and len(cli.ckpt_paths) == 1 and named.absolute() == run.path.absolute().parent
+        return PartFolder(run.path if run is not None and inside else named, PARTS[cli.command])
     folder = RunFolder.of(config.folder, config.trainer.default_root_dir, config.name)
     if config.folder is not None:
         run = RunDir(config.folder)
@@ -130,8 +138,10 @@ def run_trainer(
     ``options`` are the instantiated options of the Trainer, ``loaded`` checkpoints already read, by path.
     """
     folder, further = run_loggers(cli, options)
-    left_out = ResultFile if cli.command in ("fit", "finetune") else (ResultFile, *OF_FIT)
+    fits = cli.command in ("fit", "finetune")
+    left_out = ResultFile if fits else (ResultFile, *OF_FIT)
     callbacks = [c for c in as_list(options.callbacks) if not isinstance(c, left_out)]
+    callbacks += [Duration(early=cli.command == "finetune")] * fits
     callbacks += [ResultFile(), *further_callbacks, LastCheckpoint()]
     if not options.fast_dev_run:
         saves = SaveConfig(cli.parser, cli.config, save_to_log_dir=False)

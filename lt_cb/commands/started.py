@@ -7,7 +7,7 @@ import numpy as np
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lt_cb.callbacks import BestEpoch, Duration
+from lt_cb.callbacks import BestEpoch
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.elsewhere import digests_in
 from lt_cb.data import LongTailedDataModule
@@ -26,7 +26,7 @@ SPLIT = (
 def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callback]:
     """Return the callbacks of a training that starts from the checkpoint."""
     if data.validation_split == "test":  # no image is held out
-        return [BestEpoch(False), Duration()]
+        return [BestEpoch(False)]
     seen = num_seen(cli, data)
     if seen:
         of = "some" if seen < 0 else f"{seen:,}"
@@ -36,7 +36,7 @@ def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callba
             "checkpoint of recommend.",
             stacklevel=1,
         )
-    return [BestEpoch(not seen), Duration()]
+    return [BestEpoch(not seen)]
 
 
 def resumed_callbacks(content: Mapping[str, Any]) -> list[Callback]:
@@ -45,7 +45,7 @@ def resumed_callbacks(content: Mapping[str, Any]) -> list[Callback]:
     kept = next((state for key, state in states.items() if str(key).startswith(f"{BestEpoch.__name__}{{")), None)
     if kept is None:
         return []
-    return [BestEpoch(bool(kept.get("compares"))), Duration()]
+    return [BestEpoch(bool(kept.get("compares")))]
 
 
 def num_seen(cli: CommandLine, data: LongTailedDataModule) -> int:

@@ -23,6 +23,7 @@ from lt_cb.commands.average import check_data, trained_networks
 from lt_cb.commands.cli import CommandLine, Options, command
 from lt_cb.commands.lightning import check_features, check_switches
 from lt_cb.commands.messages import causes, input_error
+from lt_cb.commands.next import next_line
 from lt_cb.commands.pretrained import of_pretrained
 from lt_cb.commands.prior import PRIOR, set_prior
 from lt_cb.commands.save import LastCheckpoint, as_list, best_checkpoint, make_trainer, run_trainer, written_checkpoint
@@ -168,8 +169,8 @@ def fit(cli: CommandLine) -> None:
     train(Session(cli))
 
 
-def train(session: Session) -> Path | None:
-    """Train, test the last or the best checkpoint, and return it; None if there is no file."""
+def train(session: Session) -> None:
+    """Train, test the last or the best checkpoint, and say what to do next."""
     cli, trainer, model, data = session.cli, session.trainer, session.model, session.data
     tested_as_features = feed_features(session)
     if cli.config.trainer.enable_model_summary is None:
@@ -193,7 +194,7 @@ def train(session: Session) -> Path | None:
         data.restore_images("test")
     if tested is None or not tested.is_file():  # fast_dev_run, or a strategy that writes folders
         trainer.test(model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
-        return None
+        return
     # a new model and Trainer, as in a new process: callbacks of the training may have changed the weights in memory
     checkpoints.without_pretrained(cli.config.model)
     objects = session.make_objects()
@@ -201,7 +202,8 @@ def train(session: Session) -> Path | None:
     tester = make_trainer(objects.trainer, trainer.loggers, [*kept, LastCheckpoint()])
     tester.fit_loop.load_state_dict(trainer.fit_loop.state_dict())  # epoch and step in metrics.csv
     tester.test(objects.model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
-    return tested
+    if folder is not None and tester.is_global_zero:
+        sys.stdout.write(next_line(data, RunDir(folder), tested))
 
 
 @command({"verbose": (bool, True, "Print the metrics.")})

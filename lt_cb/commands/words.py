@@ -14,8 +14,8 @@ from typing import Any
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from jsonargparse.typing import Path_fr
 
-from lt_cb.errors import InputError
-from lt_cb.runs.folder import ENVIRONMENT, is_option, parse_yaml, read_yaml, shipped
+from lt_cb.errors import InputError, near_file
+from lt_cb.runs.folder import ENVIRONMENT, LATEST, is_option, linked, parse_yaml, read_yaml, shipped
 
 FIRST = ("ckpt_path", "model_class", "data_class", "trust_checkpoint")  # they decide how the rest is read
 LOSS, ADAPTER = "model.loss", "model.adapter"  # defaults depend on them
@@ -75,7 +75,9 @@ def read_config(value: str) -> dict[str, Any]:
     except TypeError:  # no file
         settings = parse_yaml(value, "--config") if "\n" in value or ":" in value else None
         if not isinstance(settings, dict):
-            raise InputError(f"there is no configuration file '{value}': give the path of a YAML file.") from None
+            raise InputError(
+                f"there is no configuration file '{value}': give the path of a YAML file.{near_file(value)}"
+            ) from None
     else:
         settings = read_yaml(Path(file.absolute), value)
         if not isinstance(settings, dict):
@@ -129,7 +131,7 @@ def checkpoint_paths(value: Any) -> list[str]:  # noqa: ANN401 - of a configurat
     paths = value.split(SEPARATOR) if isinstance(value, str) else [] if value is None else value
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise InputError(f"ckpt_path is {value!r}, but must be the path of a checkpoint, or a list of paths.")
-    paths = [path for path in paths if path]
+    paths = [str(linked(Path(path))) if LATEST in path else path for path in paths if path]
     files = [os.path.realpath(path) for path in paths]
     if repeated := [path for i, path in enumerate(paths) if files[i] in files[:i]]:
         raise InputError(f"--ckpt_path has '{repeated[0]}' twice: give each checkpoint once.")

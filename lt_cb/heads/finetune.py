@@ -1,6 +1,5 @@
 """``lt-cb finetune``: train the whole network of a checkpoint, starting from its head."""
 
-import sys
 from typing import Any
 
 import torch
@@ -13,11 +12,9 @@ from lt_cb.extract import classifier_of
 from lt_cb.features import MACHINE_OPTIONS, feature_trainer, frozen_features
 from lt_cb.heads.folds import temperature_scaled
 from lt_cb.heads.recipes import POST_HOC
-from lt_cb.heads.recommend import next_command
 from lt_cb.heads.setup import LAMBDAS
 from lt_cb.heads.solve import Basis, one_thread_if_small, solve_path
 from lt_cb.runs import checkpoint as checkpoints
-from lt_cb.text import printable
 
 VAL_FRACTION = 0.2
 BATCH_SIZE = 32
@@ -56,9 +53,7 @@ def finetune(cli: CommandLine) -> None:
     session = Session(cli)
     if (head := checkpoints.head(cli.checkpoint or {})) is not None:
         _solve_head(session, float(head["l2_strength"]), float(head["temperature"]))
-    tested = train(session)
-    if tested is not None and session.trainer.is_global_zero:
-        sys.stdout.write(f"Next: {printable(next_command(session.data, tested))}\n")
+    train(session)
 
 
 def _solve_head(session: Session, l2_strength: float, temperature: float) -> None:

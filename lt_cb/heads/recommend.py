@@ -1,10 +1,8 @@
 """``lt-cb recommend``: choose the loss and class weights of a head on a frozen backbone, and write its checkpoint."""
 
-import os
 import statistics
 import sys
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from lt_cb.commands.cli import CommandLine, command
 from lt_cb.commands.elsewhere import digests_in
-from lt_cb.commands.restored import plain_settings
+from lt_cb.commands.next import next_line
 from lt_cb.commands.words import shell_command
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.grouped import say_groups
@@ -35,7 +33,6 @@ from lt_cb.heads.folds import (
     repeated_folds,
     temperature_scaled,
 )
-from lt_cb.heads.gallery import image_names
 from lt_cb.heads.recipes import Candidate, settings_of
 from lt_cb.heads.setup import GRID, Setup, preprocessing, set_up
 from lt_cb.heads.solve import Basis, one_thread_if_small, solve_path
@@ -272,22 +269,5 @@ def _report(cli: CommandLine, setup: Setup, solved: Solved, run: RunDir) -> None
     title = printable(f"Recommendation: {place}, {str(cli.config.model.backbone).rpartition('.')[2]}")
     after = page.made_by(shell_command("recommend", *cli.words))
     write_text(run.recommendation_page, page.html(title, result, table, scores, metric, before, after))
-    lines = (f"Page: {run.recommendation_page}", result, f"Next: {next_command(data, run.checkpoint)}")
-    sys.stdout.writelines(f"{printable(line)}\n" for line in lines)
-
-
-def next_command(data: LongTailedDataModule, checkpoint: Path) -> str:
-    """Return a command to try a checkpoint: it predicts the test images, or tests if they are not in files."""
-    words, config = ["test", "--ckpt_path", str(checkpoint)], RunDir(checkpoint.parent.parent).read_config()
-    if isinstance(data.source, FileSource):
-        files = [os.path.abspath(file) for file in image_names(data, "test")]
-        place = Path(os.path.commonpath(files))
-        place = place if place != place.parent else Path(files[0])  # no folder in common
-        here = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
-        words = ["predict", *words[1:], "--images", str(here)]
-        if config["data"].get("on_unreadable") == "skip":
-            words += ["--on_unreadable", "skip"]
-    refused = plain_settings(config, trusted=False)[1]
-    if any(key.startswith(("model", *(["data"] if words[0] == "test" else []))) for key in refused):
-        words += ["--trust_checkpoint", "true"]
-    return shell_command(*words)
+    sys.stdout.write(f"{printable(f'Page: {run.recommendation_page}')}\n{printable(result)}\n")
+    sys.stdout.write(next_line(data, run, run.checkpoint))

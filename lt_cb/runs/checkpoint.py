@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from lt_cb.errors import InputError
+from lt_cb.errors import InputError, near_file
 from lt_cb.losses import Loss
 from lt_cb.runs.folder import BEFORE, MAX_ALIASED, is_larger, parse_yaml
 from lt_cb.runs.record import LOSS_FACTS
@@ -43,7 +43,9 @@ Content = MutableMapping[str, Any]  # a checkpoint as torch.load returns it
 def read(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint, on the CPU; raise InputError if there is no such file, or it is damaged."""
     if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.")
+        raise InputError(
+            f"there is no checkpoint '{path}': set --ckpt_path to a run's checkpoints/last.ckpt.{near_file(path)}"
+        )
     try:
         with zipfile.ZipFile(path) as archive:  # torch writes CRC-32 sums, but does not compare them
             if (part := archive.testzip()) is not None:

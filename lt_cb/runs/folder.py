@@ -17,6 +17,7 @@ from lt_cb.runs.record import Record, read_bytes
 
 TERMINATED = 128 + 15  # the exit code after a SIGTERM
 ENVIRONMENT = "LT_CB_"  # LT_CB_MODEL__LOSS=FocalLoss is --model.loss=FocalLoss
+LATEST = "latest"  # link beside the runs of a name, to the newest
 BEFORE = ".before.ckpt"  # suffix of the checkpoint that the newest one has replaced
 MAX_ALIASED = 100_000  # values that aliases may add to a YAML text
 
@@ -25,7 +26,7 @@ class RunDir:
     """Folder of a run, which need not exist. Only this class knows the names of the files in it."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = linked(Path(path))
         self.config = self.path / "config.yaml"  # resolved configuration
         self.metrics = self.path / "metrics.csv"  # by epoch
         self.result = self.path / "result.json"  # `lt_cb.runs.record.Record`
@@ -50,6 +51,14 @@ class RunDir:
         run = cls(folder)
         names = [file.name for file in (run.result, run.config, run.grid)]
         return [cls(path) for path in sorted({file.parent for name in names for file in folder.rglob(name)})]
+
+    @classmethod
+    def of(cls, checkpoint: str) -> "RunDir | None":
+        """Return the folder of the run that wrote a checkpoint; None if the file lies elsewhere."""
+        file = Path(checkpoint).absolute()
+        path = file.parent.parent
+        run = cls(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+        return run if file.parent.name == run.checkpoint.parent.name and run.config.is_file() else None
 
     @property
     def is_done(self) -> bool:
@@ -114,6 +123,14 @@ class RunDir:
             return []
         except (OSError, ValueError, csv.Error) as error:
             raise InputError(f"'{self.metrics}' is damaged ({error}). Remove the file.") from error
+
+
+def linked(path: Path) -> Path:
+    """Return the path with ``latest``, the link to the newest run, replaced by the name of that run."""
+    for folder in (path, *path.parents):
+        if folder.name == LATEST and folder.is_symlink():
+            return folder.parent / folder.readlink() / path.relative_to(folder)
+    return path
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "", full_paths: bool = False) -> dict[str, Any]:
