@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from strategies import places
 
 from lt_cb.__main__ import main
+from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.lab.plan import Run, read_plan
 from lt_cb.lab.work import prepare
@@ -120,6 +121,7 @@ class TestGridOfOneGpu:
         for run, digest in ((runs[0], "14d3f12f3e78"), (runs[7], "cf44d62b2b9f")):
             old, new = yaml.safe_load((kept / f"{digest}.yaml").read_text()), config_of_fit(*run.args)
             assert new["seed_everything"] == new["data"]["subset_seed"] == 3
+            assert canonical_source(old["data"].pop("source")) == new["data"]["source"] == "CIFAR10"
             for part in ("model", "data"):
                 assert {**new[part], **old[part]} == new[part]
             for name in ("max_epochs", "precision", "gradient_clip_val", "check_val_every_n_epoch"):
