@@ -11,6 +11,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import which_page
 from results_page import findings, headline, pictures, results_table
 
 from lt_cb.lab.report import Runs, collect, main
@@ -60,6 +61,10 @@ def filled(text: str) -> str:
         r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
         r"(<!-- rules -->\n)(.*?)(<!-- end -->)": lambda m: rules(),
         r"(<!-- scale (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: scale(m[1].split()[2:-1]),
+        **{
+            rf"(<!-- {n} -->\n)(.*?)(<!-- end -->)": lambda m, make=make: make()
+            for n, make in which_page.TABLES.items()
+        },
         r"(<!-- several (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: several(m[1].split()[2]),
     }
     text = PLACE.sub(made, text)

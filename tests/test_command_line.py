@@ -128,18 +128,17 @@ def test_a_checkpoint_is_the_same_however_it_is_named(checkpoint: dict[str, Any]
         assert sentence.startswith("the checkpoint was trained with --model.loss lt_cb.losses.FocalLoss")
 
 
-def test_a_custom_class_is_found_however_it_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    (home / "mine.yaml").write_text("model_class: own_recipe.SAM\nmodel: {rho: 0.2}")
+def test_a_custom_class_is_found_however_it_is_named(home: Path) -> None:
+    (home / "mine.yaml").write_text("model_class: lt_cb.sam.SAM\nmodel: {rho: 0.2}")
     for words in (
-        ["--model", "own_recipe.SAM", "--model.rho=0.2"],
-        ["--model=own_recipe.SAM", "--model.rho=0.2"],
+        ["--model", "lt_cb.sam.SAM", "--model.rho=0.2"],
+        ["--model=lt_cb.sam.SAM", "--model.rho=0.2"],
         ["--config=mine.yaml"],
         ["--config=~/mine.yaml"],
-        ["--config", "{model_class: own_recipe.SAM, model: {rho: 0.2}}"],
+        ["--config", "{model_class: lt_cb.sam.SAM, model: {rho: 0.2}}"],
     ):
         cli = CommandLine("fit", [*FIT[1:], *words])
-        assert (cli.config.model_class, cli.config.model.rho) == ("own_recipe.SAM", 0.2)
+        assert (cli.config.model_class, cli.config.model.rho) == ("lt_cb.sam.SAM", 0.2)
         assert type(cli.make_all(cli.make_data()).model).__name__ == "SAM"
 
 

@@ -106,7 +106,7 @@ def test_what_is_ones_own_takes_the_place_of_ours() -> None:
     run(commands(PAGES["extending"]))
     (file,) = Path("runs/quickstart").glob("*/config.yaml")
     config = yaml.safe_load(file.read_text())
-    assert config["model_class"] == "own_recipe.SAM"
+    assert config["model_class"] == "lt_cb.sam.SAM"
     assert config["model"]["loss"]["class_path"] == "own_loss.ShiftedSoftmax"
     assert config["model"]["loss"]["init_args"].get("weighting") is None
 
