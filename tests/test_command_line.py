@@ -144,16 +144,16 @@ def test_a_checkpoint_is_tested_as_it_was_trained_however_it_is_named(home: Path
 
 def test_a_custom_class_is_found_however_it_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples")
-    (home / "mine.yaml").write_text("model_class: own_recipe.SAM\nmodel: {rho: 0.2}")
+    (home / "mine.yaml").write_text("model_class: own_recipe.MaxNorm\nmodel: {limit: 0.2}")
     for words in (
-        ["--model", "own_recipe.SAM", "--model.rho=0.2"],
-        ["--model=own_recipe.SAM", "--model.rho=0.2"],
+        ["--model", "own_recipe.MaxNorm", "--model.limit=0.2"],
+        ["--model=own_recipe.MaxNorm", "--model.limit=0.2"],
         ["--config=mine.yaml"],
         ["--config=~/mine.yaml"],
-        ["--config", "{model_class: own_recipe.SAM, model: {rho: 0.2}}"],
+        ["--config", "{model_class: own_recipe.MaxNorm, model: {limit: 0.2}}"],
     ):
         cli = CommandLine("fit", [*FIT[1:], *words])
-        assert (cli.config.model_class, cli.config.model.rho) == ("own_recipe.SAM", 0.2)
+        assert (cli.config.model_class, cli.config.model.limit) == ("own_recipe.MaxNorm", 0.2)
         assert type(cli.make_all(cli.make_data()).model).__name__ == "SAM"
 
 
