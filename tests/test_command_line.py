@@ -154,7 +154,7 @@ def test_a_custom_class_is_found_however_it_is_named(home: Path, monkeypatch: py
     ):
         cli = CommandLine("fit", [*FIT[1:], *words])
         assert (cli.config.model_class, cli.config.model.limit) == ("own_recipe.MaxNorm", 0.2)
-        assert type(cli.make_all(cli.make_data()).model).__name__ == "SAM"
+        assert type(cli.make_all(cli.make_data()).model).__name__ == "MaxNorm"
 
 
 def test_later_settings_override_earlier_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
