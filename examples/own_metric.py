@@ -14,9 +14,9 @@ class GeometricMean(Metric):
     def __init__(self, num_classes: int, floor: float = 0.001):
         super().__init__()
         self.floor = floor
-        zeros = torch.zeros(num_classes)
-        self.add_state("correct", zeros, dist_reduce_fx="sum")
-        self.add_state("total", zeros, dist_reduce_fx="sum")
+        for name in ("correct", "total"):
+            zeros = torch.zeros(num_classes)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(self, probabilities, targets):
         """Add a batch: probabilities (B, C), and class indices (B,)."""
