@@ -11,7 +11,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from results_page import findings, picture, results_table
+from results_page import findings, headline, pictures, results_table
 
 from lt_cb.lab.report import Runs, collect, main
 from lt_cb.lab.report.tables import Difference, cells_of, half_width, paired_differences
@@ -46,6 +46,7 @@ def filled(text: str) -> str:
 
     tables = {
         r"(<!-- results -->\n)(.*?)(<!-- end -->)": lambda m: results_table(),
+        r"(<!-- headline -->\n)(.*?)(<!-- end -->)": lambda m: headline(),
         r"(<!-- findings -->\n)(.*?)(<!-- end -->)": lambda m: findings(),
         r"(<!-- finetune -->\n)(.*?)(<!-- end -->)": lambda m: finetune(),
         r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
@@ -142,7 +143,7 @@ def campaign() -> str:
 
 
 if __name__ == "__main__":
-    for page in Path("docs").glob("*.md"):
+    for page in (Path("README.md"), *Path("docs").glob("*.md")):
         page.write_text(filled(page.read_text()))
     Path("docs/report.html").write_text(campaign())
-    picture(Path("docs/images"))
+    pictures(Path("docs/images"))

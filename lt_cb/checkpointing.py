@@ -4,7 +4,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lt_cb.errors import InputError
@@ -13,6 +12,7 @@ from lt_cb.models import SecondStage
 from lt_cb.models.adapter import adapted_layers, frozen_digest, frozen_names, with_adapter
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
+from lt_cb.say import warn
 
 STATES = {"state_dict", "current_model_state"}  # the latter of Lightning's WeightAveraging
 
@@ -89,10 +89,9 @@ class SavedModule(EvaluatedModule):
             return
         digest, backbone = frozen_digest(self.backbone, self.num_classes), self.backbone_arguments[0]
         if digest != self._new_digest:
-            rank_zero_warn(
+            warn(
                 f"The checkpoints have the whole network, and not the adapters alone: '{backbone}' is not made with "
-                "these weights, since they are random, or were trained.",
-                stacklevel=1,
+                "these weights, since they are random, or were trained."
             )
             return
         checkpoint[checkpoints.LEFT_OUT] = {"name": backbone, "sha256": digest}

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -16,6 +15,7 @@ from lt_cb.losses.prior import assumed_prior, balanced_posterior, divide_by_prio
 from lt_cb.metrics import Mean
 from lt_cb.models import last_linear
 from lt_cb.runs import checkpoint as checkpoints
+from lt_cb.say import warn
 from lt_cb.sets import TEST_LEVEL, HeldOutScores, SetCoverage, prediction_sets, thresholds
 from lt_cb.task import Task
 from lt_cb.unknown import Familiarity
@@ -80,11 +80,10 @@ class EvaluatedModule(LightningModule):
         black, white = (-self.mean / self.std).min().item(), ((255 - self.mean) / self.std).max().item()
         slack = (white - black) / 4
         if low < black - slack or high > white + slack or (low >= 0 and high <= 1 and black < -slack):
-            rank_zero_warn(
+            warn(
                 f"The images are floating, from {low:.3g} to {high:.3g}, and count as normalised; but this network's "
                 f"mean and std map black and white to {black:.3g} and {white:.3g}. Pass uint8 pixels, or set mean and "
-                "std to the values of your normalisation.",
-                stacklevel=1,
+                "std to the values of your normalisation."
             )
 
     def configure_metrics(self, metrics: list[MetricFactory]) -> None:

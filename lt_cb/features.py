@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lt_cb.data import LongTailedDataModule
@@ -30,6 +29,7 @@ from lt_cb.hardware import reused_memory
 from lt_cb.longtail.subset import Indices
 from lt_cb.models.adapter import plain_state, update
 from lt_cb.module import LongTailedClassifier
+from lt_cb.say import warn
 
 if TYPE_CHECKING:  # an optional part
     from lt_cb.lab.cluster import Cluster
@@ -240,10 +240,9 @@ class FeatureExtractor(LightningModule):
                 "the network of the checkpoint computes other features than its head was trained on: the backbone is "
                 "random, or keeps values outside its state_dict(). Make them buffers, or choose another backbone."
             )
-        rank_zero_warn(
+        warn(
             "The network computes other features than those kept for its name and weights, so its code, or that of the "
-            "images, has changed: all are computed again.",
-            stacklevel=1,
+            "images, has changed: all are computed again."
         )
         dropped = np.isin(self._sums["start"], self._sums["start"][rows[differs]])
         np.lib.format.open_memmap(self.file.with_suffix(".sums"), mode="r+")["checksum"][dropped] = 0

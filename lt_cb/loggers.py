@@ -14,11 +14,12 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 
 from lt_cb.errors import InputError
 from lt_cb.runs.checkpoint import METRICS
 from lt_cb.runs.folder import LATEST, RunDir, whole_file
+from lt_cb.say import warn
 
 MODES = ("online", "offline", "disabled", "dryrun", "shared")
 
@@ -169,7 +170,7 @@ def _rows_until(run: RunDir, checkpoint: dict[str, Any]) -> list[dict[str, Any]]
     except InputError:
         aside = run.metrics.with_suffix(".damaged.csv")
         run.metrics.replace(aside)
-        rank_zero_warn(f"'{run.metrics}' is damaged: it was renamed to '{aside}', and its rows are left out.")
+        warn(f"'{run.metrics}' is damaged: it was renamed to '{aside}', and its rows are left out.")
         rows = []
     end, last = checkpoint.get("epoch", -1), checkpoint.get(METRICS) or {}
     kept = [row for row in rows if float(row.get("epoch") or -1) <= end]

@@ -1,5 +1,6 @@
 """The LightningModule: backbone, loss, metrics and optimiser."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -161,6 +162,13 @@ class LongTailedClassifier(SavedModule):
         self._watch = Watch()
         self._window: dict[int, float] = {}  # images by batch since the last optimiser step, averaged over processes
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy that shares the factories, through which jsonargparse reaches the data."""
+        memo |= {id(factory): factory for factory in (self.make_optimizer, self.make_scheduler)}
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        return copied
+
     def configure_loss(self, loss: Loss) -> Loss:
         """Return the training loss; raise InputError if it does not fit the task, or the mixing of targets."""
         if loss.reduction == "none":
@@ -315,6 +323,8 @@ class LongTailedClassifier(SavedModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch; raise InputError if it is not finite, or destroys trained weights."""
+        if not self.train_loss.update_called:  # resumed after the last batch of an epoch
+            return
         loss = self.train_loss.compute()
         if not any(type(c).__module__.endswith("lr_finder") for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             self._watch.check_finite(loss.item(), self.current_epoch)

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import importlib.util
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lt_cb.__main__ import main
+from lt_cb.commands.export import ONNX
 from lt_cb.data import LongTailedDataModule
 from lt_cb.features import network_digest
 from lt_cb.losses import LDAMLoss, SoftmaxLoss
@@ -123,7 +125,8 @@ def test_a_checkpoint_has_what_is_trained_and_brings_the_network_back(tmp_path: 
     content = torch.load(file, weights_only=True)
     names = {name.removeprefix("backbone.") for name in content["state_dict"] if name.startswith("backbone.")}
     kinds = {name.partition(".lora_")[0] if ".lora_" in name else name for name in names}
-    layers = {f"blocks.{i}.attn.qkv" for i in range(2)}
+    parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    layers = {f"blocks.{i}.{part}" for i in range(2) for part in parts}
     statistics = {f"norm_pre.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
     assert kinds == layers | statistics | {"head.weight", "pos_embed"}
     again = LongTailedClassifier.load_from_checkpoint(file)
@@ -194,7 +197,7 @@ def test_from_fit_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     trust = "--trust_checkpoint=true"
     main(["fit", f"--ckpt_path={run.checkpoint_before}", trust, "--folder=runs/a/1"])
     first, resumed = (read(folder.checkpoint) for folder in (run, RunDir("runs/a/1")))
-    assert not any("fc1" in name for name in resumed["state_dict"])
+    assert not any(part in name for name in resumed["state_dict"] for part in ("base_layer", "patch_embed"))
     for before, after in (
         (first["state_dict"], resumed["state_dict"]),
         *(
@@ -213,10 +216,16 @@ def test_from_fit_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (row,) = csv.DictReader(stream)
     main(["export", *given, "--to=model.pt2"])
     exported = torch.export.load("model.pt2").module()
-    pixels = torch.from_numpy(np.asarray(Image.open("photos/a.png")).copy())[None, None]
-    probabilities = exported(pixels)[0].tolist()
-    assert probabilities == pytest.approx([float(row[str(c)]) for c in range(10)], abs=1e-5)
+    pixels = np.asarray(Image.open("photos/a.png"))[None, None].copy()
+    expected = pytest.approx([float(row[str(c)]) for c in range(10)], abs=1e-5)
+    assert exported(torch.from_numpy(pixels))[0].tolist() == expected
     assert not any(".lora_" in name for name, _ in exported.named_parameters())
+    if all(map(importlib.util.find_spec, ONNX)):
+        import onnxruntime
+
+        main(["export", *given, "--to=model.onnx"])
+        session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+        assert session.run(None, {"images": pixels})[0][0].tolist() == expected
 
 
 def weights(folder: Path, batch_size: int = 50, **options: Any) -> Tensor:

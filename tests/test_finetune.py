@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from forks import processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from lt_cb.__main__ import main
+from lt_cb.callbacks import BestEpoch
 from lt_cb.commands.cli import CommandLine
 from lt_cb.commands.pretrained import of_pretrained
 from lt_cb.commands.train import FIT
@@ -64,6 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Run = Callable[..., tuple[RunDir, str]]
+QUIET = ("--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false")
 
 
 @pytest.fixture
@@ -72,18 +76,22 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.syspath_prepend(place)
     monkeypatch.chdir(place)
     monkeypatch.setenv("LT_CB_CACHE", str(place / "cache"))
-    quiet = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
+
+    def written() -> set[Path]:
+        files = (file for name in ("config.yaml", "predictions.csv") for file in Path("runs").rglob(name))
+        return {file.parent for file in files if "latest" not in file.parts}
 
     def start(*words: str) -> tuple[RunDir, str]:
-        before = set(Path("runs").glob("*/*"))
-        main([*words, *quiet])
-        (made,) = set(Path("runs").glob("*/*")) - before
+        before = written()
+        main([*words, *QUIET])
+        (made,) = written() - before
         return RunDir(made), capsys.readouterr().out
 
     return start
 
 
 RECOMMENDED = ("--ckpt_path=runs/recommended/version_0/checkpoints/last.ckpt", "--trust_checkpoint=true")
+TUNED = ("--trainer.max_epochs=2", "--model.optimizer.lr=0.003")
 
 
 def content_of(file: Path) -> dict[str, Any]:
@@ -99,8 +107,7 @@ def finetuned(place: Path) -> list[Any]:
 @pytest.fixture
 def tuned(run: Run, finetuned: list[Any]) -> tuple[RunDir, str]:
     if not finetuned:
-        words = ("--trainer.max_epochs=2", "--model.optimizer.lr=0.003", "--name=tuned")
-        finetuned.append(run("finetune", *RECOMMENDED, *words))
+        finetuned.append(run("finetune", *RECOMMENDED, *TUNED, "--data.batch_size=8", "--name=tuned"))
     return finetuned[0]
 
 
@@ -112,6 +119,7 @@ def test_finetune_of_a_recommended_head_keeps_the_best_by_held_out_images(
     (verdict,) = [line for line in out.splitlines() if line.startswith("Fine-tuning ")]
     best, last = (content_of(folder.checkpoint.with_name(name)) for name in ("best.ckpt", "last.ckpt"))
     state = next(value for key, value in last["callbacks"].items() if key.startswith("BestEpoch"))
+    assert ("optimizer_states" in best, "optimizer_states" in last) == (False, True)
     targets, start, answers = (state[name].numpy() for name in ("targets", "start", "kept"))
     assert np.bincount(targets).tolist() == [4, 2, 1]  # a fifth of 20, 10 and 6; the class of one image is not held out
     assert state["start_score"] == pytest.approx(balanced_accuracy_score(targets, start))
@@ -164,8 +172,13 @@ def test_the_start_is_the_head_of_scikit_learn_on_the_training_part(tuned: tuple
     np.testing.assert_allclose(*centred, atol=0.05)
 
 
+def digests(folder: RunDir) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()}
+
+
 def test_a_resumed_finetuning_equals_an_uninterrupted_one(tuned: tuple[RunDir, str], run: Run) -> None:
     folder, out = tuned
+    before = digests(folder)
     resumed, again = run("fit", f"--ckpt_path={folder.checkpoint_before}", "--trust_checkpoint=true")
     one, other = (content_of(each.checkpoint) for each in (folder, resumed))
     assert one["epoch"] == other["epoch"] == 1
@@ -174,6 +187,45 @@ def test_a_resumed_finetuning_equals_an_uninterrupted_one(tuned: tuple[RunDir, s
     verdicts = [re.findall("^Fine-tuning .*", text, re.M) for text in (out, again)]
     assert verdicts[0] == verdicts[1]
     assert resumed.read_result().metrics == folder.read_result().metrics
+    assert digests(folder) == before
+
+
+def test_a_resumed_finetuning_has_the_kept_network_in_its_own_folder(tuned: tuple[RunDir, str], run: Run) -> None:
+    folder, out = tuned
+    before, resume = digests(folder), ("fit", "--trust_checkpoint=true", f"--ckpt_path={folder.checkpoint}")
+    done, again = run(*resume)  # no epoch is left
+    best = done.checkpoint.with_name("best.ckpt")
+    assert Path(done.read_result().checkpoint).resolve() == best.resolve()
+    assert best.read_bytes() == folder.checkpoint.with_name("best.ckpt").read_bytes()
+    assert re.findall("^Fine-tuning .*", out, re.M) == re.findall("^Fine-tuning .*", again, re.M)
+    content = content_of(folder.checkpoint)
+    BestEpoch.state_in(content).update(kept_epoch=0, kept_step=0)
+    Path("alone").mkdir()
+    torch.save(content, "alone/last.ckpt")
+    with pytest.warns(UserWarning, match="of epoch 0, is not in a best.ckpt .* the network of epoch 2 is kept instead"):
+        alone = run("fit", "--trust_checkpoint=true", "--ckpt_path=alone/last.ckpt")[0]
+    assert content_of(alone.checkpoint.with_name("best.ckpt"))["epoch"] == 1
+    assert digests(folder) == before
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tuned: tuple[RunDir, str]) -> None:
+    folder, out = tuned
+    two = ("--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp", "--folder=runs/tuned/two")
+    results = processes(2, "finetune", *RECOMMENDED, *TUNED, *two, *QUIET)
+    assert [code for code, _ in results] == [0, 0], results
+    verdicts = [re.findall("^Fine-tuning .*", text, re.M) for text in (out, results[0][1])]
+    assert verdicts[0] == verdicts[1]
+    assert not re.search("^(Fine-tuning|Next:) ", results[1][1], re.M)
+    for name in ("best.ckpt", "last.ckpt"):
+        one, other = (content_of(each / "checkpoints" / name) for each in (folder.path, Path("runs/tuned/two")))
+        assert (one["epoch"], one["global_step"]) == (other["epoch"], other["global_step"])
+        for key, values in one["state_dict"].items():
+            torch.testing.assert_close(other["state_dict"][key], values, rtol=1e-4, atol=1e-5)
+    kept = [next(v for k, v in each["callbacks"].items() if k.startswith("BestEpoch")) for each in (one, other)]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in ("targets", "start", "kept"))
+    assert kept[0]["kept_epoch"] == kept[1]["kept_epoch"]
+    torch.testing.assert_close(other[checkpoints.SET_SCORES], one[checkpoints.SET_SCORES], rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_trained_part_changes_and_batch_norm_stays(tuned: tuple[RunDir, str]) -> None:
@@ -195,9 +247,12 @@ def test_a_network_is_compared_only_on_images_it_has_not_seen(run: Run) -> None:
 
 
 def test_all_images_can_be_trained_on(run: Run) -> None:
-    folder, out = run("finetune", *RECOMMENDED, "--data.val_fraction=0", "--trainer.max_epochs=1", "--name=all")
+    words = ("--data.val_fraction=0", "--trainer.max_epochs=1", "--trainer.callbacks+=EMAWeightAveraging", "--name=all")
+    folder, out = run("finetune", *RECOMMENDED, *words)
     assert "No image was held out, so that nothing is compared: the last epoch is kept." in out
     assert folder.read_result().class_counts == sorted(COUNTS["train"], reverse=True)
+    averaged = content_of(folder.checkpoint)
+    assert not torch.equal(*(averaged[name]["backbone.0.weight"] for name in ("state_dict", "current_model_state")))
 
 
 def test_wrong_input_is_one_sentence(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +268,7 @@ def test_a_rate_that_destroys_a_trained_network_is_named(run: Run, capsys: pytes
     )
 
 
-def test_defaults_depend_on_what_is_trained(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_depend_on_what_is_trained(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.syspath_prepend(place)
 
     def settings_of(*words: str) -> tuple[str, float, float | None]:
@@ -229,6 +284,11 @@ def test_defaults_depend_on_what_is_trained(place: Path, monkeypatch: pytest.Mon
     assert settings_of(pretrained, "--model.optimizer.lr=0.01") == ("AdamW", 0.01, 1.0)
     assert settings_of(pretrained, "--config", sgd) == ("SGD", 0.5, 1.0)
     assert settings_of(pretrained, "--trainer.gradient_clip_val=0.5") == ("AdamW", 1e-4, 0.5)
+    with pytest.raises(SystemExit, match="0"):
+        settings_of(pretrained, "--print_config")
+    printed = capsys.readouterr().out
+    assert settings_of("--config", printed) == settings_of(pretrained)
+    assert yaml.safe_load(printed)["model"]["optimizer"]["class_path"] == "torch.optim.AdamW"
     monkeypatch.chdir(place)
     for words, rate in ((), 1e-4), (("--model.adapter=lora",), 5e-4), (("--config", "model: {adapter: lora}"), 5e-4):
         tuned = CommandLine("finetune", [*RECOMMENDED, *words], {}, adapts=adapt).config

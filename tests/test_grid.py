@@ -205,32 +205,24 @@ class TestPlan:
         assert [run.name for run in plan(axes)] == ["a", "b", "c", "d"]
         assert plan(axes)[0].digest != before
 
-    def test_all_names_of_a_data_set_make_one_run(self) -> None:
-        names = ["cifar10", "CIFAR10", "lt_cb.data.sources.CIFAR10", "lt_cb.data.sources.arrays.CIFAR10"]
-        (run,) = plan({"source": {name.rpartition("/")[2]: {"data.source": name} for name in names}})
-        assert len(run.aliases) == 3
-        for i, name in enumerate(names):
-            Path(f"{i}.yaml").write_text(yaml.safe_dump({"data": {"source": name, "n_max": 5}}))
-        (run,) = plan({"source": {f"s{i}": {"config": f"{i}.yaml"} for i in range(4)}})
-        assert len(run.aliases) == 3
-        assert len(plan({"source": {"data.source": ["cifar10", "cifar100", "mine.CIFAR10"]}})) == 3
-
-    def test_all_names_of_a_loss_and_a_weighting_make_one_run(self) -> None:
-        focal, beta = "lt_cb.losses.FocalLoss", {"model.loss.weighting.beta": 0.9}
-        for key, names in {
-            "model.loss": ["FocalLoss", focal, "lt_cb.losses.focal.FocalLoss"],
-            "model.loss.weighting": ["EffectiveNumber", "lt_cb.losses.EffectiveNumber"],
-        }.items():
-            (run,) = plan({"name": {f"n{i}": {key: name, **beta} for i, name in enumerate(names)}})
+    @pytest.mark.parametrize(
+        ("group", "option", "names"),
+        [
+            ("data", "source", ["cifar10", "CIFAR10", "lt_cb.data.sources.CIFAR10"]),
+            ("model", "loss", ["FocalLoss", "lt_cb.losses.FocalLoss", "lt_cb.losses.focal.FocalLoss"]),
+            ("model", "loss", [{"class_path": f"{package}FocalLoss"} for package in ("", "lt_cb.losses.")]),
+        ],
+    )
+    def test_all_names_of_a_class_make_one_run(self, group: str, option: str, names: list) -> None:
+        files = [Path(f"{i}.yaml") for i in range(len(names))]
+        for file, name in zip(files, names, strict=True):
+            file.write_text(yaml.safe_dump({group: {option: name}}))
+        for choices in ([{f"{group}.{option}": name} for name in names], [{"config": str(file)} for file in files]):
+            (run,) = plan({"name": {f"n{i}": choice for i, choice in enumerate(choices)}})
             assert len(run.aliases) == len(names) - 1
-        for i, name in enumerate(("FocalLoss", focal)):
-            loss = {"class_path": name, "init_args": {"weighting": {"class_path": "EffectiveNumber"}}}
-            Path(f"{i}.yaml").write_text(yaml.safe_dump({"model": {"loss": loss}}))
-        assert len(plan({"loss": {"a": {"config": "0.yaml"}, "b": {"config": "1.yaml"}}})) == 1
-        assert len(plan({"loss": {"a": {"model.loss": {"class_path": focal}}, "b": {"model.loss": loss}}})) == 2
-        loss["class_path"] = "FocalLoss"
-        with_path = {**loss, "class_path": focal}
-        assert len(plan({"loss": {"a": {"model.loss": with_path}, "b": {"model.loss": loss}}})) == 1
+
+    def test_other_classes_are_other_runs(self) -> None:
+        assert len(plan({"source": {"data.source": ["cifar10", "cifar100", "mine.CIFAR10"]}})) == 3
         others = ["FocalLoss", "mine.FocalLoss", "SoftmaxLoss", None, "null"]
         assert len(plan({"loss": {f"n{i}": {"model.loss": name} for i, name in enumerate(others)}})) == 4
 
@@ -308,15 +300,6 @@ class TestPlan:
 
 
 class TestArguments:
-    @pytest.mark.parametrize("overlay", ["loss/cb_focal", "second_stage/crt", "logger/wandb"])
-    def test_a_run_has_the_configuration_of_the_same_command(self, overlay: str) -> None:
-        file = str(ROOT / f"configs/{overlay}.yaml")
-        choice = {"config": file, "model.loss": "SoftmaxLoss", "trainer.max_epochs": 2, "data.val_fraction": 0.1}
-        (run,) = plan({"overlay": {"o": choice}}, config=[QUICKSTART], seeds=[3])
-        command = ["--config", QUICKSTART, "--config", file, "--model.loss", "SoftmaxLoss"]
-        command += ["--trainer.max_epochs", "2", "--data.val_fraction", "0.1", "--seed_everything", "3"]
-        assert config_of_fit(*run.args) == config_of_fit(*command)
-
     @pytest.mark.parametrize("root", ["1e-3", "null", "a: [b] 'c' # d\n=σ"])
     def test_values_have_the_same_types_as_in_a_config_file(self, root: str) -> None:
         values: dict = {

@@ -15,6 +15,7 @@ from lt_cb.__main__ import main
 from lt_cb.commands.cli import CommandLine
 from lt_cb.data import FileSource, LongTailedDataModule
 from lt_cb.data.sources import ImageFolder, Manifest
+from lt_cb.data.sources.make import fitting_source
 from lt_cb.errors import InputError
 
 PAGE = (Path(__file__).parents[1] / "docs/layouts.md").read_text()
@@ -80,6 +81,9 @@ def test_one_command_reads_a_layout(
         pattern = ".*".join(map(re.escape, line.split("...")))
         assert [text for text in printed if re.fullmatch(pattern, text)], (line, printed)
     check_labels(made[0].source, expected)
+    if name not in ("inaturalist_2021", "chexpert"):  # they have folders too, which could be classes
+        words = shlex.split(ROWS[name].options)
+        assert fitting_source(words[words.index("--data.root") + 1]) == type(made[0].source).__name__
     assert sorted(file for file in folder.rglob("*") if "runs" not in file.parts) == before
 
 

@@ -18,6 +18,7 @@ from wandb_server import serve
 from lt_cb.__main__ import main
 from lt_cb.lab.report import read_run
 from lt_cb.loggers import RunFolder
+from lt_cb.runs.folder import flatten
 
 pytestmark = pytest.mark.slow
 
@@ -94,17 +95,12 @@ def test_what_a_sweep_varies_arrives(file: Path, capsys: pytest.CaptureFixture[s
     args = [arg for arg in asked["command"] if arg.startswith("--")]
     with pytest.raises(SystemExit, match="0"):
         main(["fit", *args, *[f"--{name}={value}" for name, value in chosen.items()], "--print_config"])
-    config = yaml.safe_load(capsys.readouterr().out)
-    loss = config["model"]["loss"]
-    places = {
-        "model.loss.weighting.beta": lambda: loss["init_args"]["weighting"]["init_args"]["beta"],
-        "model.loss.gamma": lambda: loss["init_args"]["gamma"],
-        "model.optimizer.lr": lambda: config["model"]["optimizer"]["init_args"]["lr"],
-        "seed_everything": lambda: config["seed_everything"],
-        "config": lambda: "configs/loss/ldam_drw.yaml" if loss["class_path"].endswith("LDAMLoss") else None,
-    }
+    resolved = flatten(yaml.safe_load(capsys.readouterr().out))
     for name, value in chosen.items():
-        assert places[name]() == value
+        if name == "config":
+            assert (value, resolved["model.loss"]) == ("configs/loss/ldam_drw.yaml", "LDAMLoss")
+        else:
+            assert resolved[name] == value
 
 
 def table(folder: Path, name: str) -> list[dict[str, Any]]:

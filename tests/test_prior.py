@@ -17,7 +17,6 @@ from lt_cb import losses
 from lt_cb.__main__ import main
 from lt_cb.commands.prior import read_prior
 from lt_cb.errors import InputError
-from lt_cb.lab.report.posthoc import log_prior
 from lt_cb.longtail.prior import class_prior
 from lt_cb.losses import Loss
 from lt_cb.losses.prior import RULES, assumed_prior, weighted_prior
@@ -164,7 +163,6 @@ def test_a_custom_loss_needs_a_rule() -> None:
 def test_losses_and_report_share_one_class_prior() -> None:
     expected = [2 / 3, 1 / 3, 1 / 15]  # a class without images is left out of the sum
     assert class_prior([10, 5, 0]) == pytest.approx(expected)
-    assert log_prior([10, 5, 0]).tolist() == pytest.approx([math.log(share) for share in expected])
     assert losses.LogitAdjustedLoss([10, 5, 0]).shift.exp().tolist() == pytest.approx(expected)
     assert class_prior([0, 0]) == [0.5, 0.5]
 

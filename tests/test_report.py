@@ -5,7 +5,6 @@ import csv
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 import statistics
@@ -99,6 +98,11 @@ def table(page: str, title: str) -> dict[tuple[str, ...], dict[str, str]]:
     return {tuple(row[:keys]): dict(zip(header, row, strict=True)) for row in rows}
 
 
+def errors(folder: Path) -> dict[str, str]:
+    """Return the error of each method, on one data set."""
+    return {method: str(cell) for (method, _), cell in cells_of(collect(folder)).items()}
+
+
 @pytest.mark.parametrize(("changed", "has"), [({}, True), ({"prior": [0.4, 0.3, 0.3]}, False)])
 def test_a_tested_checkpoint_has_the_validation_metrics_of_its_training(
     tmp_path: Path, changed: dict, has: bool
@@ -124,19 +128,19 @@ def test_means_differences_and_the_paper(tmp_path: Path) -> None:
     page = report(tmp_path)
     error = table(page, "Error")
     plain, cb = error["Softmax",], error["CB-Focal, γ 1, β 0.9999",]
-    assert plain["cifar10 IF 100"] == f"30.00 ± {statistics.stdev(errors['plain']):.2f}"
-    assert cb["cifar10 IF 100"] == f"25.10 ± {statistics.stdev(errors['cb']):.2f}"
+    assert plain["CIFAR10 IF 100"] == f"30.00 ± {statistics.stdev(errors['plain']):.2f}"
+    assert cb["CIFAR10 IF 100"] == f"25.10 ± {statistics.stdev(errors['cb']):.2f}"
     assert (plain["Digits IF 50"], cb["Digits IF 50"]) == ("77.00 (1 of 3 seeds)", "–")
 
     paper = table(page, "Beside the paper")  # 29.64 and 25.43 there
-    row = paper["Softmax", "cifar10 IF 100"]
+    row = paper["Softmax", "CIFAR10 IF 100"]
     assert (row["paper"], row["difference"], row["inside"]) == ("29.64", "+0.36", "yes")
-    row = paper["CB-Focal, γ 1, β 0.9999", "cifar10 IF 100"]
+    row = paper["CB-Focal, γ 1, β 0.9999", "CIFAR10 IF 100"]
     assert (row["paper"], row["difference"], row["inside"]) == ("25.43", "-0.33", "yes")
     low, high = scipy.stats.t.interval(0.95, 2, 25.1, 0.1 * math.sqrt(1 + 1 / 3))
     assert row["prediction interval"] == f"{low:.2f} to {high:.2f}"
 
-    difference = table(page, "Error, differences")["CB-Focal, γ 1, β 0.9999", "cifar10 IF 100"]
+    difference = table(page, "Error, differences")["CB-Focal, γ 1, β 0.9999", "CIFAR10 IF 100"]
     assert difference["difference"] == "-4.90"
     low, high = map(float, difference["95 % CI"].split(" to "))
     changes = [b - a for a, b in zip(errors["plain"], errors["cb"], strict=True)]
@@ -145,7 +149,7 @@ def test_means_differences_and_the_paper(tmp_path: Path) -> None:
     p = scipy.stats.ttest_rel(errors["cb"], errors["plain"]).pvalue
     assert difference["p (Holm)"] == f"**{p:.2g}**"  # the only comparison of these data
     assert table(page, "Missing runs")[str(tmp_path / "d"),]["state"] == "failed"
-    assert table(page, "Error, differences")["Softmax", "cifar10 IF 100"]["few"] == "32.00 ± 1.00"
+    assert table(page, "Error, differences")["Softmax", "CIFAR10 IF 100"]["few"] == "32.00 ± 1.00"
     with (tmp_path / "report.csv").open() as stream:
         rows = {row["folder"]: float(row["error"]) for row in csv.DictReader(stream)}
     assert rows[str(tmp_path / "a/1")] == 30.0
@@ -157,7 +161,7 @@ def test_means_differences_and_the_paper(tmp_path: Path) -> None:
     assert sentence in page.partition("## ")[0]
     assert sentence in web.partition("<h2>")[0]
     means = {(r["dataset"], r["method"]): r["value"] for r in pictures(web)["means"]["data"]["values"] if "mean" in r}
-    assert means["cifar10 IF 100", "CB-Focal, γ 1, β 0.9999"] == pytest.approx(25.1)
+    assert means["CIFAR10 IF 100", "CB-Focal, γ 1, β 0.9999"] == pytest.approx(25.1)
 
 
 def pictures(web: str) -> dict[str, dict]:
@@ -297,53 +301,41 @@ def test_styles_of_methods_differ() -> None:
     assert all(a[0] != b[0] and a[1] != b[1] for a, b in itertools.pairwise(styles[:12]))
 
 
-def test_settings_that_differ_are_in_the_names_of_methods(tmp_path: Path) -> None:
-    write(tmp_path / "a", 30.0, backbone="resnet32")
-    write(tmp_path / "b", 31.0, backbone="resnet56")
-    write(tmp_path / "c", 32.0, backbone="resnet32", seed=1)
-    with pytest.raises(SystemExit, match="0"):
-        main(["report", str(tmp_path), "--out", str(tmp_path / "out")])
-    error = table((tmp_path / "out/report.md").read_text(), "Error")
-    assert {key[0]: row["error"] for key, row in error.items()} == {
-        "Softmax, backbone resnet32": "31.00 ± 1.41",
-        "Softmax, backbone resnet56": "31.00",
-    }
-
-
 def test_settings_that_go_with_the_data_make_no_method(tmp_path: Path) -> None:
-    def names() -> set[str]:
-        report(tmp_path)
-        return {key[0] for key in table((tmp_path / "report.md").read_text(), "Error")}
-
     write(tmp_path / "a", 30.0, data={"crop_padding": 4})
     write(tmp_path / "b", 12.0, factor=1, data={"crop_padding": 2})  # as the schedule of Table 2 at imbalance 1
-    assert names() == {"Softmax"}
+    assert collect(tmp_path).methods() == ["Softmax"]
     write(tmp_path / "c", 31.0, data={"crop_padding": 2})
-    assert names() == {"Softmax, crop_padding 4", "Softmax, crop_padding 2"}
+    assert set(collect(tmp_path).methods()) == {"Softmax, crop_padding 4", "Softmax, crop_padding 2"}
 
 
-EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
+def test_a_setting_names_a_method_rather_than_the_counts_that_it_changes(tmp_path: Path) -> None:
+    write(tmp_path / "a", 30.0)
+    write(tmp_path / "b", 31.0, data={"val_fraction": 0.1})
+    result = json.loads((tmp_path / "b/result.json").read_text())
+    (tmp_path / "b/result.json").write_text(json.dumps(result | {"class_counts": [4500, 450, 45]}))
+    assert collect(tmp_path).methods() == ["Softmax", "Softmax, val_fraction 0.1"]
 
 
-@pytest.mark.parametrize(
-    ("path", "options", "name"),
-    [
-        (EMA, {"decay": 0.999}, "EMAWeightAveraging"),
-        ("lightning.pytorch.callbacks.StochasticWeightAveraging", {"swa_lrs": 0.1}, "StochasticWeightAveraging"),
-        ("lightning.pytorch.callbacks.BatchSizeFinder", {}, "BatchSizeFinder"),
-        ("lightning.pytorch.callbacks.EarlyStopping", {"monitor": "val/acc"}, "EarlyStopping"),
-        ("mine.ModelCheckpoint", {}, "mine.ModelCheckpoint"),
-    ],
-)
-def test_callbacks_that_change_training_make_a_method(path: str, options: dict, name: str, tmp_path: Path) -> None:
-    callback = {"class_path": path, "init_args": options}
-    for seed in range(2):
-        write(tmp_path / f"plain/{seed}", 30.0, seed=seed)
-        write(tmp_path / f"changed/{seed}", 20.0, seed=seed, trainer={"callbacks": [callback]})
-    error = table(report(tmp_path), "Error")
-    assert {key[0]: row["error"] for key, row in error.items()} == {
-        "Softmax": "30.00 ± 0.00",
-        f"Softmax, callbacks {name}": "20.00 ± 0.00",
+LIGHTNING = "lightning.pytorch.callbacks."
+EMA = f"{LIGHTNING}EMAWeightAveraging"
+
+
+def test_callbacks_that_change_training_make_a_method(tmp_path: Path) -> None:
+    """Observers make none, and a test of a checkpoint has the callbacks of its training."""
+    observers = [f"{LIGHTNING}{name}" for name in ("ModelCheckpoint", "LearningRateMonitor", "RichProgressBar")]
+    for seed, paths in enumerate(([], [*observers, "lt_cb.callbacks.SaveLogits"], [f"{LIGHTNING}EarlyStopping"])):
+        callbacks = [{"class_path": path} for path in paths]
+        write(tmp_path / f"{seed}", 30.0 + seed, seed=seed, trainer={"callbacks": callbacks})
+    write(tmp_path / "custom", 33.0, trainer={"callbacks": [{"class_path": "mine.ModelCheckpoint"}]})
+    write(tmp_path / "tested", 34.0)
+    result = json.loads((tmp_path / "tested/result.json").read_text())
+    (tmp_path / "tested/result.json").write_text(json.dumps(result | {"callbacks": [{"class_path": EMA}]}))
+    assert errors(tmp_path) == {
+        "Softmax": "30.50 ± 0.71",
+        "Softmax, callbacks EarlyStopping": "32.00",
+        "Softmax, callbacks mine.ModelCheckpoint": "33.00",
+        "Softmax, callbacks EMAWeightAveraging": "34.00",
     }
 
 
@@ -351,28 +343,10 @@ def test_options_of_callbacks_tell_methods_apart(tmp_path: Path) -> None:
     for decay in (0.9, 0.99):
         trainer = {"callbacks": {"class_path": EMA, "init_args": {"decay": decay, "use_buffers": True}}}
         write(tmp_path / f"{decay}", 50 * decay, trainer=trainer)
-    assert {key[0]: row["error"] for key, row in table(report(tmp_path), "Error").items()} == {
+    assert errors(tmp_path) == {
         "Softmax, EMAWeightAveraging.decay 0.9": "45.00",
         "Softmax, EMAWeightAveraging.decay 0.99": "49.50",
     }
-
-
-def test_callbacks_that_only_observe_make_no_method(tmp_path: Path) -> None:
-    write(tmp_path / "a", 30.0)
-    names = ("ModelCheckpoint", "LearningRateMonitor", "RichProgressBar", "DeviceStatsMonitor")
-    callbacks = [{"class_path": f"lightning.pytorch.callbacks.{name}"} for name in names]
-    callbacks += [{"class_path": f"lt_cb.callbacks.{name}"} for name in ("SaveLogits", "ClassesToWandB")]
-    write(tmp_path / "b", 32.0, seed=1, trainer={"callbacks": callbacks})
-    assert table(report(tmp_path), "Error")["Softmax",]["error"] == "31.00 ± 1.41"
-
-
-def test_a_tested_checkpoint_has_the_callbacks_of_its_training(tmp_path: Path) -> None:
-    write(tmp_path / "a", 30.0)
-    write(tmp_path / "b", 20.0)
-    result = json.loads((tmp_path / "b/result.json").read_text())
-    (tmp_path / "b/result.json").write_text(json.dumps(result | {"callbacks": [{"class_path": EMA}]}))
-    names = {key[0] for key in table(report(tmp_path), "Error")}
-    assert names == {"Softmax", "Softmax, callbacks EMAWeightAveraging"}
 
 
 def test_what_differs_is_not_pooled(tmp_path: Path) -> None:
@@ -402,20 +376,11 @@ def test_what_differs_is_not_pooled(tmp_path: Path) -> None:
     assert all(name in page for name in ("loss mb.My", "mode b", r"sizes \[2, 1\]", "t 0.9999994"))
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [("cifar10", "cifar10"), ("CIFAR10", "CIFAR10"), ("lt_cb.data.sources.arrays.CIFAR10", "CIFAR10")],
-)
-def test_each_spelling_of_a_data_set_is_compared_with_the_paper(source: str, name: str, tmp_path: Path) -> None:
-    write(tmp_path / "a", 30.0, source=source)
-    assert table(report(tmp_path), "Beside the paper")["Softmax", f"{name} IF 100"]["paper"] == "29.64"
-
-
-def test_spellings_of_a_data_set_are_one_column(tmp_path: Path) -> None:
-    for seed, source in enumerate(("cifar10", "CIFAR10", "lt_cb.data.sources.CIFAR10")):
+def test_spellings_of_a_data_set_are_one_column_beside_the_paper(tmp_path: Path) -> None:
+    for seed, source in enumerate(("cifar10", "CIFAR10", "lt_cb.data.sources.arrays.CIFAR10")):
         write(tmp_path / f"{seed}", 30.0 + seed, source=source, seed=seed)
-    error = table(report(tmp_path), "Error")
-    assert {key: row["error"] for key, row in error.items()} == {("Softmax",): "31.00 ± 1.00"}
+    row = table(report(tmp_path), "Beside the paper")["Softmax", "CIFAR10 IF 100"]
+    assert (row["ours"], row["paper"]) == ("31.00 ± 1.00", "29.64")
 
 
 ODD = [None, True, -1, 10**9, 10**400, 1.5, float("nan"), math.inf, "", "x", [], [None], ["x", 5], {}, {"x": None}]
@@ -485,7 +450,7 @@ def test_both_tables_of_the_paper(tmp_path: Path) -> None:
     page = report(tmp_path)
     softmax = "Softmax, image_size 224, backbone resnet50"
     cb = "CB-Focal, γ 0.5, β 0.999, image_size 320, backbone resnet101"
-    inat, ilsvrc, cifar = "inat2018, IF 100", "ilsvrc2012, IF 100", "cifar10 IF 100"
+    inat, ilsvrc, cifar = "INaturalist2018, IF 100", "ILSVRC2012, IF 100", "CIFAR10 IF 100"
     paper = table(page, "Beside the paper")
     assert {key: (row["ours"], row["paper"], row["difference"]) for key, row in paper.items()} == {
         (softmax, inat): ("43.50 ± 0.71", "42.86", "+0.64"),
@@ -504,9 +469,9 @@ def test_both_tables_of_the_paper(tmp_path: Path) -> None:
     assert error[softmax,] == {"method": softmax, cifar: "–", ilsvrc: "23.00 (1 of 2 seeds)", inat: "43.50 ± 0.71"}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_other_experiments_are_not_compared_with_the_paper(tmp_path: Path) -> None:
+    inat: dict = {"source": "inat2018", "backbone": "resnet50"}
+    others: list[dict] = [
         {"data": {"n_max": 100}},
         {"data": {"imbalance_type": "step"}},
         {"data": {"subset_counts": [5000, 500, 50]}, "factor": None},
@@ -514,13 +479,12 @@ def test_both_tables_of_the_paper(tmp_path: Path) -> None:
         {"backbone": "resnet56"},
         {"data": {"image_size": 64}},
         {"loss": "LDAMLoss"},
-        {"data": {"image_size": 224}, "factor": 100, "source": "inat2018", "backbone": "resnet50"},  # not the whole
-        {"data": {"image_size": 256}, "factor": None, "source": "inat2018", "backbone": "resnet50"},
-    ],
-)
-def test_other_experiments_are_not_compared_with_the_paper(changes: dict, tmp_path: Path) -> None:
+        {**inat, "data": {"image_size": 224}, "factor": 100},  # not the whole
+        {**inat, "data": {"image_size": 256}, "factor": None},
+    ]
     write(tmp_path / "a", 30.0)
-    write(tmp_path / "b", 40.0, **changes)
+    for i, changes in enumerate(others):
+        write(tmp_path / f"{i}", 40.0, **changes)
     page = report(tmp_path)
     assert [row["ours"] for row in table(page, "Beside the paper").values()] == ["30.00"]
     assert "repeated later" not in page
@@ -546,12 +510,7 @@ def test_a_custom_recipe_makes_a_method_and_a_metric_does_not(tmp_path: Path) ->
     write(tmp_path / "c", 32.0)
     config = yaml.safe_load((tmp_path / "c/config.yaml").read_text()) | {"model_class": "own_recipe.SAM"}
     (tmp_path / "c/config.yaml").write_text(yaml.safe_dump(config))
-    report(tmp_path)
-    error = table((tmp_path / "report.md").read_text(), "Error")
-    assert {key[0]: row["error"] for key, row in error.items()} == {
-        "Softmax": "30.50 ± 0.71",
-        "Softmax, model_class own_recipe.SAM": "32.00",
-    }
+    assert errors(tmp_path) == {"Softmax": "30.50 ± 0.71", "Softmax, model_class own_recipe.SAM": "32.00"}
 
 
 def test_accuracy_instead_of_error(tmp_path: Path) -> None:
@@ -565,37 +524,19 @@ def test_accuracy_instead_of_error(tmp_path: Path) -> None:
     assert accuracy["Softmax",]["balanced accuracy"] == "59.00 ± 1.41"
     assert accuracy["CB-Softmax, β 0.999",]["balanced accuracy"] == "67.50 ± 3.54"
     assert accuracy["CB-Softmax, β 0.999",]["difference"] == "+8.50"
-    assert table(page, "Beside the paper")["Softmax", "cifar10 IF 100"]["ours"] == "41.00 ± 1.41"  # errors
+    assert table(page, "Beside the paper")["Softmax", "CIFAR10 IF 100"]["ours"] == "41.00 ± 1.41"  # errors
 
 
 def test_losses_are_compared_at_the_same_length(tmp_path: Path) -> None:
-    for seed in range(2):
-        for epochs, errors in ((20, (40.0, 37.0)), (80, (30.0, 29.0))):
-            for beta, error in zip((None, 0.999), errors, strict=True):
-                write(
-                    tmp_path / f"{epochs}_{beta}_{seed}",
-                    error + seed,
-                    beta=beta,
-                    seed=seed,
-                    epochs=epochs,
-                    decay_1d=epochs == 20,
-                )
-    report(tmp_path)
-    error = table((tmp_path / "report.md").read_text(), "Error")
-    assert {(method, row["minus"]): row["difference"] for (method,), row in error.items() if row["minus"] != "–"} == {
+    for seed, epochs, beta in itertools.product((0, 1), (20, 80), (None, 0.999)):
+        error = {(20, None): 40.0, (20, 0.999): 37.0, (80, None): 30.0, (80, 0.999): 29.0}[epochs, beta]
+        options = {"beta": beta, "seed": seed, "epochs": epochs, "decay_1d": epochs == 20}
+        write(tmp_path / f"{epochs}_{beta}_{seed}", error + seed, **options)
+    rows = table(report(tmp_path), "Error")
+    assert {(method, row["minus"]): row["difference"] for (method,), row in rows.items() if row["minus"] != "–"} == {
         ("CB-Softmax, β 0.999, decay_1d True", "Softmax, decay_1d True"): "-3.00",
         ("CB-Softmax, β 0.999, decay_1d False", "Softmax, decay_1d False"): "-1.00",
     }
-
-
-def test_folders_of_images_are_named_by_their_root(tmp_path: Path) -> None:
-    for root, error in (("cats", 30.0), ("dogs", 20.0)):
-        data = {"root": f"/somewhere/{root}"}
-        write(tmp_path / "runs" / root, error, source="image_folder", factor=None, data=data)
-    with pytest.raises(SystemExit, match="0"):
-        main(["report", str(tmp_path / "runs")])
-    row = table((tmp_path / "runs/report.md").read_text(), "Error")["Softmax",]
-    assert row == {"method": "Softmax", "cats, IF 100": "30.00", "dogs, IF 100": "20.00"}
 
 
 def test_last_and_best_checkpoint_are_two_rows_and_a_repeated_run_counts_once(tmp_path: Path) -> None:
@@ -623,7 +564,7 @@ def test_tables_from_saved_logits(tmp_path: Path) -> None:
     page = report(tmp_path)
     log_prior = np.log(np.array([5000, 500, 50]) / 5550)
 
-    row = table(page, "Post-hoc logit adjustment")["Softmax", "cifar10 IF 100"]
+    row = table(page, "Post-hoc logit adjustment")["Softmax", "CIFAR10 IF 100"]
     for tau in (0, 0.5, 1, 2):
         predicted = (logits - tau * log_prior).argmax(1)
         assert float(row[f"τ {tau:g}"].strip("*")) == pytest.approx(
@@ -642,7 +583,7 @@ def test_tables_from_saved_logits(tmp_path: Path) -> None:
         moved = (logits - log_prior + np.log(prior)).argmax(1)
         assert float(known[column]) == pytest.approx(100 * weights @ (moved == targets), abs=0.006)
 
-    row = table(page, "Calibration")["Softmax", "cifar10 IF 100"]
+    row = table(page, "Calibration")["Softmax", "CIFAR10 IF 100"]
     for name, part in (("all", targets >= 0), ("many", targets < 2), ("medium", targets == 2)):
         expected = multiclass_calibration_error(
             torch.tensor(probabilities[part]), torch.tensor(targets[part]), num_classes=3, n_bins=15
@@ -659,32 +600,28 @@ def save_logits(file: Path, classes: int = 3, **changed: np.ndarray) -> None:
     np.savez_compressed(file, **arrays)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda file: file.write_text("nothing"),
-        lambda file: file.mkdir(),
-        os.mkfifo,
-        lambda file: save_logits(file, classes=10),
-        lambda file: save_logits(file, targets=np.array([0, 1, 2, 77])),
-        lambda file: save_logits(file, targets=np.array([0, 1, 2, -1])),
-        lambda file: save_logits(file, targets=np.array(list("abcd"))),
-        lambda file: save_logits(file, targets=np.zeros(3, int)),
-        lambda file: save_logits(file, targets=np.array(0)),
-        lambda file: save_logits(file, logits=np.full((4, 3), np.nan)),
-        lambda file: save_logits(file, confidence=np.full(4, 2.0)),
-        lambda file: save_logits(file, logits=np.zeros((2_000_000, 3))),  # 48 MB in 47 kB
-    ],
-)
-def test_damaged_logits_are_named_and_the_run_is_reported(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    write(tmp_path / "a", 30.0)
-    damage(tmp_path / "a/logits.npz")
-    write(tmp_path / "b", 40.0, seed=1)
-    save_logits(tmp_path / "b/logits.npz")
+DAMAGES: list[Callable[[Path], object]] = [
+    lambda file: file.write_text("nothing"),
+    lambda file: file.write_bytes(b"PK"),
+    lambda file: save_logits(file, classes=10),
+    lambda file: save_logits(file, targets=np.array([0, 1, 2, 77])),
+    lambda file: save_logits(file, targets=np.zeros(3, int)),
+    lambda file: save_logits(file, logits=np.full((4, 3), np.nan)),
+]
+
+
+def test_damaged_logits_are_named_and_the_run_is_reported(tmp_path: Path) -> None:
+    for i, damage in enumerate(DAMAGES):
+        write(tmp_path / f"{i}", 30.0, seed=i)
+        damage(tmp_path / f"{i}/logits.npz")
+    write(tmp_path / "whole", 37.0, seed=len(DAMAGES))
+    save_logits(tmp_path / "whole/logits.npz")
     page = report(tmp_path)
-    assert table(page, "Error")["Softmax",]["error"] == "35.00 ± 7.07"
-    assert "a/logits.npz' is damaged (" in table(page, "Missing runs")[str(tmp_path / "a"),]["state"].replace("\\", "")
-    assert table(page, "Calibration")["Softmax", "cifar10 IF 100"]["seeds"] == "1"
+    assert table(page, "Error")["Softmax",]["error"] == "31.00 ± 2.65"
+    states = [row["state"].replace("\\", "") for row in table(page, "Missing runs").values()]
+    assert all(f"{i}/logits.npz' is damaged (" in state for i, state in enumerate(states))
+    assert len(states) == len(DAMAGES)
+    assert table(page, "Calibration")["Softmax", "CIFAR10 IF 100"]["seeds"] == "1"
 
 
 def test_names_from_data_are_only_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -719,33 +656,28 @@ def test_means_over_classes(values: list[float]) -> None:
     assert class_means([*values, 0.0]) == {"worst": 0, "geometric": 0, "harmonic": 0}
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "sentence"),
-    [
-        ("a/result.json", "{", "a/result.json' is damaged"),
-        ("a/result.json", "{}", "a/result.json' is damaged: it is not the result of a run"),
-        ("a/config.yaml", ": :", "a/config.yaml"),
-        ("out", "", "out', which is a file: give a folder."),
-    ],
-)
-def test_damaged_files_are_named(
-    file: str, content: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / "a", 30.0)
-    (tmp_path / file).write_text(content)
-    with pytest.raises(SystemExit, match="2"):
-        main(["report", str(tmp_path), "--out", str(tmp_path / "out")])
-    error = capsys.readouterr().err
-    assert error.startswith("lt-cb: error: ")
-    assert sentence in error
-    assert not (tmp_path / "out").is_dir()
-
-
-def test_wrong_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for args in (["--metric", "f1"], ["--nonsense"]):
+def test_wrong_folders_and_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refusal(*options: str) -> str:
         with pytest.raises(SystemExit, match="2"):
-            main(["report", str(tmp_path), *args])
-        assert capsys.readouterr().err.startswith("lt-cb: error: ")
+            main(["report", str(tmp_path), *options])
+        return capsys.readouterr().err.removeprefix("lt-cb: error: ")
+
+    assert refusal().startswith(f"there is no run with a result.json in '{tmp_path}'")
+    assert refusal("--metric", "f1").startswith("argument --metric: invalid choice")
+    for file, content, sentence in (
+        ("result.json", "{", "a/result.json' is damaged"),
+        ("result.json", "{}", "a/result.json' is damaged: it is not the result of a run"),
+        ("config.yaml", ": :", "a/config.yaml"),
+    ):
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+        write(tmp_path / "a", 30.0)
+        (tmp_path / "a" / file).write_text(content)
+        assert sentence in refusal("--out", str(tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "a")
+    write(tmp_path / "a", 30.0)
+    (tmp_path / "out").touch()
+    assert "out', which is a file: give a folder." in refusal("--out", str(tmp_path / "out"))
 
 
 def test_validate_runs_are_not_missing(tmp_path: Path) -> None:
@@ -766,16 +698,22 @@ def test_validate_runs_are_not_missing(tmp_path: Path) -> None:
     }
 
 
-def test_a_run_tested_again_is_the_same_method(tmp_path: Path) -> None:
-    write(tmp_path / "a", 30.0)
-    write(tmp_path / "b", 30.0)
-    config = yaml.safe_load((tmp_path / "b/config.yaml").read_text())
-    (tmp_path / "b/config.yaml").write_text(yaml.safe_dump({**config, "verbose": True}))  # as of lt-cb test
-    report(tmp_path)
-    assert list(table((tmp_path / "report.md").read_text(), "Error")) == [("Softmax",)]
+def test_a_run_tested_again_is_the_same_method_and_lends_its_logits(tmp_path: Path) -> None:
+    for name, options in (("version_0", {}), ("version_1", {"verbose": True})):  # an option of `lt-cb test`
+        write(tmp_path / name, 30.0)
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        result["checkpoint"] = str(tmp_path / "version_0/checkpoints/last.ckpt")
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config | options))
+    save_logits(tmp_path / "version_1/logits.npz")
+    page = report(tmp_path)
+    assert list(table(page, "Error")) == [("Softmax",)]
+    assert table(page, "Missing runs")[str(tmp_path / "version_1"),]["state"] == "tests a checkpoint again"
+    assert table(page, "Calibration")["Softmax", "CIFAR10 IF 100"]["seeds"] == "1"
 
 
-def test_weights_without_beta_have_no_family(tmp_path: Path) -> None:
+def test_weights_without_beta_are_not_beside_the_paper(tmp_path: Path) -> None:
     write(tmp_path / "a", 30.0)
     write(tmp_path / "b", 20.0, beta=0.99)
     write(tmp_path / "c", 10.0)
@@ -784,15 +722,10 @@ def test_weights_without_beta_have_no_family(tmp_path: Path) -> None:
     (tmp_path / "c/config.yaml").write_text(yaml.safe_dump(config))
     report(tmp_path)
     paper = table((tmp_path / "report.md").read_text(), "Beside the paper")
-    assert list(paper) == [("Softmax", "cifar10 IF 100")]  # nor beside the paper's figure without weights
-    families = {result.method: result.family for result in collect(tmp_path).results}
-    assert families == {"Softmax": "Softmax", "CB-Softmax, β 0.99": "Softmax", "Softmax, inverse frequency": None}
-
-
-def test_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["report", str(tmp_path)])
-    assert capsys.readouterr().err.startswith(f"lt-cb: error: there is no run with a result.json in '{tmp_path}'")
+    assert list(paper) == [("Softmax", "CIFAR10 IF 100")]  # nor beside the paper's figure without weights
+    weightings = {result.method: result.weighting for result in collect(tmp_path).results}
+    effective = {"Softmax": None, "CB-Softmax, β 0.99": "EffectiveNumber"}
+    assert weightings == effective | {"Softmax, inverse frequency": "InverseFrequency"}
 
 
 @pytest.mark.slow

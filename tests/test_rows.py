@@ -108,7 +108,7 @@ def test_rows_give_the_same_tables_as_their_runs(tmp_path: Path) -> None:
     assert line.split("|")[4].strip() == f"{np.mean(rates):.1f} ± {np.std(rates, ddof=1):.1f}"
     assert {row["method"] for row in rows} == {"Softmax", "CB-Softmax, β 0.999"}
     (line,) = [line for line in report(kept).splitlines() if "seed_everything" in line and "CB-" in line]
-    assert line.startswith("| CB-Softmax, β 0.999 | cifar10 IF 100 | 0 1 2 | 0.2 | a CPU")
+    assert line.startswith("| CB-Softmax, β 0.999 | CIFAR10 IF 100 | 0 1 2 | 0.2 | a CPU")
     before = (kept / "runs.csv").read_bytes()
     report(tmp_path / "runs", "--save", kept)
     assert (kept / "runs.csv").read_bytes() == before
@@ -184,7 +184,7 @@ def test_rows_of_one_method_and_seed_count_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         report(tmp_path / name, "--save", tmp_path / "kept")
     page = report(tmp_path / "kept")
-    assert "1 method on cifar10 IF 100 (3 classes), 1 seed." in page
+    assert "1 method on CIFAR10 IF 100 (3 classes), 1 seed." in page
     assert "repeated later" in page
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lt_cb.callbacks.result import counted
+
 TIMED = range(1, 3)  # batches that are timed; the first one is slow
-SHORT = 1  # seconds of which nothing is said
+SHORT = 60  # seconds: a shorter rest is not said
 EVALUATION = 1 / 3  # time of a validation batch relative to a training batch
 
 
@@ -27,7 +29,7 @@ class Duration(Callback):
         left = (trainer.max_epochs or 0) - trainer.current_epoch
         seconds = left * (now - self._first[1])
         if trainer.current_epoch == self._first[0] + 1 and seconds > SHORT:
-            say(trainer, f"About {duration(seconds)} left: {left} epochs.")
+            say(trainer, f"About {duration(seconds)} left: {counted(left, 'epoch')}.")
 
     def on_train_batch_end(
         self,
@@ -49,7 +51,7 @@ class Duration(Callback):
         batches, evaluated = int(trainer.num_training_batches), sum(map(int, trainer.num_val_batches))
         if seconds > 0 and epochs > 0:
             total = seconds * epochs * (batches + EVALUATION * evaluated)
-            say(trainer, f"About {duration(total)}: {epochs} epochs of {batches} batches.")
+            say(trainer, f"About {duration(total)}: {counted(epochs, 'epoch')} of {batches} batches.")
 
 
 def say(trainer: Trainer, text: str) -> None:

@@ -9,11 +9,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, int64
 
-from lt_cb.data.sources.annotations import json_files
+from lt_cb.data.sources.make import fitting_source
 from lt_cb.data.sources.names import MODULES, OWN_IMAGES, canonical_source
-from lt_cb.data.sources.table_files import has_classes, tables_in
 from lt_cb.longtail.subset import Indices
 from lt_cb.runs import checkpoint as checkpoints
+
+KINDS = {"ImageFolder": "folders of classes", "Manifest": "a table", "COCO": "annotations in COCO's format"}
 
 
 def is_elsewhere(trained: Mapping[str, Any], data: Namespace) -> bool:
@@ -47,16 +48,9 @@ def kind_of(data: Namespace) -> str | None:
     now, root = source_name(data.source), Path(os.path.expanduser(data.root))
     if now not in OWN_IMAGES or not root.exists():
         return None
-    if root.is_file():
-        fits = "COCO" if root.suffix.lower() == ".json" else "Manifest"
-    elif not (now == "ImageFolder" and has_classes(root)) and json_files(root):
-        fits = "COCO"
-    else:
-        fits = "Manifest" if now == "Manifest" and tables_in(root) else "ImageFolder"
-    if fits == now:
+    if (fits := fitting_source(root, now)) == now:
         return None
-    words = {"ImageFolder": "folders of classes", "Manifest": "a table", "COCO": "annotations in COCO's format"}
-    rank_zero_info(f"'{data.root}' is read as {words[fits]}; the training had {words[now]}: --data.source changes it")
+    rank_zero_info(f"'{data.root}' is read as {KINDS[fits]}; the training had {KINDS[now]}: --data.source changes it")
     return fits
 
 

@@ -75,7 +75,7 @@ class Parser(LightningArgumentParser):
         listed = [key for key in LISTED if key.removesuffix(".weighting") in actions]
         lines += [f"  --{key:34} {', '.join(names_of(key))}" for key in listed]
         lines += ["", "more:", *(f"  {words:36} {purpose}" for words, purpose in MORE_HELP.items())]
-        whole = {"subsequent_indent": " " * INDENT, "break_on_hyphens": False}
+        whole: dict[str, Any] = {"subsequent_indent": " " * INDENT, "break_on_hyphens": False}
         return "".join(f"{part}\n" for line in lines for part in textwrap.wrap(line, width, **whole) or [""])
 
 

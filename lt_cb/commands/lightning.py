@@ -17,13 +17,13 @@ from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
 )
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from lt_cb.data import LongTailedDataModule
 from lt_cb.errors import InputError, did_you_mean
 from lt_cb.module import LongTailedClassifier
+from lt_cb.say import warn
 from lt_cb.schedule import BY_STEP, monitor_of, planned_steps
 
 COUNT_EPOCHS = ("T_max", "T_0", "step_size")  # options of torch's schedules
@@ -41,9 +41,7 @@ def check_switches(trainer: Namespace, fits: bool) -> None:
         if trainer[name] == 0:
             raise InputError(f"--trainer.{name} is 0, but a run needs a result: set at least 1, or leave it out.")
     if fits and trainer.logger is False:
-        rank_zero_warn(
-            "--trainer.logger false leaves out further loggers; the run folder is always written.", stacklevel=1
-        )
+        warn("--trainer.logger false leaves out further loggers; the run folder is always written.")
 
 
 def check_features(
@@ -142,14 +140,12 @@ def _check_length(scheduler: LRScheduler, trainer: Trainer, batches: int, resume
             remedy = "train anew" if kept else f"set --model.lr_scheduler.total_steps {steps}"
             raise InputError(f"{told}: {'set --trainer.max_epochs' if steps == math.inf else remedy}.")
         if total > steps:
-            rank_zero_warn(f"{told}: the rate does not fall to its end.", stacklevel=1)
+            warn(f"{told}: the rate does not fall to its end.")
     elif not isinstance(scheduler, BY_STEP) and steps < math.inf:
         longest = max([getattr(scheduler, key, 0) for key in COUNT_EPOCHS] + list(getattr(scheduler, "milestones", ())))
         epochs = math.ceil(steps / math.ceil(batches / trainer.accumulate_grad_batches))
         if longest > epochs:
-            rank_zero_warn(
-                f"{name} counts epochs, not steps: it has {longest}, but the training {epochs}.", stacklevel=1
-            )
+            warn(f"{name} counts epochs, not steps: it has {longest}, but the training {epochs}.")
 
 
 def _check_monitors(
@@ -177,7 +173,7 @@ def _check_monitors(
             )
         _check_moment(watcher, monitor, who, trainer, no_validation is not None)
     if no_validation is not None and trainer.limit_val_batches != 0:
-        rank_zero_warn(f"{no_validation}: nothing is validated.", stacklevel=1)
+        warn(f"{no_validation}: nothing is validated.")
 
 
 def _check_moment(watcher: Any, monitor: str, who: str, trainer: Trainer, no_validation: bool) -> None:  # noqa: ANN401 - with a monitor

@@ -4,6 +4,7 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -105,10 +106,6 @@ def _ask_for_unknown(model: LongTailedClassifier) -> None:
     model.says_unknown = True
 
 
-def _set_names(held: list[bool], class_names: Sequence[str]) -> str:
-    return LABEL_SEPARATOR.join(name for name, inside in zip(class_names, held, strict=True) if inside)
-
-
 @command({**IMAGES, **TOP}, uses=("model",))
 def predict(cli: CommandLine) -> None:
     """Predict, and write file, class and probability of each image, and of further classes if asked for."""
@@ -157,7 +154,8 @@ def predict(cli: CommandLine) -> None:
     if config.sets is not None:
         header.append("set")
         sets = torch.cat([batch[2] for batch in batches]).tolist()
-        rows = ([*row, _set_names(held, model.class_names)] for row, held in zip(rows, sets, strict=True))
+        names = (LABEL_SEPARATOR.join(compress(model.class_names, held)) for held in sets)
+        rows = ([*row, text] for row, text in zip(rows, names, strict=True))
     if config.unknown:
         header.append("unknown")
         shares = torch.cat([batch[-1] for batch in batches]).tolist()

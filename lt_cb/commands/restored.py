@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import torchmetrics
 from torch import nn
@@ -77,6 +77,9 @@ def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, 
                 settings[group][name] = value if trusted else _plain(f"{group}.{name}", value)
             except _RefusedError as error:
                 refused[f"{group}.{name}"] = error.args[0]
+        options = settings[group]
+        if not trusted and options.get("adapter") and isinstance(args := config[group].get("backbone_args"), Mapping):
+            refused |= {f"{group}.backbone_args.{name}": value for name, value in args.items() if name in FILES}
         if path := config.get(f"{group}_class"):
             (settings if trusted else refused)[f"{group}_class"] = path
     return settings, refused
@@ -93,22 +96,13 @@ def check_named(refused: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         found: Any = config
         for name in key.split("."):
             found = found.get(name) if isinstance(found, Mapping) else None
-        if value not in [path for _, path in _class_paths(found, key)]:
+        is_file = key.rpartition(".")[2] in FILES  # weights, which the user may have elsewhere
+        if found is None if is_file else value not in [path for _, path in _class_paths(found, key)]:
+            kind = "a file" if is_file else "not a class known here"
             raise InputError(
-                f"the checkpoint names {value!r} for {key}, which is not a class known here: name it yourself, by "
+                f"the checkpoint names {value!r} for {key}, which is {kind}: name it yourself, by "
                 "--config with the run's config.yaml, or set --trust_checkpoint true if you trust who made it."
             )
-
-
-def check_kinds(config: Mapping[str, Any]) -> None:
-    """Raise InputError for the first class of a parsed configuration that is not of the kind of its option.
-
-    jsonargparse accepts any callable where a function may stand in for a class.
-    """
-    for key, path in _class_paths(config):
-        kind = KINDS.get(key)
-        if kind is not None and "." in path and (found := _import(path)) is not None and not _makes(found, kind.base):
-            raise InputError(f"--{key} is {path}, but must be a class that derives from {kind.base.__name__}.")
 
 
 def is_known(key: str, path: str) -> bool:
@@ -125,18 +119,17 @@ def is_known(key: str, path: str) -> bool:
 
 def names_of(key: str) -> list[str]:
     """Return the names of the known classes for an option, sorted."""
-    if key not in KINDS:
-        return []
-    base, modules = KINDS[key]
-    names = {cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith(modules)}
-    return sorted(name for name in names if not name.startswith("_"))
+    return sorted({cls.__name__ for cls in _known_classes(key) if not cls.__name__.startswith("_")})
 
 
 def options_of(key: str) -> set[str]:
     """Return the names of the options that the known classes for an option take."""
-    base, modules = KINDS.get(key, Kind(Loss, ()))
-    classes = [cls for cls in _subclasses(base) if cls.__module__.startswith(modules)]
-    return {name for cls in classes for name in inspect.signature(cls).parameters}
+    return {name for cls in _known_classes(key) for name in inspect.signature(cls).parameters}
+
+
+def _known_classes(key: str) -> list[type[Any]]:
+    kind = KINDS.get(key)
+    return [] if kind is None else [cls for cls in _subclasses(kind.base) if cls.__module__.startswith(kind.modules)]
 
 
 def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
@@ -206,16 +199,6 @@ def _import(path: str) -> Any:  # noqa: ANN401 - an object
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError):
         return None
-
-
-def _makes(found: Any, base: type[Any]) -> bool:  # noqa: ANN401 - an object
-    """Return whether an object is a subclass, or a function annotated to return one."""
-    if not isinstance(found, type):
-        try:
-            found = get_type_hints(found).get("return")
-        except (NameError, TypeError, AttributeError):
-            return False
-    return isinstance(found, type) and issubclass(found, base)
 
 
 def place_of(path: str, name: Any) -> dict[str, Any]:  # noqa: ANN401 - of a checkpoint

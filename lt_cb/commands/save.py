@@ -20,7 +20,6 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lt_cb.callbacks import BestEpoch, Duration, ResultFile
@@ -33,6 +32,7 @@ from lt_cb.loggers import PartFolder, RunFolder, TensorBoard, WandB, wandb_logge
 from lt_cb.longtail.subset import Indices
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import RunDir, write_text
+from lt_cb.say import warn
 
 PARTS = {"test": "test", "validate": "validation", "predict": "predictions"}  # folders inside a run, by command
 # callbacks that a test is without: they would search, delete their checkpoint, or warn that they have no part in it
@@ -118,15 +118,6 @@ def run_folder(cli: CommandLine) -> RunFolder:
     return folder
 
 
-def run_loggers(cli: CommandLine, options: Namespace) -> tuple[RunFolder, list[Logger]]:
-    """Return the logger of the run's folder, and the further loggers of the Trainer's instantiated options."""
-    folder, further = run_folder(cli), as_list(options.logger)
-    for logger in further:
-        if isinstance(logger, WandB | TensorBoard):
-            logger.beside = folder
-    return folder, further
-
-
 def run_trainer(
     cli: CommandLine,
     options: Namespace,
@@ -137,7 +128,10 @@ def run_trainer(
 
     ``options`` are the instantiated options of the Trainer, ``loaded`` checkpoints already read, by path.
     """
-    folder, further = run_loggers(cli, options)
+    folder, further = run_folder(cli), as_list(options.logger)
+    for logger in further:
+        if isinstance(logger, WandB | TensorBoard):
+            logger.beside = folder
     fits = cli.command in ("fit", "finetune")
     left_out = ResultFile if fits else (ResultFile, *OF_FIT)
     callbacks = [c for c in as_list(options.callbacks) if not isinstance(c, left_out)]
@@ -179,6 +173,6 @@ def written_checkpoint(trainer: Trainer, best: bool) -> Path | None:
     if kept is not None and kept.best_model_path:
         return Path(kept.best_model_path)
     if best:
-        rank_zero_warn("No checkpoint is the best, as nothing was validated: the last is tested.", stacklevel=1)
+        warn("No checkpoint is the best, as nothing was validated: the last is tested.")
     last = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), "")
     return Path(last) if last else None

@@ -41,8 +41,7 @@ def start_callbacks(cli: CommandLine, data: LongTailedDataModule) -> list[Callba
 
 def resumed_callbacks(content: Mapping[str, Any]) -> list[Callback]:
     """Return the callbacks of a fine-tuning that resumes from a checkpoint; none for another training."""
-    states = content.get("callbacks", {})
-    kept = next((state for key, state in states.items() if str(key).startswith(f"{BestEpoch.__name__}{{")), None)
+    kept = BestEpoch.state_in(content)
     if kept is None:
         return []
     return [BestEpoch(bool(kept.get("compares")))]

@@ -11,7 +11,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -37,6 +37,7 @@ from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs import compare
 from lt_cb.runs.folder import RunDir
+from lt_cb.say import warn
 from lt_cb.schedule import BY_STEP, StepwiseSchedule, training_progress
 
 FIT: Options = {
@@ -129,7 +130,12 @@ class Session:
                 self.trainer.accumulate_grad_batches = self.cli.config.trainer.accumulate_grad_batches = batches
             scheduler = check_training(model, self.data, self.trainer)
             check_last_batch(model, self.data, self.trainer.world_size)
-            check_best(self.trainer, model, self.test_best)
+            if self.test_best and best_checkpoint(self.trainer) is None:
+                raise InputError(
+                    "--test_best needs a callback that keeps the best checkpoint: add --trainer.callbacks+="
+                    f"ModelCheckpoint --trainer.callbacks.monitor=val/{model.task.main_metric} "
+                    "--trainer.callbacks.mode=max."
+                )
             check_features(self.trainer, model, self.data, scheduler, content if self.resumes else None)
         if content is None:
             return
@@ -156,10 +162,9 @@ class Session:
                 "for longer, train anew."
             )
         if is_within_epoch(content) and done != asked:
-            rank_zero_warn(
+            warn(
                 "The checkpoint was saved in the middle of an epoch: Lightning cannot resume there, so that some "
-                "images are left out of this epoch.",
-                stacklevel=1,
+                "images are left out of this epoch."
             )
 
 
@@ -269,21 +274,20 @@ def check_training(model: LongTailedClassifier, data: LongTailedDataModule, trai
         trial = torch.nn.Parameter(torch.zeros(2, 2))
         trial.grad = torch.zeros(2, 2)  # dense: SparseAdam refuses it
         model.make_optimizer([{"params": [trial]}]).step(lambda: 0.0)
-    except (ValueError, ArithmeticError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"the optimiser or its schedule cannot be made ({error}): see --model.optimizer.") from error
     in_fractions = isinstance(scheduler, StepwiseSchedule) and scheduler.total_steps is None
     if in_fractions or model.drw_start > 0.0 or data.sampler is not None:
         training_progress(trainer, 0)
     no_weighting, no_sampler = model.loss.weighting is None, data.sampler is None
     if model.drw_start > 0.0 and no_weighting:
-        rank_zero_warn("drw_start is set, but the loss has no weighting: nothing is deferred.", stacklevel=1)
+        warn("drw_start is set, but the loss has no weighting: nothing is deferred.")
     if data.drs_start > 0.0 and no_sampler:
-        rank_zero_warn("drs_start is set, but the data have no sampler: nothing is deferred.", stacklevel=1)
+        warn("drs_start is set, but the data have no sampler: nothing is deferred.")
     if not no_weighting and not no_sampler:
-        rank_zero_warn(
+        warn(
             "The class weights and the sampler both favour rare classes, and compound: unless you mean it, set "
-            "--model.loss.weighting null or --data.sampler null.",
-            stacklevel=1,
+            "--model.loss.weighting null or --data.sampler null."
         )
     return scheduler
 
@@ -314,19 +318,9 @@ def check_last_batch(model: LongTailedClassifier, data: LongTailedDataModule, de
                 f"{needs}: set it to 2 or more, use fewer devices, or set a larger --data.image_size."
             ) from None
         data.drop_single = True
-        rank_zero_warn(
+        warn(
             f"The last batch of an epoch has 1 image, but {needs}: it is left out, another image in each epoch. To use "
-            "all images, set another --data.batch_size.",
-            stacklevel=1,
-        )
-
-
-def check_best(trainer: Trainer, model: LongTailedClassifier, test_best: bool) -> None:
-    """Check that ``--test_best`` has a callback that keeps the best checkpoint."""
-    if test_best and best_checkpoint(trainer) is None:
-        raise InputError(
-            "--test_best needs a callback that keeps the best checkpoint: add --trainer.callbacks+=ModelCheckpoint "
-            f"--trainer.callbacks.monitor=val/{model.task.main_metric} --trainer.callbacks.mode=max."
+            "all images, set another --data.batch_size."
         )
 
 

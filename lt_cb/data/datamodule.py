@@ -17,6 +17,7 @@ from lt_cb.data.loaders.resident import ResidentLoader
 from lt_cb.data.sources.base import FileSource, SourceFactory, check_labels, hold_out_test
 from lt_cb.data.sources.listing import TEST_SHARE, Paths, Split
 from lt_cb.data.sources.make import make_source
+from lt_cb.data.sources.names import ROOT
 from lt_cb.data.view import CENTRE, Crop, Interpolation, View
 from lt_cb.errors import InputError
 from lt_cb.longtail import Subset, hold_out, long_tailed_subset
@@ -39,11 +40,12 @@ class LongTailedDataModule(LightningDataModule):
     Images are held in memory, on the training device, if they fit. Otherwise they are decoded on demand.
 
     Args:
-        source: ``Digits``, ``SideBySide``, ``CIFAR10``, ``CIFAR100``, ``FashionMNIST``, ``ImageFolder``,
-            ``INaturalist2017``, ``INaturalist2018``, ``ILSVRC2012``, ``ImageNetLT``, ``PlacesLT``, ``COCO``,
-            ``Manifest`` (a table of files), or the class path of a custom `lt_cb.data.Source`, with ``init_args`` if it
-            has options. In Python also a function that makes a source of its root.
-        root: folder of the data.
+        source: None reads your images at ``root``: folders of classes, a table, or annotations in COCO's format. With
+            the default root, it is ``Digits``. Or a name: ``Digits``, ``SideBySide``, ``CIFAR10``, ``CIFAR100``,
+            ``FashionMNIST``, ``ImageFolder``, ``INaturalist2017``, ``INaturalist2018``, ``ILSVRC2012``, ``ImageNetLT``,
+            ``PlacesLT``, ``COCO``, ``Manifest`` (a table of files), or the class path of a custom `lt_cb.data.Source`,
+            with ``init_args`` if it has options. In Python also a function that makes a source of its root.
+        root: folder of the data, or a table.
         task: ``one`` or ``several`` labels an image, for a source that may have either; None decides from the data.
         split: share of each class held out as test images, above 0 and below 1, if there is no test folder or column
             of splits. The same images for all seeds. Unused if there are test images.
@@ -83,8 +85,8 @@ class LongTailedDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: str | SourceFactory = "Digits",
-        root: str = "data",
+        source: str | SourceFactory | None = None,
+        root: str = ROOT,
         task: Literal["one", "several"] | None = None,
         split: float = TEST_SHARE,
         imbalance_factor: float | None = None,

@@ -15,6 +15,7 @@ from lt_cb.data.datamodule import LongTailedDataModule
 from lt_cb.data.sources.base import FileSource, Source
 from lt_cb.data.sources.listing import TEST_SHARE, Listing, Split, as_paths
 from lt_cb.data.sources.make import make_source
+from lt_cb.data.sources.names import ROOT
 from lt_cb.data.sources.tested import test_only
 from lt_cb.errors import InputError, did_you_mean, enumerate_names
 from lt_cb.longtail.subset import Indices, count_labels
@@ -73,7 +74,7 @@ def make_elsewhere(
         trained: digests of the training images, from `training_digests`.
         split: split to read, ``test`` or ``val``.
     """
-    source, root = options.get("source", "Digits"), options.get("root", "data")
+    source, root = options.get("source"), options.get("root", ROOT)
     whole = {**options, **WHOLE, "image_size": options.get("image_size") or facts["image_size"]}
     task = {"task": options["task"]} if options.get("task") else {}
     with test_only(split) as found:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lt_cb.commands.cli import CommandLine, Options
 from lt_cb.commands.save import run_trainer
@@ -19,6 +19,7 @@ from lt_cb.loggers import check_loggers
 from lt_cb.models.build import OURS, pretrained_cfg
 from lt_cb.module import LongTailedClassifier
 from lt_cb.runs import checkpoint as checkpoints
+from lt_cb.say import warn
 
 if TYPE_CHECKING:  # an optional part
     from lt_cb.lab.cluster import Cluster
@@ -140,10 +141,9 @@ def _prepare(model: Namespace, weights: Mapping[str, Any] | None) -> None:
     if weights is not None and "." not in model.backbone:  # a name of timm, not a class path
         model.backbone_args = {"pretrained": True, **(model.backbone_args or {})}
     if weights is None and model.backbone in OURS:
-        rank_zero_warn(
+        warn(
             f"{model.backbone} has random weights, whose features are worth little: set --model.backbone to a "
-            "pretrained network of timm, or --ckpt_path to a run.",
-            stacklevel=1,
+            "pretrained network of timm, or --ckpt_path to a run."
         )
 
 

@@ -1,4 +1,4 @@
-"""Adapters: small trained matrices in the attention layers of a frozen backbone, by peft."""
+"""Adapters: small trained matrices in the linear layers of a frozen transformer, by peft."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lt_cb.errors import InputError, check_at_least
 from lt_cb.models.classifier import classifier_name, last_linear
 
-LAYERS = (
+ATTENTION = (  # names of linear layers by which a transformer is known
     "qkv",
     "q",
     "k",
@@ -31,10 +31,11 @@ LAYERS = (
 
 
 def attach_adapter(backbone: nn.Module, num_classes: int, rank: int) -> None:
-    """Add low-rank adapters to queries, keys and values, and freeze all weights but adapters and classifier.
+    """Add low-rank adapters to all linear layers, and freeze all weights but adapters and classifier.
 
     LoRA (`Hu et al. 2022 <https://arxiv.org/abs/2106.09685>`_) adds B A to a frozen weight W of shape (out, in), with
-    B = 0 of shape (out, rank) and random A of shape (rank, in), so that the network computes the same at first.
+    B = 0 of shape (out, rank) and random A of shape (rank, in), so that the network computes the same at first. All
+    linear layers have adapters, as in `QLoRA <https://arxiv.org/abs/2305.14314>`_.
 
     Args:
         backbone: network with attention, changed in place.
@@ -47,11 +48,11 @@ def attach_adapter(backbone: nn.Module, num_classes: int, rank: int) -> None:
     check_at_least("adapter_rank", rank, 1, "8 is common.")
     classifier, name = last_linear(backbone, num_classes), classifier_name(backbone, num_classes)
     linear = (layer for layer, module in backbone.named_modules() if isinstance(module, nn.Linear))
-    targets = [layer for layer in linear if layer.rpartition(".")[2] in LAYERS and layer != name]
-    if not targets:
+    targets = [layer for layer in linear if layer != name]
+    if not any(layer.rpartition(".")[2] in ATTENTION for layer in targets):
         raise InputError(
             "--model.adapter is lora, but the backbone has no linear layers for queries, keys and values, which are "
-            f"found by name ({', '.join(LAYERS)}): choose a vision transformer of timm, or leave the adapter out."
+            f"found by name ({', '.join(ATTENTION)}): choose a vision transformer of timm, or leave the adapter out."
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model

@@ -130,7 +130,7 @@ def _call(name: str, make: Callable[..., nn.Module], **options: Any) -> nn.Modul
     except TypeError as error:
         raise InputError(f"model '{name}' does not take these options ({error}): see --model.backbone_args.") from error
     except OSError as error:
-        why = str(error).partition("\n")[0]
+        why = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
             f"the weights of model '{name}' cannot be downloaded or read ({why}): offline, copy their file to this "
             "machine and set --model.backbone_args.pretrained_cfg_overlay '{file: FILE}', or set --model.backbone to "

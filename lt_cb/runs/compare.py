@@ -75,7 +75,7 @@ def check_backbone(state: Mapping[str, Tensor], backbone: nn.Module) -> None:
         if ours.get(name) != theirs.get(name):
             raise InputError(
                 f"the checkpoint is of another network: '{name}' is {theirs.get(name, 'missing')} there and "
-                f"{ours.get(name, 'missing')} here. Use the backbone, loss and second stage it was trained with."
+                f"{ours.get(name, 'missing')} here. Use its backbone, adapter, loss and second stage."
             )
 
 
@@ -84,8 +84,8 @@ def check_optimizer(content: Mapping[str, Any], optimizer: torch.optim.Optimizer
     missing = [key for key in ("optimizer_states", "lr_schedulers", "loops") if key not in content]
     if missing:
         raise InputError(
-            f"the checkpoint has weights, but no {missing[0]}, so that training cannot resume: train it further with "
-            "lt-cb finetune, or train anew."
+            f"the checkpoint has weights, but no {missing[0]}, so that training cannot resume: resume from the "
+            "last.ckpt beside it, or train it further with lt-cb finetune."
         )
     try:
         groups = [optimizer.param_groups, *(state["param_groups"] for state in content["optimizer_states"][:1])]

@@ -84,6 +84,12 @@ class RunDir:
         return not {"verbose", "prior"} & self.read_config().keys()  # options of ``validate`` and ``test``
 
     @property
+    def is_tested_in_part(self) -> bool:
+        """Whether the configuration limits the test to a part of the images."""
+        limit = (self.read_config().get("trainer") or {}).get("limit_test_batches")
+        return limit is not None and not (isinstance(limit, float) and limit >= 1.0)  # 1 is one batch, 1.0 all
+
+    @property
     def state(self) -> str | None:
         """Why there is no result; None for ``validate`` and ``test``, which need not write one."""
         if self.result.exists():
@@ -195,12 +201,6 @@ def is_larger(value: Any, limit: int) -> bool:  # noqa: ANN401 - YAML
         waiting += inner
         size += len(inner)
     return size > limit
-
-
-def is_tested_in_part(config: Mapping[str, Any]) -> bool:
-    """Return whether a flattened configuration limits the test to a part of the images."""
-    limit = config.get("trainer.limit_test_batches")
-    return limit is not None and not (isinstance(limit, float) and limit >= 1.0)  # 1 is one batch, 1.0 all
 
 
 def write_json(file: Path, value: Any) -> None:  # noqa: ANN401 - JSON

@@ -10,6 +10,7 @@ MODULES = {
 """Module in ``lt_cb.data.sources`` of each data set, by class name."""
 
 OWN_IMAGES = ("ImageFolder", "Manifest", "COCO")  # read images of the user; other data sets are published
+ROOT = "data"  # the default folder of published data sets
 PACKAGE = "lt_cb.data.sources"
 _BY_PLAIN_NAME = {name.lower(): name for name in MODULES} | {f"inat{y}": f"INaturalist{y}" for y in (2017, 2018)}
 

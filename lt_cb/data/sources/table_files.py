@@ -135,7 +135,7 @@ def find_tables(root: Path) -> list[tuple[Split | None, Path]]:
 
 def refuse_table_without_classes(root: Path) -> None:
     """Raise if a folder has a table or annotations instead of the folders of classes; say if it has a table too."""
-    tables = list(_of_splits(root).values()) or tables_in(root)
+    tables = tables_of(root)
     name = f"'{tables[0].relative_to(root)}'" if tables else ""
     if has_classes(root):
         if tables:
@@ -161,6 +161,11 @@ def has_classes(root: Path) -> bool:
     classes = [folder for folder in folders if folder.name.lower() not in splits]
     nested = [split / name for split in folders if split not in classes for name in subfolders(split)]
     return any(map(has_images, nested)) or sum(map(has_images, classes)) > 1
+
+
+def tables_of(folder: Path) -> list[Path]:
+    """Return the tables of the splits of a folder, or else the tables directly in it."""
+    return list(_of_splits(folder).values()) or tables_in(folder)
 
 
 def tables_in(folder: Path) -> list[Path]:

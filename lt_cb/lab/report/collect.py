@@ -13,20 +13,16 @@ from typing import Any
 
 from lt_cb.errors import InputError
 from lt_cb.lab.report import rows
-from lt_cb.lab.report.result import ALWAYS_NAMED, LENGTH, NAMED_BY_ROOT, STAGE, Result, Runs
-from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part
-from lt_cb.runs.record import METRICS
+from lt_cb.lab.report.result import ALWAYS_NAMED, CLASSES, LENGTH, STAGE, Result, Runs
+from lt_cb.runs.folder import RunDir, flatten
+from lt_cb.runs.record import LOSS_FACTS, METRICS
 
 # settings that do not change training: paths, workers, loggers
 IGNORED = (
-    "data.root",
-    "data.subset_seed",
-    "data.num_workers",
-    "data.source.separator",
-    "trainer.logger",
-    "model.metrics",
+    *("data.root", "data.subset_seed", "data.num_workers", "data.source.separator"),
+    *("trainer.logger", "model.metrics"),
 )
-IGNORED_PREFIXES = ("model.loss", "trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
+IGNORED_PREFIXES = ("trainer.logger.", "trainer.enable_", "trainer.default_root_dir")
 DATA_SETTINGS = ("data.source", "data.imbalance_factor", "data.n_max", "data.imbalance_type", "data.subset_counts")
 NEWER_DEFAULTS: dict[str, Any] = {  # of settings that older kept configurations lack
     "data.interpolation": "bilinear",
@@ -52,9 +48,7 @@ def collect(folder: Path) -> Runs:
         missing = [(result.folder, why) for result in several] + missing
         found = [result for result in found if not result.record.task.multi_label]
     found, tests = _without_tests(found)
-    _spell_sources_alike(found)
     unnamed = _name_methods(found)
-    _tell_apart(found)
     latest = {(r.method, r.data, r.seed): r for r in sorted(found, key=lambda r: r.time)}
     is_latest = [latest[r.method, r.data, r.seed] is r for r in found]
     repeated = [(r.folder, "repeated later") for r, latest in zip(found, is_latest, strict=True) if not latest]
@@ -88,7 +82,7 @@ def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
                     missing.append((run.path, run.state))
             elif not run.config.is_file():
                 missing.append((run.path, f"without its {run.config.name}"))
-            elif is_tested_in_part(flatten(run.read_config())):
+            elif run.is_tested_in_part:
                 missing.append((run.path, "tested on a part of the images (--trainer.limit_test_batches)"))
             else:
                 found.append(_read_folder(run))
@@ -137,7 +131,10 @@ def _download(name: str) -> Path:
 
 
 def _without_tests(found: list[Result]) -> tuple[list[Result], list[tuple[Path, str]]]:
-    """Return the runs without tests that repeat the test of a training or another test, and these tests."""
+    """Return the runs without tests that repeat the test of a training or another test, and these tests.
+
+    Logits that only a repeated test has saved stay with the run that it repeats.
+    """
 
     def tested(result: Result) -> tuple[Any, ...]:
         files = [Path(file) for file in result.record.averaged or [result.record.checkpoint or "none"]]
@@ -145,51 +142,22 @@ def _without_tests(found: list[Result]) -> tuple[list[Result], list[tuple[Path, 
         prior, stage = result.record.prior, result.settings.get(STAGE)
         return frozenset(file.parts[-4:] for file in files), result.source, prior and tuple(prior), stage, result.seed
 
-    seen = {tested(result) for result in found if not result.is_test}
+    kept = {tested(result): result for result in found if not result.is_test}
     repeated: list[Result] = []
-    for result in sorted(found, key=lambda result: -result.time):
-        if result.is_test:
-            (repeated if tested(result) in seen else []).append(result)
-            seen.add(tested(result))
+    for result in sorted((result for result in found if result.is_test), key=lambda result: -result.time):
+        first = kept.setdefault(tested(result), result)
+        if first is not result:
+            repeated.append(result)
+            first.logits = first.logits if first.logits.exists() else result.logits
     left = [result for result in found if result not in repeated]
     return left, [(result.folder, "tests a checkpoint again") for result in repeated]
 
 
-def _tell_apart(found: list[Result]) -> None:
-    """Add to the names of runs with the same method and data the details in which they differ."""
-    cells: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in found:
-        cells[result.method, result.data].append(result)
-    for results in cells.values():
-        differing = sorted(
-            {
-                key
-                for result in results
-                for key in result.details
-                if len({other.details.get(key) for other in results}) > 1
-            }
-        )
-        for result in results:
-            for key in differing:
-                result.add_detail(key)
-
-
-def _spell_sources_alike(found: list[Result]) -> None:
-    """Give each data set one name: the runs' own if they agree, else the class name."""
-    spellings: dict[str, set[str]] = defaultdict(set)
-    for result in found:
-        spellings[result.source_class].add(result.source)
-    for result in found:
-        if len(spellings[result.source_class]) > 1 and result.source_class not in NAMED_BY_ROOT:
-            result.source = result.source_class
-
-
 def _name_methods(found: list[Result]) -> list[str]:
     """Name the runs by the settings that distinguish them; return the settings that vary without being named."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for settings in (result.settings for result in found):
-        named = {k: v for k, v in settings.items() if k in DATA_SETTINGS or k.startswith("model.loss")}
-        groups[json.dumps(named, sort_keys=True, default=str)].append(settings)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for result in found:
+        groups[result.plain_name, result.data].append(result.settings)
     # settings that go with a loss or a data set, such as its learning rate, make no method of their own
     varied = {key for group in groups.values() for key in _varied(group)}
     always = _varied([result.settings for result in found]) & ALWAYS_NAMED.keys()
@@ -198,13 +166,14 @@ def _name_methods(found: list[Result]) -> list[str]:
     for result in found:
         keys = distinguishing | {key for key in always if result.settings.get(key) != ALWAYS_NAMED[key]}
         result.name_by(sorted(keys), by_checkpoint)
-    return sorted(varied - distinguishing - {STAGE})
+    return sorted(varied - distinguishing - {STAGE, CLASSES})
 
 
 def _varied(runs: Sequence[dict[str, Any]]) -> set[str]:
-    """Return the settings of training that differ between runs, except loss, data set and subset."""
+    """Return the settings of training that differ between runs, except data set and subset."""
     keys = {key for settings in runs for key in settings if key.startswith(("model", "data", "trainer."))}
     keys = {key for key in keys - {*IGNORED, *DATA_SETTINGS} if not key.startswith(IGNORED_PREFIXES)}
+    keys = {key for key in keys if key.rpartition(".")[2] not in LOSS_FACTS}
     return {key for key in keys if len({_text(settings, [key]) for settings in runs}) > 1}
 
 
@@ -213,7 +182,7 @@ def _distinguishing(groups: list[list[dict[str, Any]]], varied: set[str], named:
 
     For example, runs with 200 epochs and padding 4, and with 40 epochs and padding 2, are distinguished by the epochs
     alone. A third run with 40 epochs and padding 4 needs both. Of equally good settings, the length of training is
-    taken first, then the first by name.
+    taken first, then the first by name, and the digest of the classes last.
     """
 
     def num_distinct(keys: set[str]) -> int:
@@ -221,7 +190,7 @@ def _distinguishing(groups: list[list[dict[str, Any]]], varied: set[str], named:
 
     chosen: set[str] = set()
     while num_distinct(chosen | named) < num_distinct(varied | named):
-        left = sorted(varied - chosen - named, key=lambda key: (key != LENGTH, key))
+        left = sorted(varied - chosen - named, key=lambda key: (key != LENGTH, key == CLASSES, key))
         chosen.add(max(left, key=lambda key: num_distinct(chosen | named | {key})))
     return chosen
 

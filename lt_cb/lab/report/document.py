@@ -31,16 +31,8 @@ tr:has(+ .below) > td { border-bottom: 0; } .below > td { position: static; max-
   td:first-child, th:first-child { min-width: 6rem; } }"""
 
 TEXT_COLUMNS = (
-    "data",
-    "unlike the paper",
-    "minus",
-    "classes",
-    "machines",
-    "on",
-    "commit",
-    "command",
-    "predictions",
-    "state",
+    *("data", "unlike the paper", "minus", "classes", "machines"),
+    *("on", "commit", "command", "predictions", "state"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lt_cb.lab.report.extra import altair as alt
-from lt_cb.lab.report.result import Result, Runs, is_error, short
+from lt_cb.lab.report.result import Result, Runs, is_error
 from lt_cb.lab.report.tables import Cell, baselines_of, interval, paired_differences, wilson
 
 # 12 colours with the largest least distance (OKLab), also with protanopia and deuteranopia, on white and on black
@@ -47,7 +47,6 @@ def figures(runs: Runs, cells: dict[tuple[str, str], Cell], metric: str, title: 
         _means(runs, cells, metric, title, styles),
         _by_group(runs, metric, styles),
         _by_class(runs, metric, styles),
-        _by_beta(runs, cells, title, styles),
         _confusion(runs),
     ]
     return [picture for picture in made if picture is not None]
@@ -278,30 +277,6 @@ def _confusion(runs: Runs) -> Picture | None:
     spec = specification(values, 30 * classes + 80, *layers, legend=False, method=methods[0])
     words = "Test images by true and predicted class, summed over seeds. Colour: share of the true class."
     return Picture("confusion", "Confusion matrix", words, spec, classes > 10, methods)
-
-
-def _by_beta(runs: Runs, cells: dict[tuple[str, str], Cell], title: str, styles: Styles) -> Picture | None:
-    """Draw a line for each loss by beta, as in Figure 5 of Cui et al. 2019; without weights at the left."""
-    drawn = {(r.method, r.data): r for r in runs.results if r.family is not None and (r.method, r.data) in cells}
-    betas = sorted({r.beta for r in drawn.values() if r.beta is not None})
-    if len(betas) < 2:
-        return None
-    values: Values = []
-    for key, r in drawn.items():
-        row = {"dataset": r.data, "method": r.method, "loss": r.family}
-        values += rows_of({**row, "beta": "none" if r.beta is None else short(r.beta)}, cells[key].values)
-    x = alt.X("beta:O", sort=["none", *map(short, betas)], title="β", axis=alt.Axis(labelAngle=0))
-    text = f"{title.lower()} in %"
-    order, look = look_of(styles, values, {"method": "method", "beta": "β", "text": title}, legend=False)
-    line = (
-        marks("datum.mean")
-        .mark_line(opacity=0.4, color="#8A8A8A")
-        .encode(x, number(alt.Y, "value", text), detail="loss:N")
-    )
-    points = dots("y", text, **look, x=x)[-1 if len(order) > MAX_DRAWN else 0 :]  # many methods: the means only
-    spec = specification(values, 320, line, *points, legend=False)
-    words = "A line for each loss, in the colours of the methods above. At the left: without weights."
-    return Picture("by_beta", f"{title} by β", words, spec, len(order) > MAX_NARROW)
 
 
 def _by_group(runs: Runs, metric: str, styles: Styles) -> Picture | None:

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple, Self
 
 from lt_cb.data.sources.names import OWN_IMAGES, canonical_source
 from lt_cb.errors import InputError
-from lt_cb.runs.folder import flatten
-from lt_cb.runs.record import LIBRARIES, LOSS_FACTS, SHOTS, Record, training_callbacks
+from lt_cb.runs.folder import RunDir, flatten
+from lt_cb.runs.record import LIBRARIES, SHOTS, Record, training_callbacks
 from lt_cb.task import Task
 
 CALLBACKS, STAGE, LENGTH = "trainer.callbacks", "model.second_stage", "trainer.max_epochs"
+CLASSES = "data.classes"  # digest of names and counts, among the settings of a run
 WHOLE = "whole"
-NAMED_BY_ROOT = OWN_IMAGES
+SHORTENED = (*LIBRARIES, "torch", "torchvision", "torchmetrics")  # classes of these libraries go by their bare names
 NAMES = {  # names of losses in the field; other losses are named by their class
     "BalancedSoftmax": "Balanced softmax",
     "LogitAdjusted": "Logit adjustment",
@@ -57,7 +58,7 @@ class Method(NamedTuple):
     gamma: float | None  # of a focal loss
     beta: float | None  # of the effective number; None without weights
     name: str  # for example "CB-Focal, γ 1, β 0.999"
-    family: str | None  # the name without beta; None for weights other than the effective number
+    weighting: str | None  # class name
 
 
 def is_error(metric: str) -> bool:
@@ -72,27 +73,27 @@ def short(value: float) -> str:
 
 def method_of(settings: Mapping[str, Any]) -> Method:
     """Return loss and weights of a flattened configuration."""
-    loss, weighting = str(settings.get("model.loss", "?")), settings.get("model.loss.weighting")
+    loss, weighting = _class_name(settings.get("model.loss", "?")), settings.get("model.loss.weighting")
     options = {key.removeprefix("model.loss."): v for key, v in settings.items() if key.startswith("model.loss.")}
     beta = options.get("weighting.beta") if weighting == "EffectiveNumber" else None
     name = NAMES.get(loss.removesuffix("Loss"), loss.removesuffix("Loss"))
     deferred = "-DRW" if weighting and settings.get("model.drw_start") else ""
     balanced = "CB-" if beta is not None and not deferred else ""
-    numbers = [f"{sign} {short(options[key])}" for key, sign in SYMBOLS.items() if _is_number(options.get(key))]
+    values = {sign: options.get(key) for key, sign in SYMBOLS.items()}
+    numbers = [f"{sign} {short(value)}" for sign, value in values.items() if isinstance(value, float | int)]
     weights = []
     if isinstance(weighting, str):
-        weights = [f"β {short(beta)}" if beta is not None else WEIGHTS.get(weighting, weighting)]
+        weights = [f"β {short(beta)}" if beta is not None else WEIGHTS.get(weighting, _class_name(weighting))]
         by, over = options.get("weight_of", "sample"), options.get("weighting.normalization")
         weights += [f"weight of the {by}"] * (by != "sample")
         weights += [f"normalised over {over}"] * (over not in (None, "classes"))
-    family = ", ".join([name, *numbers, *weights[1:]]) if weighting in (None, "EffectiveNumber") else None
     return Method(
-        loss, options.get("gamma"), beta, ", ".join([f"{balanced}{name}{deferred}", *numbers, *weights]), family
+        loss, options.get("gamma"), beta, ", ".join([f"{balanced}{name}{deferred}", *numbers, *weights]), weighting
     )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)
+def _class_name(path: object) -> str:
+    return str(path).rpartition(".")[2]
 
 
 def label(key: str, value: object) -> str:
@@ -116,11 +117,8 @@ def seeds_of(cells: Iterable[Sequence["Result"]]) -> str:
 
 def source_of(settings: Mapping[str, Any]) -> str:
     """Return the name of the data set; the user's own images are named by their folder or table."""
-    source = str(settings.get("data.source", "?"))
-    last = source.rpartition(".")[2]
-    return (
-        (Path(str(settings.get("data.root", ""))).name or last) if canonical_source(source) in NAMED_BY_ROOT else last
-    )
+    source = _class_name(canonical_source(str(settings.get("data.source", "?"))))
+    return (Path(str(settings.get("data.root", ""))).name if source in OWN_IMAGES else "") or source
 
 
 def subset_of(settings: Mapping[str, Any], factor: float) -> str:
@@ -137,36 +135,34 @@ def subset_of(settings: Mapping[str, Any], factor: float) -> str:
 def settings_of(config: Mapping[str, Any], callbacks: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a flattened configuration in which one thing has one name.
 
-    ``data.source`` is the class name of a data set of lt_cb. ``trainer.callbacks`` lists the callbacks that change
-    training by name. Each of their options has a key, for example ``trainer.EMAWeightAveraging.decay``.
+    Classes of well-known libraries go by their bare names, custom classes by their paths. ``trainer.callbacks`` lists
+    the callbacks that change training. Each of their options has a key, as ``trainer.EMAWeightAveraging.decay``.
     """
-    settings = {key: value for key, value in flatten(config).items() if not key.startswith(CALLBACKS)}
+    settings = {
+        key: _shortened(value) if key.startswith(("model", "data")) else value
+        for key, value in flatten(config, full_paths=True).items()
+        if not key.startswith(CALLBACKS)
+    }
     if "data.source" in settings:
         settings["data.source"] = canonical_source(str(settings["data.source"]))
     names: list[str] = []
     for callback in callbacks:
-        path = str(callback["class_path"])
-        name = path.rpartition(".")[2] if path.partition(".")[0] in LIBRARIES else path
+        name = _shortened(str(callback["class_path"]))
         names.append(name if name not in names else f"{name} {len(names)}")
         settings |= flatten({names[-1]: callback.get("init_args") or {}}, "trainer.")
     return settings | ({CALLBACKS: " + ".join(names)} if names else {})
 
 
-def details_of(record: Record, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return facts that must be the same for all seeds of a method on a data set, by name.
+def _shortened(value: Any) -> Any:  # noqa: ANN401 - YAML
+    """Return the bare name of a class of a well-known library, any other value unchanged."""
+    is_path = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value) is not None
+    return _class_name(value) if is_path and value.partition(".")[0] in SHORTENED else value
 
-    ``settings`` is a flattened configuration in which classes have their full paths.
-    """
-    classes = hashlib.sha256(json.dumps([record.class_names, record.class_counts]).encode()).hexdigest()[:6]
-    if record.task.multi_label:  # the counts of a subset depend on its seed
-        classes = hashlib.sha256(json.dumps(record.class_names).encode()).hexdigest()[:6]
-    details = {"data.classes": classes}
-    for key, value in settings.items():
-        of_loss = key.startswith("model.loss.") and key.rpartition(".")[2] not in LOSS_FACTS
-        custom = isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.\w+)+", value) is not None
-        if of_loss or (custom and key.startswith(("model.", "data.")) and value.partition(".")[0] not in LIBRARIES):
-            details[key] = str(value)
-    return details
+
+def classes_of(record: Record) -> str:
+    """Return a digest of the class names and counts, which all seeds of a method on a data set share."""
+    facts = [record.class_names, [] if record.task.multi_label else record.class_counts]  # else counts vary by seed
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:6]
 
 
 @dataclass
@@ -181,12 +177,11 @@ class Result:
         row: columns of a kept row, else empty.
         time: of writing, in nanoseconds.
         is_test: whether the run only tested a checkpoint.
-        details: facts that all seeds of a method on a data set share, from ``details_of``.
+        logits: file of `SaveLogits`, which need not exist.
         data: name of the data set with the subset, a column of a table.
         method: name of the method, a row of a table.
-        family: the method without its beta; None for weights other than the effective number.
         others: parts of the method's name behind loss and weights, for example ``max_epochs 40``.
-        loss: class name; with ``gamma`` of a focal loss, and ``beta`` of the effective number.
+        loss: class name; with ``gamma`` of a focal loss, ``weighting``, and ``beta`` of the effective number.
         epochs: of the training, None if unknown.
         unlike_paper: settings that no run of the paper has.
         paper_key: values of the first columns of ``paper.csv``.
@@ -199,26 +194,26 @@ class Result:
     row: dict[str, str]
     time: int
     is_test: bool = field(default=False, init=False)
-    details: dict[str, str] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, folder: Path, record: Record, config: dict[str, Any], row: dict[str, str], time: int = 0) -> Self:
         """Make the result of a run from the content of its ``config.yaml``."""
         callbacks = training_callbacks(config) if record.callbacks is None else record.callbacks
         settings = settings_of(config, callbacks) | {f"model.{key}": value for key, value in record.history.items()}
+        settings[CLASSES] = classes_of(record)
         made = cls(folder, record, settings, record.tested_on or source_of(flatten(config)), row, time)
         made.is_test = bool({"verbose", "prior"} & config.keys())
-        made.details = details_of(record, flatten(config, full_paths=True))
         return made
 
     def __post_init__(self) -> None:
         """Read the settings, so that values that no configuration has raise here."""
         counts, get = self.record.class_counts, self.settings.get
+        self.logits = RunDir(self.folder).logits
         self.source_class = str(get("data.source", "?"))  # class name or class path
         self.imbalance_factor = float(get("data.imbalance_factor") or max(counts) / max(min(counts), 1))
         if not 1 <= self.imbalance_factor < math.inf:
             raise ValueError("no imbalance factor")
-        self.loss, self.gamma, self.beta, self._name, self._family = method_of(self.settings)
+        self.loss, self.gamma, self.beta, self.plain_name, self.weighting = method_of(self.settings)
         epochs = self.record.epochs or get(LENGTH)
         self.epochs = None if epochs is None else int(epochs)
         self.unlike_paper = [f"{key.partition('.')[2]} {get(key)}" for key in NOT_IN_PAPER if get(key)]
@@ -229,7 +224,7 @@ class Result:
         network = str(get("model.backbone", ALWAYS_NAMED["model.backbone"])), str(get("data.image_size") or 32)
         gamma = f"{self.gamma or 0:g}" if self.loss == "FocalLoss" else ""
         beta = "" if self.beta is None or self.imbalance_factor == 1 else short(self.beta)
-        loss = self.loss if self._family else ""  # the paper has no other weights
+        loss = self.loss if self.weighting in (None, "EffectiveNumber") else ""  # the paper has no other weights
         self.paper_key = (self.source_class, self._subset, *network, loss, gamma, beta)
         self.name_by([])
 
@@ -241,19 +236,9 @@ class Result:
         self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint else []
         self.others += self._average
         self.others += [f"prior {get('prior')}"] if get("prior") else []  # of a test
-        self.method = ", ".join([self._name, *self.others])
-        self.family = None if self._family is None else ", ".join([self._family, *self.others])
+        self.method = ", ".join([self.plain_name, *self.others])
         whole = self._subset == WHOLE
         self.data = f"{self.source}, IF {self.imbalance_factor:g}" if whole else f"{self.source} {self._subset}"
-
-    def add_detail(self, key: str) -> None:
-        """Add a detail to the name of the data, or of the method."""
-        text = f"{key.partition('.')[2].removeprefix('loss.')} {self.details.get(key, '–')}"
-        if key.startswith("data."):
-            self.data = f"{self.data}, {text}"
-            return
-        self.others.append(text)
-        self.method, self.family = f"{self.method}, {text}", self.family and f"{self.family}, {text}"
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -330,7 +315,7 @@ class Runs:
 
         def place(r: Result) -> tuple[bool, bool, int, str]:
             by_number = re.sub(r"\d+", lambda digits: digits[0].zfill(8), r.method)
-            return r.beta is not None or r.family is None, bool(r.unlike_paper), order.get(r.loss, 3), by_number
+            return r.weighting is not None, bool(r.unlike_paper), order.get(r.loss, 3), by_number
 
         places = {r.method: place(r) for r in reversed(self.results)}
         return sorted(places, key=lambda method: places[method])

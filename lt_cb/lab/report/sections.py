@@ -12,7 +12,6 @@ from lt_cb.lab.report.posthoc import COLUMNS, MEANS, analyse, class_means
 from lt_cb.lab.report.result import Result, Runs, is_error, seeds_of
 from lt_cb.lab.report.rows import command
 from lt_cb.lab.report.tables import Cell, Difference, cells_of, paired_differences, prediction_width, signed, wilson
-from lt_cb.runs.folder import RunDir
 from lt_cb.runs.record import METRICS
 
 METRIC_TITLES = {  # of the option --metric
@@ -254,7 +253,7 @@ def _from_logits(runs: Runs) -> tuple[list[Section], list[tuple[Path, str]]]:
     for place, results in _ordered(runs) if not runs.task.multi_label else ():
         for result in results:
             try:
-                if RunDir(result.folder).logits.exists():
+                if result.logits.is_file():
                     saved[place].append(analyse(result))
             except InputError as error:
                 unread.append((result.folder, str(error)))
