@@ -11,6 +11,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import which_page
 from results_page import findings, headline, pictures, results_table
 
 from lt_cb.lab.report import Runs, collect, main
@@ -27,6 +28,14 @@ METHODS = {  # columns of results/heads.csv
     "ridge": "ridge",
     "class_means": "class means",
     "best": "best of the grid",
+}
+SCALED = {  # parts of results/scale.csv
+    "table": "read a table",
+    "features": "features, without a network",
+    "kept_features": "kept features",
+    "head": "one head",
+    "fold": "one fold",
+    "report": "report",
 }
 PLACE = re.compile(r"(<!-- lt-cb report (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -51,6 +60,11 @@ def filled(text: str) -> str:
         r"(<!-- finetune -->\n)(.*?)(<!-- end -->)": lambda m: finetune(),
         r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
         r"(<!-- rules -->\n)(.*?)(<!-- end -->)": lambda m: rules(),
+        r"(<!-- scale (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: scale(m[1].split()[2:-1]),
+        **{
+            rf"(<!-- {n} -->\n)(.*?)(<!-- end -->)": lambda m, make=make: make()
+            for n, make in which_page.TABLES.items()
+        },
         r"(<!-- several (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: several(m[1].split()[2]),
     }
     text = PLACE.sub(made, text)
@@ -107,6 +121,27 @@ def rules() -> str:
         header, *rows = csv.reader(stream)
     lines = [header, ["---"] * len(header), *([name, *(f"{float(v):.2f}" for v in values)] for name, *values in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def scale(parts: list[str]) -> str:
+    """Return the table of parts of results/scale.csv: CPU seconds and memory, with a column for each size."""
+    with Path("results/scale.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["part"] in parts]
+    cells = {(row["part"], int(row["classes"]), int(row["size"])): _used(row) for row in rows}
+    sizes = sorted({size for _, _, size in cells})
+    lines = [["part", "classes", *(f"{size:,}" for size in sizes)], ["---"] * (2 + len(sizes))]
+    for part, classes in sorted({key[:2] for key in cells}, key=lambda key: (parts.index(key[0]), key[1])):
+        found = [cells.get((part, classes, size), "–") for size in sizes]
+        lines.append([SCALED[part], f"{classes:,}", *found])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _used(row: dict[str, str]) -> str:
+    if row["reason"]:
+        return f"not run: {row['reason']}"
+    seconds, mib = float(row["cpu_s"]), int(row["added_mib"])
+    memory = f"{mib / 1024:.1f} GiB" if mib >= 1000 else f"{mib} MiB"
+    return f"{seconds:.{0 if seconds >= 10 else 1 if seconds >= 1 else 2}f} s, {memory}"
 
 
 def several(folder: str) -> str:

@@ -79,6 +79,7 @@ def test_lost_workers_and_nodes_cost_nothing(
     cloudpickle.register_pickle_by_value(lt_cb.lab.cluster)  # with this time
     a_grid_survives_a_killed_worker(nodes, tmp_path, capsys)
     cloudpickle.unregister_pickle_by_value(lt_cb.lab.cluster)
+    heads_leave_no_connection(nodes, tmp_path)
     cluster = Cluster(nodes.address)
     try:
         features_are_those_of_one_machine(cluster, tmp_path, monkeypatch)
@@ -110,6 +111,14 @@ def a_grid_survives_a_killed_worker(nodes: Any, tmp_path: Path, capsys: pytest.C
     assert run.dir.read_metrics() == other.read_metrics()
     there, here = (torch.load(place.checkpoint, weights_only=True)["state_dict"] for place in (run.dir, other))
     assert all(torch.equal(there[name], value) for name, value in here.items())
+
+
+def heads_leave_no_connection(nodes: Any, tmp_path: Path) -> None:
+    import ray
+
+    data = ["--data.source=digits", "--data.imbalance_factor=50", "--data.image_size=8", "--model.backbone=resnet20"]
+    main(["heads", *data, "--lambdas=[1.0]", f"--folder={tmp_path / 'heads'}", "--on", nodes.address])
+    assert not ray.is_initialized()  # a notebook can start the next command
 
 
 def features_are_those_of_one_machine(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

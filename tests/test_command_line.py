@@ -128,19 +128,18 @@ def test_a_checkpoint_is_the_same_however_it_is_named(checkpoint: dict[str, Any]
         assert sentence.startswith("the checkpoint was trained with --model.loss lt_cb.losses.FocalLoss")
 
 
-def test_a_custom_class_is_found_however_it_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    (home / "mine.yaml").write_text("model_class: own_recipe.MaxNorm\nmodel: {limit: 0.2}")
+def test_a_custom_class_is_found_however_it_is_named(home: Path) -> None:
+    (home / "mine.yaml").write_text("model_class: lt_cb.sam.SAM\nmodel: {rho: 0.2}")
     for words in (
-        ["--model", "own_recipe.MaxNorm", "--model.limit=0.2"],
-        ["--model=own_recipe.MaxNorm", "--model.limit=0.2"],
+        ["--model", "lt_cb.sam.SAM", "--model.rho=0.2"],
+        ["--model=lt_cb.sam.SAM", "--model.rho=0.2"],
         ["--config=mine.yaml"],
         ["--config=~/mine.yaml"],
-        ["--config", "{model_class: own_recipe.MaxNorm, model: {limit: 0.2}}"],
+        ["--config", "{model_class: lt_cb.sam.SAM, model: {rho: 0.2}}"],
     ):
         cli = CommandLine("fit", [*FIT[1:], *words])
-        assert (cli.config.model_class, cli.config.model.limit) == ("own_recipe.MaxNorm", 0.2)
-        assert type(cli.make_all(cli.make_data()).model).__name__ == "MaxNorm"
+        assert (cli.config.model_class, cli.config.model.rho) == ("lt_cb.sam.SAM", 0.2)
+        assert type(cli.make_all(cli.make_data()).model).__name__ == "SAM"
 
 
 def test_later_settings_override_earlier_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

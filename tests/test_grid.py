@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from strategies import places
 
 from lt_cb.__main__ import main
+from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.lab.plan import Run, read_plan
 from lt_cb.lab.work import prepare
@@ -89,6 +90,60 @@ def config_of_fit(*args: str) -> dict:
     with redirect_stdout(printed), pytest.raises(SystemExit, match="0"):
         main(["fit", *args, "--print_config"])
     return yaml.safe_load(printed.getvalue())
+
+
+class TestGridOfOneGpu:
+    """benchmarks/gpu.yaml, of which no run fits a test: its order, its configurations, and the rows that it adds to."""
+
+    @pytest.fixture
+    def runs(self, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+        monkeypatch.chdir(ROOT)
+        return read_plan(Path("benchmarks/gpu.yaml")).runs
+
+    def test_the_most_important_runs_come_first(self, runs: list[Run]) -> None:
+        more_seeds, cifar100 = runs[:14], runs[14:29]
+        names = [f"paper_200_{loss}/seed_{seed}" for loss in ("softmax", "cb_focal") for seed in range(3, 10)]
+        assert [run.title for run in more_seeds] == names
+        assert {(run.name, run.seed) for run in cifar100} == {
+            (f"cifar100_200_{loss}", f"seed_{seed}")
+            for loss in ("softmax", "balanced_softmax", "cb_focal", "cb_softmax", "ldam_drw")
+            for seed in range(3)
+        }
+        assert not any("_200_" in run.name for run in runs[29:])
+        trained = [run.dir.checkpoint for run in runs]
+        for run in runs:  # a second stage comes after its network
+            for word in run.args:
+                if word.startswith("--ckpt_path="):
+                    assert trained.index(Path(word.partition("=")[2])) < runs.index(run)
+
+    def test_new_seeds_have_the_settings_of_the_kept_rows(self, runs: list[Run]) -> None:
+        kept = ROOT / "results/cifar10_curve/configs"
+        for run, digest in ((runs[0], "14d3f12f3e78"), (runs[7], "cf44d62b2b9f")):
+            old, new = yaml.safe_load((kept / f"{digest}.yaml").read_text()), config_of_fit(*run.args)
+            assert new["seed_everything"] == new["data"]["subset_seed"] == 3
+            assert canonical_source(old["data"].pop("source")) == new["data"]["source"] == "CIFAR10"
+            loss = old["model"]["loss"]
+            loss["init_args"] = {**new["model"]["loss"]["init_args"], **loss["init_args"]}  # it has more options now
+            for part in ("model", "data"):
+                assert {**new[part], **old[part]} == new[part]
+            for name in ("max_epochs", "precision", "gradient_clip_val", "check_val_every_n_epoch"):
+                assert new["trainer"][name] == old["trainer"][name]
+
+    def test_fit_accepts_each_recipe(self, runs: list[Run]) -> None:
+        found = {}
+        for run in runs:
+            if run.name.endswith(("_ldam_drw", "cifar100_200_cb_focal", "crt")) and run.seed == "seed_0":
+                words = [word for word in run.args if not word.startswith("--ckpt_path")]
+                found[run.name] = config_of_fit(*words)
+        decay = {name: config["model"]["optimizer"]["init_args"]["weight_decay"] for name, config in found.items()}
+        assert [decay[f"short_40_wd{value}_ldam_drw"] for value in ("2e-4", "5e-4", "1e-3")] == [2e-4, 5e-4, 1e-3]
+        assert found["short_40_sam_ldam_drw"]["model_class"] == "lt_cb.sam.SAM"
+        assert "RandAugment" in str(found["randaugment_40_ldam_drw"]["data"]["augment"])
+        focal = found["cifar100_200_cb_focal"]
+        assert (focal["trainer"]["max_epochs"], focal["data"]["source"]) == (200, "CIFAR100")
+        options = focal["model"]["loss"]["init_args"]
+        assert (options["gamma"], options["weighting"]["init_args"]["beta"]) == (0.5, 0.999)
+        assert len(found) == 8
 
 
 class TestShippedGrids:
@@ -245,9 +300,16 @@ class TestPlan:
         assert three[1].args == ["--seed_everything=1", "--data.subset_seed=6"]
         assert three[1].title == "grid/seed_1"
 
+    def test_seeds_of_a_choice_override_those_of_the_grid(self) -> None:
+        inner = {"few": {"seeds": [7]}, "all": {}}
+        runs = plan({"loss": {"a": {"axes": {"x": inner}}, "b": {"k": 1, "seeds": [8, 9]}}, "y": {"y": [5]}}, seeds=[1])
+        assert [run.title for run in runs] == ["a_few_y5/seed_7", "a_all_y5/seed_1", "b_y5/seed_8", "b_y5/seed_9"]
+        assert runs[3].args == ["--k=1", "--y=5", "--seed_everything=9"]
+
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [
+            ("axes: {a: {b: {seeds: 3}}}", "seeds is 3, but must be a mapping"),
             ("a: [", "'grid.yaml' is not YAML"),
             ("[1]", "'grid.yaml' is [1], but must be a mapping"),
             (

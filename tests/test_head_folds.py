@@ -11,15 +11,17 @@ from torch import Tensor
 
 from lt_cb.errors import InputError
 from lt_cb.heads.folds import (
+    COMPARISON_TOLERANCE,
     cross_validate,
     fit_temperature,
     held_out_logits,
+    measure_all,
     repeated_folds,
     stratified_folds,
     temperature_scaled,
 )
 from lt_cb.heads.recipes import SOFTMAX, Candidate, make_recipes
-from lt_cb.heads.solve import Basis, FeatureSet, one_thread_if_small
+from lt_cb.heads.solve import BLOCK_ROWS, Basis, FeatureSet, one_thread_if_small, solve_path
 from lt_cb.losses import (
     Loss,
     PostHocLogitAdjustment,
@@ -188,3 +190,16 @@ def test_held_out_logits_agree_with_the_cross_validation(data: FeatureSet) -> No
     first = held_out_logits(data, folds[:1], candidate, [0.1, 0.01])
     assert torch.equal(first.rows, rows[: len(first.rows)])
     assert torch.equal(first.logits, logits[: len(first.rows)])
+
+
+def test_correct_images_are_counted_over_all_blocks() -> None:
+    torch.manual_seed(0)
+    targets = torch.arange(2 * BLOCK_ROWS + 3) % 3
+    features = torch.randn(len(targets), 4) + torch.eye(3, 4)[targets]
+    data = Basis.fit(features).project(features, targets, 3)
+    train = data.select(torch.arange(len(targets)) < 300)
+    (measured,) = measure_all(train, data, [SOFTMAX], [0.1]).values()
+    heads = solve_path(train, [SoftmaxLoss(train.class_counts)], [0.1], COMPARISON_TOLERANCE)[0.1]
+    predicted = (data.features @ heads.weight[0].T + heads.bias[0]).argmax(1)
+    expected = [int((predicted[targets == label] == label).sum()) for label in range(3)]
+    np.testing.assert_allclose(measured, expected, atol=1)  # of images on the border

@@ -27,6 +27,8 @@ from lt_cb.runs.record import Record
 
 FEW = ["--lambdas=[0.1]", "--betas=[]", "--gammas=[]", "--folds=2"]
 
+NAMES = ("config.yaml", "predictions.csv", "heads.csv")  # by which the folder of a command is known
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
@@ -48,12 +50,15 @@ def photos(tmp_path: Path) -> Path:
 def run_command(photos: Path, tmp_path: Path) -> Callable[..., RunDir]:
     """Run a command on the photos, and return the folder of its run."""
 
+    def folders() -> set[Path]:
+        return {file.parent for name in NAMES for file in tmp_path.glob(f"runs/**/{name}")}
+
     def run(command: str, *words: str) -> RunDir:
-        before = set(tmp_path.glob("runs/run/*"))
+        before = folders()
         data = [] if any("ckpt_path" in word for word in words) else ["--data.source=image_folder"]
         data += [f"--data.root={photos}", "--model.backbone=resnet20"] if data else []
         main([command, *data, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path / 'runs'}", *words])
-        (made,) = set(tmp_path.glob("runs/run/*")) - before
+        (made,) = folders() - before
         return RunDir(made)
 
     return run
@@ -88,7 +93,7 @@ def test_recommendation_is_a_checkpoint_to_test_and_predict_with(
     assert out.count("✓") == 2  # in the table, and in the words below it
     command = shlex.split(next_line.removeprefix("Next: "))
     main(command[command.index("predict") :])
-    (made,) = tmp_path.glob("runs/run/*/predictions.csv")
+    (made,) = tmp_path.glob("runs/run/version_*/predictions/predictions.csv")
     assert len(made.read_text().splitlines()) == 1 + 20
     made.unlink()
     assert len(json.loads(run.recommendation.read_text())["balanced_accuracy_by_fold"]) == 2 * 6
@@ -169,13 +174,13 @@ def network(num_classes: int, in_channels: int = 3):
         changed = recommended().metrics
     monkeypatch.setenv("LT_CB_CACHE", str(tmp_path / "empty"))
     assert recommended().metrics == changed != first
-    runs = set(tmp_path.glob("runs/run/*"))
+    runs = set(tmp_path.glob("runs/run/version_*"))
     with pytest.raises(SystemExit, match="2"):
         run_command("recommend", "--model.backbone=changing.Random", *FEW, "--taus=[1]")
     error = capsys.readouterr().err
     assert "computes other features than its head was trained on" in error
     assert "Traceback" not in error
-    assert set(tmp_path.glob("runs/run/*")) == runs
+    assert set(tmp_path.glob("runs/run/version_*")) == runs
 
 
 def test_heads_writes_a_score_for_each_recipe_and_subset_seed(

@@ -508,9 +508,9 @@ def test_a_custom_recipe_makes_a_method_and_a_metric_does_not(tmp_path: Path) ->
     write(tmp_path / "a", 30.0)
     write(tmp_path / "b", 31.0, seed=1, metrics=[{"class_path": "torchmetrics.classification.MulticlassF1Score"}])
     write(tmp_path / "c", 32.0)
-    config = yaml.safe_load((tmp_path / "c/config.yaml").read_text()) | {"model_class": "own_recipe.SAM"}
+    config = yaml.safe_load((tmp_path / "c/config.yaml").read_text()) | {"model_class": "own.Recipe"}
     (tmp_path / "c/config.yaml").write_text(yaml.safe_dump(config))
-    assert errors(tmp_path) == {"Softmax": "30.50 ± 0.71", "Softmax, model_class own_recipe.SAM": "32.00"}
+    assert errors(tmp_path) == {"Softmax": "30.50 ± 0.71", "Softmax, model_class own.Recipe": "32.00"}
 
 
 def test_accuracy_instead_of_error(tmp_path: Path) -> None:

@@ -279,6 +279,126 @@ def test_the_regret_of_heads_matches_its_rows() -> None:
         assert float(next(csv.DictReader(stream))["mean"]) == pytest.approx(means["recommended"], abs=2e-3)
 
 
+def read(name: str) -> list[dict[str, str]]:
+    with (ROOT / "results" / name).open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def row_of(page: str, title: str) -> list[str]:
+    """Return the cells of a row of a page's table, without its title."""
+    (line,) = re.findall(rf"^\| {re.escape(title)} \| (.*) \|$", page, re.MULTILINE)
+    return line.split(" | ")
+
+
+def test_the_answers_of_which_match_their_rows() -> None:
+    page = (ROOT / "docs/which.md").read_text()
+    scores = {
+        (row["question"], row["method"], row["data"], row["subset_seed"]): float(row["score"])
+        for row in read("which.csv")
+    }
+
+    def paired(question: str, method: str, rival: str) -> list[float]:
+        tasks = [key[2:] for key in scores if key[:2] == (question, method)]
+        assert len(tasks) == len(set(tasks)) == 6
+        return [scores[question, method, *task] - scores[question, rival, *task] for task in tasks]
+
+    def over_sets(method: str, rival: str) -> list[float]:
+        tasks = read("heads.csv")
+        names = {row["data"] for row in tasks}
+        assert len(names) == 5
+        return [
+            statistics.mean(float(row[method]) - float(row[rival]) for row in tasks if row["data"] == name)
+            for name in sorted(names)
+        ]
+
+    tuned = {(row["data"], row["subset_seed"], row["backbone"], row["method"]): row for row in read("finetune.csv")}
+    adjusted, prior = "logit adjustment", "over `--prior uniform`, tail inverted"
+    labelled = ("least confident", "smallest balanced margin", "rarest predicted class")
+    gains = {
+        ("class weights, head", "over softmax"): over_sets("cb_softmax", "softmax"),
+        ("class weights instead of logit adjustment, head", "over logit adjustment"): over_sets(
+            "cb_softmax", "balanced_softmax_0.1"
+        ),
+        ("logit adjustment, head", "over softmax"): over_sets("balanced_softmax_0.1", "softmax"),
+        ("oversampling instead of logit adjustment, head", "over logit adjustment"): paired(
+            "head", "oversampling", adjusted
+        ),
+        ("LDA head", "over logit adjustment"): paired("head", "discriminant analysis", adjusted),
+        ("synthetic features", "over logit adjustment"): paired("head", "synthetic features", adjusted),
+        ("test-time views", "by the mirror image"): paired("head", "logit adjustment, two views", adjusted),
+        ("prior correction by EM", prior): paired("prior", "inverted: EM", "inverted: uniform"),
+        **{(rule, "labels"): paired("labels", rule, "random") for rule in labelled},
+    }
+    for method, title in (("fine-tuned", "fine-tuning all weights"), ("lora", "adapters (LoRA)")):
+        found = [key for key in tuned if key[3] == method and (*key[:3], "head") in tuned]
+        pairs = [(tuned[key], tuned[(*key[:3], "head")]) for key in found]
+        if len(pairs) > 2:
+            values = [float(a["balanced_accuracy"]) - float(b["balanced_accuracy"]) for a, b in pairs]
+            gains[title, "over the head"] = values
+    of_heads = list(gains)[:3]
+    of_tuning = [key for key in gains if key[1] == "over the head"]
+    p: dict = {}
+    for family in (of_heads, [key for key in gains if key not in of_heads + of_tuning], of_tuning):  # by file
+        p |= corrected({key: scipy.stats.ttest_1samp(gains[key], 0).pvalue for key in family})
+    best = max(labelled, key=lambda rule: statistics.mean(gains[rule, "labels"]))
+    gains["active labelling", f"over random images ({best})"] = gains[best, "labels"]
+    p["active labelling", f"over random images ({best})"] = p[best, "labels"]
+    for (title, rest), values in gains.items():
+        if rest == "labels":
+            continue
+        answer, text, _ = row_of(page, title)
+        assert text == f"{interval(values)} points {rest}"
+        helps = "**yes**" if statistics.mean(values) > 0 else "**no**"
+        assert answer == (helps if p[title, rest] < 0.05 else "not shown")
+    errors = {
+        key: [100 - accuracies(row)["balanced"] for row in rows(table) if row["experiment"] == experiment]
+        for key, (table, experiment) in {
+            (n, name): place for n, methods in TRAINED.items() for name, place in methods.items()
+        }.items()
+    }
+    for title, name, epochs, answer in (
+        ("class weights, trained from scratch", "cb_focal", (200, 40), "not shown"),
+        ("logit adjustment (balanced softmax), trained from scratch", "balanced_softmax", (40,), "**yes**"),
+        ("second stage: classifier re-training (cRT)", "crt", (200, 40), "not shown"),
+    ):
+        changes = [[x - y for x, y in zip(errors[n, name], errors[n, "softmax"], strict=True)] for n in epochs]
+        texts = [f"{interval(change)} after {n} epochs" for n, change in zip(epochs, changes, strict=True)]
+        assert [cell.replace("†", "") for cell in row_of(page, title)[:2]] == [
+            answer,
+            f"error {', '.join(texts)}",
+        ]  # p: test_statements_on_losses
+
+
+def test_the_tables_of_which_match_their_rows() -> None:
+    page = (ROOT / "docs/which.md").read_text()
+
+    def mean(rows: list[dict[str, str]], column: str) -> float:
+        return statistics.mean(float(row[column]) for row in rows)
+
+    corrections = (("none", "none"), ("uniform", "`--prior uniform`"), ("EM", "EM"), ("true", "the true prior"))
+    for name, title in corrections:
+        for cell, kind in zip(row_of(page, title), ("as in training", "uniform", "inverted"), strict=True):
+            found = [row for row in read("which.csv") if row["method"] == f"{kind}: {name}"]
+            assert len(found) == 6
+            assert cell == f"{mean(found, 'score'):.1f}"
+    for rule, title in (
+        ("softmax, all images together", "softmax, one threshold (split conformal)"),
+        ("balanced, each class alone", "a threshold for each class (Mondrian)"),
+        ("lt_cb", "`--sets 0.9`"),
+    ):
+        found = [row for row in read("answers_sets.csv") if (row["method"], row["level"]) == (rule, "0.9")]
+        shares = [f"{100 * mean(found, column):.0f} %" for column in ("coverage", "few", "worst_class")]
+        assert row_of(page, title) == [*shares, f"{mean(found, 'size'):.1f}"]
+        assert len(found) == 9
+    for score, title in (
+        ("self-confidence", "self-confidence, as in cleanlab"),
+        ("balanced posterior", "`suspects.csv`"),
+    ):
+        found = [row for row in read("answers_suspects.csv") if row["method"] == score]
+        wrong, all_clean = (sum(int(row[f"clean_tail{part}"]) for row in found) for part in ("_in_worst_tenth", ""))
+        assert row_of(page, title) == [f"{mean(found, 'auroc'):.3f}", f"{wrong} of {all_clean}"]
+
+
 def test_every_row_has_its_configuration() -> None:
     for table in filter(Path.is_dir, (ROOT / "results").iterdir()):
         used = {row["config"] for row in rows(table.name)}

@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "model_class": Kind(LongTailedClassifier),
+    "model_class": Kind(LongTailedClassifier, ("lt_cb.sam",)),
     "data_class": Kind(LongTailedDataModule),
     "data.source": Kind(Source, ("lt_cb.data.sources",)),
     "data.sampler": Kind(Sampler, ("lt_cb.longtail", "lt_cb.data")),
@@ -81,7 +81,8 @@ def plain_settings(config: Mapping[str, Any], trusted: bool) -> tuple[dict[str, 
         if not trusted and options.get("adapter") and isinstance(args := config[group].get("backbone_args"), Mapping):
             refused |= {f"{group}.backbone_args.{name}": value for name, value in args.items() if name in FILES}
         if path := config.get(f"{group}_class"):
-            (settings if trusted else refused)[f"{group}_class"] = path
+            known = trusted or (isinstance(path, str) and is_known(f"{group}_class", path))
+            (settings if known else refused)[f"{group}_class"] = path
     return settings, refused
 
 

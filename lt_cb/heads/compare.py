@@ -26,14 +26,14 @@ def heads(cli: CommandLine) -> None:
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds is {seeds}, but must be one or more different numbers, as --seeds [0,1,2].")
     cli.config.data.subset_seed = seeds[0]
-    setup = set_up(cli)
     scores: dict[Candidate, list[float]] = {}
-    for seed in seeds:
-        if seed != setup.data.subset_seed:
-            cli.config.data.subset_seed = seed
-            setup.data = cli.make_data()
-        for candidate, score in _test(setup, cli.config.lambdas).items():
-            scores.setdefault(candidate, []).append(score)
+    with set_up(cli) as setup:
+        for seed in seeds:
+            if seed != setup.data.subset_seed:
+                cli.config.data.subset_seed = seed
+                setup.data = cli.make_data()
+            for candidate, score in _test(setup, cli.config.lambdas).items():
+                scores.setdefault(candidate, []).append(score)
     if setup.trainer.is_global_zero:
         _write(cli, setup, scores)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lt_cb.data.images import progress
 from lt_cb.errors import InputError
 from lt_cb.heads.recipes import BALANCED, POST_HOC, SIGMOID, SOFTMAX, Candidate, Recipe
-from lt_cb.heads.solve import FeatureSet, solve_path
+from lt_cb.heads.solve import BLOCK_ROWS, FeatureSet, solve_path
 from lt_cb.lab.report.extra import stats
 from lt_cb.longtail.groups import count_groups, group_folds
 from lt_cb.longtail.several import stratify
@@ -122,16 +122,20 @@ def measure_all(
     losses = {recipe: recipe.make(train.class_counts, train.num_unlabelled) for recipe in recipes}
     solved = [recipe for recipe in recipes if recipe.loss != POST_HOC]  # post-hoc adjustment needs no solve
     path = solve_path(train, [losses[recipe] for recipe in solved], l2_strengths, COMPARISON_TOLERANCE)
-    targets, measured = held_out.targets, {}
+    targets, measured = held_out.targets, dict[Candidate, Tensor]()
+    rows = len(targets) if targets.ndim == 2 else BLOCK_ROWS  # average precision needs all scores of a class at once
+    blocks = list(zip(torch.split(held_out.features, rows), torch.split(targets, rows), strict=True))
     for l2_strength, heads in path.items():
-        logits = dict(zip(solved, heads.logits(held_out.features), strict=True))
-        for recipe in recipes:
-            adjusted = losses[recipe].adjust(logits[SOFTMAX if recipe.loss == POST_HOC else recipe])
-            if targets.ndim == 2:
-                values = average_precision(adjusted, targets)
-            else:
-                values = targets[adjusted.argmax(1) == targets].bincount(minlength=train.num_classes)
-            measured[Candidate(recipe, l2_strength)] = values
+        for features, labels in blocks:
+            logits = dict(zip(solved, heads.logits(features), strict=True))
+            for recipe in recipes:
+                adjusted = losses[recipe].adjust(logits[SOFTMAX if recipe.loss == POST_HOC else recipe])
+                if labels.ndim == 2:
+                    values = average_precision(adjusted, labels)
+                else:
+                    values = labels[adjusted.argmax(1) == labels].bincount(minlength=train.num_classes)
+                candidate = Candidate(recipe, l2_strength)
+                measured[candidate] = measured[candidate] + values if candidate in measured else values
     return measured
 
 

@@ -68,15 +68,16 @@ class Solved(NamedTuple):
 @command(GRID, defaults=preprocessing)
 def recommend(cli: CommandLine) -> None:
     """Compare recipes by cross-validation on frozen features, and write and test a checkpoint with the best one."""
-    setup, config, before = set_up(cli), cli.config, _trained_before(cli)
-    classifier = classifier_of(setup.model)
-    _check_images(setup.data, config.folds)
-    features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer, setup.cluster)
-    solved = None
-    if setup.trainer.is_global_zero:
-        values = torch.from_numpy(features)
-        with one_thread_if_small(values):
-            solved = _solve(setup, values, targets, config.folds, config.lambdas)
+    solved, config = None, cli.config
+    with set_up(cli) as setup:
+        before = _trained_before(cli)
+        classifier = classifier_of(setup.model)
+        _check_images(setup.data, config.folds)
+        features, targets = frozen_features(setup.model, setup.data, "train", setup.trainer, setup.cluster)
+        if setup.trainer.is_global_zero:
+            values = torch.from_numpy(features)
+            with one_thread_if_small(values):
+                solved = _solve(setup, values, targets, config.folds, config.lambdas)
     solved = setup.trainer.strategy.broadcast(solved)
     assert solved is not None
     classifier.load_state_dict(solved.head)

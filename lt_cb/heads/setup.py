@@ -1,6 +1,7 @@
 """Set-up that ``recommend`` and ``heads`` share: options, recipes, data, and a frozen backbone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -61,12 +62,31 @@ class Setup:
     cluster: "Cluster | None" = None
 
 
-def set_up(cli: CommandLine) -> Setup:
-    """Make the data and the model of a command line, with frozen weights: pretrained, or from ``--ckpt_path``.
+@contextmanager
+def set_up(cli: CommandLine) -> Iterator[Setup]:
+    """Make the data and the model of a command line, and connect to its cluster until the end of the context.
+
+    The weights are frozen: pretrained, or from ``--ckpt_path``.
 
     Raises:
-        InputError: if the grid of recipes is wrong, or data, model or Trainer cannot be made.
+        InputError: if the grid of recipes is wrong, data, model or Trainer cannot be made, or no cluster answers.
     """
+    setup, config = _make(cli), cli.config
+    if config.on is None:
+        yield setup
+        return
+    if setup.trainer.world_size > 1:
+        raise InputError("--on is set, and --trainer.devices or num_nodes too: set one of them.")
+    from lt_cb.lab.cluster import Cluster
+
+    setup.cluster = Cluster(config.on, config.cpus, config.gpus)
+    try:
+        yield setup
+    finally:
+        setup.cluster.close()
+
+
+def _make(cli: CommandLine) -> Setup:
     config = cli.config
     _check_grid(config)
     check_loggers(config.trainer.logger)
@@ -95,14 +115,7 @@ def set_up(cli: CommandLine) -> Setup:
     if cli.checkpoint is not None:
         options.model.start_from(cli.checkpoint)
     run = run_trainer(cli, options.trainer)
-    setup = Setup(recipes, data, options.model, run, feature_trainer(options.trainer))
-    if config.on is not None:
-        if setup.trainer.world_size > 1:
-            raise InputError("--on is set, and --trainer.devices or num_nodes too: set one of them.")
-        from lt_cb.lab.cluster import Cluster
-
-        setup.cluster = Cluster(config.on, config.cpus, config.gpus)
-    return setup
+    return Setup(recipes, data, options.model, run, feature_trainer(options.trainer))
 
 
 def _check_grid(config: Namespace) -> None:

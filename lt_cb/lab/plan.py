@@ -16,6 +16,8 @@ from lt_cb.runs.folder import RunDir, flatten, read_yaml, shipped
 MAX_RUNS = 20_000
 LOSSES = "lt_cb.losses"  # where a class of a loss or weighting is looked up that is named without a module
 GRID_KEYS = ("folder", "config", "set", "seeds", "axes")
+Settings = list[dict[str, Any]]
+RESERVED = ("config", "seeds", "axes")  # keys of a choice that are no config keys
 
 
 @dataclass
@@ -63,7 +65,7 @@ def read_plan(file: Path) -> Plan:
     - ``set``: config keys and values of all runs.
     - ``seeds``: list of values of ``seed_everything``, or a mapping of config keys to lists, which are zipped.
     - ``axes``: a run takes one choice of each axis. An axis maps config keys to lists, which are zipped; or choices to
-      settings: config keys and values, ``config`` files, and ``axes`` of this choice.
+      settings: config keys and values, ``config`` files, and ``axes`` of this choice, or its own ``seeds``.
     """
     grid = _mapping(read_yaml(file), f"'{file}'")
     for key in grid:
@@ -74,13 +76,12 @@ def read_plan(file: Path) -> Plan:
     if not isinstance(folder, str) or not folder or "\0" in folder:
         raise InputError(f"'{file}': folder is {folder!r}, but must be a path, as runs/{file.stem}.")
     base = _arguments({"config": grid.get("config", [])}, file) + _arguments(_mapping(grid.get("set", {}), "set"), file)
-    seeds = grid.get("seeds", [0])
-    seeds = _mapping({"seed_everything": seeds} if isinstance(seeds, list) else seeds, "seeds")
     runs: dict[str, Run] = {}  # by digest
     titles: set[str] = set()
-    for parts, args in _expand(base, _mapping(grid.get("axes", {}), "axes"), file):
+    axes = _mapping(grid.get("axes", {}), "axes")
+    for parts, args, seeds in _expand(base, axes, _seeds(grid.get("seeds", [0])), file):
         name = "_".join(parts) or file.stem
-        for values in _zipped("seeds", seeds):
+        for values in seeds:
             complete = args + _arguments(values, file)
             seed = f"seed_{_label(next(iter(values.values())))}"
             run = Run(name, seed, complete, digest(complete), RunDir(Path(folder, name, seed)))
@@ -137,7 +138,7 @@ def _arguments(settings: dict[str, Any], file: Path) -> list[str]:
         _mapping(read_yaml(path), f"'{path}'")
         place = path.resolve()
         args += ["--config", str(place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place)]
-    return args + [f"--{key}={_text(value)}" for key, value in settings.items() if key not in ("config", "axes")]
+    return args + [f"--{key}={_text(value)}" for key, value in settings.items() if key not in RESERVED]
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - YAML
@@ -151,7 +152,7 @@ def _mapping(value: Any, what: str) -> dict[str, Any]:  # noqa: ANN401 - YAML
     return value
 
 
-def _zipped(what: str, lists: dict[str, Any]) -> list[dict[str, Any]]:
+def _zipped(what: str, lists: dict[str, Any]) -> Settings:
     """Return the settings of each position in lists of equal length."""
     if not lists or not all(isinstance(values, list) and values for values in lists.values()):
         raise InputError(f"{what} is {lists}, but must be a list, or map config keys to lists, none of them empty.")
@@ -160,10 +161,17 @@ def _zipped(what: str, lists: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
-def _expand(args: list[str], axes: dict[str, Any], file: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the names of the choices and the arguments of each combination."""
+def _seeds(value: Any) -> Settings:  # noqa: ANN401 - YAML
+    """Return the settings of each seed."""
+    return _zipped("seeds", _mapping({"seed_everything": value} if isinstance(value, list) else value, "seeds"))
+
+
+def _expand(
+    args: list[str], axes: dict[str, Any], seeds: Settings, file: Path
+) -> Iterator[tuple[list[str], list[str], Settings]]:
+    """Yield the names of the choices, the arguments and the seeds of each combination."""
     if not axes:
-        yield [], args
+        yield [], args, seeds
         return
     (axis, given), *rest = axes.items()
     choices = _mapping(given, f"axis '{axis}'")
@@ -174,9 +182,10 @@ def _expand(args: list[str], axes: dict[str, Any], file: Path) -> Iterator[tuple
         named = [(str(name), _mapping(part, f"choice '{name}' of axis '{axis}'")) for name, part in choices.items()]
     for name, settings in named:
         chosen = [*args, *_arguments(settings, file)]
-        for inner, nested in _expand(chosen, _mapping(settings.get("axes", {}), f"axes of '{name}'"), file):
-            for outer, complete in _expand(nested, dict(rest), file):
-                yield [part for part in (name, *inner, *outer) if part], complete
+        own = _seeds(settings["seeds"]) if "seeds" in settings else seeds
+        for inner, nested, kept in _expand(chosen, _mapping(settings.get("axes", {}), f"axes of '{name}'"), own, file):
+            for outer, complete, last in _expand(nested, dict(rest), kept, file):
+                yield [part for part in (name, *inner, *outer) if part], complete, last
 
 
 def _label(value: Any) -> str:  # noqa: ANN401 - YAML

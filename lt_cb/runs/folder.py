@@ -62,12 +62,17 @@ class RunDir:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is a readable result, and it belongs to the run that a grid has planned here, if any."""
+        """Whether there is a `finished` result."""
+        return self.finished is not None
+
+    @property
+    def finished(self) -> Record | None:
+        """The result, if it is readable, and belongs to the run that a grid has planned here, if any; else None."""
         try:
-            own = self.read_result().grid
+            record = self.read_result()
         except InputError:
-            return False
-        return own is None or self.planned in (None, own)  # a grid writes a damaged plan again
+            return None
+        return record if record.grid is None or self.planned in (None, record.grid) else None  # damaged plans are None
 
     @property
     def planned(self) -> str | None:
@@ -82,12 +87,6 @@ class RunDir:
     def is_training(self) -> bool:
         """Whether ``fit`` made the run."""
         return not {"verbose", "prior"} & self.read_config().keys()  # options of ``validate`` and ``test``
-
-    @property
-    def is_tested_in_part(self) -> bool:
-        """Whether the configuration limits the test to a part of the images."""
-        limit = (self.read_config().get("trainer") or {}).get("limit_test_batches")
-        return limit is not None and not (isinstance(limit, float) and limit >= 1.0)  # 1 is one batch, 1.0 all
 
     @property
     def state(self) -> str | None:
@@ -201,6 +200,12 @@ def is_larger(value: Any, limit: int) -> bool:  # noqa: ANN401 - YAML
         waiting += inner
         size += len(inner)
     return size > limit
+
+
+def is_tested_in_part(settings: Mapping[str, Any]) -> bool:
+    """Return whether a flattened configuration limits the test to a part of the images."""
+    limit = settings.get("trainer.limit_test_batches")
+    return limit is not None and not (isinstance(limit, float) and limit >= 1.0)  # 1 is one batch, 1.0 all
 
 
 def write_json(file: Path, value: Any) -> None:  # noqa: ANN401 - JSON

@@ -14,8 +14,8 @@ from typing import Any
 from lt_cb.errors import InputError
 from lt_cb.lab.report import rows
 from lt_cb.lab.report.result import ALWAYS_NAMED, CLASSES, LENGTH, STAGE, Result, Runs
-from lt_cb.runs.folder import RunDir, flatten
-from lt_cb.runs.record import LOSS_FACTS, METRICS
+from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part
+from lt_cb.runs.record import LOSS_FACTS, METRICS, Record
 
 # settings that do not change training: paths, workers, loggers
 IGNORED = (
@@ -66,7 +66,7 @@ def read_run(where: str | Path) -> Result:
     """
     if not Path(where).is_dir() and re.fullmatch(r"[^/.]+/[^/]+/[^/]+", str(where)):
         return read_run(_download(str(where)))
-    return _read_folder(RunDir(where))
+    return _read_folder(RunDir(where), RunDir(where).read_result())
 
 
 def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
@@ -75,17 +75,17 @@ def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
     missing: list[tuple[Path, str]] = []
     for run in RunDir.below(folder):
         try:
-            if not run.is_done:
+            if (record := run.finished) is None:
                 if run.result.exists():
                     run.read_result()  # raises InputError, unless the result is of another run
                 if run.state is not None:
                     missing.append((run.path, run.state))
             elif not run.config.is_file():
                 missing.append((run.path, f"without its {run.config.name}"))
-            elif run.is_tested_in_part:
+            elif is_tested_in_part((result := _read_folder(run, record)).settings):
                 missing.append((run.path, "tested on a part of the images (--trainer.limit_test_batches)"))
             else:
-                found.append(_read_folder(run))
+                found.append(result)
         except InputError as error:
             missing.append((run.path, str(error)))
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):  # a value no configuration has
@@ -99,9 +99,9 @@ def _read_folders(folder: Path) -> tuple[list[Result], list[tuple[Path, str]]]:
     return found, missing
 
 
-def _read_folder(run: RunDir) -> Result:
-    """Read a run with the metrics of its last validation."""
-    record, config = run.read_result(), run.read_config()
+def _read_folder(run: RunDir, record: Record) -> Result:
+    """Return a run with the metrics of its last validation."""
+    config = run.read_config()
     last = _last_validation(run)
     if not last and record.prior is None and record.tested_on is None and record.checkpoint:
         trained = RunDir(Path(record.checkpoint).parent.parent)
@@ -149,7 +149,8 @@ def _without_tests(found: list[Result]) -> tuple[list[Result], list[tuple[Path, 
         if first is not result:
             repeated.append(result)
             first.logits = first.logits if first.logits.exists() else result.logits
-    left = [result for result in found if result not in repeated]
+    dropped = set(map(id, repeated))
+    left = [result for result in found if id(result) not in dropped]
     return left, [(result.folder, "tests a checkpoint again") for result in repeated]
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from lt_cb.errors import InputError
 from lt_cb.lab.report.result import method_of, source_of
-from lt_cb.runs.folder import RunDir, flatten, read_yaml, whole_file, write_text
+from lt_cb.runs.folder import RunDir, flatten, is_tested_in_part, read_yaml, whole_file, write_text
 from lt_cb.runs.record import FACTS, PERCENT_COLUMNS, VERSIONS, Record, percent, read_bytes
 
 ROWS, CONFIGS = "runs.csv", "configs"
@@ -42,7 +42,7 @@ def save(runs: Path, to: Path) -> tuple[int, int]:
     Rows of the same configuration and seeds are replaced. Runs that only test a checkpoint are no further seeds.
     """
     done = [run for run in RunDir.below(runs) if run.is_done and run.config.is_file()]
-    done = [run for run in done if run.is_training and not run.is_tested_in_part]
+    done = [run for run in done if run.is_training and not is_tested_in_part(flatten(run.read_config()))]
     if not done:
         raise InputError(f"there is no finished training in '{runs}': give the folder of finished runs.")
     kept = _read(to / ROWS) if (to / ROWS).is_file() else {}

@@ -4,6 +4,7 @@ import csv
 import functools
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, product
@@ -136,9 +137,12 @@ def baselines_of(runs: Runs) -> dict[str, str]:
 
     For example, they have the same number of epochs. Without such a method, it is the first of all.
     """
-    methods, others = runs.methods(), {result.method: result.others for result in runs.results}
-    alike = {method: [name for name in methods if others[name] == others[method]] for method in methods}
-    return {method: names[0] if len(names) > 1 else methods[0] for method, names in alike.items()}
+    methods, others = runs.methods(), {result.method: tuple(result.others) for result in runs.results}
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for method in methods:
+        alike[others[method]].append(method)
+    first = {names: named[0] if len(named) > 1 else methods[0] for names, named in alike.items()}
+    return {method: first[others[method]] for method in methods}
 
 
 def paired_differences(runs: Runs, *metrics: str, min_seeds: int = 2) -> list[Difference]:
