@@ -23,6 +23,7 @@ html_math_renderer = "mathml"
 html_copy_source = False
 html_show_copyright = False
 
+myst_enable_extensions = ["dollarmath"]  # GitHub shows such formulas too
 myst_heading_anchors = 4  # by GitHub's rule, so that a link with an anchor leads to the same place there and here
 nitpicky = True
 default_role = "any"

@@ -1,38 +1,30 @@
-"""Custom metric: a torchmetrics Metric, created with the number of classes.
+r"""Custom metric: geometric mean of the class accuracies.
 
-PYTHONPATH=examples uv run lt-cb fit --config configs/quickstart.yaml --model.metrics+=own_metric.GeometricMean
-
-Add metrics of torchmetrics in the same way: --model.metrics+=torchmetrics.classification.MulticlassF1Score
+PYTHONPATH=examples uv run lt-cb fit --config configs/quickstart.yaml \
+    --model.metrics+=own_metric.GeometricMean
 """
 
 import torch
-from torch import Tensor
 from torchmetrics import Metric
 
 
 class GeometricMean(Metric):
-    """Geometric mean of the class accuracies. Without a floor, one class without a hit makes it 0.
+    """Without a floor, one class without a correct image makes it 0."""
 
-    Args:
-        num_classes: C.
-        floor: lower accuracies count as this value.
-    """
-
-    correct: Tensor
-    total: Tensor
-
-    def __init__(self, num_classes: int, floor: float = 0.001) -> None:
+    def __init__(self, num_classes: int, floor: float = 0.001):
         super().__init__()
         self.floor = floor
         for name in ("correct", "total"):
-            self.add_state(name, torch.zeros(num_classes), dist_reduce_fx="sum")
+            zeros = torch.zeros(num_classes)
+            self.add_state(name, zeros, dist_reduce_fx="sum")
 
-    def update(self, probabilities: Tensor, targets: Tensor) -> None:
-        """Add a batch of class probabilities, (B, C), and class indices, (B,)."""
-        self.total.index_add_(0, targets, torch.ones_like(targets, dtype=self.total.dtype))
-        self.correct.index_add_(0, targets, (probabilities.argmax(1) == targets).to(self.correct.dtype))
+    def update(self, probabilities, targets):
+        """Add a batch: probabilities (B, C), and class indices (B,)."""
+        correct = targets[probabilities.argmax(1) == targets]
+        self.correct += correct.bincount(minlength=len(self.correct))
+        self.total += targets.bincount(minlength=len(self.total))
 
-    def compute(self) -> Tensor:
+    def compute(self):
         """Return the mean over the classes with images, a scalar."""
         accuracy = (self.correct / self.total)[self.total > 0]
         return accuracy.clamp(min=self.floor).log().mean().exp()

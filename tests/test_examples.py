@@ -1,4 +1,4 @@
-"""What one adds of one's own, in a file of one's own: the examples, each by the command in its docstring."""
+"""The examples of custom code, each by the command in its docstring and on its page."""
 
 import json
 import re
@@ -11,7 +11,6 @@ import yaml
 
 from lt_cb.__main__ import main
 from lt_cb.commands.train import main as train
-from lt_cb.losses import BalancedSoftmaxLoss
 
 ROOT = Path(__file__).parents[1]
 CONFIGURED = {
@@ -19,6 +18,7 @@ CONFIGURED = {
     "own_backbone.py": "width: 16",
     "own_source.py": "noise: 40.0",
     "own_metric.py": "class_path: own_metric.GeometricMean",
+    "own_recipe.py": "limit: 0.5",
 }
 TINY = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
@@ -30,10 +30,14 @@ def beside_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "configs").symlink_to(ROOT / "configs")
 
 
-def words(example: str) -> list[str]:
+def command(example: str) -> str:
     """Return the first command in the docstring of an example."""
-    text = (ROOT / "examples" / example).read_text().replace("\\\n", "")
-    return shlex.split(re.findall(r"^PYTHONPATH=examples uv run lt-cb (.*)$", text, re.MULTILINE)[0])
+    text = (ROOT / "examples" / example).read_text()
+    return re.findall(r"^PYTHONPATH=examples uv run lt-cb ((?:.*\\\n)*.*)$", text, re.MULTILINE)[0]
+
+
+def words(example: str) -> list[str]:
+    return shlex.split(command(example).replace("\\\n", ""))
 
 
 def run(example: str) -> Path:
@@ -43,7 +47,7 @@ def run(example: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", sorted(file.name for file in (ROOT / "examples").glob("own_*.py")))
+@pytest.mark.parametrize("example", CONFIGURED)
 def test_the_command_trains_tests_and_loads_again(example: str) -> None:
     folder = run(example)
     result = json.loads((folder / "result.json").read_text())
@@ -75,35 +79,32 @@ def test_inspect_takes_a_source_with_an_argument(capsys: pytest.CaptureFixture[s
     assert "8 classes, 459 training images, imbalance factor 50.00" in capsys.readouterr().out
 
 
-def test_the_loss_is_what_it_says() -> None:
-    from own_loss import ShiftedSoftmax
-
-    logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 0])
-    expected = BalancedSoftmaxLoss([100, 10, 1])(logits, targets)
-    torch.testing.assert_close(ShiftedSoftmax([100, 10, 1])(logits, targets), expected)
+def test_the_pages_show_the_commands_of_the_examples() -> None:
+    for example in CONFIGURED:
+        page = (ROOT / "docs" / example.replace("source.py", "data.md").replace(".py", ".md")).read_text()
+        block = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[0]
+        assert block == f"PYTHONPATH=examples uv run lt-cb {command(example)}\n"
 
 
 @pytest.mark.slow
 def test_a_recipe_is_named_by_a_config_or_in_python_and_stays_with_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    Path("own_recipe.py").write_text("from lt_cb.sam import SAM\n\nclass Recipe(SAM):\n    pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    from own_recipe import Recipe
+    from own_recipe import MaxNorm
 
-    Path("own.yaml").write_text("model_class: own_recipe.Recipe\nmodel: {rho: 0.2}\n")
+    Path("own.yaml").write_text("model_class: own_recipe.MaxNorm\nmodel: {limit: 0.2}\n")
     main(["fit", "--config=configs/quickstart.yaml", "--config=own.yaml", *TINY])
-    assert type(Recipe.load_from_checkpoint("runs/quickstart/version_0/checkpoints/last.ckpt")) is Recipe
+    assert type(MaxNorm.load_from_checkpoint("runs/quickstart/version_0/checkpoints/last.ckpt")) is MaxNorm
     again = ["fit", "--ckpt_path=runs/quickstart/version_0/checkpoints/last.ckpt", "--trainer.max_epochs=2"]
     with pytest.raises(SystemExit, match="2"):
         main(again)
     assert "set --trust_checkpoint true" in capsys.readouterr().err
     main([*again, "--trust_checkpoint=true"])
     config = yaml.safe_load(Path("runs/quickstart/version_1/config.yaml").read_text())
-    assert config["model_class"] == "own_recipe.Recipe"
-    assert config["model"]["rho"] == 0.2
-    train(["fit", "--config=configs/quickstart.yaml", "--model.rho=0.3", *TINY], model_class=Recipe)
-    assert yaml.safe_load(Path("runs/quickstart/version_2/config.yaml").read_text())["model"]["rho"] == 0.3
+    assert config["model_class"] == "own_recipe.MaxNorm"
+    assert config["model"]["limit"] == 0.2
+    train(["fit", "--config=configs/quickstart.yaml", "--model.limit=0.3", *TINY], model_class=MaxNorm)
+    assert yaml.safe_load(Path("runs/quickstart/version_2/config.yaml").read_text())["model"]["limit"] == 0.3
     for path, reason in (("no.such.Model", "which cannot be imported"), ("torch.nn.Linear", "must be a class that")):
         with pytest.raises(SystemExit, match="2"):
             main(["fit", "--config=configs/quickstart.yaml", "--model", path])

@@ -14,8 +14,8 @@ class DistributionBalancedLoss(SigmoidLoss):
     r"""Distribution-balanced focal loss of `Wu et al. 2020 <https://arxiv.org/abs/2007.09654>`_, summed over classes.
 
     .. math:: L &= \frac{1}{B} \sum_i \sum_c r_{ic} \Bigl(t_{ic} f(z_{ic} - \nu_c)
-        + (1 - t_{ic}) \frac{f(-\lambda (z_{ic} - \nu_c))}{\lambda}\Bigr),
-        \quad f(x) = \sigma(-x)^\gamma\, \mathrm{softplus}(-x) \\
+        + (1 - t_{ic}) \frac{f(-\lambda (z_{ic} - \nu_c))}{\lambda}\Bigr) \\
+        f(x) &= \sigma(-x)^\gamma\, \mathrm{softplus}(-x) \\
         r_{ic} &= \alpha + \sigma\Bigl(\beta \Bigl(\frac{1 / n_c}{\sum_k t_{ik} / n_k} - \mu\Bigr)\Bigr),
         \quad \nu_c = \frac{\kappa}{\lambda} \log \frac{N - n_c}{n_c}
 
