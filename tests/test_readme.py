@@ -139,8 +139,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_lines_of_code_fit_a_phone_or_a_half_screen() -> None:
     for name, page in PAGES.items():
-        if name not in ("README", "finetune", "which", "scale"):  # not yet wrapped
-            assert all(len(line) < 80 for block in blocks(r"[^\n]*", page) for line in block.splitlines()), name
+        assert all(len(line) < 80 for block in blocks(r"[^\n]*", page) for line in block.splitlines()), name
 
 
 def test_the_page_of_losses_has_what_there_is() -> None:
