@@ -5,6 +5,7 @@ Other tables are between ``<!-- NAME ... -->`` and ``<!-- end -->``. The names a
 """
 
 import csv
+import math
 import re
 import shlex
 import statistics
@@ -58,6 +59,7 @@ def filled(text: str) -> str:
         r"(<!-- headline -->\n)(.*?)(<!-- end -->)": lambda m: headline(),
         r"(<!-- findings -->\n)(.*?)(<!-- end -->)": lambda m: findings(),
         r"(<!-- finetune -->\n)(.*?)(<!-- end -->)": lambda m: finetune(),
+        r"(<!-- finetune seeds -->\n)(.*?)(<!-- end -->)": lambda m: finetune_seeds(),
         r"(<!-- heads -->\n)(.*?)(<!-- end -->)": lambda m: heads(),
         r"(<!-- rules -->\n)(.*?)(<!-- end -->)": lambda m: rules(),
         r"(<!-- scale (?:.*?) -->\n)(.*?)(<!-- end -->)": lambda m: scale(m[1].split()[2:-1]),
@@ -95,23 +97,55 @@ def heads() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def finetune() -> str:
-    """Return the table of fine-tuned networks, each beside the head that it starts from."""
+TRAINED = {"fine-tuned": "all weights", "fine-tuned on all": "all weights, no image held out", "lora": "LoRA"}
+PLACES = {"cifar10": "CIFAR-10", "cifar100_20": "CIFAR-100, 20 classes"}
+NETWORKS = {"efficientnet_lite0": "EfficientNet-Lite0", "vit_small": "ViT-S/14"}
+
+
+def _tuned() -> dict[tuple[str, str, str], list[tuple[dict[str, str], dict[str, str]]]]:
+    """Return the rows of head and fine-tuned network of each seed, by data, network and method."""
     with Path("results/finetune.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     heads = {(row["data"], row["subset_seed"], row["backbone"]): row for row in rows if row["method"] == "head"}
+    found: dict[tuple[str, str, str], list[tuple[dict[str, str], dict[str, str]]]] = {}
+    for row in sorted(rows, key=lambda row: list(TRAINED).index(row["method"]) if row["method"] in TRAINED else 9):
+        if row["method"] in TRAINED:
+            network = f"{NETWORKS[row['backbone']]}, {row['image_size']} px"
+            pair = heads[row["data"], row["subset_seed"], row["backbone"]], row
+            found.setdefault((PLACES[row["data"]], network, TRAINED[row["method"]]), []).append(pair)
+    return found
+
+
+def finetune() -> str:
+    """Return the table of means over seeds, of the head and the network that is trained from it."""
     lines = [
-        "| data | subset seed | network | head | | fine-tuned | gain (95 % interval) | kept epoch | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | network | trained | head | after | gain (95 % CI over seeds) | seeds | minutes |",
+        "|---" * 8 + "|",
     ]
-    for row in rows:
-        if row["method"] == "head":
-            continue
-        head = heads[row["data"], row["subset_seed"], row["backbone"]]
-        gain = f"{float(row['gain']):+.1f} ({float(row['low']):+.1f} to {float(row['high']):+.1f})"
-        scores = f"{float(head['balanced_accuracy']):.1f} | {row['method']} | {float(row['balanced_accuracy']):.1f}"
-        facts = f"{row['data']} | {row['subset_seed']} | {row['backbone']}, {row['image_size']} px"
-        lines.append(f"| {facts} | {scores} | {gain} | {row['kept_epoch']} | {float(row['seconds']) / 60:.0f} |")
+    for (data, network, method), pairs in _tuned().items():
+        scores = [[float(row["balanced_accuracy"]) for row in each] for each in zip(*pairs, strict=True)]
+        gains = [after - before for before, after in zip(*scores, strict=True)]
+        means = [f"{statistics.mean(each):.1f}" for each in scores]
+        mean, width = statistics.mean(gains), half_width(gains) if len(gains) > 1 else math.nan
+        gain = f"{mean:+.1f} ({mean - width:+.1f} to {mean + width:+.1f})"
+        minutes = statistics.mean(float(row["seconds"]) / 60 for _, row in pairs)
+        cells = [data, network, method, *means, gain, str(len(pairs)), f"{minutes:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def finetune_seeds() -> str:
+    """Return the table of all seeds, with an interval over the test images."""
+    lines = [
+        "| data | trained | seed | head | after | gain (95 % CI over test images) | kept epoch |",
+        "|---" * 7 + "|",
+    ]
+    for (data, _, method), pairs in _tuned().items():
+        for head, row in pairs:
+            gain = f"{float(row['gain']):+.1f} ({float(row['low']):+.1f} to {float(row['high']):+.1f})"
+            scores = [f"{float(each['balanced_accuracy']):.1f}" for each in (head, row)]
+            cells = [data, method, row["subset_seed"], *scores, gain, row["kept_epoch"] or "–"]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
