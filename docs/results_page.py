@@ -169,7 +169,8 @@ def findings() -> str:
         f"**CB-Focal: our runs are {reproduced}, and {'show' if focal.is_significant else 'do not prove'} its claim.** "
         f"After 200 epochs, CB-Focal minus softmax is {change(focal)}. Alone, without correction, its p is "
         f"{focal.p:.2g}. The paper's single runs, {papers[SOFTMAX]} and {papers[FOCAL]} %, lie where our "
-        f"runs predict 95 % of further ones: {bounds[SOFTMAX]}, and {bounds[FOCAL]}. These intervals overlap, so this is weak evidence.",
+        f"runs predict 95 % of further ones: {bounds[SOFTMAX]}, and {bounds[FOCAL]}. These intervals overlap, so this "
+        "is weak evidence.",
         f"**Which loss? With 40 epochs, {' or '.join(name if name == LDAM else name.lower() for name in better)}.** "
         f"Balanced softmax minus softmax is {change(by_key[40, BALANCED])}. LDAM-DRW minus softmax is "
         f"{change(by_key[40, LDAM])}. Between the two, no difference is shown: {signed(between.mean, 1)} points "
