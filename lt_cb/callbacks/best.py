@@ -40,6 +40,7 @@ class BestEpoch(ModelCheckpoint):
         self.targets: Tensor | None = None  #: of the held-out images
         self.start: Tensor | None = None  #: predicted classes, (N,), or scores of several labels, (N, C), of the start
         self.kept: Tensor | None = None  #: the same of the kept epoch
+        self.pays: bool | None = None  #: whether the kept epoch is shown to be better than the start, see `verdict`
         self.start_score = self.kept_score = math.nan  #: main metric
         self.kept_epoch = self.kept_step = 0  #: epochs and optimiser steps of the kept network
 
@@ -172,9 +173,10 @@ class BestEpoch(ModelCheckpoint):
         if not self.kept_epoch:
             return f"Fine-tuning does not pay: each epoch is worse, by more than a standard error, than {start}."
         gain = difference_of(module.multi_label)(self.kept, self.start, self.targets)
+        self.pays = gain.low > 0
         mean, low, high = (100 * value for value in (gain.mean, gain.low, gain.high))
         change = f"epoch {self.kept_epoch} is {abs(mean):.1f} points {'better' if mean >= 0 else 'worse'} than {start}"
         interval = f"95 % interval {low:.1f} to {high:.1f}, paired, after the choice of the epoch"
         if low > 0:
             return f"Fine-tuning pays: {change} ({interval}). --data.val_fraction 0 then trains on all images."
-        return f"Fine-tuning is not shown to pay: {change}, which may be chance ({interval})."
+        return f"Fine-tuning is not shown to pay: {change} ({interval}). There are too few held-out images to tell."

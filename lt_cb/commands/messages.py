@@ -113,5 +113,6 @@ def quiet() -> None:
     warnings.formatwarning = formatted
     # options of callbacks, in configurations
     yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    checkpoints = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", checkpoints):
         logging.getLogger(name).addFilter(lambda record: not any(words in record.getMessage() for words in LOGGED))

@@ -134,5 +134,5 @@ def _call(name: str, make: Callable[..., nn.Module], **options: Any) -> nn.Modul
         raise InputError(
             f"the weights of model '{name}' cannot be downloaded or read ({why}): offline, copy their file to this "
             "machine and set --model.backbone_args.pretrained_cfg_overlay '{file: FILE}', or set --model.backbone to "
-            "the path of a custom function that loads them."
+            "the path of a function that loads them, such as offline_backbone.efficientnet_lite0 of the examples."
         ) from error
