@@ -63,9 +63,7 @@ def test_the_strong_recipe_is_one_config(capsys: pytest.CaptureFixture[str]) -> 
     with (run / "metrics.csv").open() as stream:
         assert any(float(row["train/loss"]) > 0 for row in csv.DictReader(stream) if row["train/loss"])
     main(["test", f"--ckpt_path={run}/checkpoints/last.ckpt"])  # a class of lt_cb needs no trust
-    results = [
-        json.loads((folder / "result.json").read_text())["metrics"] for folder in (run, run.parent / "version_1")
-    ]
+    results = [json.loads((folder / "result.json").read_text())["metrics"] for folder in (run, run / "test")]
     assert results[0] == pytest.approx(results[1])
     for words, reason in (
         (["--model.rho=0"], "rho is 0.0, but must be above 0"),
