@@ -208,10 +208,9 @@ def train(session: Session) -> None:
     tester.fit_loop.load_state_dict(trainer.fit_loop.state_dict())  # epoch and step in metrics.csv
     tester.test(objects.model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
     if folder is not None and tester.is_global_zero:
-        rivals = (
-            [cli.ckpt_paths[0]] if any(c.pays is False for c in trainer.callbacks if isinstance(c, BestEpoch)) else []
-        )
-        sys.stdout.write(next_line(data, RunDir(folder), tested, *map(Path, rivals if session.starts else [])))
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestEpoch)]
+        start = cli.ckpt_paths if session.starts and any(c.pays is False for c in kept) else []
+        sys.stdout.write(next_line(data, RunDir(folder), tested, *map(Path, start)))
 
 
 @command({"verbose": (bool, True, "Print the metrics.")})
