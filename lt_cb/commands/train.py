@@ -192,9 +192,10 @@ def train(session: Session) -> None:
     if trainer.global_step > begins_at or session.test_best:  # else nothing was left to train
         tested = written_checkpoint(trainer, session.test_best) or tested
     folder = trainer.log_dir  # a broadcast that all processes must join
+    best = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestEpoch)]
     if trainer.is_global_zero:
         print_ending(trainer, model.task.main_metric, folder, tested)
-        sys.stdout.writelines(f"{c.verdict(model)}\n" for c in trainer.checkpoint_callbacks if isinstance(c, BestEpoch))
+        sys.stdout.writelines(f"{callback.verdict(model)}\n" for callback in best)
     if tested_as_features:
         data.restore_images("test")
     if tested is None or not tested.is_file():  # fast_dev_run, or a strategy that writes folders
@@ -208,8 +209,7 @@ def train(session: Session) -> None:
     tester.fit_loop.load_state_dict(trainer.fit_loop.state_dict())  # epoch and step in metrics.csv
     tester.test(objects.model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
     if folder is not None and tester.is_global_zero:
-        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestEpoch)]
-        start = cli.ckpt_paths if session.starts and any(c.pays is False for c in kept) else []
+        start = cli.ckpt_paths if session.starts and any(c.pays is False for c in best) else []
         sys.stdout.write(next_line(data, RunDir(folder), tested, *map(Path, start)))
 
 
