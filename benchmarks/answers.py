@@ -12,7 +12,6 @@ class of CIFAR-100. The folders have ``train`` and ``test`` with a folder of ima
 
 import argparse
 import csv
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +72,7 @@ def load(name: str, root: str, seed: int) -> Task:
     )
     model = LongTailedClassifier(
         SoftmaxLoss(data.class_counts),
-        "offline_backbone.efficientnet_lite0",
+        "offline_lite0",
         backbone_args={"image_size": size},
         in_channels=1 if grey else 3,
         mean=data.mean,
@@ -215,7 +214,6 @@ def main() -> None:
         parser.add_argument(f"--{name}", help="folder; without it, the data set is skipped")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
     lines: list[Row] = []
     for name, root in zip(TASKS, (options.cifar10, options.cifar100, options.fashion), strict=True):
         for seed in SEEDS if root is not None else ():

@@ -37,6 +37,7 @@ class Method(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+PATHS = {"efficientnet_lite0": "offline_lite0", "vit_small": "offline_backbone.vit_small"}
 METHODS = {
     "fine-tuned": Method("efficientnet_lite0", 128),
     "fine-tuned on all": Method("efficientnet_lite0", 128, ("--data.val_fraction=0",)),
@@ -61,7 +62,7 @@ def head(data: str, root: str, seed: int, method: Method, folder: RunDir) -> Non
     """Run ``recommend``, unless it is done."""
     if not folder.is_done:
         source = ("--data.source=image_folder", f"--data.root={root}", *TAIL, f"--data.subset_seed={seed}")
-        network = (f"--model.backbone=offline_backbone.{method.backbone}", f"--data.image_size={method.size}")
+        network = (f"--model.backbone={PATHS[method.backbone]}", f"--data.image_size={method.size}")
         network += (f"--model.backbone_args.image_size={method.size}",)
         lt_cb("recommend", *source, *network, f"--folder={folder.path}")
 

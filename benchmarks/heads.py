@@ -17,7 +17,6 @@ import csv
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +73,7 @@ def features(name: str, root: str, n_max: int | None, factor: float, seed: int) 
     )
     model = LongTailedClassifier(
         SoftmaxLoss(data.class_counts),
-        "offline_backbone.efficientnet_lite0",
+        "offline_lite0",
         backbone_args={"image_size": SIZE},
         in_channels=1 if name in ("digits", "fashion_mnist") else 3,
         mean=data.mean,
@@ -271,7 +270,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(TASKS), help="data sets to use")
     parser.add_argument("--largest", type=int, default=10**9, help="skip tasks whose largest class is larger")
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
     roots = {**vars(options), "fashion_mnist": options.fashion, "digits": "."}
     options.scores.mkdir(parents=True, exist_ok=True)
     for name in options.only:

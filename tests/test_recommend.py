@@ -245,7 +245,7 @@ def test_preprocessing_belongs_to_the_weights(monkeypatch: pytest.MonkeyPatch) -
 
     resnet = {**common, "data.mean": [0.485, 0.456, 0.406], "data.std": [0.229, 0.224, 0.225]}
     assert preprocessing(model("resnet18")) == resnet
-    lite = preprocessing(model("offline_backbone.efficientnet_lite0"))
+    lite = preprocessing(model("offline_lite0"))
     assert lite == {**common, "data.mean": [0.498] * 3, "data.std": [0.502] * 3}
     assert preprocessing(model("resnet18", pretrained=False)) == preprocessing(model("resnet32")) == {}
     assert for_channels(resnet["data.mean"], 3) == resnet["data.mean"]
@@ -264,7 +264,7 @@ def test_settings_override_the_preprocessing_of_the_weights(
         words.append("--data.image_size=32")
     else:
         monkeypatch.setenv("LT_CB_DATA__IMAGE_SIZE", "32")
-    words += [f"--config={tmp_path / 'training.yaml'}", "--model.backbone=offline_backbone.efficientnet_lite0"]
+    words += [f"--config={tmp_path / 'training.yaml'}", "--model.backbone=offline_lite0"]
     data = run_command("recommend", *words).read_config()["data"]
     assert (data["image_size"], data["interpolation"], data["mean"]) == (32, "bicubic", [0.498] * 3)
 
@@ -274,7 +274,7 @@ def test_grey_images_get_the_mean_of_the_weights_over_colours(
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
     words = [*FEW, "--data.source=Digits", "--data.image_size=32", f"--data.subset_counts={[4] * 10}"]
-    words += ["--trainer.limit_test_batches=1", "--model.backbone=offline_backbone.efficientnet_lite0"]
+    words += ["--trainer.limit_test_batches=1", "--model.backbone=offline_lite0"]
     data = run_command("recommend", *words).read_config()["data"]
     assert (data["mean"], data["std"]) == (pytest.approx([0.498]), pytest.approx([0.502]))
 

@@ -151,7 +151,7 @@ def preprocessing(config: Namespace) -> dict[str, Any]:
 
 def _prepare(model: Namespace, weights: Mapping[str, Any] | None) -> None:
     """Ask timm for pretrained weights; warn of random weights."""
-    if weights is not None and "." not in model.backbone:  # a name of timm, not a class path
+    if weights is not None and "." not in model.backbone and model.backbone not in OURS:  # a name of timm
         model.backbone_args = {"pretrained": True, **(model.backbone_args or {})}
     if weights is None and model.backbone in OURS:
         warn(

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from lt_cb.errors import InputError, did_you_mean
-from lt_cb.models import resnet
+from lt_cb.models import offline, resnet
 
-OURS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+OURS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "offline_lite0", "offline_lite2")
 RESERVED = ("num_classes", "in_channels", "in_chans", "model_name")
 
 
@@ -24,7 +24,8 @@ def build_backbone(
     """Create a network that maps images to logits.
 
     Args:
-        name: ``resnet32`` (or 20, 44, 56, 110), a timm model, or the path ``package.module.function`` of a custom
+        name: ``resnet32`` (or 20, 44, 56, 110), ``offline_lite0`` or ``offline_lite2`` with weights from a package, a
+            timm model, or the path ``package.module.function`` of a custom
             function or class, which is called with ``num_classes``, ``in_channels`` and the options.
         num_classes: C, the number of classes.
         in_channels: channels of the images.
@@ -39,6 +40,8 @@ def build_backbone(
                 f"--model.backbone_args has {option}, which data and --model.backbone determine: remove it."
             )
     custom = _find(name)
+    if name.startswith("offline_") and image_size is not None:
+        options = {"image_size": image_size, **options}
     if custom is not None:
         return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
     import timm
@@ -105,9 +108,9 @@ def is_timm(name: str) -> bool:
 
 
 def _find(name: str) -> Callable[..., nn.Module] | None:
-    """Return a ResNet of lt_cb or import a custom function; None for a name of timm."""
+    """Return a network of lt_cb or import a custom function; None for a name of timm."""
     if name in OURS:
-        return getattr(resnet, name)  # type: ignore[no-any-return]
+        return getattr(offline if name.startswith("offline_") else resnet, name)  # type: ignore[no-any-return]
     module, _, attribute = name.rpartition(".")
     if not module or module.strip("./\\") != module or is_timm(name):  # importlib raises other errors for a file path
         return None
@@ -134,5 +137,5 @@ def _call(name: str, make: Callable[..., nn.Module], **options: Any) -> nn.Modul
         raise InputError(
             f"the weights of model '{name}' cannot be downloaded or read ({why}): offline, copy their file to this "
             "machine and set --model.backbone_args.pretrained_cfg_overlay '{file: FILE}', or set --model.backbone to "
-            "the path of a function that loads them, such as offline_backbone.efficientnet_lite0 of the examples."
+            "offline_lite0, whose weights are a package, or to the path of a function that loads them."
         ) from error
