@@ -669,9 +669,8 @@ def test_what_ended_a_training_is_said(capsys: pytest.CaptureFixture[str]) -> No
     ended, scored = ending("--trainer.check_val_every_n_epoch=2")
     assert ended == "Trained 4 epochs, 4 steps: --trainer.max_epochs is reached."
     number = r"0\.\d+|\d\.\d+"
-    assert re.fullmatch(
-        rf"val/balanced_acc: best ({number}) after [24] epochs, last ({number}) after 4\. Tested: last\.ckpt\.", scored
-    )
+    scores = rf"best ({number}) after [24] epochs, last ({number}) after 4\."
+    assert re.fullmatch(rf"val/balanced_acc on the test images: {scores} Tested: last\.ckpt\.", scored)
     stopper = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
     stopper += ["--trainer.callbacks.min_delta=100", "--trainer.callbacks.patience=2"]
     ended, scored = ending(*stopper)
@@ -679,7 +678,7 @@ def test_what_ended_a_training_is_said(capsys: pytest.CaptureFixture[str]) -> No
         rf"Trained 3 epochs, 3 steps: stopped early, as val/loss was no better than ({number}) 2 times in a row\.",
         ended,
     )
-    assert scored.startswith("val/loss: best ")
+    assert scored.startswith("val/loss on the test images: best ")
     assert ending("--trainer.max_steps=2")[0] == "Trained 2 epochs, 2 steps: --trainer.max_steps is reached."
     ended, _ = ending("--trainer.max_time=00:00:00:01", "--trainer.max_epochs=10000")
     assert ended.endswith("steps: the time of --trainer.max_time or the Timer is over.")

@@ -176,12 +176,16 @@ def print_ending(trainer: Trainer, main_metric: str, folder: str | None, tested:
     rows = [] if folder is None else RunDir(folder).read_metrics()
     results = [c for c in trainer.callbacks if isinstance(c, ResultFile)]  # type: ignore[attr-defined]
     lines, epochs = [], results[0].epochs or 0
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    seen = " on the test images" if getattr(data, "validation_split", "") == "test" else ""
     for name, mode in (modes or {f"val/{main_metric}": "max"}).items():
         scores = [(float(row[name]), int(row["epoch"]) + 1) for row in rows if row.get(name)]
         if scores:
             best, last = (max if mode == "max" else min)(scores, key=lambda score: score[0]), scores[-1]
             after = counted(min(best[1], epochs), "epoch")
-            lines.append(f"{name}: best {best[0]:.4g} after {after}, last {last[0]:.4g} after {min(last[1], epochs)}.")
+            lines.append(
+                f"{name}{seen}: best {best[0]:.4g} after {after}, last {last[0]:.4g} after {min(last[1], epochs)}."
+            )
     if folder is not None and not any(key.startswith("val/") and value for row in rows for key, value in row.items()):
         lines.append("There was no validation.")
     console = Console(soft_wrap=True, highlight=False, markup=False)
