@@ -50,7 +50,7 @@ WIDTH = 384  # features of an image, as many as ViT-S has
 SEEDS = 5  # runs of a method
 Task = Callable[[], object]  # the part that is measured, once all is prepared
 Part = Callable[[int, int, Path], Task]
-Queue = Any  # of multiprocessing
+Queue = Any  # a queue of multiprocessing
 
 
 def table(images: int, classes: int, folder: Path) -> Task:

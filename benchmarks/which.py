@@ -36,11 +36,11 @@ from lt_cb.runs.folder import commit
 
 FACTOR, N_MAX, SEEDS, FOLDS, SIZE = 100.0, 500, (0, 1, 2), 5, 64
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # lambda
-SHRINKAGES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the covariance of linear discriminant analysis
+SHRINKAGES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # covariance shares in linear discriminant analysis
 FILLED = 100  # real and synthetic features of a rare class
 POOL, BUDGET, DRAWS = 2000, 100, 5  # images without labels, labels to buy, random choices
 Row = dict[str, Any]
-Logits = dict[float, Tensor]  # of test images, by setting
+Logits = dict[float, Tensor]  # logits of the test images, by setting
 
 
 class Features(NamedTuple):
@@ -95,7 +95,7 @@ def moments(train: FeatureSet) -> tuple[Tensor, Tensor]:
 
 
 def shrunk(covariance: Tensor, share: float) -> Tensor:
-    """Return a covariance, a share of which is replaced by a multiple of the identity."""
+    """Return a covariance that is mixed with a multiple of the identity."""
     return (1 - share) * covariance + share * covariance.diagonal().mean() * torch.eye(len(covariance))
 
 

@@ -136,8 +136,9 @@ def test_finetune_of_a_recommended_head_keeps_the_best_by_held_out_images(
     assert len(last[checkpoints.TRAINED_ON]) == 37 - len(targets)  # digests, without the held-out images
     assert checkpoints.head(last) is None
     *_, last_but_one, end = out.splitlines()
-    assert end.startswith("Or: ") == ("not shown" in verdict)  # the head
-    command = shlex.split((last_but_one if "not shown" in verdict else end).removeprefix("Next: "))
+    pays = verdict.startswith("Fine-tuning pays")
+    assert end.startswith("Or: ") == (not pays)  # the head
+    command = shlex.split((end if pays else last_but_one).removeprefix("Next: "))
     predictions = run(*command[command.index("predict") :], "--sets=0.9")[0].predictions
     assert len(predictions.read_text().splitlines()) == 1 + 12
 
@@ -146,6 +147,7 @@ def test_the_start_is_the_head_of_scikit_learn_on_the_training_part(tuned: tuple
     # no step at all: the network of best.ckpt is the start
     folder, out = run("finetune", *RECOMMENDED, "--trainer.max_epochs=1", "--model.optimizer.lr=0", "--name=still")
     assert "Fine-tuning is not shown to pay: epoch 1 is 0.0 points better than the start" in out
+    assert out.splitlines()[-1].startswith("Or: ")  # the head
     state = content_of(folder.checkpoint.with_name("best.ckpt"))["state_dict"]
     network = LongTailedClassifier.load_from_checkpoint(folder.checkpoint.with_name("best.ckpt"), weights_only=True)
     recommended = content_of(Path(RECOMMENDED[0].partition("=")[2]))

@@ -93,7 +93,7 @@ def config_of_fit(*args: str) -> dict:
 
 
 class TestGridOfOneGpu:
-    """benchmarks/gpu.yaml, of which no run fits a test: its order, its configurations, and the rows that it adds to."""
+    """The runs of benchmarks/gpu.yaml are too long for a test: checks their order, configurations and kept rows."""
 
     @pytest.fixture
     def runs(self, monkeypatch: pytest.MonkeyPatch) -> list[Run]:

@@ -202,4 +202,4 @@ def test_correct_images_are_counted_over_all_blocks() -> None:
     heads = solve_path(train, [SoftmaxLoss(train.class_counts)], [0.1], COMPARISON_TOLERANCE)[0.1]
     predicted = (data.features @ heads.weight[0].T + heads.bias[0]).argmax(1)
     expected = [int((predicted[targets == label] == label).sum()) for label in range(3)]
-    np.testing.assert_allclose(measured, expected, atol=1)  # of images on the border
+    np.testing.assert_allclose(measured, expected, atol=1)  # an image on the border may change sides

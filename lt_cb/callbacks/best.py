@@ -15,7 +15,7 @@ from torch import Tensor
 from lt_cb.callbacks.logits import of_all_processes
 from lt_cb.errors import InputError
 from lt_cb.module import LongTailedClassifier
-from lt_cb.paired import difference_of
+from lt_cb.paired import Difference, difference_of
 from lt_cb.runs import checkpoint as checkpoints
 from lt_cb.runs.folder import BEFORE, whole_file
 from lt_cb.runs.record import METRICS
@@ -40,7 +40,6 @@ class BestEpoch(ModelCheckpoint):
         self.targets: Tensor | None = None  #: of the held-out images
         self.start: Tensor | None = None  #: predicted classes, (N,), or scores of several labels, (N, C), of the start
         self.kept: Tensor | None = None  #: the same of the kept epoch
-        self.pays: bool | None = None  #: whether the kept epoch is shown to be better than the start, see `verdict`
         self.start_score = self.kept_score = math.nan  #: main metric
         self.kept_epoch = self.kept_step = 0  #: epochs and optimiser steps of the kept network
 
@@ -72,7 +71,7 @@ class BestEpoch(ModelCheckpoint):
             trainer.num_sanity_val_steps = math.inf
 
     def _take_over(self, trainer: Trainer, resumed: Path) -> None:
-        """Copy the kept checkpoint from the folder of the resumed one, which is kept itself if there is none."""
+        """Copy the kept checkpoint from the folder of the resumed one; if there is none, keep the resumed one."""
         source = resumed
         if self.compares:
             files = [*(resumed.with_name(f"best{suffix}") for suffix in (".ckpt", BEFORE)), resumed]
@@ -159,6 +158,12 @@ class BestEpoch(ModelCheckpoint):
             trainer.strategy.checkpoint_io.save_checkpoint(content, file)
             file.with_suffix(BEFORE).unlink(missing_ok=True)
 
+    def gain(self, module: LongTailedClassifier) -> Difference | None:
+        """Return the kept epoch's gain over the start on the held-out images; None if nothing is compared."""
+        if self.start is None or self.kept is None or self.targets is None:
+            return None
+        return difference_of(module.multi_label)(self.kept, self.start, self.targets)
+
     def verdict(self, module: LongTailedClassifier) -> str:
         """Return in one sentence how much better the kept epoch is than the start."""
         if not self.compares:
@@ -166,14 +171,12 @@ class BestEpoch(ModelCheckpoint):
             if not module.validates_on_test:
                 why = "The network has seen the held-out images before"
             return f"{why}, so that nothing is compared: the last epoch is kept."
-        if self.start is None or self.kept is None or self.targets is None:
+        if (gain := self.gain(module)) is None or self.targets is None:
             return "The start was not validated, so that nothing is compared."
         metric = METRICS[module.task.main_metric].title.lower()
         start = f"the start, {100 * self.start_score:.1f} % {metric} on {len(self.targets)} held-out images"
         if not self.kept_epoch:
             return f"Fine-tuning does not pay: each epoch is worse, by more than a standard error, than {start}."
-        gain = difference_of(module.multi_label)(self.kept, self.start, self.targets)
-        self.pays = gain.low > 0
         mean, low, high = (100 * value for value in (gain.mean, gain.low, gain.high))
         change = f"epoch {self.kept_epoch} is {abs(mean):.1f} points {'better' if mean >= 0 else 'worse'} than {start}"
         interval = f"95 % interval {low:.1f} to {high:.1f}, paired, after the choice of the epoch"

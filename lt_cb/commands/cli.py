@@ -12,9 +12,8 @@ from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
 
-from lt_cb.commands.elsewhere import KINDS, digests_in, is_elsewhere, kind_of
+from lt_cb.commands.elsewhere import digests_in, is_elsewhere, kind_of, named_source
 from lt_cb.commands.help import HelpAll, Parser
 from lt_cb.commands.messages import run_command
 from lt_cb.commands.restored import check_named, custom_class, place_of, plain_settings
@@ -34,8 +33,6 @@ from lt_cb.data import LongTailedDataModule, sources
 from lt_cb.data.elsewhere import make_elsewhere, warn_of_training_images
 from lt_cb.data.sources.base import FileSource
 from lt_cb.data.sources.listing import Split
-from lt_cb.data.sources.make import default_source
-from lt_cb.data.sources.names import canonical_source
 from lt_cb.errors import InputError
 from lt_cb.models import merge_adapter
 from lt_cb.module import LongTailedClassifier
@@ -219,12 +216,8 @@ class CommandLine(LightningCLI):
             for word in (word for word in args if word != word.encode(errors="ignore").decode()):
                 raise InputError(f"'{word}' is not UTF-8, so that no configuration can hold it: rename the folder.")
         check_named(self._unknown, config.as_dict())
-        if "data" in config:
-            name = default_source(config.data.root) if config.data.source is None else str(config.data.source)
-            if hasattr(sources, name := canonical_source(name)):
-                if config.data.source is None and name in KINDS:
-                    rank_zero_info(f"'{config.data.root}' is read as {KINDS[name]}: --data.source changes it.")
-                config = parser.parse_object(_source(name), config)
+        if "data" in config and hasattr(sources, name := named_source(config.data)):
+            config = parser.parse_object(_source(name), config)
         config.pop("trust_checkpoint")
         self.config = config
 

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, int64
 
-from lt_cb.data.sources.make import fitting_source
+from lt_cb.data.sources.make import default_source, fitting_source
 from lt_cb.data.sources.names import MODULES, OWN_IMAGES, canonical_source
 from lt_cb.longtail.subset import Indices
 from lt_cb.runs import checkpoint as checkpoints
@@ -41,6 +41,16 @@ def source_name(source: Any) -> str:  # noqa: ANN401 - of a configuration
     """Return the class name of a source of lt_cb, or the class path of another one."""
     path = source.get("class_path") if isinstance(source, Mapping | Namespace) else source
     return canonical_source(str(path)).removeprefix("lt_cb.data.sources.")
+
+
+def named_source(data: Namespace) -> str:
+    """Return the name of the source of options; without one, of the data set that reads the root, and say it."""
+    if data.source is not None:
+        return canonical_source(str(data.source))
+    name = default_source(data.root)
+    if name in KINDS:
+        rank_zero_info(f"'{data.root}' is read as {KINDS[name]}: --data.source changes it.")
+    return name
 
 
 def kind_of(data: Namespace) -> str | None:

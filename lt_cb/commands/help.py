@@ -31,7 +31,7 @@ MORE_HELP = {
     "--model.loss.help FocalLoss": "options of a class; also --model.optimizer.help, --data.sampler.help",
     "--print_config=skip_default": "print the configuration of these options, and stop",
 }
-INDENT = 39  # of the texts in the short help
+INDENT = 39  # columns before the texts of the short help
 NUMBERS = {"float": "a number", "int": "a whole number"}
 UNWRITTEN = "Unable to serialize instance "  # jsonargparse writes it before a text that it takes for a function
 NOISE = (

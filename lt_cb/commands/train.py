@@ -209,7 +209,8 @@ def train(session: Session) -> None:
     tester.fit_loop.load_state_dict(trainer.fit_loop.state_dict())  # epoch and step in metrics.csv
     tester.test(objects.model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
     if folder is not None and tester.is_global_zero:
-        start = cli.ckpt_paths if session.starts and any(c.pays is False for c in best) else []
+        gains = [gain for callback in best if (gain := callback.gain(model)) is not None]
+        start = cli.ckpt_paths if session.starts and any(gain.low <= 0 for gain in gains) else []
         sys.stdout.write(next_line(data, RunDir(folder), tested, *map(Path, start)))
 
 

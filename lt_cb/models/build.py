@@ -25,8 +25,8 @@ def build_backbone(
 
     Args:
         name: ``resnet32`` (or 20, 44, 56, 110), ``offline_lite0`` or ``offline_lite2`` with weights from a package, a
-            timm model, or the path ``package.module.function`` of a custom
-            function or class, which is called with ``num_classes``, ``in_channels`` and the options.
+            timm model, or the path ``package.module.function`` of a custom function or class, which is called with
+            ``num_classes``, ``in_channels`` and the options.
         num_classes: C, the number of classes.
         in_channels: channels of the images.
         options: further keyword arguments, for example ``shortcut`` and ``init`` of ``resnet32``, or ``pretrained`` of

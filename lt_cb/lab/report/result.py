@@ -254,7 +254,7 @@ class Result:
     def score(self, metric: str) -> float | None:
         """Return a metric in percent: a name of ``metrics``, or ``error`` for 100 - ``acc``; None without it.
 
-        ``error_top5`` and ``error/few`` likewise are 100 - ``acc_top5`` and 100 - ``acc/few``.
+        ``error_top5`` and ``error/few`` are 100 - ``acc_top5`` and 100 - ``acc/few``.
 
         Raises:
             InputError: for a validation metric that was measured on the test images.

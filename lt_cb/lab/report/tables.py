@@ -14,7 +14,7 @@ from lt_cb.errors import InputError
 from lt_cb.lab.report.extra import stats
 from lt_cb.lab.report.result import Result, Runs
 
-LEVEL = 0.05  # of significance
+LEVEL = 0.05  # level of significance
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Difference:
     data: str
     changes: list[float]  # on each seed that both have
     metric: str
-    machines: str = ""  # of the method and of the baseline, if they differ
+    machines: str = ""  # names of both machines, if method and baseline ran on different ones
     holm: float | None = None
 
     def __post_init__(self) -> None:
