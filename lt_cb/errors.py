@@ -11,6 +11,8 @@ from typing import NoReturn
 
 from lt_cb.text import printable
 
+WARNING_PREFIX = "lt-cb: warning: "  # of warnings on the terminal and in the logs of a grid
+
 
 class InputError(ValueError):
     """Wrong value from the user. The message names the value, the allowed values and the remedy."""

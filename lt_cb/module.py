@@ -73,7 +73,7 @@ class LongTailedClassifier(SavedModule):
         lr_scheduler: factory, called with the optimiser. Schedules of `lt_cb.schedule`, ``OneCycleLR`` and
             ``CyclicLR`` go on after each step, ``ReduceLROnPlateau`` after a validation, others after each epoch.
         metrics: further metrics for ``val`` and ``test``, named by their class, as factories of the number of classes,
-            for example ``torchmetrics.classification.MulticlassF1Score``. They see probabilities, (B, C), and targets.
+            such as ``MulticlassF1Score`` of torchmetrics. They see probabilities, (B, C), and targets.
         drw_start: fraction of the training, in [0, 1], before the class weights of the loss count (deferred
             re-weighting, Cao et al. 2019, who use 0.8). It is rounded up to whole epochs.
         decay_1d: apply weight decay also to norms and biases, as Cui et al. do on CIFAR, but not for larger images.

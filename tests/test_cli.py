@@ -649,6 +649,9 @@ def test_the_help_of_a_command_is_short_and_whole(
     monkeypatch.setenv("COLUMNS", "120")
     assert len(help_of(capsys, "fit", "--help")) <= 100
     assert any(line.startswith("  --folds 5 ") for line in help_of(capsys, "recommend", "--help"))
+    of_checkpoint = help_of(capsys, "finetune", "--help")
+    assert "trainer, as in the training, or defaults:" in of_checkpoint
+    assert ["--trainer.max_epochs", "5"] in [line.split()[:2] for line in of_checkpoint]
     text = "\n".join(help_of(capsys, "fit", "--model.loss.help", "FocalLoss"))
     assert "Help for --model.loss.help=lt_cb.losses.FocalLoss" in text
     assert "--model.loss.gamma" in text

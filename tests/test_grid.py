@@ -436,7 +436,24 @@ class TestCommand:
         assert "0 done, 0 to do" in out
         assert "1 changed: their folders hold runs of another configuration" in out
         assert "changed grid/seed_0" in out
-        assert refusal(capsys, "grid.yaml").startswith("'g/grid/seed_0' holds a run of another configuration")
+        started = "'g/grid/seed_0' holds a run of another configuration"
+        assert refusal(capsys, "grid.yaml").startswith(f"{started} (in a config file): ")
+        run.dir.grid.write_text(json.dumps({"digest": run.digest, "args": [*run.args[:-1], "--seed_everything=5"]}))
+        assert f"{started} (--seed_everything=5 instead of --seed_everything=0): " in refusal(capsys, "grid.yaml")
+
+    def test_warnings_of_its_runs_are_shown_once(self, capsys: pytest.CaptureFixture[str]) -> None:
+        runs = plan({"n": {"data.n_max": [3, 4]}}, folder="g")
+        for run in runs:
+            run.dir.path.mkdir(parents=True)
+            run.dir.result.write_text(json.dumps({**RESULT, "grid": run.digest}))
+            run.dir.log.write_text("lt-cb: warning: A.\nother\nlt-cb: warning: A.\n")
+        runs[1].dir.log.write_text("lt-cb: warning: A.\nlt-cb: warning: B.\n")
+        assert grid("grid.yaml") == 0
+        shown = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+        assert shown == [
+            f"lt-cb: warning: A. (2 of 2 runs; see {runs[0].dir.log})",
+            f"lt-cb: warning: B. (1 of 2 runs; see {runs[1].dir.log})",
+        ]
 
     def test_a_lock_that_cannot_be_taken_is_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
         (run,) = plan({}, folder="g")

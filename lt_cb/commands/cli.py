@@ -184,6 +184,10 @@ class CommandLine(LightningCLI):
             for name, target in targets.items():
                 parser.link_arguments("trained_on", target, compute_fn=operator.itemgetter(name))
         parser.set_defaults({"trainer.default_root_dir": "runs"})
+        if self._adapts is not None:  # for help
+            settings: dict[str, Any] = {group: {} for group in self._groups}
+            self._adapts(settings, {}, None)
+            parser.set_defaults({f"{group}.{k}": value for group in settings for k, value in settings[group].items()})
         for action in parser._actions:
             if action.default is WarmupMultiStep:  # written as a class, so that its options can be set without its name
                 parser.set_defaults({action.dest: {"class_path": "lt_cb.schedule.WarmupMultiStep"}})

@@ -31,6 +31,7 @@ MORE_HELP = {
     "--model.loss.help FocalLoss": "options of a class; also --model.optimizer.help, --data.sampler.help",
     "--print_config=skip_default": "print the configuration of these options, and stop",
 }
+OF_CHECKPOINT = ("finetune", "validate", "test", "predict", "export")  # commands of a trained network
 INDENT = 39  # columns before the texts of the short help
 NUMBERS = {"float": "a number", "int": "a whole number"}
 UNWRITTEN = "Unable to serialize instance "  # jsonargparse writes it before a text that it takes for a function
@@ -65,18 +66,21 @@ class Parser(LightningArgumentParser):
         actions = {action.dest: action for action in self._actions}
         width = shutil.get_terminal_size().columns
         lines = [f"usage: {self.prog} [--config FILE ...] [--OPTION VALUE ...]"]
+        trained = self.prog.split()[-1] in OF_CHECKPOINT
         for group, names in SHORT_HELP.items():
             if group == "model" and "data.root" not in actions:  # a checkpoint describes the network
                 continue
             keys = [name if group == "run" else f"{group}.{name}" for name in names.split()]
             options = [_option_line(actions[key]) for key in keys if key in actions]
-            lines += ["", f"{group}, with defaults:", *options] if options else []
+            origin = "as in the training, or" if trained and group != "run" else "with"
+            lines += ["", f"{group}, {origin} defaults:", *options] if options else []
         lines += ["", "classes of lt_cb:"]
         listed = [key for key in LISTED if key.removesuffix(".weighting") in actions]
         lines += [f"  --{key:34} {', '.join(names_of(key))}" for key in listed]
         lines += ["", "more:", *(f"  {words:36} {purpose}" for words, purpose in MORE_HELP.items())]
-        whole: dict[str, Any] = {"subsequent_indent": " " * INDENT, "break_on_hyphens": False}
-        return "".join(f"{part}\n" for line in lines for part in textwrap.wrap(line, width, **whole) or [""])
+        wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * INDENT)
+        wrapper.break_on_hyphens = wrapper.break_long_words = False
+        return "".join(f"{part}\n" for line in lines for part in wrapper.wrap(line) or [""])
 
 
 class HelpAll(argparse._HelpAction):
@@ -106,7 +110,7 @@ def _option_line(action: argparse.Action) -> str:
         value = f"[{','.join(map(str, value))}]" if all(isinstance(v, float | int) for v in value) else ""
     elif isinstance(value, bool) or value is None:
         value = "null" if value is None else str(value).lower()
-    clause = re.split(r"[;.:](?:\s|$)", " ".join((action.help or "").replace("`", "").split()))[0]
+    clause = re.split(r"(?<!et al)[;.:](?:\s|$)", " ".join((action.help or "").replace("`", "").split()))[0]
     return f"  {f'--{action.dest} {value}':{INDENT - 3}} {clause}"
 
 

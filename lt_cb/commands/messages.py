@@ -14,7 +14,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lt_cb.errors import InputError, file_error
+from lt_cb.errors import WARNING_PREFIX, InputError, file_error
 from lt_cb.loggers import finish
 from lt_cb.runs.folder import TERMINATED
 from lt_cb.text import printable
@@ -107,7 +107,7 @@ def quiet() -> None:
 
     def formatted(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:  # noqa: ANN401
         if filename.endswith("rank_zero.py"):  # `rank_zero_warn`: the place in the code tells a user nothing
-            return f"lt-cb: warning: {printable(str(message))}\n"
+            return f"{WARNING_PREFIX}{printable(str(message))}\n"
         return show(message, category, filename, lineno, line)
 
     warnings.formatwarning = formatted

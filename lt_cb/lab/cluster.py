@@ -73,7 +73,8 @@ class Cluster:
             wanted = " and ".join(f"{need:g} {name}s" for name, need in needs.items())
             self.close()
             raise InputError(
-                f"a task needs {wanted}, which no machine of the cluster has: set --cpus and --gpus lower."
+                f"a task needs {wanted}, which no machine of the cluster has now: set --cpus and --gpus lower, or let "
+                "machines join by ray start --address."
             )
         self.options = {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
@@ -207,8 +208,6 @@ class _Mailbox:
 
 def train_parcel(parcel: Parcel, mailbox: Any) -> tuple[str, Files]:  # noqa: ANN401 - an actor of Ray
     """Train a run in a temporary folder; return its outcome, and the files of its folder. A task of Ray."""
-    import ray
-
     with suppress(OSError):  # only a superuser may
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     if os.path.isdir(parcel.cwd):
@@ -218,7 +217,7 @@ def train_parcel(parcel: Parcel, mailbox: Any) -> tuple[str, Files]:  # noqa: AN
         folder = Path(place, "run")
         args = _with_configs(parcel, Path(place))
         unpack(parcel.files, folder)
-        ray.get(mailbox.put.remote(parcel.attempt, node, None))
+        _post(mailbox, parcel.attempt, node, None)
         ended = threading.Event()
 
         def send() -> None:
@@ -226,7 +225,7 @@ def train_parcel(parcel: Parcel, mailbox: Any) -> tuple[str, Files]:  # noqa: AN
             while not ended.wait(pause):
                 if (now := _stamp(RunDir(folder).checkpoint)) != sent:
                     sent, begin = now, time.monotonic()
-                    ray.get(mailbox.put.remote(parcel.attempt, node, pack(folder)))
+                    _post(mailbox, parcel.attempt, node, pack(folder))
                     pause = max(SEND_S, 20 * (time.monotonic() - begin))
 
         sender = threading.Thread(target=send, daemon=True)
@@ -235,11 +234,16 @@ def train_parcel(parcel: Parcel, mailbox: Any) -> tuple[str, Files]:  # noqa: AN
         try:
             outcome = train(run, {}, parcel.readers, threading.Event())
         except KeyboardInterrupt:  # the grid has cancelled the task; its training has ended
-            ray.get(mailbox.put.remote(parcel.attempt, node, pack(folder)))
+            _post(mailbox, parcel.attempt, node, pack(folder))
             raise
         finally:
             ended.set()
         return outcome, pack(folder)
+
+
+def _post(mailbox: Any, attempt: str, node: str, files: Files | None) -> None:  # noqa: ANN401 - an actor of Ray
+    """Send a letter, and wait until it has arrived. In ray.get the task would lend its core to another."""
+    mailbox.put.remote(attempt, node, files).future().result()
 
 
 def pack(folder: Path) -> Files:

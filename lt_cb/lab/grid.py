@@ -10,7 +10,7 @@ import threading
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lt_cb.errors import ArgumentParser, InputError
+from lt_cb.errors import WARNING_PREFIX, ArgumentParser, InputError
 from lt_cb.hardware import available_cores, available_memory
 from lt_cb.lab.plan import Plan, Run, read_plan
 from lt_cb.lab.work import prepare, train
@@ -205,7 +205,19 @@ class _Training:
         for run, outcome in zip(self.runs, outcomes, strict=True):
             if outcome == "failed" and run.dir.error.exists():
                 self.console.print(f"{run.title}: {run.dir.error.read_text().strip()} (see {run.dir.log})")
+        for warning, warned in _warnings(self.runs).items():
+            self.console.print(f"{warning} ({len(warned)} of {len(self.runs)} runs; see {warned[0].dir.log})")
         return 1 if failed or interrupted else 0
+
+
+def _warnings(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Return the warnings in the logs of runs, each with the runs that have it."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        printed = run.dir.log.read_text(errors="replace") if run.dir.log.exists() else ""
+        for line in dict.fromkeys(line for line in printed.splitlines() if line.startswith(WARNING_PREFIX)):
+            found.setdefault(line, []).append(run)
+    return found
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """One run of a grid: its folder, and its training in a process."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +25,8 @@ def prepare(run: Run) -> None:
     """Write ``grid.json`` to the folder of a run, and remove the error of an earlier attempt."""
     if run.state == "changed":
         raise InputError(
-            f"'{run.dir.path}' holds a run of another configuration: give the grid another folder, or delete that one."
+            f"'{run.dir.path}' holds a run of another configuration ({_change(run)}): give the grid another folder, or "
+            "delete that one."
         )
     try:
         write_json(run.dir.grid, {"name": run.name, "aliases": run.aliases, "digest": run.digest, "args": run.args})
@@ -72,6 +74,13 @@ def train(run: Run, environment: Mapping[str, str], readers: int, stop: threadin
     printed = run.dir.log.read_bytes()[begin:].decode(errors="replace")
     write_text(run.dir.error, _reason(code, printed) + "\n")
     return "failed"
+
+
+def _change(run: Run) -> str:
+    """Return how the arguments of a run differ from those of the run in its folder."""
+    before = json.loads(run.dir.grid.read_bytes()).get("args", run.args)
+    old, new = [word for word in before if word not in run.args], [word for word in run.args if word not in before]
+    return f"{' '.join(old) or 'nothing'} instead of {' '.join(new) or 'nothing'}" if old or new else "in a config file"
 
 
 def _resume(run: Run) -> list[str]:

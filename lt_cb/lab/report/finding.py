@@ -90,7 +90,8 @@ def _best(runs: Runs, data: str, metric: str) -> str:
     on_test = cells_of(Runs(results), tested)[best.method, data]
     return (
         f"Best on {data} by validation is {best.method}: {lower_case(METRIC_TITLES[chooser])} {best} %, and "
-        f"{lower_case(METRIC_TITLES[tested])} {on_test} % on the test images."
+        f"{lower_case(METRIC_TITLES[tested])} {on_test} % on the test images. It has the best mean, which is no proof "
+        "that it is better than another."
     )
 
 
