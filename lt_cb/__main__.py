@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pkgutil import resolve_name
 
 from lt_cb import __version__
@@ -55,7 +56,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if command not in COMMANDS:
             near = did_you_mean(command, COMMANDS)
             raise InputError(f"there is no command '{command}': choose {', '.join(COMMANDS)}.{near}")
-        if (code := resolve_name(COMMANDS[command][0])(rest)) is not None:
+        with _status():
+            run = resolve_name(COMMANDS[command][0])
+        if (code := run(rest)) is not None:
             raise SystemExit(code)
     except KeyboardInterrupt:
         sys.stderr.write("lt-cb: interrupted.\n")
@@ -66,6 +69,15 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         sys.stderr.write(f"lt-cb: error: {printable(wrong)}\n")
         raise SystemExit(2) from None
+
+
+def _status() -> AbstractContextManager[object]:
+    """Show in a terminal that the command starts: the import of torch and Lightning takes seconds."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status("Starting lt-cb")
 
 
 if __name__ == "__main__":
