@@ -1,4 +1,4 @@
-"""The table, the findings and the picture of docs/results.md, from kept rows and docs/published.csv."""
+"""The tables, the findings and the pictures of docs/results.md, from kept rows and docs/published.csv."""
 
 import csv
 import re
@@ -20,10 +20,10 @@ from lt_cb.lab.report.tables import (
     signed,
 )
 
-DATA = "CIFAR-10 IF 100"
+DATA, DATA_100 = "CIFAR-10 IF 100", "CIFAR-100 IF 100"
 SOFTMAX, FOCAL = "Softmax", "CB-Focal, γ 1, β 0.9999"
 BALANCED, LDAM, RETRAINED = "Balanced softmax", "LDAM-DRW", "Softmax, cRT"
-EXPERIMENTS = (  # epochs, method, folder and experiment of the rows
+OF_CIFAR10 = (  # epochs, method, folder and experiment of the rows
     (200, SOFTMAX, "cifar10_curve", "paper_200_softmax"),
     (200, FOCAL, "cifar10_curve", "paper_200_cb_focal"),
     (200, RETRAINED, "cifar10_crt_200", "crt_of_200"),
@@ -41,6 +41,20 @@ EXPERIMENTS = (  # epochs, method, folder and experiment of the rows
     (20, SOFTMAX, "cifar10_curve", "short_20_softmax"),
     (20, FOCAL, "cifar10_curve", "short_20_cb_focal"),
 )
+OF_CIFAR100 = (
+    (40, SOFTMAX, "cifar100_losses", "softmax"),
+    (40, BALANCED, "cifar100_losses", "balanced_softmax"),
+    (40, LDAM, "cifar100_losses", "ldam_drw"),
+    (40, RETRAINED, "cifar100_losses", "crt"),
+    (40, "Softmax, cRT with label over-smoothing", "cifar100_losses", "crt_over_smoothing"),
+    (40, "Softmax, LWS", "cifar100_losses", "lws"),
+    (40, "CB-Focal, γ 0.5, β 0.999", "cifar100_losses", "cb_focal"),
+    (40, "CB-Focal, γ 1, β 0.9", "cifar100_losses", "cb_focal_paper"),
+    (40, "CB-Softmax, β 0.99", "cifar100_losses", "cb_softmax"),
+)
+EXPERIMENTS = {DATA: OF_CIFAR10, DATA_100: OF_CIFAR100}
+GROUPS = {DATA: ("many", "medium"), DATA_100: ("many", "medium", "few")}
+SEEDS = 3  # fewer are not shown
 CORRECTION = (
     "The p values are of paired t-tests, corrected by Holm's method for the {} comparisons with softmax in the table "
     "below. The intervals are of single comparisons: one can exclude 0 while the corrected p is above 0.05."
@@ -49,30 +63,32 @@ Key = tuple[int, str]
 
 
 class Campaign:
-    """Kept runs on CIFAR-10 at imbalance factor 100: scores of each method, differences, and published figures."""
+    """Kept runs on one data set: scores of each method, differences from softmax, and published figures."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: str = DATA) -> None:
         """Read the rows. Call it from the root of the repository."""
+        self.data = data
         found: dict[Key, list[Result]] = {}
-        for epochs, method, folder, experiment in EXPERIMENTS:
+        for epochs, method, folder, experiment in EXPERIMENTS[data]:
             kept = [Result.of(*row) for row in rows.read(Path("results", folder)) if row[3]["experiment"] == experiment]
             for result in kept:
-                result.method, result.others, result.data = f"{method}, {epochs} epochs", [f"{epochs} epochs"], DATA
-            found[epochs, method] = kept
+                result.method, result.others, result.data = f"{method}, {epochs} epochs", [f"{epochs} epochs"], data
+            if len(kept) >= SEEDS:
+                found[epochs, method] = kept
         self.runs = Runs([result for kept in found.values() for result in kept])
         self.keys = {f"{method}, {epochs} epochs": (epochs, method) for epochs, method in found}
         self.differences = {self.keys[d.method]: d for d in paired_differences(self.runs, "error")}
         with Path("docs/published.csv").open(newline="") as stream:
-            self.published = list(csv.DictReader(stream))
+            self.published = [row for row in csv.DictReader(stream) if row["data"] == data]
 
     def cell(self, key: Key, metric: str = "error") -> str:
         """Return the mean ± standard deviation of a metric."""
-        cell = cells_of(self.runs, metric)[f"{key[1]}, {key[0]} epochs", DATA]
+        cell = cells_of(self.runs, metric)[f"{key[1]}, {key[0]} epochs", self.data]
         return f"{cell.mean:.1f} ± {cell.deviation:.1f}"
 
     def values(self, key: Key) -> list[float]:
         """Return the errors of the seeds."""
-        return cells_of(self.runs)[f"{key[1]}, {key[0]} epochs", DATA].values
+        return cells_of(self.runs)[f"{key[1]}, {key[0]} epochs", self.data].values
 
     def of_others(self, key: Key) -> str:
         """Return published errors with their sources."""
@@ -82,8 +98,8 @@ class Campaign:
 
 
 def plain(method: str) -> str:
-    """Return a method without γ and β, which are the same in all rows."""
-    return method.replace(", γ 1", "").replace(", β 0.9999", "")
+    """Return a method without γ and β, if they are those of all rows on CIFAR-10."""
+    return method.replace(", γ 1, β 0.9999", "").removesuffix(", γ 1").replace(", β 0.9999", "")
 
 
 def change(d: Difference) -> str:
@@ -93,28 +109,20 @@ def change(d: Difference) -> str:
     return f"{signed(d.mean, 1)} points{dagger} (95 % CI {d.interval(1)}; {verdict}, p {d.holm:.2g})"
 
 
-def results_table() -> str:
+def results_table(data: str = DATA) -> str:
     """Return the table of methods with published errors, and rows of published methods that were not run here."""
-    campaign = Campaign()
-    header = [
-        "epochs",
-        "method",
-        "error",
-        "many-shot error",
-        "medium-shot error",
-        "difference (95 % CI)",
-        "p (Holm)",
-        "published",
-    ]
+    campaign = Campaign(data)
+    by_group = [f"{group}-shot error" for group in GROUPS[data]]
+    header = ["epochs", "method", "error", *by_group, "difference (95 % CI)", "p (Holm)", "published"]
     lines = [header, ["---"] * len(header)]
     for key in campaign.keys.values():
-        groups = [campaign.cell(key, f"error/{group}") for group in ("many", "medium")]
+        groups = [campaign.cell(key, f"error/{group}") for group in GROUPS[data]]
         epochs, method, error, *compared = _cells(campaign, key)
         lines.append([epochs, method, error, *groups, *compared])
     others = dict.fromkeys((int(row["epochs"]), row["method"]) for row in campaign.published)
     for key in others:
         if key not in campaign.keys.values():
-            lines.append([str(key[0]), plain(key[1]), "not run", *["–"] * 4, campaign.of_others(key)])
+            lines.append([str(key[0]), plain(key[1]), "not run", *["–"] * (2 + len(by_group)), campaign.of_others(key)])
     return _markdown(lines)
 
 
