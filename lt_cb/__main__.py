@@ -1,5 +1,6 @@
 """``lt-cb``, also as ``python -m lt_cb``: the table of commands. Help and version do not wait for torch."""
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +10,7 @@ from lt_cb import __version__
 from lt_cb.errors import InputError, did_you_mean, file_error
 from lt_cb.text import printable
 
-INTERRUPTED = 128 + 2  # the exit code after Ctrl-C, as of shells
+INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13  # exit codes after Ctrl-C and SIGPIPE, as of shells
 COMMANDS = {  # a function of the words behind the command, which may return an exit code, and the purpose
     "fit": ("lt_cb.commands.train:fit", "train, or resume training, and test the last checkpoint"),
     "validate": ("lt_cb.commands.train:validate", "evaluate a checkpoint on the validation images"),
@@ -43,32 +44,42 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2, after one sentence on stderr, if the input is wrong.
     """
-    command, *rest = list(sys.argv[1:] if args is None else args) or ["--help"]
-    if command in ("-h", "--help"):
-        sys.stdout.write("usage: lt-cb COMMAND [OPTION ...]\n\n")
-        sys.stdout.writelines(f"  {name:12}{purpose}\n" for name, (_, purpose) in COMMANDS.items())
-        sys.stdout.write("\nlt-cb COMMAND --help has the options of a command, lt-cb --version the version.\n")
-        return
-    if command in ("-V", "--version"):
-        sys.stdout.write(f"lt_cb {__version__}\n")
-        return
     try:
-        if command not in COMMANDS:
-            near = did_you_mean(command, COMMANDS)
-            raise InputError(f"there is no command '{command}': choose {', '.join(COMMANDS)}.{near}")
-        with _status():
-            run = resolve_name(COMMANDS[command][0])
-        if (code := run(rest)) is not None:
+        code = _run(*(list(sys.argv[1:] if args is None else args) or ["--help"]))
+        sys.stdout.flush()
+        if code is not None:
             raise SystemExit(code)
     except KeyboardInterrupt:
         sys.stderr.write("lt-cb: interrupted.\n")
         raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # the reader of a pipe, as in `lt-cb report | head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(PIPE_CLOSED) from None
     except (InputError, OSError) as error:
         wrong = str(error) if isinstance(error, InputError) else file_error(error)
         if wrong is None:
             raise
         sys.stderr.write(f"lt-cb: error: {printable(wrong)}\n")
         raise SystemExit(2) from None
+
+
+def _run(command: str, *rest: str) -> int | None:
+    """Run a command, and return its exit code, if it has one."""
+    if command in ("-h", "--help"):
+        sys.stdout.write("usage: lt-cb COMMAND [OPTION ...]\n\n")
+        sys.stdout.writelines(f"  {name:12}{purpose}\n" for name, (_, purpose) in COMMANDS.items())
+        sys.stdout.write("\nlt-cb COMMAND --help has the options of a command, lt-cb --version the version.\n")
+        return None
+    if command in ("-V", "--version"):
+        sys.stdout.write(f"lt_cb {__version__}\n")
+        return None
+    if command not in COMMANDS:
+        near = did_you_mean(command, COMMANDS)
+        raise InputError(f"there is no command '{command}': choose {', '.join(COMMANDS)}.{near}")
+    with _status():
+        run = resolve_name(COMMANDS[command][0])
+    code: int | None = run(list(rest))
+    return code
 
 
 def _status() -> AbstractContextManager[object]:

@@ -322,6 +322,15 @@ def test_a_kill_under_a_new_header_loses_no_row(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+def test_a_pipe_whose_reader_has_ended_is_no_error() -> None:
+    end, other = os.pipe()
+    os.close(end)
+    command = [sys.executable, "-m", "lt_cb", "--help"]
+    done = subprocess.run(command, stdout=other, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(other)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_help_and_version_do_not_wait_for_torch() -> None:
     code = (
         "import sys; from lt_cb.__main__ import main\n"

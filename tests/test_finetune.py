@@ -1,5 +1,6 @@
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,21 @@ def test_finetune_of_a_recommended_head_keeps_the_best_by_held_out_images(
     command = shlex.split((end if pays else last_but_one).removeprefix("Next: "))
     predictions = run(*command[command.index("predict") :], "--sets=0.9")[0].predictions
     assert len(predictions.read_text().splitlines()) == 1 + 12
+
+
+def test_a_report_has_the_head_and_the_network_in_one_column(
+    tuned: tuple[RunDir, str], place: Path, tmp_path: Path
+) -> None:
+    head = RunDir(place / "runs/recommended/version_0")
+    assert (head.read_result().l2_strength, tuned[0].read_result().l2_strength) == (0.1, None)
+    for part in (head.path, place / tuned[0].path):
+        shutil.copytree(part, tmp_path / part.parent.name)
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", str(tmp_path)])
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert "2 methods on photos (4 classes), 1 seed each." in lines
+    assert any(line.startswith("All runs but heads: ") and "AdamW, lr 0.003" in line for line in lines)
+    assert sum("head on the frozen network, λ 0.1" in line for line in lines[:14]) == 1
 
 
 def test_the_start_is_the_head_of_scikit_learn_on_the_training_part(tuned: tuple[RunDir, str], run: Run) -> None:

@@ -44,6 +44,7 @@ class ResultFile(Callback):
         self._started = time.perf_counter()
         self._trained: dict[str, Any] | None = None  # configuration in the tested checkpoint
         self._history: dict[str, Any] = {}
+        self._l2_strength: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seconds of training so far."""
@@ -54,9 +55,10 @@ class ResultFile(Callback):
         self._seconds["fit"] = float(state_dict["fit"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the epochs, the configuration and the history of the checkpoint."""
+        """Take over epochs, configuration, history and the λ of a head from the checkpoint."""
         self.epochs = trained_epochs(checkpoint) if self.epochs is None else self.epochs
         self._trained, self._history = checkpoints.config(checkpoint), checkpoints.history(checkpoint)
+        self._l2_strength = (checkpoints.head(checkpoint) or {}).get("l2_strength")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock of a stage."""
@@ -108,6 +110,7 @@ class ResultFile(Callback):
             groups=num_groups(data) if data else {},
             prior=module.prior,
             epochs=trainer.current_epoch if self.epochs is None else self.epochs,
+            l2_strength=self._l2_strength,
             checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path and not module.averaged else None,
             averaged=[str(Path(name).absolute()) for name in module.averaged],
             callbacks=_training_callbacks(trainer, self._trained),

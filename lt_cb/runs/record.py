@@ -77,6 +77,7 @@ class Record:
     groups: dict[str, int] = field(default_factory=dict)  #: groups, such as patients, by split; empty without groups
     prior: PerClass[Rate] | None = None  #: class shares given by ``--prior``
     epochs: int | None = None  #: completed epochs of training
+    l2_strength: Seconds | None = None  #: λ of a head on a frozen network; None if the network was trained
     checkpoint: str | None = None  #: tested file; None for the weights as they were, or an average
     averaged: list[str] = field(default_factory=list)  #: files of an average; training facts belong to the first
     callbacks: list[Callback] | None = None  #: callbacks that change the training; None if unknown
@@ -201,6 +202,7 @@ class Record:
             "counted": _words(self.test_counts or []),
             "confusion": ";".join(map(_words, self.confusion or [])),
             "history": json.dumps(self.history, sort_keys=True) if self.history else None,
+            "l2_strength": self.l2_strength,
             "average_precision": _words("nan" if rate is None else percent(rate) for rate in precisions),
         }
         return {name: "" if value is None else str(value) for name, value in row.items()}
@@ -259,6 +261,7 @@ def _json_of_row(row: Mapping[str, str]) -> dict[str, Any]:
         "correct": correct or None,
         "confusion": [[int(n) for n in line.split()] for line in row.get("confusion", "").split(";") if line] or None,
         "history": json.loads(row.get("history") or "{}"),
+        "l2_strength": float(row["l2_strength"]) if row.get("l2_strength") else None,
         "checkpoint": None if row["checkpoint"] == "none" else row["checkpoint"],
         "seeds": {"seed_everything": int(row["seed"]), "subset_seed": int(row["subset_seed"])},
         "wall_time_s": {"fit and test": float(row["seconds"])},

@@ -163,7 +163,7 @@ def _name_methods(found: list[Result]) -> list[str]:
     varied = {key for group in groups.values() for key in _varied(group)}
     always = _varied([result.settings for result in found]) & ALWAYS_NAMED.keys()
     distinguishing = _distinguishing(list(groups.values()), varied, {STAGE, *always}) | (varied & always)
-    by_checkpoint = len({result.record.tested for result in found}) > 1
+    by_checkpoint = len({result.record.tested for result in found if result.record.l2_strength is None}) > 1
     for result in found:
         keys = distinguishing | {key for key in always if result.settings.get(key) != ALWAYS_NAMED[key]}
         result.name_by(sorted(keys), by_checkpoint)

@@ -1,6 +1,6 @@
 """First lines of a report: the differences, the best method, and the settings that all runs share."""
 
-from lt_cb.lab.report.result import LENGTH, STAGE, Runs, is_error, seeds_of
+from lt_cb.lab.report.result import LENGTH, STAGE, Runs, is_error, label, seeds_of
 from lt_cb.lab.report.sections import METRIC_TITLES, lower_case
 from lt_cb.lab.report.tables import Difference, cells_of, paired_differences, signed
 
@@ -10,7 +10,7 @@ MAX_DATA = 3  # data sets with lines of their own
 COMMON = {  # settings of all runs, and their words
     "model.backbone": "{}",
     "data.image_size": "{} pixels",
-    LENGTH: "{} epochs",
+    LENGTH: "",  # as in the name of a method
     "data.batch_size": "batches of {}",
     "model.optimizer": "{}",
     "model.optimizer.lr": "lr {}",
@@ -105,15 +105,17 @@ def _scope(runs: Runs) -> str:
 
 
 def _common(runs: Runs) -> list[str]:
-    """Return the settings that all runs share; second stages have their own."""
-    trained = [result for result in runs.results if not result.settings.get(STAGE)] or runs.results
+    """Return the settings that all runs share; second stages and heads have their own."""
+    own = {"second stages": [result for result in runs.results if result.settings.get(STAGE)]}
+    own["heads"] = [result for result in runs.results if result.record.l2_strength is not None]
+    trained = [result for result in runs.results if not any(result in found for found in own.values())] or runs.results
     shared = []
     for key, words in COMMON.items():
         values = {str(r.epochs if key == LENGTH else r.settings.get(key)) for r in trained}
         if len(values) == 1 and (value := values.pop()) != "None":
-            shared.append(words.format(value))
-    kind = "All runs" if len(trained) == len(runs.results) else "All runs but second stages"
-    return [f"{kind}: {', '.join(shared)}."] if shared else []
+            shared.append(label(key, value) if key == LENGTH else words.format(value))
+    but = [] if len(trained) == len(runs.results) else [f" but {kind}" for kind, found in own.items() if found]
+    return [f"All runs{' and'.join(but)}: {', '.join(shared)}."] if shared else []
 
 
 def _listed(texts: list[str]) -> str:

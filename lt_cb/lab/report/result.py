@@ -43,6 +43,8 @@ SETTINGS = {  # words for a setting in the name of a method
     "trainer.gradient_clip_val": "clip {}",
 }
 STAGES = {"ClassifierRetraining": "cRT", "LearnableWeightScaling": "LWS", "TauNormalization": "τ-normalisation"}
+# settings that a head on a frozen network does not use
+OF_TRAINING = ("model.optimizer", "model.lr_scheduler", "data.batch_size", "trainer.gradient_clip", LENGTH)
 # settings that are named wherever they differ from their defaults, if they differ between runs
 ALWAYS_NAMED: dict[str, Any] = {"model.backbone": "resnet32", "data.image_size": None, CALLBACKS: None}
 NOT_IN_PAPER = (
@@ -160,8 +162,9 @@ def _shortened(value: Any) -> Any:  # noqa: ANN401 - YAML
 
 
 def classes_of(record: Record) -> str:
-    """Return a digest of the class names and counts, which all seeds of a method on a data set share."""
-    facts = [record.class_names, [] if record.task.multi_label else record.class_counts]  # else counts vary by seed
+    """Return a digest of the class names and of the counts of test images, which all runs on a data set share."""
+    vary = record.task.multi_label or record.groups  # by seed
+    facts = [record.class_names, [] if vary else record.test_counts or record.class_counts]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:6]
 
 
@@ -201,6 +204,8 @@ class Result:
         callbacks = training_callbacks(config) if record.callbacks is None else record.callbacks
         settings = settings_of(config, callbacks) | {f"model.{key}": value for key, value in record.history.items()}
         settings[CLASSES] = classes_of(record)
+        if record.l2_strength is not None:
+            settings = {key: value for key, value in settings.items() if not key.startswith(OF_TRAINING)}
         made = cls(folder, record, settings, record.tested_on or source_of(flatten(config)), row, time)
         made.is_test = bool({"verbose", "prior"} & config.keys())
         return made
@@ -233,12 +238,13 @@ class Result:
         get = self.settings.get
         named = [key for key in sorted({*keys, STAGE}) if get(key) is not None and (key in keys or get(key))]
         self.others = [label(key, get(key)) for key in named]
-        self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint else []
+        strength = self.record.l2_strength
+        self.others += [] if strength is None else [f"head on the frozen network, λ {short(strength)}"]
+        self.others += [f"{self.record.tested} checkpoint"] if by_checkpoint and strength is None else []
         self.others += self._average
         self.others += [f"prior {get('prior')}"] if get("prior") else []  # of a test
         self.method = ", ".join([self.plain_name, *self.others])
-        whole = self._subset == WHOLE
-        self.data = f"{self.source}, IF {self.imbalance_factor:g}" if whole else f"{self.source} {self._subset}"
+        self.data = self.source if self._subset == WHOLE else f"{self.source} {self._subset}"
 
     @property
     def seed(self) -> tuple[int, int]:

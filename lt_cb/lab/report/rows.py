@@ -29,7 +29,7 @@ FIRST_COLUMNS = (
     *("error", "balanced_acc", "many", "medium", "few", "loss", "val_acc", "val_balanced_acc"),
     *("best_epoch", "best_error", "best_balanced_acc"),
     *("class_names", "class_counts", "correct", "counted", "average_precision", "confusion"),
-    "history",
+    *("history", "l2_strength"),
 )
 COLUMNS = (*FIRST_COLUMNS, *(name for name in PERCENT_COLUMNS if name not in FIRST_COLUMNS))
 Row = dict[str, str]
