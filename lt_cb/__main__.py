@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pkgutil import resolve_name
 
 from lt_cb import __version__
-from lt_cb.errors import InputError, did_you_mean, file_error
+from lt_cb.errors import ERROR_PREFIX, InputError, did_you_mean, file_error
 from lt_cb.text import printable
 
 INTERRUPTED, PIPE_CLOSED = 128 + 2, 128 + 13  # exit codes after Ctrl-C and SIGPIPE, as of shells
@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> None:
         wrong = str(error) if isinstance(error, InputError) else file_error(error)
         if wrong is None:
             raise
-        sys.stderr.write(f"lt-cb: error: {printable(wrong)}\n")
+        sys.stderr.write(f"{ERROR_PREFIX}{printable(wrong)}\n")
         raise SystemExit(2) from None
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from lt_cb.text import printable
 
-WARNING_PREFIX = "lt-cb: warning: "  # of warnings on the terminal and in the logs of a grid
+ERROR_PREFIX, WARNING_PREFIX = "lt-cb: error: ", "lt-cb: warning: "  # on the terminal, and in the logs of a grid
 
 
 class InputError(ValueError):

@@ -16,7 +16,7 @@ from lt_cb.commands.inspect_page import inspect_page
 from lt_cb.commands.messages import causes, input_error
 from lt_cb.data import FileSource, LongTailedDataModule
 from lt_cb.data.sources.checks import ImageFiles, look_at
-from lt_cb.errors import DataError, InputError
+from lt_cb.errors import ERROR_PREFIX, DataError, InputError
 from lt_cb.losses import EffectiveNumber, effective_number, suggest_beta
 from lt_cb.runs.folder import write_text
 from lt_cb.text import printable
@@ -85,7 +85,7 @@ def _make_data(cli: CommandLine) -> LongTailedDataModule:
     except InputError as error:
         if not any(isinstance(cause, DataError) for cause in causes(error)):
             raise
-        sys.stderr.write(f"lt-cb: error: {printable(input_error(error) or str(error))}\n")
+        sys.stderr.write(f"{ERROR_PREFIX}{printable(input_error(error) or str(error))}\n")
         raise SystemExit(1) from None
 
 

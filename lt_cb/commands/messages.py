@@ -14,7 +14,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lt_cb.errors import WARNING_PREFIX, InputError, file_error
+from lt_cb.errors import ERROR_PREFIX, WARNING_PREFIX, InputError, file_error
 from lt_cb.loggers import finish
 from lt_cb.runs.folder import TERMINATED
 from lt_cb.text import printable
@@ -57,7 +57,7 @@ def run_command(command: Callable[[], None]) -> None:
         wrong, lost = input_error(error) or _restoring(error), _lost_process(error)
         if wrong is None and lost is None:
             raise
-        sys.stderr.write(f"lt-cb: error: {printable(str(wrong or lost))}\n")
+        sys.stderr.write(f"{ERROR_PREFIX}{printable(str(wrong or lost))}\n")
         raise SystemExit(1 if wrong is None else 2) from None
 
 

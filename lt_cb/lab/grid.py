@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from lt_cb.errors import WARNING_PREFIX, ArgumentParser, InputError
 from lt_cb.hardware import available_cores, available_memory
+from lt_cb.lab.check import check
 from lt_cb.lab.plan import Plan, Run, read_plan
 from lt_cb.lab.work import prepare, train
 from lt_cb.runs.folder import TERMINATED, is_option, shipped
@@ -134,6 +135,9 @@ class _Training:
 
     def run(self) -> int:
         """Train until all runs have ended or a signal comes; return the exit code."""
+        if self.waiting:
+            with self.console.status("Checking the options of the runs") if self.console.is_terminal else nullcontext():
+                check(list(self.waiting))
         for run in self.runs:
             prepare(run)
         with (

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lt_cb.errors import InputError
+from lt_cb.errors import ERROR_PREFIX, InputError
 from lt_cb.lab.plan import Run, digest
 from lt_cb.runs.folder import TERMINATED, write_json, write_text
 
 POLL_S = 0.1  # between looks at a training
-ERROR_PREFIX = "lt-cb: error: "
 
 
 def prepare(run: Run) -> None:
