@@ -1,8 +1,9 @@
-"""Check of a grid before it trains: ``fit`` parses each of its options and config files once, in a process."""
+"""Check of a grid before it trains: ``fit`` parses each of its options, names and files once, in a process."""
 
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,15 +11,18 @@ from collections.abc import Sequence
 from lt_cb.errors import ERROR_PREFIX, InputError
 from lt_cb.lab.plan import Run
 
+NUMBER = re.compile(r"=[-+.\de]+$")  # as a value: one of an option is parsed
+
 
 def check(runs: Sequence[Run]) -> None:
     """Raise InputError for the first run whose options or config files ``fit`` refuses."""
     seen, chosen = set[str](), list[tuple[str, list[str]]]()
     for run in {run.name: run for run in reversed(runs)}.values():
         words = [word for word in run.args if not word.startswith("--ckpt_path")]  # may not be trained yet
-        if not seen.issuperset(words):
+        kinds = [NUMBER.sub("=", word) for word in words]
+        if not seen.issuperset(kinds):
             chosen.append((run.name, words))
-            seen.update(words)
+            seen.update(kinds)
     command = [sys.executable, "-m", "lt_cb.lab.check"]
     done = subprocess.run(command, input=json.dumps(chosen), capture_output=True, text=True, check=False)
     errors = [line for line in done.stderr.splitlines() if line.startswith(ERROR_PREFIX)]
