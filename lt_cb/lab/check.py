@@ -16,8 +16,10 @@ NUMBER = re.compile(r"=[-+.\de]+$")  # as a value: one of an option is parsed
 
 def check(runs: Sequence[Run]) -> None:
     """Raise InputError for the first run whose options or config files ``fit`` refuses."""
-    seen, chosen = set[str](), list[tuple[str, list[str]]]()
-    for run in {run.name: run for run in reversed(runs)}.values():
+    seen, chosen, first = set[str](), list[tuple[str, list[str]]](), dict[str, Run]()
+    for run in runs:
+        first.setdefault(run.name, run)
+    for run in first.values():
         words = [word for word in run.args if not word.startswith("--ckpt_path")]  # may not be trained yet
         kinds = [NUMBER.sub("=", word) for word in words]
         if not seen.issuperset(kinds):
@@ -35,12 +37,12 @@ def _parse(chosen: Sequence[tuple[str, list[str]]]) -> None:
     from lt_cb.__main__ import main
 
     for name, words in chosen:
-        errors = io.StringIO()
+        errors, code = io.StringIO(), 0
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
             try:
                 main(["fit", *words, "--print_config"])
             except SystemExit as ended:
-                code = ended.code
+                code = int(ended.code or 0)
         if code:
             sentence = errors.getvalue().strip().rpartition(ERROR_PREFIX)[2]
             sys.stderr.write(f"{ERROR_PREFIX}the run '{name}' cannot be trained: {sentence}\n")
