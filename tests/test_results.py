@@ -161,6 +161,40 @@ def test_statements_on_losses_match_the_rows() -> None:
             assert f"{both[0]} instead of {both[1]} %" in page
 
 
+def test_statements_on_cifar100_match_the_rows() -> None:
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows("cifar100_losses"):
+        found.setdefault(row["experiment"], {})[row["seed"]] = accuracies(row)
+    found = {name: by_seed for name, by_seed in found.items() if len(by_seed) == 3}
+    softmax = found.pop("softmax")
+    gains = {
+        name: [softmax[seed]["balanced"] - run["balanced"] for seed, run in by_seed.items()]
+        for name, by_seed in found.items()
+    }
+    p = corrected({name: scipy.stats.ttest_1samp(each, 0).pvalue for name, each in gains.items()})
+    page, table = text_of("docs/results.md"), (ROOT / "docs/results.md").read_text().partition("cifar100 -->")[2]
+    for name, sentence, title in (
+        ("balanced_softmax", "balanced softmax is {}", "Balanced softmax"),
+        ("crt", "cRT {}", "Softmax, cRT"),
+        ("lws", "LWS {}", "Softmax, LWS"),
+        ("ldam_drw", "LDAM-DRW is {}", "LDAM-DRW"),
+        ("cb_focal", "CB-Focal, γ 0.5, β 0.999 is {}", "CB-Focal, γ 0.5, β 0.999"),
+    ):
+        mean, bounds = interval(gains[name])[:-1].split(" (")
+        verdict = "significant" if p[name] < 0.05 else "not significant"
+        assert sentence.format(f"{mean} points (95 % CI {bounds}; {verdict}, p {p[name]:.2g})") in page
+        cells = re.search(rf"^\| 40 \| {re.escape(title)} \| (.*) \|$", table, re.MULTILINE)[1].split(" | ")
+        for cell, group in zip(cells, ("balanced", "many", "medium", "few"), strict=False):
+            errors = [100 - run[group] for run in found[name].values()]
+            assert (
+                cell.replace("\N{NO-BREAK SPACE}", " ")
+                == f"{statistics.mean(errors):.1f} ± {statistics.stdev(errors):.1f}"
+            )
+    helpful = {name for name, each in gains.items() if p[name] < 0.05 and statistics.mean(each) < 0}
+    assert {"balanced_softmax", "crt", "lws"} <= helpful
+    assert p["cb_focal"] < 0.05 < min(p["ldam_drw"], p["cb_softmax"])
+
+
 SEVERAL = {  # rows of the page's tables by the experiments of the kept rows
     "sigmoid": "Sigmoid",
     "focal": "Focal, γ 1",
