@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from results_page import BALANCED, FOCAL, RETRAINED, Campaign
+from results_page import BALANCED, DATA_100, FOCAL, RETRAINED, Campaign
 
 from lt_cb.lab.report.tables import Difference, corrected, signed
 
@@ -88,7 +88,7 @@ def comparisons() -> dict[str, Difference]:
 
 def answers() -> str:
     """Return the table of answers."""
-    family, trained = comparisons(), Campaign().differences
+    family, trained, on_100 = comparisons(), Campaign().differences, Campaign(DATA_100).differences
 
     def row(title: str, name: str, rest: str) -> tuple[str, ...]:
         d = family[name]
@@ -98,17 +98,24 @@ def answers() -> str:
         parts = [f"{gain(trained[n, method])} after {n} epochs" for n in epochs]
         return title, verdict(trained[epochs[0], method], -1), f"error {', '.join(parts)}", "`cifar10_*`"
 
+    def on_cifar100(title: str, method: str) -> tuple[str, ...]:
+        d = on_100[40, method]
+        return f"{title}, CIFAR-100", verdict(d, -1), f"error {gain(d)} after 40 epochs", "`cifar100_losses`"
+
     query = max(QUERIES, key=lambda name: family[name].mean)
     adapters = ("adapters (LoRA)", "not measured here", "Shi et al. 2024 report gains for CLIP", "–")
     lines = [
         from_scratch("class weights, trained from scratch", FOCAL, 200, 40),
+        on_cifar100("class weights (γ 1, β 0.9), trained from scratch", "CB-Focal, γ 1, β 0.9"),
         row("class weights, head", "class weights", "over softmax"),
         row("class weights instead of logit adjustment, head", "class weights or adjustment", "over logit adjustment"),
         from_scratch("logit adjustment (balanced softmax), trained from scratch", BALANCED, 40),
+        on_cifar100("logit adjustment (balanced softmax), trained from scratch", BALANCED),
         row("logit adjustment, head", ADJUSTED, "over softmax"),
         row("oversampling instead of logit adjustment, head", "oversampling", "over logit adjustment"),
         ("mixup", "not measured here", "Zhong et al. 2021: it helps features, not the classifier", "–"),
         from_scratch("second stage: classifier re-training (cRT)", RETRAINED, 200, 40),
+        on_cifar100("second stage: classifier re-training (cRT)", RETRAINED),
         row("fine-tuning all weights", "fine-tuning", "over the head"),
         row("adapters (LoRA)", "lora", "over the head") if "lora" in family else adapters,
         row("prior correction by EM", "EM", "over `--prior uniform`, tail inverted"),
