@@ -455,18 +455,10 @@ class TestCommand:
             f"lt-cb: warning: B. (1 of 2 runs; see {runs[1].dir.log})",
         ]
 
-    @pytest.mark.parametrize(
-        ("choice", "sentence"),
-        [
-            ({"model.loss": "FocalLos"}, "there is no loss 'FocalLos': choose "),
-            ({"model.los": "FocalLoss"}, "there is no option --model.los: see lt-cb fit --help. Did you mean"),
-        ],
-    )
-    def test_a_wrong_name_is_found_before_the_first_training(
-        self, choice: dict, sentence: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        plan({"loss": {"right": {}, "wrong": choice}}, config=QUICKSTART, seeds=[0, 1])
-        assert f"the run 'wrong' cannot be trained: {sentence}" in refusal(capsys, "grid.yaml")
+    def test_a_wrong_name_is_found_before_the_first_training(self, capsys: pytest.CaptureFixture[str]) -> None:
+        plan({"loss": {"right": {}, "wrong": {"model.loss": "FocalLos"}}}, config=QUICKSTART, seeds=[0, 1])
+        sentence = "the run 'wrong' cannot be trained: there is no loss 'FocalLos': choose "
+        assert refusal(capsys, "grid.yaml").startswith(sentence)
         assert not Path("runs").exists()
 
     def test_a_lock_that_cannot_be_taken_is_a_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
