@@ -5,11 +5,12 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from results_page import BALANCED, DATA_100, FOCAL, RETRAINED, Campaign
+from results_page import BALANCED, DATA, DATA_100, FOCAL, FOCAL_100, RETRAINED, Campaign
 
 from lt_cb.lab.report.tables import Difference, corrected, signed
 
 HEADS, WHICH, TUNED = "heads.csv", "which.csv", "finetune.csv"
+ROWS = {DATA: "`cifar10_*`", DATA_100: "`cifar100_losses`"}
 ADJUSTED = "logit adjustment"
 QUERIES = ("least confident", "smallest balanced margin", "rarest predicted class")  # which images to label
 PRIORS = ("as in training", "uniform", "inverted")
@@ -88,34 +89,33 @@ def comparisons() -> dict[str, Difference]:
 
 def answers() -> str:
     """Return the table of answers."""
-    family, trained, on_100 = comparisons(), Campaign().differences, Campaign(DATA_100).differences
+    family, trained = comparisons(), {data: Campaign(data).differences for data in (DATA, DATA_100)}
 
     def row(title: str, name: str, rest: str) -> tuple[str, ...]:
         d = family[name]
         return title, verdict(d), f"{gain(d)} points {rest}", f"`{d.data}`"
 
-    def from_scratch(title: str, method: str, *epochs: int) -> tuple[str, ...]:
-        parts = [f"{gain(trained[n, method])} after {n} epochs" for n in epochs]
-        return title, verdict(trained[epochs[0], method], -1), f"error {', '.join(parts)}", "`cifar10_*`"
-
-    def on_cifar100(title: str, method: str) -> tuple[str, ...]:
-        d = on_100[40, method]
-        return f"{title}, CIFAR-100", verdict(d, -1), f"error {gain(d)} after 40 epochs", "`cifar100_losses`"
+    def from_scratch(title: str, method: str, *epochs: int, data: str = DATA) -> tuple[str, ...]:
+        found = [trained[data][n, method] for n in epochs]
+        parts = [f"{gain(d)} after {n} epochs" for d, n in zip(found, epochs, strict=True)]
+        return title, verdict(found[0], -1), f"error {', '.join(parts)}", ROWS[data]
 
     query = max(QUERIES, key=lambda name: family[name].mean)
     adapters = ("adapters (LoRA)", "not measured here", "Shi et al. 2024 report gains for CLIP", "–")
     lines = [
         from_scratch("class weights, trained from scratch", FOCAL, 200, 40),
-        on_cifar100("class weights (γ 1, β 0.9), trained from scratch", "CB-Focal, γ 1, β 0.9"),
+        from_scratch("class weights, trained from scratch, CIFAR-100", FOCAL_100, 40, data=DATA_100),
         row("class weights, head", "class weights", "over softmax"),
         row("class weights instead of logit adjustment, head", "class weights or adjustment", "over logit adjustment"),
         from_scratch("logit adjustment (balanced softmax), trained from scratch", BALANCED, 40),
-        on_cifar100("logit adjustment (balanced softmax), trained from scratch", BALANCED),
+        from_scratch(
+            "logit adjustment (balanced softmax), trained from scratch, CIFAR-100", BALANCED, 40, data=DATA_100
+        ),
         row("logit adjustment, head", ADJUSTED, "over softmax"),
         row("oversampling instead of logit adjustment, head", "oversampling", "over logit adjustment"),
         ("mixup", "not measured here", "Zhong et al. 2021: it helps features, not the classifier", "–"),
         from_scratch("second stage: classifier re-training (cRT)", RETRAINED, 200, 40),
-        on_cifar100("second stage: classifier re-training (cRT)", RETRAINED),
+        from_scratch("second stage: classifier re-training (cRT), CIFAR-100", RETRAINED, 40, data=DATA_100),
         row("fine-tuning all weights", "fine-tuning", "over the head"),
         row("adapters (LoRA)", "lora", "over the head") if "lora" in family else adapters,
         row("prior correction by EM", "EM", "over `--prior uniform`, tail inverted"),

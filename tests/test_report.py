@@ -437,6 +437,16 @@ def test_the_baseline_is_the_plain_loss(tmp_path: Path) -> None:
     assert changes == {"Softmax": "–", **weighted}
 
 
+def test_the_baseline_of_second_stages_is_the_network_without(tmp_path: Path) -> None:
+    stage = {"class_path": "lt_cb.models.ClassifierRetraining"}
+    for seed in (0, 1):
+        write(tmp_path / f"plain/{seed}", 30.0, seed=seed)
+        write(tmp_path / f"retrained/{seed}", 28.0, seed=seed, second_stage=stage)
+        write(tmp_path / f"smoothed/{seed}", 29.0, seed=seed, second_stage=stage, loss="LabelSmoothingLoss")
+    changes = {key[0]: row["difference"] for key, row in table(report(tmp_path), "Error").items()}
+    assert changes == {"Softmax": "–", "Softmax, cRT": "-2.00", "Label smoothing, cRT": "-1.00"}
+
+
 def test_both_tables_of_the_paper(tmp_path: Path) -> None:
     small: dict = {"backbone": "resnet50", "data": {"image_size": 224, "mean": [0.5]}, "factor": None, "epochs": 90}
     large: dict = {**small, "backbone": "resnet101", "data": {"image_size": 320, "mean": [0.5]}}

@@ -179,7 +179,11 @@ def test_statements_on_cifar100_match_the_rows() -> None:
         ("lws", "LWS {}", "Softmax, LWS"),
         ("ldam_drw", "LDAM-DRW is {}", "LDAM-DRW"),
         ("cb_focal", "CB-Focal, γ 0.5, β 0.999 is {}", "CB-Focal, γ 0.5, β 0.999"),
-        ("cb_focal_paper", "With the paper's γ = 1 and β = 0.9 it is {}; in the paper", "CB-Focal, γ 1, β 0.9"),
+        (
+            "cb_focal_paper",
+            "With the paper's γ = 1 and β = 0.9 it is {}; in the paper, after 200 epochs, -1.3.",
+            "CB-Focal, γ 1, β 0.9",
+        ),
     ):
         mean, bounds = interval(gains[name])[:-1].split(" (")
         verdict = "significant" if p[name] < 0.05 else "not significant"
@@ -187,16 +191,14 @@ def test_statements_on_cifar100_match_the_rows() -> None:
         cells = re.search(rf"^\| 40 \| {re.escape(title)} \| (.*) \|$", table, re.MULTILINE)[1].split(" | ")
         for cell, group in zip(cells, ("balanced", "many", "medium", "few"), strict=False):
             errors = [100 - run[group] for run in found[name].values()]
-            assert (
-                cell.replace("\N{NO-BREAK SPACE}", " ")
-                == f"{statistics.mean(errors):.1f} ± {statistics.stdev(errors):.1f}"
-            )
+            shown = cell.replace("\N{NO-BREAK SPACE}", " ")
+            assert shown == f"{statistics.mean(errors):.1f} ± {statistics.stdev(errors):.1f}"
     helpful = {name for name, each in gains.items() if p[name] < 0.05 and statistics.mean(each) < 0}
     assert helpful == {"balanced_softmax", "crt", "lws"}
     assert p["cb_focal"] < 0.05 < min(p["ldam_drw"], p["cb_softmax"])
     which = (ROOT / "docs/which.md").read_text()
     for name, title in (
-        ("cb_focal_paper", "class weights (γ 1, β 0.9), trained from scratch"),
+        ("cb_focal_paper", "class weights, trained from scratch"),
         ("balanced_softmax", "logit adjustment (balanced softmax), trained from scratch"),
         ("crt", "second stage: classifier re-training (cRT)"),
     ):

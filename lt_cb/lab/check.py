@@ -1,4 +1,4 @@
-"""Check of a grid before it trains: ``fit`` parses each of its options, names and files once, in a process."""
+"""Check of a grid before it trains: ``fit`` parses its options, names and files, each once, in one process."""
 
 import contextlib
 import io
@@ -8,47 +8,47 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from lt_cb.errors import ERROR_PREFIX, InputError
+from lt_cb.errors import InputError
 from lt_cb.lab.plan import Run
+from lt_cb.lab.work import reason
 
-NUMBER = re.compile(r"=[-+.\de]+$")  # as a value: one of an option is parsed
+NUMBER = re.compile(r"=[-+]?[\d.]+(e[-+]?\d+)?$")  # of the numbers that an option takes, only the first is parsed
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Raise InputError for the first run whose options or config files ``fit`` refuses, of several choices."""
-    seen, chosen, first = set[str](), list[tuple[str, list[str]]](), dict[str, Run]()
+    """Raise InputError for the first choice that ``fit`` refuses. A single choice fails as soon without this check."""
+    first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(run.name, run)
+    if len(first) == 1:
+        return
+    seen, chosen = set[str](), list[tuple[str, list[str]]]()
     for run in first.values():
         words = [word for word in run.args if not word.startswith("--ckpt_path")]  # may not be trained yet
         kinds = [NUMBER.sub("=", word) for word in words]
         if not seen.issuperset(kinds):
             chosen.append((run.name, words))
             seen.update(kinds)
-    if len(first) == 1:
-        return
     command = [sys.executable, "-m", "lt_cb.lab.check"]
     done = subprocess.run(command, input=json.dumps(chosen), capture_output=True, text=True, check=False)
-    errors = [line for line in done.stderr.splitlines() if line.startswith(ERROR_PREFIX)]
-    if done.returncode and errors:
-        raise InputError(errors[-1].removeprefix(ERROR_PREFIX))
+    if done.returncode:
+        name = done.stdout.split("\n")[-2]
+        raise InputError(f"the run '{name}' cannot be trained: {reason(done.returncode, done.stderr)}")
 
 
 def _parse(chosen: Sequence[tuple[str, list[str]]]) -> None:
-    """Parse the arguments of runs; at the first error, write it with the name of the run and exit."""
+    """Parse the arguments of runs, after printing the name of each. Exit at the first error, as ``fit`` does."""
     from lt_cb.__main__ import main
 
     for name, words in chosen:
-        errors, code = io.StringIO(), 0
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
-            try:
+        sys.stdout.write(f"{name}\n")
+        sys.stdout.flush()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
                 main(["fit", *words, "--print_config"])
-            except SystemExit as ended:
-                code = int(ended.code or 0)
-        if code:
-            sentence = errors.getvalue().strip().rpartition(ERROR_PREFIX)[2]
-            sys.stderr.write(f"{ERROR_PREFIX}the run '{name}' cannot be trained: {sentence}\n")
-            sys.exit(code)
+        except SystemExit as ended:
+            if ended.code:
+                raise
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def train(run: Run, environment: Mapping[str, str], readers: int, stop: threadin
     if stop.is_set() or code in (TERMINATED, -signal.SIGTERM):
         return "interrupted"
     printed = run.dir.log.read_bytes()[begin:].decode(errors="replace")
-    write_text(run.dir.error, _reason(code, printed) + "\n")
+    write_text(run.dir.error, reason(code, printed) + "\n")
     return "failed"
 
 
@@ -97,7 +97,8 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def _reason(code: int, printed: str) -> str:
+def reason(code: int, printed: str) -> str:
+    """Return why a process failed: its last error line, or another last line."""
     if code < 0:
         return f"its process was killed by signal {-code}" + ", often for lack of memory" * (code == -signal.SIGKILL)
     lines = [line for line in printed.splitlines() if line.strip()]

@@ -247,6 +247,11 @@ class Result:
         self.data = self.source if self._subset == WHOLE else f"{self.source} {self._subset}"
 
     @property
+    def others_but_stage(self) -> tuple[str, ...]:
+        """The parts of the method's name behind loss and weights, without the second stage."""
+        return tuple(text for text in self.others if text != label(STAGE, self.settings.get(STAGE)))
+
+    @property
     def seed(self) -> tuple[int, int]:
         """Seeds of training and subset; -1 is an unknown seed."""
         seeds = self.record.seed_everything, self.record.subset_seed

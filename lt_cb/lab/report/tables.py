@@ -133,11 +133,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def baselines_of(runs: Runs) -> dict[str, str]:
-    """Return the baseline of each method: the first method that differs only in loss and weights, or its own name.
+    """Return the baseline of each method: the first that differs only in loss, weights and second stage, or itself.
 
     For example, they have the same number of epochs. Without such a method, it is the first of all.
     """
-    methods, others = runs.methods(), {result.method: tuple(result.others) for result in runs.results}
+    methods, others = runs.methods(), {result.method: result.others_but_stage for result in runs.results}
     alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for method in methods:
         alike[others[method]].append(method)
