@@ -52,6 +52,18 @@ OF_CIFAR100 = (
     (40, FOCAL_100, "cifar100_losses", "cb_focal_paper"),
     (40, "CB-Softmax, β 0.99", "cifar100_losses", "cb_softmax"),
 )
+LOSSES = {  # names in configs/grids/cifar10_recipes.yaml: title, and experiment without a change of the recipe
+    "softmax": (SOFTMAX, "short_40_softmax"),
+    "balanced_softmax": (BALANCED, "balanced_softmax"),
+    "cb_focal": (FOCAL, "short_40_cb_focal"),
+    "ldam_drw": (LDAM, "ldam_drw"),
+}
+RECIPES = {
+    "wd2e-4": "weight decay 2e-4",
+    "wd1e-3": "weight decay 1e-3",
+    "randaugment": "RandAugment",
+    "sam": "SAM",
+}
 EXPERIMENTS = {DATA: OF_CIFAR10, DATA_100: OF_CIFAR100}
 GROUPS = {DATA: ("many", "medium"), DATA_100: ("many", "medium", "few")}
 SEEDS = 3  # fewer are not shown
@@ -71,10 +83,7 @@ class Campaign:
         self.data = data
         found: dict[Key, list[Result]] = {}
         for epochs, method, folder, experiment in EXPERIMENTS[data]:
-            kept = [Result.of(*row) for row in rows.read(Path("results", folder)) if row[3]["experiment"] == experiment]
-            for result in kept:
-                result.method, result.others, result.data = f"{method}, {epochs} epochs", [f"{epochs} epochs"], data
-            if len(kept) >= SEEDS:
+            if kept := results_of(folder, experiment, f"{method}, {epochs} epochs", f"{epochs} epochs", data):
                 found[epochs, method] = kept
         self.runs = Runs([result for kept in found.values() for result in kept])
         self.keys = {f"{method}, {epochs} epochs": (epochs, method) for epochs, method in found}
@@ -96,6 +105,38 @@ class Campaign:
         found = [row for row in self.published if (int(row["epochs"]), row["method"]) == key]
         texts = [f"{r['error']}{' ± ' * bool(r['deviation'])}{r['deviation']} ({r['source']})" for r in found]
         return ", ".join(texts) or "–"
+
+
+def results_of(folder: str, experiment: str, method: str, group: str, data: str = DATA) -> list[Result]:
+    """Return the rows of an experiment, or none if it has too few seeds. Methods of one group are compared."""
+    kept = [Result.of(*row) for row in rows.read(Path("results", folder)) if row[3]["experiment"] == experiment]
+    for result in kept:
+        result.method, result.others, result.data = method, [group], data
+    return kept if len(kept) >= SEEDS else []
+
+
+def recipes_table() -> str:
+    """Return the table of losses with changes of the short recipe, and differences from the same loss without."""
+    found, names = list[Result](), dict[str, tuple[str, str]]()
+    for loss, (title, unchanged) in LOSSES.items():
+        changed = [
+            result
+            for recipe, text in RECIPES.items()
+            for result in results_of("cifar10_recipes", f"{loss}_{recipe}", f"{title}, {text}", title)
+        ]
+        if changed:
+            found += [*results_of("cifar10_losses", unchanged, title, title), *changed]
+            names |= {title: (title, "–")} | {f"{title}, {text}": (title, text) for text in RECIPES.values()}
+    runs = Runs(found)
+    differences = {d.method: d for d in paired_differences(runs, "error")}
+    header = ["loss", "change", "error", "many-shot error", "medium-shot error", "difference (95 % CI)", "p (Holm)"]
+    lines = [header, ["---"] * len(header)]
+    for method in runs.methods():
+        spreads = [cells_of(runs, metric)[method, DATA] for metric in ("error", "error/many", "error/medium")]
+        errors = [f"{cell.mean:.1f} ± {cell.deviation:.1f}" for cell in spreads]
+        title, text = names[method]
+        lines.append([plain(title), text, *errors, *_difference(differences.get(method))])
+    return _markdown(lines)
 
 
 def plain(method: str) -> str:
@@ -140,10 +181,15 @@ def headline() -> str:
 
 def _cells(campaign: Campaign, key: Key) -> list[str]:
     """Return epochs, method, error, difference from softmax, its p, and published errors."""
-    d = campaign.differences.get(key)
-    dagger = "†" * bool(d and d.machines)
-    difference, p = (f"{signed(d.mean, 1)} ({d.interval(1)}){dagger}", d.texts[2]) if d else ("–", "–")
-    return [str(key[0]), plain(key[1]), campaign.cell(key), difference, p, campaign.of_others(key)]
+    compared = _difference(campaign.differences.get(key))
+    return [str(key[0]), plain(key[1]), campaign.cell(key), *compared, campaign.of_others(key)]
+
+
+def _difference(d: Difference | None) -> tuple[str, str]:
+    """Return a difference with its interval, and its p."""
+    if d is None:
+        return "–", "–"
+    return f"{signed(d.mean, 1)} ({d.interval(1)}){'†' * bool(d.machines)}", d.texts[2]
 
 
 def _markdown(lines: list[list[str]]) -> str:

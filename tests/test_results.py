@@ -206,6 +206,39 @@ def test_statements_on_cifar100_match_the_rows() -> None:
         assert row_of(which, f"{title}, CIFAR-100")[:2] == [answer, f"error {interval(gains[name])} after 40 epochs"]
 
 
+CHANGES = {"wd2e-4": "weight decay 2e-4", "wd1e-3": "weight decay 1e-3", "randaugment": "RandAugment", "sam": "SAM"}
+
+
+def test_recipes_match_the_rows() -> None:
+    """Each change of the recipe with three seeds is compared with the same loss without it, over one family."""
+    without = {
+        "softmax": ("Softmax", "cifar10_curve", "short_40_softmax"),
+        "balanced_softmax": ("Balanced softmax", "cifar10_losses", "balanced_softmax"),
+        "cb_focal": ("CB-Focal", "cifar10_curve", "short_40_cb_focal"),
+        "ldam_drw": ("LDAM-DRW", "cifar10_losses", "ldam_drw"),
+    }
+    table = (ROOT / "docs/results.md").read_text().partition("<!-- recipes -->")[2].partition("<!-- end -->")[0]
+    table = table.replace("\N{NO-BREAK SPACE}", " ").replace("†", "")
+    gains, lines = {}, {}
+    for loss, (title, folder, experiment) in without.items():
+        plain = {row["seed"]: accuracies(row) for row in rows(folder) if row["experiment"] == experiment}
+        for change, text in CHANGES.items():
+            name = f"{loss}_{change}"
+            runs = {row["seed"]: accuracies(row) for row in rows("cifar10_recipes") if row["experiment"] == name}
+            if len(runs) < 3:
+                continue
+            gains[name] = [plain[seed]["balanced"] - run["balanced"] for seed, run in runs.items()]
+            errors = [[100 - run[group] for run in runs.values()] for group in ("balanced", "many", "medium")]
+            spreads = [f"{statistics.mean(each):.1f} ± {statistics.stdev(each):.1f}" for each in errors]
+            lines[name] = f"| {title} | {text} | {' | '.join(spreads)} | {interval(gains[name])} |"
+    p = corrected({name: scipy.stats.ttest_1samp(each, 0).pvalue for name, each in gains.items()})
+    assert len(gains) >= 1
+    for name, line in lines.items():
+        shown = f"**{p[name]:.2g}**" if p[name] < 0.05 else f"{p[name]:.2g}"
+        assert f"{line} {shown} |" in table
+    assert table.count("\n| ") == len(gains) + len({name.rpartition("_")[0] for name in gains}) + 2  # and header
+
+
 SEVERAL = {  # rows of the page's tables by the experiments of the kept rows
     "sigmoid": "Sigmoid",
     "focal": "Focal, γ 1",
