@@ -21,6 +21,7 @@ from lt_cb.lab.report.tables import (
 )
 
 DATA, DATA_100 = "CIFAR-10 IF 100", "CIFAR-100 IF 100"
+DATA_200, DATA_10 = "CIFAR-10 IF 200", "CIFAR-10 IF 10"
 SOFTMAX, FOCAL, FOCAL_100 = "Softmax", "CB-Focal, γ 1, β 0.9999", "CB-Focal, γ 1, β 0.9"  # the paper's γ and β
 BALANCED, LDAM, RETRAINED = "Balanced softmax", "LDAM-DRW", "Softmax, cRT"
 OF_CIFAR10 = (  # epochs, method, folder and experiment of the rows
@@ -52,6 +53,20 @@ OF_CIFAR100 = (
     (40, FOCAL_100, "cifar100_losses", "cb_focal_paper"),
     (40, "CB-Softmax, β 0.99", "cifar100_losses", "cb_softmax"),
 )
+OF_FACTORS = {
+    data: tuple(
+        (40, method, "cifar10_factors", f"{data.split()[1].lower()}{data.split()[2]}_{experiment}")
+        for method, experiment in (
+            (SOFTMAX, "softmax"),
+            (BALANCED, "balanced_softmax"),
+            (LDAM, "ldam_drw"),
+            (RETRAINED, "crt"),
+            (FOCAL, "cb_focal"),
+            ("CB-Softmax, β 0.9999", "cb_softmax"),
+        )
+    )
+    for data in (DATA_200, DATA_10)
+}
 LOSSES = {  # names in configs/grids/cifar10_recipes.yaml: title, and experiment without a change of the recipe
     "softmax": (SOFTMAX, "short_40_softmax"),
     "balanced_softmax": (BALANCED, "balanced_softmax"),
@@ -64,13 +79,13 @@ RECIPES = {
     "randaugment": "RandAugment",
     "sam": "SAM",
 }
-EXPERIMENTS = {DATA: OF_CIFAR10, DATA_100: OF_CIFAR100}
-GROUPS = {DATA: ("many", "medium"), DATA_100: ("many", "medium", "few")}
+EXPERIMENTS = {DATA: OF_CIFAR10, DATA_100: OF_CIFAR100, **OF_FACTORS}
+GROUPS = {DATA: ("many", "medium"), DATA_100: ("many", "medium", "few"), DATA_200: ("many", "medium"), DATA_10: ()}
 SEEDS = 3  # fewer are not shown
 CORRECTION = (
     "The p values are of paired t-tests, corrected by Holm's method for all comparisons with softmax on one data set: "
-    "{} on CIFAR-10, {} on CIFAR-100. The intervals are of single comparisons: one can exclude 0 while the corrected p "
-    "is above 0.05."
+    "{} on CIFAR-10, {} on CIFAR-100, {} at imbalance factor 200. The intervals are of single comparisons: one can "
+    "exclude 0 while the corrected p is above 0.05."
 )
 Key = tuple[int, str]
 
@@ -237,9 +252,10 @@ def findings() -> str:
         f"of {trade[0]} %, and the medium-shot error {trade[3]} instead of {trade[2]} %. After 200 epochs the latter "
         f"is {later[1]} instead of {later[0]} %. The recipe changes with the length: which one matters is not known.",
     ]
-    on_100 = Campaign(DATA_100)
-    points.append(_on_cifar100(on_100))
-    texts = [*(f"- {text}" for text in points), "", CORRECTION.format(len(by_key), len(on_100.differences))]
+    on_100, on_200 = Campaign(DATA_100), Campaign(DATA_200)
+    points += [_on_cifar100(on_100), _on_factor_200(on_200)]
+    compared = [len(each.differences) for each in (campaign, on_100, on_200)]
+    texts = [*(f"- {text}" for text in points), "", CORRECTION.format(*compared)]
     return "\n".join(textwrap.fill(text, 130, subsequent_indent="  " * text.startswith("-")) for text in texts) + "\n"
 
 
@@ -256,6 +272,27 @@ def _on_cifar100(campaign: Campaign) -> str:
         f"{change(of[FOCAL_100])}; in the paper, after 200 epochs, {signed(paper[FOCAL_100] - paper[SOFTMAX], 1)}. "
         "[All rows](#cifar-100)."
     )
+
+
+def _on_factor_200(campaign: Campaign) -> str:
+    """Return the finding at imbalance factor 200."""
+    names = {
+        method: plain(method).replace("Bal", "bal").removeprefix("Softmax, ") for _, method in campaign.differences
+    }
+    of = {names[method]: d for (_, method), d in campaign.differences.items()}
+    helpful = [name for name, d in of.items() if d.is_significant and d.mean < 0]
+    harmful = [name for name, d in of.items() if d.is_significant and d.mean > 0]
+    paper = {plain(row["method"]): float(row["error"]) for row in campaign.published}
+    listed = ", ".join(f"{name} {change(d)}" for name, d in of.items())
+    return (
+        f"**At imbalance factor 200, with 40 epochs, {_listed(helpful)} help, and {_listed(harmful)} harm.** Minus "
+        f"softmax: {listed}. The paper's CB-Softmax, after 200 epochs, has "
+        f"{signed(paper['CB-Softmax'] - paper[SOFTMAX], 1)}. [All rows](#imbalance-factor-200)."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _by_seed(campaign: Campaign, key: Key) -> list[tuple[tuple[int, int], float]]:

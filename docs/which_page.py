@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from results_page import BALANCED, DATA, DATA_100, FOCAL, FOCAL_100, RETRAINED, Campaign
+from results_page import BALANCED, DATA, DATA_100, DATA_200, FOCAL, FOCAL_100, RETRAINED, Campaign
 
 from lt_cb.lab.report.tables import Difference, corrected, signed
 
 HEADS, WHICH, TUNED = "heads.csv", "which.csv", "finetune.csv"
-ROWS = {DATA: "`cifar10_*`", DATA_100: "`cifar100_losses`"}
+ROWS = {DATA: "`cifar10_*`", DATA_100: "`cifar100_losses`", DATA_200: "`cifar10_factors`"}
 ADJUSTED = "logit adjustment"
 QUERIES = ("least confident", "smallest balanced margin", "rarest predicted class")  # which images to label
 PRIORS = ("as in training", "uniform", "inverted")
@@ -89,7 +89,7 @@ def comparisons() -> dict[str, Difference]:
 
 def answers() -> str:
     """Return the table of answers."""
-    family, trained = comparisons(), {data: Campaign(data).differences for data in (DATA, DATA_100)}
+    family, trained = comparisons(), {data: Campaign(data).differences for data in ROWS}
 
     def row(title: str, name: str, rest: str) -> tuple[str, ...]:
         d = family[name]
@@ -102,19 +102,21 @@ def answers() -> str:
 
     query = max(QUERIES, key=lambda name: family[name].mean)
     adapters = ("adapters (LoRA)", "not measured here", "Shi et al. 2024 report gains for CLIP", "–")
+    balanced = "logit adjustment (balanced softmax)"
     lines = [
         from_scratch("class weights, trained from scratch", FOCAL, 200, 40),
+        from_scratch("class weights, trained from scratch, imbalance factor 200", FOCAL, 40, data=DATA_200),
         from_scratch("class weights, trained from scratch, CIFAR-100", FOCAL_100, 40, data=DATA_100),
         row("class weights, head", "class weights", "over softmax"),
         row("class weights instead of logit adjustment, head", "class weights or adjustment", "over logit adjustment"),
-        from_scratch("logit adjustment (balanced softmax), trained from scratch", BALANCED, 40),
-        from_scratch(
-            "logit adjustment (balanced softmax), trained from scratch, CIFAR-100", BALANCED, 40, data=DATA_100
-        ),
+        from_scratch(f"{balanced}, trained from scratch", BALANCED, 40),
+        from_scratch(f"{balanced}, trained from scratch, imbalance factor 200", BALANCED, 40, data=DATA_200),
+        from_scratch(f"{balanced}, trained from scratch, CIFAR-100", BALANCED, 40, data=DATA_100),
         row("logit adjustment, head", ADJUSTED, "over softmax"),
         row("oversampling instead of logit adjustment, head", "oversampling", "over logit adjustment"),
         ("mixup", "not measured here", "Zhong et al. 2021: it helps features, not the classifier", "–"),
         from_scratch("second stage: classifier re-training (cRT)", RETRAINED, 200, 40),
+        from_scratch("second stage: classifier re-training (cRT), imbalance factor 200", RETRAINED, 40, data=DATA_200),
         from_scratch("second stage: classifier re-training (cRT), CIFAR-100", RETRAINED, 40, data=DATA_100),
         row("fine-tuning all weights", "fine-tuning", "over the head"),
         row("adapters (LoRA)", "lora", "over the head") if "lora" in family else adapters,

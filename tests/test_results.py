@@ -161,49 +161,103 @@ def test_statements_on_losses_match_the_rows() -> None:
             assert f"{both[0]} instead of {both[1]} %" in page
 
 
-def test_statements_on_cifar100_match_the_rows() -> None:
+OTHER_DATA = {  # table of the page, folder and start of its experiments, and titles of the rows
+    "cifar100": (
+        "cifar100_losses",
+        "",
+        {"balanced_softmax": "Balanced softmax", "crt": "Softmax, cRT", "lws": "Softmax, LWS", "ldam_drw": "LDAM-DRW"}
+        | {"cb_focal": "CB-Focal, γ 0.5, β 0.999", "cb_focal_paper": "CB-Focal, γ 1, β 0.9"}
+        | {"cb_softmax": "CB-Softmax, β 0.99", "crt_over_smoothing": "Softmax, cRT with label over-smoothing"},
+    ),
+    "factor 200": (
+        "cifar10_factors",
+        "if200_",
+        {"balanced_softmax": "Balanced softmax", "crt": "Softmax, cRT", "ldam_drw": "LDAM-DRW"}
+        | {"cb_focal": "CB-Focal", "cb_softmax": "CB-Softmax"},
+    ),
+}
+
+
+def against_softmax(name: str) -> tuple[dict, dict, dict]:
+    """Return accuracies of the seeds, error minus that of softmax, and corrected p, by experiment."""
+    folder, start, _ = OTHER_DATA[name]
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows("cifar100_losses"):
-        found.setdefault(row["experiment"], {})[row["seed"]] = accuracies(row)
-    found = {name: by_seed for name, by_seed in found.items() if len(by_seed) == 3}
+    for row in rows(folder):
+        if row["experiment"].startswith(start):
+            found.setdefault(row["experiment"].removeprefix(start), {})[row["seed"]] = accuracies(row)
+    assert all(len(by_seed) == 3 for by_seed in found.values())
     softmax = found.pop("softmax")
     gains = {
-        name: [softmax[seed]["balanced"] - run["balanced"] for seed, run in by_seed.items()]
-        for name, by_seed in found.items()
+        experiment: [softmax[seed]["balanced"] - run["balanced"] for seed, run in by_seed.items()]
+        for experiment, by_seed in found.items()
     }
-    p = corrected({name: scipy.stats.ttest_1samp(each, 0).pvalue for name, each in gains.items()})
-    page, table = text_of("docs/results.md"), (ROOT / "docs/results.md").read_text().partition("cifar100 -->")[2]
-    for name, sentence, title in (
-        ("balanced_softmax", "balanced softmax is {}", "Balanced softmax"),
-        ("crt", "cRT {}", "Softmax, cRT"),
-        ("lws", "LWS {}", "Softmax, LWS"),
-        ("ldam_drw", "LDAM-DRW is {}", "LDAM-DRW"),
-        ("cb_focal", "CB-Focal, γ 0.5, β 0.999 is {}", "CB-Focal, γ 0.5, β 0.999"),
-        (
-            "cb_focal_paper",
-            "With the paper's γ = 1 and β = 0.9 it is {}; in the paper, after 200 epochs, -1.3.",
-            "CB-Focal, γ 1, β 0.9",
-        ),
+    return found, gains, corrected({key: scipy.stats.ttest_1samp(each, 0).pvalue for key, each in gains.items()})
+
+
+def minus_softmax(gains: list[float], p: float) -> str:
+    mean, bounds = interval(gains)[:-1].split(" (")
+    return f"{mean} points (95 % CI {bounds}; {'significant' if p < 0.05 else 'not significant'}, p {p:.2g})"
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_tables_of_other_data_match_the_rows(name: str) -> None:
+    found, gains, p = against_softmax(name)
+    titles = OTHER_DATA[name][2]
+    assert found.keys() == titles.keys()
+    table = (ROOT / "docs/results.md").read_text().partition(f"<!-- results {name} -->")[2].partition("<!-- end")[0]
+    for experiment, title in titles.items():
+        cells = row_of(table.replace("\N{NO-BREAK SPACE}", " "), f"40 | {title}")
+        runs = found[experiment].values()
+        groups = [group for group in ("balanced", "many", "medium", "few") if group in next(iter(runs))]
+        errors = [[100 - run[group] for run in runs] for group in groups]
+        spreads = [f"{statistics.mean(each):.1f} ± {statistics.stdev(each):.1f}" for each in errors]
+        bold = "**" if p[experiment] < 0.05 else ""
+        assert cells[:-1] == [*spreads, interval(gains[experiment]), f"{bold}{p[experiment]:.2g}{bold}"]
+
+
+def test_statements_on_cifar100_match_the_rows() -> None:
+    _, gains, p = against_softmax("cifar100")
+    page = text_of("docs/results.md")
+    for name, sentence in (
+        ("balanced_softmax", "balanced softmax is {}"),
+        ("crt", "cRT {}"),
+        ("lws", "LWS {}"),
+        ("ldam_drw", "LDAM-DRW is {}"),
+        ("cb_focal", "CB-Focal, γ 0.5, β 0.999 is {}"),
+        ("cb_focal_paper", "With the paper's γ = 1 and β = 0.9 it is {}; in the paper, after 200 epochs, -1.3."),
     ):
-        mean, bounds = interval(gains[name])[:-1].split(" (")
-        verdict = "significant" if p[name] < 0.05 else "not significant"
-        assert sentence.format(f"{mean} points (95 % CI {bounds}; {verdict}, p {p[name]:.2g})") in page
-        cells = re.search(rf"^\| 40 \| {re.escape(title)} \| (.*) \|$", table, re.MULTILINE)[1].split(" | ")
-        for cell, group in zip(cells, ("balanced", "many", "medium", "few"), strict=False):
-            errors = [100 - run[group] for run in found[name].values()]
-            shown = cell.replace("\N{NO-BREAK SPACE}", " ")
-            assert shown == f"{statistics.mean(errors):.1f} ± {statistics.stdev(errors):.1f}"
+        assert sentence.format(minus_softmax(gains[name], p[name])) in page
     helpful = {name for name, each in gains.items() if p[name] < 0.05 and statistics.mean(each) < 0}
     assert helpful == {"balanced_softmax", "crt", "lws"}
     assert p["cb_focal"] < 0.05 < min(p["ldam_drw"], p["cb_softmax"])
-    which = (ROOT / "docs/which.md").read_text()
+    assert_answers("CIFAR-100", "cb_focal_paper", gains, p)
+
+
+def test_statements_on_factor_200_match_the_rows() -> None:
+    _, gains, p = against_softmax("factor 200")
+    titles = OTHER_DATA["factor 200"][2] | {"balanced_softmax": "balanced softmax", "crt": "cRT"}
+    parts = [f"{titles[name]} {minus_softmax(gains[name], p[name])}" for name in titles]
+    page = text_of("docs/results.md")
+    assert all(part in page for part in parts)
+    helpful = {name for name, each in gains.items() if p[name] < 0.05 and statistics.mean(each) < 0}
+    harmful = {name for name, each in gains.items() if p[name] < 0.05 and statistics.mean(each) > 0}
+    assert helpful == {"balanced_softmax", "crt", "ldam_drw"}
+    assert harmful == {"cb_softmax", "cb_focal"}
+    assert "balanced softmax, cRT and LDAM-DRW help, and CB-Softmax and CB-Focal harm.**" in page
+    assert f"The paper's CB-Softmax, after 200 epochs, has {31.11 - 34.32:+.1f}." in page
+    assert_answers("imbalance factor 200", "cb_focal", gains, p)
+
+
+def assert_answers(data: str, weighted: str, gains: dict, p: dict) -> None:
+    """Assert the rows on other data of "Which of these do I need?"."""
+    page = (ROOT / "docs/which.md").read_text()
     for name, title in (
-        ("cb_focal_paper", "class weights, trained from scratch"),
+        (weighted, "class weights, trained from scratch"),
         ("balanced_softmax", "logit adjustment (balanced softmax), trained from scratch"),
         ("crt", "second stage: classifier re-training (cRT)"),
     ):
-        answer = "**yes**" if name in helpful else "not shown"
-        assert row_of(which, f"{title}, CIFAR-100")[:2] == [answer, f"error {interval(gains[name])} after 40 epochs"]
+        answer = "not shown" if p[name] >= 0.05 else "**yes**" if statistics.mean(gains[name]) < 0 else "**no**"
+        assert row_of(page, f"{title}, {data}")[:2] == [answer, f"error {interval(gains[name])} after 40 epochs"]
 
 
 CHANGES = {"wd2e-4": "weight decay 2e-4", "wd1e-3": "weight decay 1e-3", "randaugment": "RandAugment", "sam": "SAM"}
