@@ -256,7 +256,13 @@ def findings() -> str:
     points += [_on_cifar100(on_100), _on_factor_200(on_200)]
     compared = [len(each.differences) for each in (campaign, on_100, on_200)]
     texts = [*(f"- {text}" for text in points), "", CORRECTION.format(*compared)]
-    return "\n".join(textwrap.fill(text, 130, subsequent_indent="  " * text.startswith("-")) for text in texts) + "\n"
+    return (
+        "\n".join(
+            textwrap.fill(text, 130, subsequent_indent="  " * text.startswith("-"), break_on_hyphens=False)
+            for text in texts
+        )
+        + "\n"
+    )
 
 
 def _on_cifar100(campaign: Campaign) -> str:
