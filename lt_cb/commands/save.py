@@ -48,7 +48,7 @@ class SaveConfig(SaveConfigCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add to a checkpoint its configuration, its run at W&B, and the metrics of its epoch."""
-        checkpoint[checkpoints.CONFIG] = self.parser.dump(self.config, skip_none=False)
+        checkpoint[checkpoints.CONFIG] = self._config_yaml
         checkpoint[checkpoints.HISTORY] = dict(self.history)
         if self._trained_on is not None:
             checkpoint[checkpoints.TRAINED_ON] = self._trained_on
@@ -56,6 +56,11 @@ class SaveConfig(SaveConfigCallback):
             checkpoint[checkpoints.WANDB] = logger.version
         trained = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
         checkpoint[checkpoints.METRICS] = {"epoch": trainer.current_epoch, "step": trainer.global_step - 1, **trained}
+
+    @cached_property
+    def _config_yaml(self) -> str:
+        """The configuration, which no longer changes; a dump in every epoch would take longer than to save it."""
+        return str(self.parser.dump(self.config, skip_none=False))
 
     @cached_property
     def _trained_on(self) -> Tensor | None:
@@ -66,10 +71,9 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration to the run folder, and send it to the further loggers."""
         folder = trainer.loggers[0].log_dir
-        config = self.parser.dump(self.config, skip_none=False)
-        write_text(RunDir(folder or ".").config, config)
+        write_text(RunDir(folder or ".").config, self._config_yaml)
         for logger in trainer.loggers[1:]:
-            logger.log_hyperparams(yaml.safe_load(config))
+            logger.log_hyperparams(yaml.safe_load(self._config_yaml))
 
 
 class LastCheckpoint(ModelCheckpoint):
