@@ -284,6 +284,7 @@ class CommandLine(LightningCLI):
 
     def set_loss(self, loss: dict[str, Any]) -> None:
         """Replace the loss of the configuration, a class path with init_args."""
+        vars(self).pop("config_dump", None)  # hyper-parameters, of which Lightning keeps the first
         self.config.model.loss = None
         self.config.model.loss = self.parser.parse_object({"model": {"loss": loss}}, self.config).model.loss
 
@@ -314,7 +315,6 @@ class CommandLine(LightningCLI):
     def make_all(self, data: Any) -> Namespace:  # noqa: ANN401 - a data module, or an object with the same facts
         """Return new objects for all classes of the configuration, with ``model`` made for these data."""
         self.parser.add_instantiator(lambda *_, **__: data, self._datamodule_class, subclasses=False, prepend=True)
-        vars(self).pop("config_dump", None)  # hyper-parameters; Lightning keeps the first, of before `set_loss`
         return self.parser.instantiate_classes(self.config)  # type: ignore[no-any-return]
 
     def config_yaml(self) -> str:
