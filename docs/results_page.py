@@ -8,6 +8,7 @@ from pathlib import Path
 from lt_cb.lab.report import rows
 from lt_cb.lab.report.extra import altair as alt
 from lt_cb.lab.report.figures import Picture, dots, look_of, rows_of, specification, styles_of
+from lt_cb.lab.report.finding import listed
 from lt_cb.lab.report.page import write_figures
 from lt_cb.lab.report.result import Result, Runs
 from lt_cb.lab.report.tables import (
@@ -20,8 +21,7 @@ from lt_cb.lab.report.tables import (
     signed,
 )
 
-DATA, DATA_100 = "CIFAR-10 IF 100", "CIFAR-100 IF 100"
-DATA_200, DATA_10 = "CIFAR-10 IF 200", "CIFAR-10 IF 10"
+DATA, DATA_100, DATA_200 = "CIFAR-10 IF 100", "CIFAR-100 IF 100", "CIFAR-10 IF 200"
 SOFTMAX, FOCAL, FOCAL_100 = "Softmax", "CB-Focal, γ 1, β 0.9999", "CB-Focal, γ 1, β 0.9"  # the paper's γ and β
 BALANCED, LDAM, RETRAINED = "Balanced softmax", "LDAM-DRW", "Softmax, cRT"
 OF_CIFAR10 = (  # epochs, method, folder and experiment of the rows
@@ -53,20 +53,14 @@ OF_CIFAR100 = (
     (40, FOCAL_100, "cifar100_losses", "cb_focal_paper"),
     (40, "CB-Softmax, β 0.99", "cifar100_losses", "cb_softmax"),
 )
-OF_FACTORS = {
-    data: tuple(
-        (40, method, "cifar10_factors", f"{data.split()[1].lower()}{data.split()[2]}_{experiment}")
-        for method, experiment in (
-            (SOFTMAX, "softmax"),
-            (BALANCED, "balanced_softmax"),
-            (LDAM, "ldam_drw"),
-            (RETRAINED, "crt"),
-            (FOCAL, "cb_focal"),
-            ("CB-Softmax, β 0.9999", "cb_softmax"),
-        )
-    )
-    for data in (DATA_200, DATA_10)
-}
+OF_FACTOR_200 = (
+    (40, SOFTMAX, "cifar10_factors", "if200_softmax"),
+    (40, BALANCED, "cifar10_factors", "if200_balanced_softmax"),
+    (40, LDAM, "cifar10_factors", "if200_ldam_drw"),
+    (40, RETRAINED, "cifar10_factors", "if200_crt"),
+    (40, FOCAL, "cifar10_factors", "if200_cb_focal"),
+    (40, "CB-Softmax, β 0.9999", "cifar10_factors", "if200_cb_softmax"),
+)
 LOSSES = {  # names in configs/grids/cifar10_recipes.yaml: title, and experiment without a change of the recipe
     "softmax": (SOFTMAX, "short_40_softmax"),
     "balanced_softmax": (BALANCED, "balanced_softmax"),
@@ -79,8 +73,8 @@ RECIPES = {
     "randaugment": "RandAugment",
     "sam": "SAM",
 }
-EXPERIMENTS = {DATA: OF_CIFAR10, DATA_100: OF_CIFAR100, **OF_FACTORS}
-GROUPS = {DATA: ("many", "medium"), DATA_100: ("many", "medium", "few"), DATA_200: ("many", "medium"), DATA_10: ()}
+EXPERIMENTS = {DATA: OF_CIFAR10, DATA_100: OF_CIFAR100, DATA_200: OF_FACTOR_200}
+GROUPS = {DATA: ("many", "medium"), DATA_100: ("many", "medium", "few"), DATA_200: ("many", "medium")}
 SEEDS = 3  # fewer are not shown
 CORRECTION = (
     "The p values are of paired t-tests, corrected by Holm's method for all comparisons with softmax on one data set: "
@@ -289,16 +283,12 @@ def _on_factor_200(campaign: Campaign) -> str:
     helpful = [name for name, d in of.items() if d.is_significant and d.mean < 0]
     harmful = [name for name, d in of.items() if d.is_significant and d.mean > 0]
     paper = {plain(row["method"]): float(row["error"]) for row in campaign.published}
-    listed = ", ".join(f"{name} {change(d)}" for name, d in of.items())
+    changes = ", ".join(f"{name} {change(d)}" for name, d in of.items())
     return (
-        f"**At imbalance factor 200, with 40 epochs, {_listed(helpful)} help, and {_listed(harmful)} harm.** Minus "
-        f"softmax: {listed}. The paper's CB-Softmax, after 200 epochs, has "
+        f"**At imbalance factor 200, with 40 epochs, {listed(helpful)} help, and {listed(harmful)} harm.** Minus "
+        f"softmax: {changes}. In the paper, after 200 epochs, CB-Softmax "
         f"{signed(paper['CB-Softmax'] - paper[SOFTMAX], 1)}. [All rows](#imbalance-factor-200)."
     )
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _by_seed(campaign: Campaign, key: Key) -> list[tuple[tuple[int, int], float]]:

@@ -47,7 +47,7 @@ def sweep(name: str) -> dict[str, Any]:
 
 def test_an_agent_trains_the_runs_of_a_sweep(tmp_path: Path) -> None:
     file = sweep("beta_gamma.yaml")
-    file["parameters"]["model.loss.weighting.beta"]["values"] = [0.99]
+    file["parameters"]["model.loss.weighting.beta"]["values"] = [0.9, 0.99]
     file["parameters"]["model.loss.gamma"]["values"] = [0.5]
     file["parameters"]["seed_everything"]["values"] = [3]
     env, program, *args = file["command"]
@@ -69,13 +69,18 @@ def test_an_agent_trains_the_runs_of_a_sweep(tmp_path: Path) -> None:
         run("wandb", "agent", command[2])
     assert server.asked.count("CreateAgent") == 1
     assert server.asked.count("UpsertBucket") == 0  # the runs were offline
-    (folder,) = Path("runs").glob("*/version_*")
-    assert (folder / "result.json").is_file()
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    loss = config["model"]["loss"]["init_args"]
-    assert config["seed_everything"] == 3
-    assert (loss["gamma"], loss["weighting"]["init_args"]["beta"]) == (0.5, 0.99)
-    assert [folder.name.rpartition("-")[2] for folder in Path("wandb").glob("offline-run-*")] == ["run0"]
+    runs = sorted(Path("runs").glob("*/version_*"))
+    assert len(runs) == 2
+    values = []
+    for folder in runs:
+        assert (folder / "result.json").is_file()
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        loss = config["model"]["loss"]["init_args"]
+        assert config["seed_everything"] == 3
+        assert loss["gamma"] == 0.5
+        values.append(loss["weighting"]["init_args"]["beta"])
+    assert sorted(values) == [0.9, 0.99]
+    assert {folder.name.rpartition("-")[2] for folder in Path("wandb").glob("offline-run-*")} == {"run0", "run1"}
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda file: file.stem)

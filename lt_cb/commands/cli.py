@@ -284,7 +284,7 @@ class CommandLine(LightningCLI):
 
     def set_loss(self, loss: dict[str, Any]) -> None:
         """Replace the loss of the configuration, a class path with init_args."""
-        vars(self).pop("config_dump", None)  # hyper-parameters, of which Lightning keeps the first
+        vars(self).pop("config_dump", None)  # else the hyper-parameters keep the loss of before
         self.config.model.loss = None
         self.config.model.loss = self.parser.parse_object({"model": {"loss": loss}}, self.config).model.loss
 

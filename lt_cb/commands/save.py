@@ -59,7 +59,7 @@ class SaveConfig(SaveConfigCallback):
 
     @cached_property
     def _config_yaml(self) -> str:
-        """The configuration, which no longer changes; a dump in every epoch would take longer than to save it."""
+        """The configuration, dumped once: it does not change during a training."""
         return str(self.parser.dump(self.config, skip_none=False))
 
     @cached_property

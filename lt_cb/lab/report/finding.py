@@ -54,9 +54,9 @@ def _compared(runs: Runs, differences: list[Difference], metric: str) -> list[st
     for word, sign in (("lower", -1), ("higher", 1)) if is_error(metric) else (("higher", 1), ("lower", -1)):
         found = sorted((d for d in differences if d.is_significant and sign * d.mean > 0), key=lambda d: -abs(d.mean))
         texts = [f"{d.method}{'†' * bool(d.machines)} {signed(d.mean, 1)} ({d.interval(1)})" for d in found]
-        lines += [f"Significantly {word} {measure} than {than}: {_listed(texts)}."] if texts else []
+        lines += [f"Significantly {word} {measure} than {than}: {listed(texts)}."] if texts else []
     marked = [f"{d.method}{'†' * bool(d.machines)}" for d in differences if not d.is_significant]
-    lines += [f"Not significant: {_listed(marked)}."] if lines and marked else []
+    lines += [f"Not significant: {listed(marked)}."] if lines and marked else []
     correction = f"p < 0.05 after Holm's correction for {len(differences)} comparisons"
     if not lines:
         return [f"No method differs significantly in {measure} from {than} ({correction})."]
@@ -101,7 +101,7 @@ def _scope(runs: Runs) -> str:
     data = [f"{name} ({classes[name]} classes)" for name in runs.columns()]
     seeds = seeds_of(runs.cells().values())
     methods = len(runs.methods())
-    return f"{methods} method{'s' * (methods > 1)} on {_listed(data)}, {seeds}{' each' * (methods > 1)}."
+    return f"{methods} method{'s' * (methods > 1)} on {listed(data)}, {seeds}{' each' * (methods > 1)}."
 
 
 def _common(runs: Runs) -> list[str]:
@@ -118,7 +118,8 @@ def _common(runs: Runs) -> list[str]:
     return [f"All runs{' and'.join(but)}: {', '.join(shared)}."] if shared else []
 
 
-def _listed(texts: list[str]) -> str:
+def listed(texts: list[str]) -> str:
+    """Return texts in one sentence, as "A, B and C"; the last of very many are counted."""
     more = len(texts) - MAX_LISTED
     if more > 1:
         return f"{'; '.join(texts[:MAX_LISTED])}; and {more} more"
