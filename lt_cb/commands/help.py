@@ -49,7 +49,11 @@ class Parser(LightningArgumentParser):
         raise (InputError(_sentence(message, self)) if self._is_of_command else ValueError(message)) from ex
 
     def dump(self, *args: Any, **options: Any) -> str:  # noqa: ANN401 - as in jsonargparse
-        """Return a configuration as YAML, with texts that jsonargparse takes for functions as they were given."""
+        """Return a configuration as YAML, with texts that jsonargparse takes for functions as they were given.
+
+        It is not validated again: it was when it was parsed.
+        """
+        options.setdefault("skip_validation", True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", rf"\s*{UNWRITTEN}")
             text: str = super().dump(*args, **options)
