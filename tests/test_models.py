@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,15 @@ def test_timm_and_custom_models_are_found_by_name() -> None:
     assert last_linear(timm_model, 7) is timm_model.fc
     own = build_backbone(f"{__name__}.tiny", 7, in_channels=1, options={"size": 4})
     assert own(torch.zeros(1, 1, 4, 4)).shape == (1, 7)
+
+
+def test_a_module_of_the_user_may_start_as_the_names_of_lt_cb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "from torch import nn\ndef net(num_classes, in_channels):\n    return nn.Conv2d(in_channels, num_classes, 1)\n"
+    )
+    (tmp_path / "offline_own.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert build_backbone("offline_own.net", 7, in_channels=1, image_size=8)(torch.zeros(1, 1, 8, 8)).shape[1] == 7
 
 
 def tiny(num_classes: int, in_channels: int, size: int) -> nn.Module:

@@ -7,7 +7,6 @@ from lt_cb.commands.restored import plain_settings
 from lt_cb.commands.words import shell_command
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.sources.base import FileSource
-from lt_cb.data.sources.listing import as_paths
 from lt_cb.runs.folder import RunDir
 from lt_cb.text import printable
 
@@ -37,7 +36,7 @@ def next_line(data: LongTailedDataModule, run: RunDir, *checkpoints: Path) -> st
 def _test_images(data: LongTailedDataModule, source: FileSource) -> str:
     """Return the folder of the test images, or a placeholder if training images lie there too."""
     files, training = (
-        [os.path.abspath(file) for file in as_paths(source.files(data.origin(split))[0][data.rows[split]])]
+        [os.path.abspath(file) for file in source.files_at(data.origin(split), data.rows[split])]
         for split in ("test", "train")
     )
     place = Path(os.path.commonpath(files))

@@ -13,7 +13,6 @@ from lt_cb.commands.elsewhere import digests_in
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.elsewhere import file_digests
 from lt_cb.data.sources.base import FileSource
-from lt_cb.data.sources.listing import as_paths
 from lt_cb.runs import checkpoint as checkpoints
 
 # options of data that decide which images are held out
@@ -55,8 +54,8 @@ def num_seen(cli: CommandLine, data: LongTailedDataModule) -> int:
         return 0
     data.targets("val")
     if trained is not None and isinstance(data.source, FileSource):
-        files = data.source.files(data.origin("val"))[0][data.rows["val"]]
-        return int(np.isin(file_digests(as_paths(files)), trained).sum())
+        files = data.source.files_at(data.origin("val"), data.rows["val"])
+        return int(np.isin(file_digests(files), trained).sum())
     before, now = cli.trained.get("data") or {}, cli.config.data
     alike = data.source.has_val or bool(before.get("val_fraction"))
     same = all(str(before.get(name)) == str(_plain(now.get(name))) for name in SPLIT)

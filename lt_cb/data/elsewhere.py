@@ -32,7 +32,7 @@ def training_digests(data: LongTailedDataModule) -> Indices | None:
     rows = data.rows.get("train")
     if rows is None or len(rows) > MAX_FILES or not isinstance(data.source, FileSource):
         return None
-    return np.unique(file_digests(as_paths(data.source.files("train")[0][rows])))
+    return np.unique(file_digests(data.source.files_at("train", rows)))
 
 
 def file_digests(files: list[Path]) -> Indices:

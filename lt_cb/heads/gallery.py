@@ -8,7 +8,7 @@ from PIL import Image
 from lt_cb.data import LongTailedDataModule
 from lt_cb.data.decode import decode
 from lt_cb.data.sources.base import FileSource
-from lt_cb.data.sources.listing import Split, as_paths
+from lt_cb.data.sources.listing import Split
 from lt_cb.data.view import View
 from lt_cb.heads.suspects import Suspect
 from lt_cb.lab.report.document import data_uri, heading
@@ -26,7 +26,7 @@ def image_names(data: LongTailedDataModule, split: Split) -> list[str]:
     rows, source = data.rows[split], data.source
     if not isinstance(source, FileSource):
         return [str(row) for row in rows.tolist()]
-    return [str(path) for path in as_paths(source.files(data.origin(split))[0][rows])]
+    return [str(path) for path in source.files_at(data.origin(split), rows)]
 
 
 def thumbnails(data: LongTailedDataModule, split: Split, positions: Sequence[int]) -> list[str]:
@@ -34,7 +34,7 @@ def thumbnails(data: LongTailedDataModule, split: Split, positions: Sequence[int
     rows, origin, source = data.rows[split][list(positions)], data.origin(split), data.source
     if isinstance(source, FileSource):
         view = View(PIXELS, channels=source.channels)
-        images = [decode(path, view) for path in as_paths(source.files(origin)[0][rows])]
+        images = [decode(path, view) for path in source.files_at(origin, rows)]
     else:
         images = list(source.load(origin)[0][rows])
     return [data_uri(Image.fromarray(pixels.squeeze()).resize((PIXELS, PIXELS)), "webp") for pixels in images]

@@ -10,7 +10,8 @@ from torch import nn
 from lt_cb.errors import InputError, did_you_mean
 from lt_cb.models import offline, resnet
 
-OURS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "offline_lite0", "offline_lite2")
+OFFLINE = ("offline_lite0", "offline_lite2")
+OURS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", *OFFLINE)
 RESERVED = ("num_classes", "in_channels", "in_chans", "model_name")
 
 
@@ -40,7 +41,7 @@ def build_backbone(
                 f"--model.backbone_args has {option}, which data and --model.backbone determine: remove it."
             )
     custom = _find(name)
-    if name.startswith("offline_") and image_size is not None:
+    if name in OFFLINE and image_size is not None:
         options = {"image_size": image_size, **options}
     if custom is not None:
         return _call(name, custom, num_classes=num_classes, in_channels=in_channels, **options)
@@ -110,7 +111,7 @@ def is_timm(name: str) -> bool:
 def _find(name: str) -> Callable[..., nn.Module] | None:
     """Return a network of lt_cb or import a custom function; None for a name of timm."""
     if name in OURS:
-        return getattr(offline if name.startswith("offline_") else resnet, name)  # type: ignore[no-any-return]
+        return getattr(offline if name in OFFLINE else resnet, name)  # type: ignore[no-any-return]
     module, _, attribute = name.rpartition(".")
     if not module or module.strip("./\\") != module or is_timm(name):  # importlib raises other errors for a file path
         return None

@@ -154,6 +154,10 @@ class FileSource(Source):
         check_files(self.folder, paths, self.place_option)
         return self._full(paths), labels
 
+    def files_at(self, split: Split, rows: Indices) -> list[Path]:
+        """Return the full paths of images, given their rows in the listing of a split."""
+        return as_paths(self.files(split)[0][rows])
+
     def _full(self, paths: Paths) -> Paths:
         folder = os.fsencode(self.folder)
         return np.array([os.path.join(folder, path) for path in paths.tolist()], bytes)  # keeps absolute paths
