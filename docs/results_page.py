@@ -21,7 +21,8 @@ from lt_cb.lab.report.tables import (
     signed,
 )
 
-DATA, DATA_100, DATA_200 = "CIFAR-10 IF 100", "CIFAR-100 IF 100", "CIFAR-10 IF 200"
+DATA, DATA_100 = "CIFAR-10 IF 100", "CIFAR-100 IF 100"
+DATA_200, DATA_10 = "CIFAR-10 IF 200", "CIFAR-10 IF 10"
 SOFTMAX, FOCAL, FOCAL_100 = "Softmax", "CB-Focal, γ 1, β 0.9999", "CB-Focal, γ 1, β 0.9"  # the paper's γ and β
 BALANCED, LDAM, RETRAINED = "Balanced softmax", "LDAM-DRW", "Softmax, cRT"
 OF_CIFAR10 = (  # epochs, method, folder and experiment of the rows
@@ -53,14 +54,14 @@ OF_CIFAR100 = (
     (40, FOCAL_100, "cifar100_losses", "cb_focal_paper"),
     (40, "CB-Softmax, β 0.99", "cifar100_losses", "cb_softmax"),
 )
-OF_FACTOR_200 = (
-    (40, SOFTMAX, "cifar10_factors", "if200_softmax"),
-    (40, BALANCED, "cifar10_factors", "if200_balanced_softmax"),
-    (40, LDAM, "cifar10_factors", "if200_ldam_drw"),
-    (40, RETRAINED, "cifar10_factors", "if200_crt"),
-    (40, FOCAL, "cifar10_factors", "if200_cb_focal"),
-    (40, "CB-Softmax, β 0.9999", "cifar10_factors", "if200_cb_softmax"),
-)
+OF_FACTORS = {  # method, and its experiment without the factor
+    SOFTMAX: "softmax",
+    BALANCED: "balanced_softmax",
+    LDAM: "ldam_drw",
+    RETRAINED: "crt",
+    FOCAL: "cb_focal",
+    "CB-Softmax, β 0.9999": "cb_softmax",
+}
 LOSSES = {  # names in configs/grids/cifar10_recipes.yaml: title, and experiment without a change of the recipe
     "softmax": (SOFTMAX, "short_40_softmax"),
     "balanced_softmax": (BALANCED, "balanced_softmax"),
@@ -73,13 +74,21 @@ RECIPES = {
     "randaugment": "RandAugment",
     "sam": "SAM",
 }
-EXPERIMENTS = {DATA: OF_CIFAR10, DATA_100: OF_CIFAR100, DATA_200: OF_FACTOR_200}
-GROUPS = {DATA: ("many", "medium"), DATA_100: ("many", "medium", "few"), DATA_200: ("many", "medium")}
+EXPERIMENTS = {DATA: OF_CIFAR10, DATA_100: OF_CIFAR100} | {
+    data: tuple((40, method, "cifar10_factors", f"{factor}_{name}") for method, name in OF_FACTORS.items())
+    for data, factor in ((DATA_200, "if200"), (DATA_10, "if10"))
+}
+GROUPS: dict[str, tuple[str, ...]] = {  # of classes; at imbalance factor 10 all are many-shot
+    DATA: ("many", "medium"),
+    DATA_100: ("many", "medium", "few"),
+    DATA_200: ("many", "medium"),
+    DATA_10: (),
+}
 SEEDS = 3  # fewer are not shown
 CORRECTION = (
     "The p values are of paired t-tests, corrected by Holm's method for all comparisons with softmax on one data set: "
-    "{} on CIFAR-10, {} on CIFAR-100, {} at imbalance factor 200. The intervals are of single comparisons: one can "
-    "exclude 0 while the corrected p is above 0.05."
+    "{} on CIFAR-10, {} on CIFAR-100, {} at imbalance factor 200, {} at factor 10. The intervals are of single "
+    "comparisons: one can exclude 0 while the corrected p is above 0.05."
 )
 Key = tuple[int, str]
 
@@ -246,9 +255,13 @@ def findings() -> str:
         f"of {trade[0]} %, and the medium-shot error {trade[3]} instead of {trade[2]} %. After 200 epochs the latter "
         f"is {later[1]} instead of {later[0]} %. The recipe changes with the length: which one matters is not known.",
     ]
-    on_100, on_200 = Campaign(DATA_100), Campaign(DATA_200)
-    points += [_on_cifar100(on_100), _on_factor_200(on_200)]
-    compared = [len(each.differences) for each in (campaign, on_100, on_200)]
+    on_100, on_200, on_10 = Campaign(DATA_100), Campaign(DATA_200), Campaign(DATA_10)
+    points.append(
+        f"**Other data, 40 epochs.** On [CIFAR-100](#cifar-100), {_effects(on_100)}. At [imbalance factor "
+        f"200](#imbalance-factor-200), {_effects(on_200)}. At [imbalance factor 10](#imbalance-factor-10), "
+        f"{_effects(on_10)}."
+    )
+    compared = [len(each.differences) for each in (campaign, on_100, on_200, on_10)]
     texts = [*(f"- {text}" for text in points), "", CORRECTION.format(*compared)]
     return (
         "\n".join(
@@ -259,36 +272,19 @@ def findings() -> str:
     )
 
 
-def _on_cifar100(campaign: Campaign) -> str:
-    """Return the finding on CIFAR-100."""
-    of = {method: d for (_, method), d in campaign.differences.items()}
-    weighted = "CB-Focal, γ 0.5, β 0.999"
-    paper = {row["method"]: float(row["error"]) for row in campaign.published if row["source"] == "Cui"}
-    return (
-        "**On CIFAR-100, with 40 epochs, balanced softmax, cRT and LWS help, and CB-Focal with β = 0.999 harms.** "
-        "All have the learning rate that was chosen for softmax. Minus softmax: balanced softmax is "
-        f"{change(of[BALANCED])}, cRT {change(of[RETRAINED])}, LWS {change(of['Softmax, LWS'])}. LDAM-DRW is "
-        f"{change(of[LDAM])}. {weighted} is {change(of[weighted])}. With the paper's γ = 1 and β = 0.9 it is "
-        f"{change(of[FOCAL_100])}; in the paper, after 200 epochs, {signed(paper[FOCAL_100] - paper[SOFTMAX], 1)}. "
-        "[All rows](#cifar-100)."
-    )
+def _effects(campaign: Campaign) -> str:
+    """Return which methods differ significantly from softmax, and how."""
+    parts = []
+    for verb, sign in (("help", -1), ("harm", 1)):
+        methods = [m for (_, m), d in campaign.differences.items() if d.is_significant and d.mean * sign > 0]
+        if names := [_in_a_sentence(method) for method in methods]:
+            parts.append(f"{listed(names)} {verb}{'s' * (len(names) == 1)}")
+    return ", and ".join(parts) or "no difference from softmax is shown"
 
 
-def _on_factor_200(campaign: Campaign) -> str:
-    """Return the finding at imbalance factor 200."""
-    names = {
-        method: plain(method).replace("Bal", "bal").removeprefix("Softmax, ") for _, method in campaign.differences
-    }
-    of = {names[method]: d for (_, method), d in campaign.differences.items()}
-    helpful = [name for name, d in of.items() if d.is_significant and d.mean < 0]
-    harmful = [name for name, d in of.items() if d.is_significant and d.mean > 0]
-    paper = {plain(row["method"]): float(row["error"]) for row in campaign.published}
-    changes = ", ".join(f"{name} {change(d)}" for name, d in of.items())
-    return (
-        f"**At imbalance factor 200, with 40 epochs, {listed(helpful)} help, and {listed(harmful)} harm.** Minus "
-        f"softmax: {changes}. In the paper, after 200 epochs, CB-Softmax "
-        f"{signed(paper['CB-Softmax'] - paper[SOFTMAX], 1)}. [All rows](#imbalance-factor-200)."
-    )
+def _in_a_sentence(method: str) -> str:
+    name = plain(method).removeprefix("Softmax, ").replace("Bal", "bal")
+    return name.replace(", ", " with ", 1).replace(", ", " and ")
 
 
 def _by_seed(campaign: Campaign, key: Key) -> list[tuple[tuple[int, int], float]]:

@@ -5,12 +5,14 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from results_page import BALANCED, DATA, DATA_100, DATA_200, FOCAL, FOCAL_100, RETRAINED, Campaign
+from results_page import BALANCED, DATA, DATA_10, DATA_100, DATA_200, FOCAL, FOCAL_100, RETRAINED, Campaign
 
 from lt_cb.lab.report.tables import Difference, corrected, signed
 
 HEADS, WHICH, TUNED = "heads.csv", "which.csv", "finetune.csv"
-ROWS = {DATA: "`cifar10_*`", DATA_100: "`cifar100_losses`", DATA_200: "`cifar10_factors`"}
+ROWS = {DATA: "`cifar10_*`", DATA_100: "`cifar100_losses`"}
+ROWS |= dict.fromkeys((DATA_200, DATA_10), "`cifar10_factors`")
+OTHERS = {DATA_200: "imbalance factor 200", DATA_10: "imbalance factor 10", DATA_100: "CIFAR-100"}
 ADJUSTED = "logit adjustment"
 QUERIES = ("least confident", "smallest balanced margin", "rarest predicted class")  # which images to label
 PRIORS = ("as in training", "uniform", "inverted")
@@ -100,24 +102,32 @@ def answers() -> str:
         parts = [f"{gain(d)} after {n} epochs" for d, n in zip(found, epochs, strict=True)]
         return title, verdict(found[0], -1), f"error {', '.join(parts)}", ROWS[data]
 
+    def on_others(title: str, *methods: str) -> list[tuple[str, ...]]:
+        return [
+            from_scratch(f"{title}, {text}", method, 40, data=data)
+            for data, text in OTHERS.items()
+            for method in methods
+            if (40, method) in trained[data]
+        ]
+
     query = max(QUERIES, key=lambda name: family[name].mean)
     adapters = ("adapters (LoRA)", "not measured here", "Shi et al. 2024 report gains for CLIP", "–")
-    balanced = "logit adjustment (balanced softmax)"
+    weights, balanced = (
+        f"{name}, trained from scratch" for name in ("class weights", "logit adjustment (balanced softmax)")
+    )
+    retrained = "second stage: classifier re-training (cRT)"
     lines = [
-        from_scratch("class weights, trained from scratch", FOCAL, 200, 40),
-        from_scratch("class weights, trained from scratch, imbalance factor 200", FOCAL, 40, data=DATA_200),
-        from_scratch("class weights, trained from scratch, CIFAR-100", FOCAL_100, 40, data=DATA_100),
+        from_scratch(weights, FOCAL, 200, 40),
+        *on_others(weights, FOCAL, FOCAL_100),
         row("class weights, head", "class weights", "over softmax"),
         row("class weights instead of logit adjustment, head", "class weights or adjustment", "over logit adjustment"),
-        from_scratch(f"{balanced}, trained from scratch", BALANCED, 40),
-        from_scratch(f"{balanced}, trained from scratch, imbalance factor 200", BALANCED, 40, data=DATA_200),
-        from_scratch(f"{balanced}, trained from scratch, CIFAR-100", BALANCED, 40, data=DATA_100),
+        from_scratch(balanced, BALANCED, 40),
+        *on_others(balanced, BALANCED),
         row("logit adjustment, head", ADJUSTED, "over softmax"),
         row("oversampling instead of logit adjustment, head", "oversampling", "over logit adjustment"),
         ("mixup", "not measured here", "Zhong et al. 2021: it helps features, not the classifier", "–"),
-        from_scratch("second stage: classifier re-training (cRT)", RETRAINED, 200, 40),
-        from_scratch("second stage: classifier re-training (cRT), imbalance factor 200", RETRAINED, 40, data=DATA_200),
-        from_scratch("second stage: classifier re-training (cRT), CIFAR-100", RETRAINED, 40, data=DATA_100),
+        from_scratch(retrained, RETRAINED, 200, 40),
+        *on_others(retrained, RETRAINED),
         row("fine-tuning all weights", "fine-tuning", "over the head"),
         row("adapters (LoRA)", "lora", "over the head") if "lora" in family else adapters,
         row("prior correction by EM", "EM", "over `--prior uniform`, tail inverted"),
