@@ -251,8 +251,8 @@ def findings() -> str:
         f"{change(by_key[40, LDAM])}. Between the two, no difference is shown: {signed(between.mean, 1)} points "
         f"({between.interval(1)}). †: the softmax runs are from another machine. Balanced softmax also helps where one "
         "machine ran both, on CIFAR-100 and at factor 200. Neither loss was run with 200 epochs.",
-        "**Re-training the classifier (cRT) takes under a minute; no gain is shown after correction.** Against softmax, "
-        f"it is {change(retrained[0])} after 200 epochs. After 40 epochs it is {change(retrained[1])}.",
+        "**Re-training the classifier (cRT) takes under a minute; no gain is shown after correction.** Against "
+        f"softmax, it is {change(retrained[0])} after 200 epochs. After 40 epochs it is {change(retrained[1])}.",
         f"**Class weights from the first step: no gain in error is shown at any length.** CB-Focal minus softmax is "
         f"{', '.join(lengths)} epochs. They trade classes: after 40 epochs the many-shot error is {many[0]} %, and "
         f"the medium-shot error {medium[0]} %. After 200 epochs they are {many[1]} % and {medium[1]} %. The recipe "
