@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import which_page
-from results_page import DATA_10, DATA_100, DATA_200, findings, headline, pictures, recipes_table, results_table
+from results_page import DATA_100, findings, headline, pictures, recipes_table, results_table
 
 from lt_cb.lab.report import Runs, collect, main
 from lt_cb.lab.report.tables import Difference, cells_of, half_width, paired_differences
@@ -57,8 +57,9 @@ def filled(text: str) -> str:
     tables = {
         r"(<!-- results -->\n)(.*?)(<!-- end -->)": lambda m: results_table(),
         r"(<!-- results cifar100 -->\n)(.*?)(<!-- end -->)": lambda m: results_table(DATA_100),
-        r"(<!-- results factor 200 -->\n)(.*?)(<!-- end -->)": lambda m: results_table(DATA_200),
-        r"(<!-- results factor 10 -->\n)(.*?)(<!-- end -->)": lambda m: results_table(DATA_10),
+        r"(<!-- results factor (?:\d+) -->\n)(.*?)(<!-- end -->)": lambda m: results_table(
+            f"CIFAR-10 IF {m[1].split()[3]}"
+        ),
         r"(<!-- recipes -->\n)(.*?)(<!-- end -->)": lambda m: recipes_table(),
         r"(<!-- headline -->\n)(.*?)(<!-- end -->)": lambda m: headline(),
         r"(<!-- findings -->\n)(.*?)(<!-- end -->)": lambda m: findings(),

@@ -279,8 +279,8 @@ def _effects(campaign: Campaign) -> str:
     """Return which methods differ significantly from softmax, and how."""
     parts = []
     for verb, sign in (("help", -1), ("harm", 1)):
-        methods = [m for (_, m), d in campaign.differences.items() if d.is_significant and d.mean * sign > 0]
-        if names := [_in_a_sentence(method) for method in methods]:
+        found = [key for key, d in campaign.differences.items() if d.is_significant and d.mean * sign > 0]
+        if names := [_in_a_sentence(method) for _, method in found]:
             parts.append(f"{listed(names)} {verb}{'s' * (len(names) == 1)}")
     return ", and ".join(parts) or "no difference from softmax is shown"
 

@@ -112,9 +112,8 @@ def answers() -> str:
 
     query = max(QUERIES, key=lambda name: family[name].mean)
     adapters = ("adapters (LoRA)", "not measured here", "Shi et al. 2024 report gains for CLIP", "–")
-    weights, balanced = (
-        f"{name}, trained from scratch" for name in ("class weights", "logit adjustment (balanced softmax)")
-    )
+    weights = "class weights, trained from scratch"
+    balanced = "logit adjustment (balanced softmax), trained from scratch"
     retrained = "second stage: classifier re-training (cRT)"
     lines = [
         from_scratch(weights, FOCAL, 200, 40),

@@ -141,6 +141,9 @@ def test_statements_on_losses_match_the_rows() -> None:
         ("After 40 epochs it is {}.", (40, "crt")),
     ):
         assert sentence.format(change(*key)) in page
+    retrained = [row for table in ("cifar10_losses", "cifar10_crt_200") for row in rows(table)]
+    assert max(float(row["seconds"]) for row in retrained if "crt" in row["experiment"]) < 60
+    assert "(cRT) takes under a minute;" in page
     ranges = []
     for name, paper in (("softmax", 29.64), ("cb_focal", 25.43)):
         values = errors[200, name]
