@@ -137,13 +137,13 @@ def test_statements_on_losses_match_the_rows() -> None:
         ("After 200 epochs, CB-Focal minus softmax is {}.", (200, "cb_focal")),
         ("Balanced softmax minus softmax is {}.", (40, "balanced_softmax")),
         ("LDAM-DRW minus softmax is {}.", (40, "ldam_drw")),
-        ("Against softmax, it is {} after 200 epochs.", (200, "crt")),
+        ("against softmax, it is {} after 200 epochs.", (200, "crt")),
         ("After 40 epochs it is {}.", (40, "crt")),
     ):
         assert sentence.format(change(*key)) in page
     retrained = [row for table in ("cifar10_losses", "cifar10_crt_200") for row in rows(table)]
     assert max(float(row["seconds"]) for row in retrained if "crt" in row["experiment"]) < 60
-    assert "(cRT) takes under a minute;" in page
+    assert "(cRT) of a softmax network takes under a minute." in page
     ranges = []
     for name, paper in (("softmax", 29.64), ("cb_focal", 25.43)):
         values = errors[200, name]
@@ -160,8 +160,8 @@ def test_statements_on_losses_match_the_rows() -> None:
     assert f"CB-Focal minus softmax is {', '.join(lengths)} epochs." in page
     for n in (40, 200):
         for group in ("many", "medium"):
-            both = [spread([100 - run[group] for run in runs[n, name]]) for name in ("cb_focal", "softmax")]
-            assert f"{both[0]} instead of {both[1]} %" in page
+            both = [statistics.mean(100 - run[group] for run in runs[n, name]) for name in ("cb_focal", "softmax")]
+            assert f"{both[0]:.1f} instead of {both[1]:.1f} %" in page
 
 
 def test_the_picture_of_the_readme_shows_what_its_text_says() -> None:
@@ -180,7 +180,7 @@ def test_the_picture_of_the_readme_shows_what_its_text_says() -> None:
     )
 
 
-OTHER_DATA = {  # table of the page, folder and start of its experiments, and titles of the rows
+OTHER_DATA = {  # name of the table, folder and start of its experiments, and titles of the rows
     "cifar100": (
         "cifar100_losses",
         "",
@@ -223,7 +223,8 @@ def test_tables_of_other_data_match_the_rows(name: str) -> None:
     found, gains, p = against_softmax(name)
     titles = OTHER_DATA[name][2]
     assert found.keys() == titles.keys()
-    table = (ROOT / "docs/results.md").read_text().partition(f"<!-- results {name} -->")[2].partition("<!-- end")[0]
+    page = ROOT / "docs" / ("results_cifar100.md" if name == "cifar100" else "results_factors.md")
+    table = page.read_text().partition(f"<!-- results {name} -->")[2].partition("<!-- end")[0]
     for experiment, title in titles.items():
         cells = row_of(table.replace("\N{NO-BREAK SPACE}", " "), f"40 | {title}")
         runs = found[experiment].values()
@@ -242,21 +243,21 @@ def test_tables_of_other_data_match_the_rows(name: str) -> None:
             "cifar100",
             {"balanced_softmax", "crt", "lws"},
             {"cb_focal"},
-            "On [CIFAR-100](#cifar-100)",
+            "on [CIFAR-100](results_cifar100.md)",
             "balanced softmax, LWS and cRT help, and CB-Focal with γ 0.5 and β 0.999 harms.",
         ),
         (
             "factor 200",
             {"balanced_softmax", "crt", "ldam_drw"},
             {"cb_softmax", "cb_focal"},
-            "At [imbalance factor 200](#imbalance-factor-200)",
+            "At [imbalance factor 200](results_factors.md#imbalance-factor-200)",
             "balanced softmax, cRT and LDAM-DRW help, and CB-Softmax and CB-Focal harm.",
         ),
         (
             "factor 10",
             {"crt"},
             set(),
-            "At [imbalance factor 10](#imbalance-factor-10)",
+            "At [imbalance factor 10](results_factors.md#imbalance-factor-10)",
             "cRT helps.",
         ),
     ],
@@ -298,7 +299,7 @@ def test_recipes_match_the_rows() -> None:
         "cb_focal": ("CB-Focal", "cifar10_curve", "short_40_cb_focal"),
         "ldam_drw": ("LDAM-DRW", "cifar10_losses", "ldam_drw"),
     }
-    table = (ROOT / "docs/results.md").read_text().partition("<!-- recipes -->")[2].partition("<!-- end -->")[0]
+    table = (ROOT / "docs/results_recipe.md").read_text().partition("<!-- recipes -->")[2].partition("<!-- end -->")[0]
     table = table.replace("\N{NO-BREAK SPACE}", " ").replace("†", "")
     gains, lines = {}, {}
     for loss, (title, folder, experiment) in without.items():
@@ -315,7 +316,7 @@ def test_recipes_match_the_rows() -> None:
     p = corrected({name: scipy.stats.ttest_1samp(each, 0).pvalue for name, each in gains.items()})
     assert gains
     shown_to_help = [name for name, each in gains.items() if p[name] < 0.05 and statistics.mean(each) < 0]
-    assert ("No gain is shown so far." in text_of("docs/results.md")) == (not shown_to_help)
+    assert ("No gain is shown so far." in text_of("docs/results_recipe.md")) == (not shown_to_help)
     for name, line in lines.items():
         shown = f"**{p[name]:.2g}**" if p[name] < 0.05 else f"{p[name]:.2g}"
         assert f"{line} {shown} |" in table
